@@ -1,0 +1,423 @@
+"""What happened to every layer's precision, step by step; and the file that keeps it."""
+
+import math
+import os
+import secrets
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any, NamedTuple, Self
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from adapt.precision import HIGHEST_FRACTION, LONGEST_WORD, LOWEST_FRACTION
+
+VERSION = 1
+EXPANSION_LIMIT = 2**30
+"""Bytes that a trace file may unpack to when it is smaller than that itself."""
+
+_LONGEST_NAME = 1024
+
+
+class _Field(NamedTuple):
+    dtype: np.dtype[Any]
+    low: float
+    high: float
+    float32: float
+    """The value that describes a layer which ran in float32 and was not watched."""
+    missing: bool = False
+    """Whether NaN, for "not measured yet", is a value."""
+
+
+_FIELDS = {
+    "word_length": _Field(np.dtype("<i2"), 1, LONGEST_WORD, 32),
+    "fraction_length": _Field(np.dtype("<i2"), LOWEST_FRACTION, HIGHEST_FRACTION, 0),
+    "nonzero": _Field(np.dtype("<f4"), 0, 1, 1),
+    "lookback": _Field(np.dtype("<f4"), 0, 2**31, 0),
+    "resolution": _Field(np.dtype("<i4"), 0, 2**31 - 1, 0),
+    "diversity": _Field(np.dtype("<f4"), 0, math.inf, math.inf),
+    # A sum of many logarithms may end a rounding error below zero.
+    "divergence": _Field(np.dtype("<f4"), -1e-6, 1e9, math.nan, missing=True),
+}
+
+
+class Trace:
+    """The formats of every layer over a training run. A row describes the state after one optimizer step.
+
+    Row i belongs to optimizer step `trace.step[i]` and holds the formats and the quantised weights that the next
+    forward pass sees. The fields are read-only NumPy arrays [rows, layers] that can be read at any time; an array
+    read earlier keeps the rows that it had.
+
+    Args:
+        layers: the layers' weight names, unique and printable, in column order.
+        numel: how many weights each layer has, one non-negative integer per layer, not all zero.
+
+    Raises:
+        TypeError, ValueError: the names or sizes are not as described.
+    """
+
+    def __init__(self, layers: Sequence[str], numel: ArrayLike) -> None:
+        self._layers = _checked_names(layers)
+        self._numel = _checked_sizes(numel, len(self._layers))
+        if not self._numel.any():
+            raise ValueError("numel is zero for every layer: a trace needs at least one weight")
+        self._rows = 0
+        self._steps = np.empty(0, dtype="<i8")
+        self._columns = {name: np.empty((0, len(self._layers)), dtype=field.dtype) for name, field in _FIELDS.items()}
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The layers' weight names, in column order."""
+        return self._layers
+
+    @property
+    def numel(self) -> NDArray[np.int64]:
+        """Number of weights, int64 [layers]."""
+        return _read_only(self._numel)
+
+    @property
+    def step(self) -> NDArray[np.int64]:
+        """Optimizer step of each row, int64 [rows], strictly increasing."""
+        return _read_only(self._steps[: self._rows])
+
+    @property
+    def word_length(self) -> NDArray[np.int16]:
+        """WL, bits, int16 [rows, layers]."""
+        return self._read("word_length")
+
+    @property
+    def fraction_length(self) -> NDArray[np.int16]:
+        """FL, bits, int16 [rows, layers]; 0 beside a word length of 32 where the layer runs in float32."""
+        return self._read("fraction_length")
+
+    @property
+    def nonzero(self) -> NDArray[np.float32]:
+        """Share of the quantised weights that are not zero, 0 to 1, float32 [rows, layers]."""
+        return self._read("nonzero")
+
+    @property
+    def lookback(self) -> NDArray[np.float32]:
+        """Gradients in a full window (before rounding up), float32 [rows, layers]; 0 where no window is kept."""
+        return self._read("lookback")
+
+    @property
+    def resolution(self) -> NDArray[np.int32]:
+        """Histogram bins, int32 [rows, layers]; 0 where no histogram is taken."""
+        return self._read("resolution")
+
+    @property
+    def diversity(self) -> NDArray[np.float32]:
+        """AdaPT eq. 3, Δs of the current window, float32 [rows, layers]; ∞ where the window has no direction."""
+        return self._read("diversity")
+
+    @property
+    def divergence(self) -> NDArray[np.float32]:
+        """AdaPT eq. 1, bits, at the layer's last switch, float32 [rows, layers]; NaN before its first one."""
+        return self._read("divergence")
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def __repr__(self) -> str:
+        return f"Trace({len(self.layers)} layers, {len(self)} rows)"
+
+    def append(
+        self,
+        step: int | ArrayLike,
+        *,
+        word_length: ArrayLike,
+        fraction_length: ArrayLike,
+        nonzero: ArrayLike,
+        lookback: ArrayLike = 0.0,
+        resolution: ArrayLike = 0,
+        diversity: ArrayLike = math.inf,
+        divergence: ArrayLike = math.nan,
+    ) -> None:
+        """Add one row, or a block of rows at once. Either everything is added or nothing.
+
+        Args:
+            step: the optimizer step of the row, or int [rows] for a block; above every step already there.
+            word_length, …: one value for all, one per layer [layers], or a block [rows, layers]. The defaults
+                describe a policy that keeps no window and takes no histogram.
+
+        Raises:
+            TypeError: lengths, steps or resolutions that are not integers.
+            ValueError: a shape that does not fit, a value outside its range, or a step that does not increase.
+        """
+        steps = self._checked_steps(step)
+        given = {
+            "word_length": word_length,
+            "fraction_length": fraction_length,
+            "nonzero": nonzero,
+            "lookback": lookback,
+            "resolution": resolution,
+            "diversity": diversity,
+            "divergence": divergence,
+        }
+        shapes = ((), (len(self._layers),), (len(steps), len(self._layers)))
+        values = {name: _checked_values(name, value, shapes) for name, value in given.items()}
+        start, stop = self._rows, self._rows + len(steps)
+        self._reserve(stop)
+        self._steps[start:stop] = steps
+        with np.errstate(over="ignore", under="ignore"):
+            for name, value in values.items():
+                self._columns[name][start:stop] = value
+        self._rows = stop
+
+    def add_layers(self, layers: Sequence[str], numel: ArrayLike) -> None:
+        """Add columns on the right for layers that join the run now, as after `add_param_group`.
+
+        The rows already there say that the new layers ran in float32, as they did, so that costs come out right:
+        word length 32, fraction length 0, no zeros, neither window nor histogram.
+
+        Raises:
+            TypeError, ValueError: as the constructor; a name that is there already.
+        """
+        names = _checked_names([*self._layers, *layers])
+        sizes = _checked_sizes(numel, len(names) - len(self._layers))
+        for name, field in _FIELDS.items():
+            earlier = np.full((self._rows, len(sizes)), field.float32, dtype=field.dtype)
+            self._columns[name] = np.concatenate([self._columns[name][: self._rows], earlier], axis=1)
+        self._steps = self._steps[: self._rows].copy()
+        self._layers, self._numel = names, np.concatenate([self._numel, sizes])
+
+    def mean_word_length(self) -> NDArray[np.float64]:
+        """Word length of the average weight, bits, float64 [rows]: the layers' word lengths weighted by numel."""
+        return np.asarray(self.word_length @ (self._numel / self._numel.sum()), dtype=np.float64)
+
+    def switches(self) -> NDArray[np.bool_]:
+        """Where a layer's format differs from the row before, bool [rows, layers]; the first row is all False."""
+        switched = np.zeros((self._rows, len(self._layers)), dtype=np.bool_)
+        for lengths in (self.word_length, self.fraction_length):
+            switched[1:] |= lengths[1:] != lengths[:-1]
+        return switched
+
+    def state_dict(self) -> dict[str, Any]:
+        """A copy as plain integers, strings and tensors: what `torch.load(…, weights_only=True)` reads back."""
+        arrays = self._arrays()
+        layers = arrays.pop("layers")
+        return {
+            "version": int(arrays.pop("version")),
+            "layers": [str(name) for name in layers],
+            **{name: torch.from_numpy(array.copy()) for name, array in arrays.items()},
+        }
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Any]) -> Self:
+        """The trace that `state_dict` described.
+
+        Raises:
+            TypeError, ValueError: the state is not one of a trace, or of another version.
+        """
+        _check_members(state.keys(), "state")
+        _check_version(state["version"])
+        arrays = {}
+        for name in ("numel", "step", *_FIELDS):
+            if not isinstance(state[name], torch.Tensor):
+                raise TypeError(f"state[{name!r}] must be a tensor, got {type(state[name]).__name__}")
+            arrays[name] = state[name].detach().cpu().numpy()
+        return cls._from_arrays(state["layers"], arrays)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write an npz file that needs no pickle. The file appears whole or not at all.
+
+        Raises:
+            OSError: the folder does not exist or cannot be written.
+        """
+        path = Path(path)
+        arrays = self._arrays()
+        # A file may unpack to EXPANSION_LIMIT or to its own size; above the limit it is therefore left unpacked.
+        small = sum(array.nbytes for array in arrays.values()) + 1024 * len(arrays) <= EXPANSION_LIMIT
+        write = np.savez_compressed if small else np.savez
+        unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+        try:
+            with unfinished.open("xb") as file:
+                write(file, allow_pickle=False, **arrays)
+                file.flush()
+                os.fsync(file.fileno())
+            unfinished.replace(path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read a file that `save` wrote. Nothing in the file is trusted, and nothing in it is executed.
+
+        Raises:
+            OSError: the file cannot be opened.
+            ValueError: it is not a whole trace of this version; the message names the file and what is wrong.
+        """
+        with open(path, "rb") as file:
+            try:
+                layers, arrays = _read_archive(file)
+                return cls._from_arrays(layers, arrays)
+            # Broken archives raise a dozen kinds of exceptions, from struct.error to RecursionError.
+            except Exception as error:
+                raise ValueError(f"{os.fspath(path)} is not a readable trace: {error}") from error
+
+    @classmethod
+    def _from_arrays(cls, layers: Sequence[str], arrays: Mapping[str, NDArray[Any]]) -> Self:
+        trace = cls(layers, arrays["numel"])
+        steps = arrays["step"]
+        if steps.ndim != 1:
+            raise ValueError(f"step must have one dimension, got the shape {steps.shape}")
+        for name in _FIELDS:
+            expected = (len(steps), len(trace.layers))
+            if arrays[name].shape != expected:
+                raise ValueError(f"{name} has the shape {arrays[name].shape}, step and layers ask for {expected}")
+        trace.append(steps, **{name: arrays[name] for name in _FIELDS})
+        return trace
+
+    def _arrays(self) -> dict[str, NDArray[Any]]:
+        return {
+            "version": np.array(VERSION, dtype="<i8"),
+            "layers": np.array(self._layers, dtype="<U"),
+            "numel": self._numel,
+            "step": self._steps[: self._rows],
+            **{name: column[: self._rows] for name, column in self._columns.items()},
+        }
+
+    def _read(self, name: str) -> NDArray[Any]:
+        return _read_only(self._columns[name][: self._rows])
+
+    def _reserve(self, rows: int) -> None:
+        """Rows are copied when the room grows by half, so an appended row costs the same however long the run is."""
+        capacity = len(self._steps)
+        if rows <= capacity:
+            return
+        capacity = max(rows, capacity + capacity // 2, 64)
+        for name, column in self._columns.items():
+            grown = np.empty((capacity, column.shape[1]), dtype=column.dtype)
+            grown[: self._rows] = column[: self._rows]
+            self._columns[name] = grown
+        steps = np.empty(capacity, dtype=self._steps.dtype)
+        steps[: self._rows] = self._steps[: self._rows]
+        self._steps = steps
+
+    def _checked_steps(self, step: int | ArrayLike) -> NDArray[Any]:
+        steps = np.asarray(step)
+        if steps.dtype.kind not in "iu" and steps.size:
+            raise TypeError(f"step must be an integer or an array of them, got the type {steps.dtype}")
+        if steps.ndim > 1:
+            raise ValueError(f"step must be one integer or one-dimensional, got the shape {steps.shape}")
+        steps = np.atleast_1d(steps).astype(np.int64)
+        last = int(self._steps[self._rows - 1]) if self._rows else -1
+        if len(steps) and (steps[0] <= last or (len(steps) > 1 and not (steps[1:] > steps[:-1]).all())):
+            raise ValueError(f"step must be non-negative and increase from row to row, got {steps[0]} after {last}")
+        return steps
+
+
+def _read_only(array: NDArray[Any]) -> NDArray[Any]:
+    view = array.view()
+    view.flags.writeable = False
+    return view
+
+
+def _checked_names(layers: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(layers, str):
+        raise TypeError(f"layers must be a sequence of names, got the string {layers!s}")
+    names = tuple(layers)
+    if not names:
+        raise ValueError("layers is empty: a trace needs at least one layer")
+    for name in names:
+        if not isinstance(name, str):
+            raise TypeError(f"layers must hold strings, got {name!r}")
+        # Names are printed in terminals, where control characters from a foreign file would act.
+        if not 0 < len(name) <= _LONGEST_NAME or not name.isprintable():
+            raise ValueError(f"layers must hold printable names of 1 to {_LONGEST_NAME} characters, got {name[:80]!a}")
+    if len(set(names)) < len(names):
+        twice = next(name for index, name in enumerate(names) if name in names[:index])
+        raise ValueError(f"layers must hold each name once, got {twice!a} twice")
+    return names
+
+
+def _checked_sizes(numel: ArrayLike, layers: int) -> NDArray[np.int64]:
+    sizes = np.asarray(numel)
+    if sizes.shape != (layers,):
+        raise ValueError(f"numel must hold one size for each of the {layers} layers, got the shape {sizes.shape}")
+    if sizes.size and sizes.dtype.kind not in "iu":
+        raise TypeError(f"numel must hold integers, got the type {sizes.dtype}")
+    if not ((sizes >= 0) & (sizes < 2**48)).all():
+        raise ValueError(f"numel must lie between 0 and 2^48, got {sizes.min()} to {sizes.max()}")
+    return sizes.astype(np.int64)
+
+
+def _checked_values(name: str, value: ArrayLike, shapes: tuple[tuple[int, ...], ...]) -> NDArray[Any]:
+    field, values = _FIELDS[name], np.asarray(value)
+    if values.shape not in shapes:
+        raise ValueError(f"{name} must have the shape {shapes[1]} or {shapes[2]}, got {values.shape}")
+    if values.size and values.dtype.kind not in ("iu" if field.dtype.kind == "i" else "iuf"):
+        kind = "integers" if field.dtype.kind == "i" else "real numbers"
+        raise TypeError(f"{name} must hold {kind}, got the type {values.dtype}")
+    inside = (values >= field.low) & (values <= field.high)
+    if not inside.all():
+        if field.missing:
+            inside |= values != values
+        if not inside.all():
+            wrong = values[~inside].flat[0]
+            raise ValueError(f"{name} must lie between {field.low:g} and {field.high:g}, got {wrong}")
+    return values
+
+
+def _check_members(names: Any, where: str) -> None:
+    expected = {"version", "layers", "numel", "step", *_FIELDS}
+    names = list(names)
+    if len(names) > len(expected) or set(names) != expected or len(set(names)) < len(names):
+        wrong = sorted(set(map(str, names)) ^ expected) or "one of them twice"
+        raise ValueError(f"the {where} must hold exactly {sorted(expected)}; missing or unexpected: {wrong}"[:600])
+
+
+def _check_version(version: Any) -> None:
+    if isinstance(version, bool) or not isinstance(version, int) or version != VERSION:
+        raise ValueError(f"its version is {version!r}, this release reads version {VERSION}")
+
+
+def _read_archive(file: IO[bytes]) -> tuple[list[str], dict[str, NDArray[Any]]]:
+    with zipfile.ZipFile(file) as archive:
+        members = archive.infolist()
+        _check_members([member.filename.removesuffix(".npy") for member in members], "file")
+        size = file.seek(0, os.SEEK_END)
+        expanded = sum(member.file_size for member in members)
+        if expanded > max(EXPANSION_LIMIT, size):
+            raise ValueError(f"it would unpack from {size} to {expanded} bytes")
+        if any(member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for member in members):
+            raise ValueError("it is packed by a method that traces do not use")
+        _check_version(int(_read_member(archive, "version", np.dtype("<i8"), ())))
+        layers = _read_member(archive, "layers", None, (None,))
+        arrays = {"numel": _read_member(archive, "numel", np.dtype("<i8"), layers.shape)}
+        arrays["step"] = _read_member(archive, "step", np.dtype("<i8"), (None,))
+        shape = (*arrays["step"].shape, *layers.shape)
+        for name, field in _FIELDS.items():
+            arrays[name] = _read_member(archive, name, field.dtype, shape)
+        return layers.tolist(), arrays
+
+
+def _read_member(
+    archive: zipfile.ZipFile, name: str, dtype: np.dtype[Any] | None, shape: tuple[int | None, ...]
+) -> NDArray[Any]:
+    """One array of the archive; memory is taken once its header agrees with what is expected and with its size.
+
+    `dtype` None stands for text of any length, None in `shape` for any extent.
+    """
+    member = archive.getinfo(f"{name}.npy")
+    with archive.open(member) as stream:
+        if np.lib.format.read_magic(stream) != (1, 0):
+            raise ValueError(f"{name} is stored in an unknown way")
+        found_shape, transposed, found = np.lib.format.read_array_header_1_0(stream)
+        text = found.kind == "U" and found.str.startswith("<") and 0 < found.itemsize <= 4 * _LONGEST_NAME
+        if (found != dtype) if dtype is not None else not text:
+            raise ValueError(f"{name} holds {found}, expected {dtype or 'text'}")
+        if len(found_shape) != len(shape) or any(
+            extent not in (None, found_extent) for extent, found_extent in zip(shape, found_shape, strict=True)
+        ):
+            raise ValueError(f"{name} has the shape {found_shape}, expected {shape}".replace("None", "any"))
+        count = math.prod(found_shape) * found.itemsize
+        if transposed or min(found_shape, default=0) < 0 or stream.tell() + count != member.file_size:
+            raise ValueError(f"{name} does not have the size that its header declares")
+        content = stream.read(count)
+        # Reading on to the end is what makes zipfile compare the checksum.
+        if len(content) != count or stream.read(1):
+            raise ValueError(f"{name} ends early")
+    return np.frombuffer(content, dtype=found).reshape(found_shape)
