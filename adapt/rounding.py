@@ -1,0 +1,129 @@
+"""Rounding to a fixed-point grid, nearest and stochastic: the only place that turns a format into arithmetic."""
+
+from collections.abc import Sequence
+from fractions import Fraction
+from functools import lru_cache
+from hashlib import blake2b
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from adapt.kernels import backend, set_backend, torch_
+from adapt.kernels.stream import is_dense
+from adapt.precision import Precision
+
+__all__ = ["backend", "grid", "quantize", "set_backend", "stream_keys"]
+
+_WORKING_TYPE = {
+    torch.float32: torch.float32,
+    torch.float64: torch.float64,
+    torch.float16: torch.float32,
+    torch.bfloat16: torch.float32,
+}
+_NO_OFFSET = np.zeros(1, np.int64)
+
+
+def quantize(
+    x: Tensor, precision: Precision, *, rounding: str = "nearest", generator: torch.Generator | None = None
+) -> Tensor:
+    """The grid values of `precision` nearest to `x`, or the neighbours that chance picks: AdaPT 3.1.
+
+    Nearest rounds half to even. Stochastic takes ⌊x/step⌋ or the next one up with the fraction as its probability:
+    right on average, and a value on the grid never moves. Both saturate at the ends of the range, ±Inf included, and
+    keep NaN. The result carries no gradient.
+
+    A floating point type with p bits of significand holds every value of the grid up to WL = p + 1 (25 for float32, 12
+    for float16, 9 for bfloat16). Longer words are simulated: every result still is a grid value inside the range, but
+    only those that the type can hold occur, and the largest of them stands in for the format's maximum.
+    The probability of rounding up is a multiple of 2^−24.
+
+    Args:
+        x: float32, float64, float16 or bfloat16, any shape, strides and device. float64 is rounded in float64, the
+            half types in float32.
+        precision: the format.
+        rounding: "nearest" or "stochastic".
+        generator: where stochastic rounding draws its key; torch's default CPU generator if None. One draw is taken.
+
+    Returns:
+        A new tensor of the shape, type, device and memory format of `x`. Element i of the random stream belongs to the
+        i-th element in memory.
+
+    Raises:
+        TypeError: `x` or `precision` is of another type.
+        ValueError: an unknown rounding.
+    """
+    if not isinstance(x, Tensor) or x.dtype not in _WORKING_TYPE:
+        kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(f"x must be a float32, float64, float16 or bfloat16 tensor, got {kind}")
+    if not isinstance(precision, Precision):
+        raise TypeError(f"precision must be an adapt.Precision, got {precision!r}")
+    if rounding not in ("nearest", "stochastic"):
+        raise ValueError(f'rounding must be "nearest" or "stochastic", got {rounding!r}')
+
+    source = x.detach().to(_WORKING_TYPE[x.dtype])
+    output = torch.empty_like(source)
+    if output.stride() != source.stride() or not is_dense(source):
+        source = output.copy_(source)
+    stochastic = rounding == "stochastic"
+    key = _draw_key(generator) if stochastic else np.zeros(1, np.uint64)
+    kernels = backend(x.device) if source.dtype == torch.float32 else torch_
+    kernels.quantize_([source], [output], grid(precision, x.dtype)[None], key, _NO_OFFSET, stochastic=stochastic)
+    return output.to(x.dtype)
+
+
+@lru_cache(maxsize=4096)
+def grid(precision: Precision | None, dtype: torch.dtype = torch.float32) -> NDArray[np.floating]:
+    """The row (2^FL, 2^−FL, low, high) that the kernels need to round to `precision`; read-only.
+
+    low and high are the ends of the range in steps, cut to what `dtype` holds exactly: high is its largest value not
+    above 2^(WL−1) − 1, and high·2^−FL stays finite. The row is float64 for float64 and float32 otherwise.
+    None stands for float32 itself: a row of zeros, which leaves values as they are.
+
+    Raises:
+        TypeError: `dtype` is not one of the four floating point types.
+    """
+    if dtype not in _WORKING_TYPE:
+        raise TypeError(f"dtype must be float32, float64, float16 or bfloat16, got {dtype}")
+    row: NDArray[np.floating] = np.zeros(4, np.float64 if dtype == torch.float64 else np.float32)
+    if precision is not None:
+        low = -_largest_held(2 ** (precision.word_length - 1), precision.fraction_length, dtype)
+        high = _largest_held(2 ** (precision.word_length - 1) - 1, precision.fraction_length, dtype)
+        row[:] = 2.0**precision.fraction_length, precision.step, low, high
+    row.flags.writeable = False
+    return row
+
+
+def _largest_held(limit: int, fraction_length: int, dtype: torch.dtype) -> int:
+    """The largest k up to `limit` for which `dtype` holds k·2^−FL."""
+    information = torch.finfo(dtype)
+    limit = min(limit, int(Fraction(information.max) * Fraction(2) ** fraction_length))
+    significand_bits = 1 - int(np.log2(information.eps))
+    smallest_exponent = int(np.log2(information.smallest_normal)) + 1 - significand_bits
+    lost_bits = max(limit.bit_length() - significand_bits, fraction_length + smallest_exponent, 0)
+    return limit >> lost_bits << lost_bits
+
+
+def stream_keys(seed: int, step: int, names: Sequence[str]) -> NDArray[np.uint64]:
+    """One key of the random stream per layer, uint64 [len(names)], for one optimizer step.
+
+    A layer's keys depend on its name, the seed and the step, and on no other layer: adding or freezing a layer leaves
+    the others' noise as it was.
+    """
+    z = _base_keys(seed, tuple(names)) + np.uint64(step * 0x9E3779B97F4A7C15 % 2**64)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+@lru_cache(maxsize=64)
+def _base_keys(seed: int, names: tuple[str, ...]) -> NDArray[np.uint64]:
+    digests = b"".join(blake2b(f"{seed}:{name}".encode(), digest_size=8).digest() for name in names)
+    return np.frombuffer(digests, "<u8")
+
+
+def _draw_key(generator: torch.Generator | None) -> NDArray[np.uint64]:
+    device = "cpu" if generator is None else generator.device
+    halves = torch.randint(0, 2**32, (2,), generator=generator, dtype=torch.int64, device=device).tolist()
+    return np.array([halves[0] | halves[1] << 32], np.uint64)
