@@ -1,0 +1,1 @@
+"""What several recipes share: data sets, batches, networks and the training loop."""

@@ -1,0 +1,114 @@
+"""Mini-batches out of pictures that lie in memory: shuffled, cropped, flipped and normalised on the fly."""
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from recipes.common.data import Pictures
+
+
+class Batches:
+    """An iterable of (x float32 [batch, channels, height, width] in channels-last memory, labels int64 [batch]).
+
+    Everything random about epoch k follows from (seed, k) alone, through a generator of its own on the CPU: a resumed
+    run sees the pictures that the uninterrupted one would have seen, on whatever device. Iterating gives the epoch
+    that `set_epoch` named, 0 at first. A Lightning trainer takes the object as a data loader and sets the epoch itself.
+
+    Args:
+        pictures: the split, on the device where the batches are wanted.
+        batch_size: pictures per batch. Shuffled batches all have this size and what is left over waits for another
+            epoch; batches in order give every picture, the last batch may be smaller.
+        mean, deviation: float32 [channels], from `Pictures.statistics` of the training split.
+        shuffle: whether the order changes from epoch to epoch.
+        padding: zero pixels on each side before a random crop to the old size; 0: no crop.
+        flip: whether half of the pictures are mirrored.
+        seed: of the order, the crops and the flips.
+    """
+
+    def __init__(
+        self,
+        pictures: Pictures,
+        batch_size: int,
+        mean: Tensor,
+        deviation: Tensor,
+        *,
+        shuffle: bool = False,
+        padding: int = 0,
+        flip: bool = False,
+        seed: int = 0,
+    ) -> None:
+        if batch_size < 1 or (shuffle and batch_size > len(pictures)):
+            raise ValueError(f"batch_size must lie between 1 and the {len(pictures)} pictures, got {batch_size}")
+        self.pictures = pictures
+        self.batch_size = batch_size
+        self.mean = mean.to(pictures.images.device).view(1, -1, 1, 1)
+        self.scale = deviation.to(pictures.images.device).view(1, -1, 1, 1).reciprocal()
+        self.shuffle = shuffle
+        self.padding = padding
+        self.flip = flip
+        self.seed = seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        share = len(self.pictures) / self.batch_size
+        return math.floor(share) if self.shuffle else math.ceil(share)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch that the next iteration gives."""
+        self.epoch = epoch
+
+    # A Lightning trainer looks for `set_epoch` on the samplers that a DataLoader has.
+    batch_sampler = None
+
+    @property
+    def sampler(self) -> "Batches":
+        """The object itself: it chooses the order."""
+        return self
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        images, labels = self.pictures.images, self.pictures.labels
+        number, device = len(self.pictures), images.device
+        generator = torch.Generator().manual_seed(_epoch_seed(self.seed, self.epoch))
+        # All draws of the epoch at once: one transfer instead of three per batch on a device.
+        order = torch.randperm(number, generator=generator) if self.shuffle else torch.arange(number)
+        corners = torch.randint(2 * self.padding + 1, (number, 2), generator=generator).to(device)
+        mirrored = (torch.rand(number, generator=generator) < 0.5).to(device)
+        order = order.to(device)
+        for i in range(len(self)):
+            batch = slice(i * self.batch_size, (i + 1) * self.batch_size)
+            x = images[order[batch]]
+            if self.padding or self.flip:
+                flips = mirrored[batch] if self.flip else torch.zeros_like(mirrored[batch])
+                x = crop(x, corners[batch], flips, self.padding)
+            x = x.to(torch.float32, memory_format=torch.channels_last).sub_(self.mean).mul_(self.scale)
+            yield x, labels[order[batch]]
+
+
+def crop(images: Tensor, corners: Tensor, mirrored: Tensor, padding: int) -> Tensor:
+    """Pad each picture with zeros, cut the old size out of it at its own corner, mirror it where told.
+
+    Args:
+        images: uint8 [batch, channels, height, width].
+        corners: int64 [batch, 2], row and column of the upper left corner in the padded picture, 0 to 2·padding.
+        mirrored: bool [batch].
+
+    Returns:
+        uint8 [batch, channels, height, width].
+    """
+    batch, channels, height, width = images.shape
+    padded = F.pad(images, (padding,) * 4)
+    rows = corners[:, :1] + torch.arange(height, device=images.device)
+    columns = corners[:, 1:] + torch.arange(width, device=images.device)
+    columns = torch.where(mirrored[:, None], columns.flip(1), columns)
+    places = rows[:, :, None] * (width + 2 * padding) + columns[:, None, :]
+    places = places.view(batch, 1, -1).expand(-1, channels, -1)
+    return padded.flatten(2).gather(2, places).view(images.shape)
+
+
+def _epoch_seed(seed: int, epoch: int) -> int:
+    """Seeds of neighbouring runs and epochs that share nothing."""
+    return int(np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)[0])
