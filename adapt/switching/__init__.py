@@ -1,0 +1,21 @@
+"""When, and to what, a layer's precision moves: one pure function per equation."""
+
+from adapt.switching.divergence import divergence
+from adapt.switching.diversity import diversity, log_diversity
+from adapt.switching.pushdown import push_down
+from adapt.switching.pushup import STRATEGIES, push_up, push_up_by_diversity, suggest
+from adapt.switching.tempo import next_lookback, next_resolution, next_strategy
+
+__all__ = [
+    "STRATEGIES",
+    "divergence",
+    "diversity",
+    "log_diversity",
+    "next_lookback",
+    "next_resolution",
+    "next_strategy",
+    "push_down",
+    "push_up",
+    "push_up_by_diversity",
+    "suggest",
+]

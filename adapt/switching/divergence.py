@@ -1,0 +1,97 @@
+"""What quantising a layer loses, in bits: empirical distributions and their Kullback-Leibler divergence."""
+
+import math
+import operator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from adapt.kernels.counting import count_at_most
+
+
+def divergence(weights: Tensor, quantized: Tensor, resolution: int) -> float:
+    """AdaPT eq. 1 and 2: KL(P_Ŵ ‖ Q_W) between quantised and master weights, in bits.
+
+    Both distributions are histograms over r equal bins of [min W, max W]; quantised values outside that range count
+    in the end bins. Bin i is [e_i, e_(i+1)), the last one closed, with the edges e_i = min W + i·((max W − min W)/r) in
+    float64; values are compared with them exactly. Both histograms get one pseudo-observation, spread evenly
+    over the bins, so that the divergence is finite.
+
+    Args:
+        weights: master weights W, any shape and floating-point type.
+        quantized: Ŵ, of the same shape.
+        resolution: number of bins r, at least 1.
+
+    Returns:
+        The divergence in bits, at least 0; 0 for an empty or constant W.
+
+    Raises:
+        TypeError: a tensor is not floating-point, or the resolution not an integer.
+        ValueError: a tensor holds NaN or Inf, the shapes differ, or the resolution is below 1.
+    """
+    resolution = checked_resolution(resolution)
+    if weights.shape != quantized.shape:
+        raise ValueError(
+            f"quantized must have the shape of weights, {tuple(weights.shape)}, got {tuple(quantized.shape)}"
+        )
+    low, high = extent(weights, "weights")
+    extent(quantized, "quantized")
+    if low == high:
+        return 0.0
+    thresholds = below(bin_edges(low, high, resolution))
+    return kullback_leibler(
+        bin_counts(count_at_most(quantized, thresholds), quantized.numel()),
+        bin_counts(count_at_most(weights, thresholds), weights.numel()),
+    )
+
+
+def kullback_leibler(quantized: NDArray[np.int64], weights: NDArray[np.int64]) -> float:
+    """AdaPT eq. 2: Σ p·log₂(p/q) in bits, p and q the bin counts [r] of Ŵ and W as frequencies.
+
+    A count c of n becomes the frequency (c + 1/r)/(n + 1): one pseudo-observation spread over r bins.
+    """
+    prior = 1 / len(weights)
+    p = (quantized + prior) / (quantized.sum() + 1)
+    q = (weights + prior) / (weights.sum() + 1)
+    return max(0.0, float(np.sum(p * np.log2(p / q))))
+
+
+def bin_edges(low: float, high: float, resolution: int) -> NDArray[np.float64]:
+    """The edges [r − 1] between r equal bins of [low, high], in float64."""
+    return np.arange(1, resolution, dtype=np.float64) * np.float64((high - low) / resolution) + np.float64(low)
+
+
+def below(edges: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Thresholds that turn `value < edge` into `value ≤ threshold`."""
+    return np.nextafter(edges, -np.inf)
+
+
+def bin_counts(counts_below_edges: NDArray[np.int64], total: int) -> NDArray[np.int64]:
+    """Counts per bin [r] from the counts below each edge [r − 1]."""
+    return np.diff(counts_below_edges, prepend=0, append=total)
+
+
+def extent(values: Tensor, name: str) -> tuple[float, float]:
+    """Smallest and largest of the values, (0, 0) where there are none; refuses what is not a finite real number."""
+    if not isinstance(values, Tensor) or not values.is_floating_point():
+        kind = values.dtype if isinstance(values, Tensor) else type(values).__name__
+        raise TypeError(f"{name} must be a floating-point tensor, got {kind}")
+    if values.numel() == 0:
+        return 0.0, 0.0
+    low, high = torch.stack(torch.aminmax(values.detach())).tolist()
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ValueError(f"{name} must be finite, got a range of {low} to {high}: NaN or Inf cannot be binned")
+    return low, high
+
+
+def checked_resolution(resolution: int) -> int:
+    """The number of bins as an int; refuses anything but a whole number from 1 on."""
+    try:
+        resolution = operator.index(resolution)
+    except TypeError:
+        raise TypeError(f"resolution must be a whole number of bins, got {resolution!r}") from None
+    if resolution < 1:
+        raise ValueError(f"resolution must be at least 1 bin, got {resolution}")
+    return resolution

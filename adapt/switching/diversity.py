@@ -1,0 +1,30 @@
+"""Gradient diversity: how much the gradients of a window disagree."""
+
+import math
+
+
+def diversity(sum_of_norms: float, norm_of_sum: float) -> float:
+    """AdaPT eq. 3: Δs = Σ‖G_k‖ / ‖ΣG_k‖ over the gradients since the layer's last switch.
+
+    Args:
+        sum_of_norms: Σ‖G_k‖₂, the running sum of the gradients' norms.
+        norm_of_sum: ‖ΣG_k‖₂, the norm of the running sum of the gradients.
+
+    Returns:
+        Δs ≥ 1, as the triangle inequality has it (a quotient that rounding pushed below 1 is 1);
+        ∞ where ‖ΣG‖ is 0 or anything is not finite.
+
+    Raises:
+        ValueError: an argument is negative: norms are not.
+    """
+    for name, value in (("sum_of_norms", sum_of_norms), ("norm_of_sum", norm_of_sum)):
+        if value < 0:
+            raise ValueError(f"{name} must not be negative, got {value}: pass norms of gradients")
+    if norm_of_sum == 0 or not (math.isfinite(sum_of_norms) and math.isfinite(norm_of_sum)):
+        return math.inf
+    return max(1.0, sum_of_norms / norm_of_sum)
+
+
+def log_diversity(diversity: float) -> float:
+    """AdaPT eq. 3, second line: the natural logarithm of Δs, and 1 where Δs is not in (0, ∞)."""
+    return math.log(diversity) if 0 < diversity < math.inf else 1.0
