@@ -1,0 +1,203 @@
+"""Pictures of a trace. They are plain Figure objects: no pyplot, no window, nothing global is changed."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adapt.trace import Trace
+
+try:
+    import matplotlib
+    from matplotlib.axes import Axes
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import BoundaryNorm, ListedColormap, Normalize
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
+except ImportError as error:
+    raise ImportError(
+        "the pictures of a trace need matplotlib: run pip install 'adapt-precision[tensorboard]'"
+    ) from error
+
+# The same colour means the same word length in every picture, whatever range a run covers. The classes are one bit
+# wide where one bit matters and wider above.
+_CLASSES = (1, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 20, 24, 28, 32)
+_COLUMNS = 1200
+_POINTS = 600
+_LEGEND_LINES = 10
+_NAME_CHARACTERS = 36
+_INK, _FAINT = "#22313f", "#d7dde3"
+_TITLE: dict[str, Any] = {"loc": "left", "fontsize": 11, "color": _INK}
+
+
+def word_length_heatmap(trace: Trace) -> Figure:
+    """Every layer's word length over the steps: a row of the picture per layer, the first layer on top.
+
+    The line above is the word length of the average weight.
+
+    Raises:
+        ValueError: the trace has no rows.
+    """
+    rows = _thinned(trace, _COLUMNS)
+    layers = len(trace.layers)
+    row_height = 0.24 if layers <= 30 else 0.17
+    body = max(layers * row_height, 2.6)
+    figure = Figure(figsize=(10, body + 1.9), dpi=110, layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=[1.0, body])
+
+    edges = _edges(trace.step[rows])
+    colours = ListedColormap(matplotlib.colormaps["YlGnBu"](np.linspace(0.04, 1.0, len(_CLASSES))))
+    norm = BoundaryNorm([*_CLASSES, 33], colours.N)
+    mesh = below.pcolormesh(
+        edges, np.arange(layers + 1), trace.word_length[rows].T, cmap=colours, norm=norm, rasterized=True
+    )
+    below.hlines(np.arange(1, layers), edges[0], edges[-1], colors="white", linewidth=0.8 if layers <= 30 else 0.4)
+    below.set_ylim(layers, 0)
+    below.set_yticks(np.arange(layers) + 0.5, short_names(trace.layers), fontsize=8 if layers <= 30 else 6.5)
+    below.tick_params(axis="y", length=0, labelcolor=_INK)
+    below.spines[:].set_visible(False)
+    _label_steps(below, edges[0], edges[-1])
+
+    bar = figure.colorbar(mesh, ax=below, fraction=0.04, pad=0.015, aspect=max(body * 5, 10), spacing="uniform")
+    bar.set_ticks(
+        [(low + high) / 2 for low, high in zip(_CLASSES, (*_CLASSES[1:], 33), strict=True)],
+        labels=_class_names(),
+        fontsize=7,
+        color=_INK,
+    )
+    bar.ax.tick_params(which="both", length=0)
+    bar.outline.set_visible(False)
+    bar.set_label("word length (bits)", color=_INK, fontsize=9)
+
+    mean = trace.mean_word_length()
+    above.stairs(mean[rows], edges, baseline=None, color=_INK, linewidth=1.4)
+    _clean(above)
+    above.set_ylabel("mean", fontsize=8, color=_INK)
+    above.tick_params(axis="x", length=0)
+    above.set_ylim(np.floor(mean[rows].min()) - 0.5, np.ceil(mean[rows].max()) + 0.5)
+    above.yaxis.set_major_locator(MaxNLocator(3, integer=True, min_n_ticks=1))
+    above.set_title(
+        f"Word length of each layer, above: of the average weight ({mean[-1]:.1f} bits after step {trace.step[-1]})",
+        **_TITLE,
+    )
+    return figure
+
+
+def timeline(trace: Trace) -> Figure:
+    """Word length (above) and share of zeros (below) of every layer over the steps, as in the paper's figures 3–6.
+
+    The dark line is the average weight's.
+
+    Raises:
+        ValueError: the trace has no rows.
+    """
+    rows = _thinned(trace, _POINTS)
+    edges, layers, names = _edges(trace.step[rows]), len(trace.layers), short_names(trace.layers)
+    figure = Figure(figsize=(10, 6), dpi=110, layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
+    # The ends of the colour map are left out: too pale on white, and too near the dark line.
+    depth = ListedColormap(matplotlib.colormaps["viridis"](np.linspace(0.08, 0.92, 256)))
+    weights = trace.numel / trace.numel.sum()
+    zeros = 1 - trace.nonzero[rows]
+    # Layers often agree to the bit; moved apart by less than a quarter bit, their lines stay visible.
+    apart = np.linspace(0.2, -0.2, layers) if layers > 1 else 0.0
+    for axes, values, shift in ((above, trace.word_length[rows], apart), (below, zeros, np.zeros(layers))):
+        lines = values + shift
+        for layer in range(layers):
+            axes.stairs(
+                lines[:, layer],
+                edges,
+                baseline=None,
+                color=depth(layer / max(layers - 1, 1)),
+                linewidth=1.2 if layers <= 30 else 0.8,
+                alpha=0.75,
+                label=names[layer],
+            )
+        axes.stairs(values @ weights, edges, baseline=None, color=_INK, linewidth=2.2, label="average weight")
+        _clean(axes)
+    above.set_ylim(max(int(trace.word_length[rows].min()) - 1, 0), int(trace.word_length[rows].max()) + 1)
+    above.yaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=2))
+    above.set_ylabel("word length (bits)", color=_INK, fontsize=9)
+    below.set_ylim(0, min(max(float(zeros.max()) * 1.05, 0.05), 1.0))
+    below.yaxis.set_major_formatter(PercentFormatter(1.0))
+    below.set_ylabel("share of zeros", color=_INK, fontsize=9)
+    _label_steps(below, edges[0], edges[-1])
+    above.set_title("Precision and sparsity of each layer, dark: of the average weight", **_TITLE)
+    if layers <= _LEGEND_LINES:
+        handles, labels = above.get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=8, labelcolor=_INK)
+    else:
+        bar = figure.colorbar(ScalarMappable(Normalize(1, layers), depth), ax=[above, below], pad=0.015, aspect=45)
+        bar.set_label("layer, from the first to the last", color=_INK, fontsize=9)
+        bar.ax.tick_params(length=0, labelsize=8, labelcolor=_INK)
+        bar.ax.yaxis.set_major_locator(MaxNLocator(8, integer=True))
+        bar.outline.set_visible(False)
+    return figure
+
+
+def pixels(figure: Figure) -> NDArray[np.uint8]:
+    """The drawn figure, uint8 [height, width, 3]."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()  # type: ignore[no-untyped-call]
+    rgba = np.asarray(canvas.buffer_rgba())  # type: ignore[no-untyped-call]
+    return rgba[..., :3].copy()
+
+
+def thinned(first: int, rows: int, points: int) -> NDArray[np.int64]:
+    """Indices of at most `points` + 1 of the rows first…rows − 1: those on an even spacing, and the last one.
+
+    The spacing comes from `rows` alone, so a growing trace is thinned more and more coarsely, not shifted.
+    """
+    spacing = max(1, -(-rows // points))
+    chosen = np.arange(-(-first // spacing) * spacing, rows, spacing)
+    return chosen if rows <= first or (len(chosen) and chosen[-1] == rows - 1) else np.append(chosen, rows - 1)
+
+
+def short_names(layers: tuple[str, ...]) -> list[str]:
+    """Names as labels: without the ".weight" that all of them may end on, the middle of long ones left out."""
+    if all(name.endswith(".weight") and name != ".weight" for name in layers):
+        layers = tuple(name.removesuffix(".weight") for name in layers)
+    half = _NAME_CHARACTERS // 2
+    # A dollar sign would start a formula.
+    return [
+        (
+            name if len(name) <= _NAME_CHARACTERS else f"{name[:half].rstrip('.')}…{name[1 - half :].lstrip('.')}"
+        ).replace("$", r"\$")
+        for name in layers
+    ]
+
+
+def _thinned(trace: Trace, points: int) -> NDArray[np.int64]:
+    if not len(trace):
+        raise ValueError("the trace has no rows yet: there is nothing to draw")
+    return thinned(0, len(trace), points)
+
+
+def _edges(step: NDArray[np.int64]) -> NDArray[np.float64]:
+    """A row's format holds from its step to the next row's; the last one is drawn as wide as the one before."""
+    width = step[-1] - step[-2] if len(step) > 1 else 1
+    return np.append(step, step[-1] + width).astype(np.float64)
+
+
+def _class_names() -> list[str]:
+    names = []
+    for low, high in zip(_CLASSES, (*_CLASSES[1:], 33), strict=True):
+        names.append(str(low) if high - low == 1 else f"{low}–{high - 1}")
+    return names
+
+
+def _label_steps(axes: Axes, first: float, last: float) -> None:
+    axes.set_xlim(first, last)
+    axes.set_xlabel("optimizer step", color=_INK, fontsize=9)
+    axes.xaxis.set_major_locator(MaxNLocator(9, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.tick_params(axis="x", color=_FAINT, labelcolor=_INK, labelsize=8)
+
+
+def _clean(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(_FAINT)
+    axes.grid(axis="y", color=_FAINT, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.tick_params(color=_FAINT, labelcolor=_INK, labelsize=8)
