@@ -7,10 +7,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from adapt.kernels.counting import count_at_most
 from adapt.precision import HIGHEST_FRACTION, LONGEST_WORD, LOWEST_FRACTION, SHORTEST_WORD, Precision
 from adapt.rounding import grid
-from adapt.switching.divergence import below, bin_counts, bin_edges, checked_resolution, extent, kullback_leibler
+from adapt.switching.divergence import (
+    below,
+    bin_counts,
+    bin_edges,
+    checked_resolution,
+    extent,
+    in_order,
+    kullback_leibler,
+)
 
 
 def push_down(weights: Tensor, *, resolution: int, tolerance: float) -> Precision:
@@ -22,7 +29,7 @@ def push_down(weights: Tensor, *, resolution: int, tolerance: float) -> Precisio
     32 bits, or fewer where FL ends at 126 first.
 
     Args:
-        weights: master weights of one layer, any shape and floating-point type.
+        weights: master weights of one layer, any shape, device and floating-point type.
         resolution: number of bins r, at least 1.
         tolerance: largest divergence in bits, at least 0; 0 asks for equal histograms.
 
@@ -34,30 +41,39 @@ def push_down(weights: Tensor, *, resolution: int, tolerance: float) -> Precisio
         ValueError: the weights hold NaN, Inf or values that no format reaches, the resolution is below 1, or the
             tolerance is negative or not finite.
     """
+    return lowest_precision(weights, resolution=resolution, tolerance=tolerance)[0]
+
+
+def lowest_precision(weights: Tensor, *, resolution: int, tolerance: float) -> tuple[Precision, float]:
+    """What `push_down` answers, and the divergence in bits that this format leaves; arguments and errors as there.
+
+    The weights are sorted once. Every candidate's histogram then follows from how many weights lie below each bin
+    edge moved to the boundary of a rounding cell (`rounded_below`); no candidate quantises the tensor.
+    """
     resolution = checked_resolution(resolution)
     if not (math.isfinite(tolerance) and tolerance >= 0):
         raise ValueError(f"tolerance must be a finite number of bits, at least 0, got {tolerance}")
-    low, high = extent(weights, "weights")
+    ascending = in_order(weights, "weights")
+    low, high = extent(ascending, "weights")
     if low == high == 0:
-        return Precision(SHORTEST_WORD, 0)
+        return Precision(SHORTEST_WORD, 0), 0.0
     formats = candidates(max(-low, high))
     if low == high:
-        return formats[0]
+        return formats[0], 0.0
 
     edges = bin_edges(low, high, resolution)
-    thresholds = np.stack([below(edges)] + [rounded_below(edges, precision, weights.dtype) for precision in formats])
-    ascending, places = np.unique(thresholds, return_inverse=True)
-    counts = count_at_most(weights, ascending)[places].reshape(thresholds.shape)
-    histograms = [bin_counts(row, weights.numel()) for row in counts]
-
+    thresholds = np.concatenate([below(edges)[None], rounded_below(edges, formats, weights.dtype)])
+    original, *quantized = bin_counts(ascending, thresholds)
     failing, passing = -1, len(formats) - 1
+    lost = kullback_leibler(quantized[passing], original)
     while passing - failing > 1:
         middle = (failing + passing) // 2
-        if kullback_leibler(histograms[1 + middle], histograms[0]) <= tolerance:
-            passing = middle
+        middle_lost = kullback_leibler(quantized[middle], original)
+        if middle_lost <= tolerance:
+            passing, lost = middle, middle_lost
         else:
             failing = middle
-    return formats[passing]
+    return formats[passing], lost
 
 
 def candidates(largest: float) -> list[Precision]:
@@ -87,16 +103,18 @@ def _word_length(steps: float) -> int:
     return exponent + 1 if steps <= math.ldexp(1.0, exponent) - 0.5 else exponent + 2
 
 
-def rounded_below(edges: NDArray[np.float64], precision: Precision, dtype: torch.dtype) -> NDArray[np.float64]:
-    """Thresholds t with `Q(w) < edge` exactly where `w ≤ t`: Q rounds half to even and saturates as for `dtype`.
+def rounded_below(edges: NDArray[np.float64], formats: list[Precision], dtype: torch.dtype) -> NDArray[np.float64]:
+    """Thresholds t with `Q(w) < edge` exactly where `w ≤ t`: [formats, edges]. Q is `quantize` for weights of `dtype`.
 
     Q(w) = k·step lies below the edge when k ≤ K, the last whole number of steps below it. Rounding gives k ≤ K up to
-    the cell boundary K + ½, which itself rounds down only where K is even. All of it is exact in float64.
+    the cell boundary K + ½, which itself rounds down only where K is even; saturation moves no k past the ends of the
+    range. All of it is exact in float64.
     """
-    last = np.ceil(np.ldexp(edges, precision.fraction_length)) - 1
-    boundary: NDArray[np.float64] = np.ldexp(last + 0.5, -precision.fraction_length)
-    thresholds = np.where(last % 2 == 0, boundary, np.nextafter(boundary, -np.inf))
-    _, _, lowest, highest = grid(precision, dtype)
-    thresholds[last < lowest] = -np.inf
-    thresholds[last >= highest] = np.inf
+    steps = np.array([[precision.step] for precision in formats])
+    ends = np.array([grid(precision, dtype)[2:] for precision in formats], np.float64)
+    last = np.ceil(edges / steps) - 1
+    boundaries = (last + 0.5) * steps
+    thresholds = np.where(last % 2 == 0, boundaries, below(boundaries))
+    thresholds[last < ends[:, :1]] = -np.inf
+    thresholds[last >= ends[:, 1:]] = np.inf
     return thresholds
