@@ -1,7 +1,25 @@
 """adapt: train neural networks at adaptive fixed-point precision."""
 
+from adapt import perfmodel, switching
+from adapt.controller import Controller, attach
+from adapt.optim import ASGD
 from adapt.precision import Precision
+from adapt.rounding import quantize
+from adapt.switching.adapt import AdaPT
+from adapt.switching.fixed import Fixed
+from adapt.trace import Trace
 
 __version__ = "0.1.0"
 
-__all__ = ["Precision"]
+__all__ = [
+    "ASGD",
+    "AdaPT",
+    "Controller",
+    "Fixed",
+    "Precision",
+    "Trace",
+    "attach",
+    "perfmodel",
+    "quantize",
+    "switching",
+]

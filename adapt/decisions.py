@@ -1,0 +1,155 @@
+"""What the policy decided: replays the figures that waited on the device, step by step, and writes the trace."""
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from adapt import penalties
+from adapt.pending import Figures, Pending
+from adapt.switching.policy import Format, Observation, Policy, State
+from adapt.trace import Trace
+
+CAPACITY = 128
+"""Steps whose figures may wait on the device before they are fetched."""
+
+
+class Decisions:
+    """A policy's state and its history. Figures of steps in which no layer can switch wait on the device.
+
+    Args:
+        policy: the policy.
+        state: the policy's state so far.
+        trace: where the rows go.
+        device: where the figures are measured.
+        trace_every: write every k-th step.
+    """
+
+    def __init__(
+        self, policy: Policy[Any], state: State, trace: Trace, device: torch.device, *, trace_every: int
+    ) -> None:
+        self.policy, self.state, self.trace = policy, state, trace
+        self.skipped = np.zeros(len(trace.layers), np.int64)
+        self._trace_every = trace_every
+        self._pending = Pending(len(trace.layers), CAPACITY, device)
+        self._hosts: list[tuple[NDArray[np.bool_], bool]] = []
+        self._open_row: tuple[int, dict[str, NDArray[Any]]] | None = None
+        self._warned: set[str] = set()
+        self._patience = policy.patience(state)
+
+    @property
+    def formats(self) -> tuple[Format, ...]:
+        """The format of every layer."""
+        return self.state.formats
+
+    @property
+    def word_lengths(self) -> NDArray[np.int64]:
+        """Bits per weight, [layers]; 32 for a layer in float32."""
+        return np.array([penalties.LONGEST_WORD if f is None else f.word_length for f in self.formats], np.int64)
+
+    @property
+    def due(self) -> bool:
+        """Whether the newest step may be one in which a layer switches, so that it cannot wait."""
+        return len(self._pending) > self._patience or self._pending.full or self.policy.keeps_gradients
+
+    def add(self, active: NDArray[np.bool_], loss_shown: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Open the row of the next step, for the caller to fill on the device; see `Pending.add`.
+
+        Args:
+            active: which layers have a gradient, bool [layers].
+            loss_shown: whether the loss will be filled in.
+        """
+        self._hosts.append((active, loss_shown))
+        return self._pending.add()
+
+    def settle(
+        self,
+        step: int,
+        weights: Sequence[Tensor],
+        windows: Sequence[list[Tensor]],
+        l1: NDArray[np.float64],
+        l2: float,
+    ) -> list[int]:
+        """Show the policy all steps up to `step`, the newest in the buffer, and answer whose window ended.
+
+        Args:
+            step: number of the newest step.
+            weights: the master weights.
+            windows: the gradients of each layer's window, the newest included.
+            l1: α of each layer.
+            l2: β.
+        """
+        if not len(self._pending):
+            return []
+        figures = self._pending.take()
+        hosts, self._hosts = self._hosts, []
+        ended: list[int] = []
+        for i, (active, loss_shown) in enumerate(hosts):
+            # The forward pass of this step saw what the step before left.
+            self.close_row(figures.nonzeros[i])
+            self._check(figures, i, active, windows)
+            nonzero = figures.nonzeros[i] / np.maximum(self.trace.numel, 1)
+            loss = None
+            if loss_shown:
+                loss = (
+                    float(figures.losses[i])
+                    + penalties.elastic_net(figures.l1_norms[i], figures.squared_weights[i], l1, l2)
+                    + penalties.word_length_sparsity(self.word_lengths, nonzero)
+                )
+            observation = Observation(
+                loss=loss,
+                norms=np.sqrt(figures.squared[i]),
+                norms_of_sums=np.sqrt(figures.squared_sums[i]),
+                seen=active & np.isfinite(figures.squared[i]),
+                sound=np.isfinite(figures.squared_weights[i]),
+                weights=weights,
+                windows=windows,
+            )
+            self.state = self.policy.advance(self.state, observation)
+            ended = np.flatnonzero(observation.seen & (self.state.gradients == 0)).tolist()
+            self._open_row = (step - len(hosts) + 1 + i, self.policy.record(self.state))
+        self._patience = self.policy.patience(self.state)
+        return ended
+
+    def close_row(self, nonzeros: NDArray[np.float64]) -> None:
+        """Write the newest step into the trace, now that the non-zeros it left are known."""
+        if self._open_row is None:
+            return
+        (step, record), self._open_row = self._open_row, None
+        if step % self._trace_every == 0:
+            self.trace.append(
+                step,
+                word_length=self.word_lengths,
+                fraction_length=[0 if f is None else f.fraction_length for f in self.formats],
+                nonzero=nonzeros / np.maximum(self.trace.numel, 1),
+                **record,
+            )
+
+    def _check(self, figures: Figures, i: int, active: NDArray[np.bool_], windows: Sequence[list[Tensor]]) -> None:
+        """Count what is not finite, and warn once for each layer that something is wrong with."""
+        names = self.trace.layers
+        for layer in np.flatnonzero(active & ~np.isfinite(figures.squared[i])).tolist():
+            self.skipped[layer] += 1
+            if windows[layer]:
+                windows[layer].pop()
+            self.warn(
+                f"the gradient of {names[layer]} is not finite: its update is left out, now and whenever it happens "
+                "again (controller.skipped counts)"
+            )
+        for layer in np.flatnonzero(~np.isfinite(figures.squared_weights[i])).tolist():
+            self.warn(f"the master weights of {names[layer]} are not finite: its precision stays as it is")
+        for layer in np.flatnonzero((figures.nonzeros[i] == 0) & (self.trace.numel > 0)).tolist():
+            self.warn(
+                f"every quantised weight of {names[layer]} is zero, so the layer passes nothing on: "
+                "lower l1, or start with a longer fraction"
+            )
+
+    def warn(self, message: str) -> None:
+        """Warn, once for each message."""
+        if message not in self._warned:
+            self._warned.add(message)
+            warnings.warn(message, stacklevel=2)

@@ -1,0 +1,28 @@
+"""A hook on a module that neither keeps its owner alive nor follows the module into a copy."""
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+
+class WeakHook:
+    """Calls a method with some leading arguments while the method's object lives, and does nothing afterwards.
+
+    Modules copy their hooks when they are copied or pickled; a copy of this hook does nothing, so a copied model
+    is a plain model.
+    """
+
+    def __init__(self, method: Callable[..., Any] | None, *leading: Any) -> None:
+        self._method = None if method is None else weakref.WeakMethod(method)
+        self._leading = leading
+
+    def __call__(self, *args: Any) -> None:
+        method = self._method and self._method()
+        if method is not None:
+            method(*self._leading, *args)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "WeakHook":
+        return WeakHook(None)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return WeakHook, (None,)

@@ -1,0 +1,167 @@
+"""Which parameters are layers, and under what names."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from adapt.precision import HIGHEST_FRACTION, LOWEST_FRACTION, Precision
+
+Parameters = nn.Module | Mapping[str, Tensor] | Iterable[tuple[str, Tensor]] | Iterable[Tensor]
+Choice = Callable[[str, Tensor], bool]
+
+_BIASES = {(0, torch.float32), (1, torch.float32)}
+
+
+def is_matrix(name: str, parameter: Tensor) -> bool:
+    """The default choice of layers: weights with two dimensions or more, so no biases and no norm parameters."""
+    return parameter.ndim >= 2
+
+
+def plain_name(name: str) -> str:
+    """A parameter's name without what torch.compile, DistributedDataParallel or averaging wrapped around it."""
+    name = name.replace("_orig_mod.", "")
+    return name.removeprefix("module.")
+
+
+def named(params: Parameters) -> dict[str, Tensor]:
+    """Name every parameter: as the module does, as given, or by position where there is no name.
+
+    Raises:
+        TypeError: `params` is nothing of the kind, or holds something that is no tensor.
+        ValueError: two parameters have one name.
+    """
+    if isinstance(params, Tensor):
+        raise TypeError(
+            "params must be a module, named parameters or parameters, got a single tensor: wrap it in a list"
+        )
+    pairs: Iterable[object]
+    if isinstance(params, nn.Module):
+        pairs = params.named_parameters()
+    elif isinstance(params, Mapping):
+        pairs = params.items()
+    elif isinstance(params, Iterable):
+        pairs = params
+    else:
+        raise TypeError(f"params must be a module, named parameters or parameters, got {type(params).__name__}")
+    result: dict[str, Tensor] = {}
+    for position, pair in enumerate(pairs):
+        name, parameter = pair if isinstance(pair, tuple) and len(pair) == 2 else (f"parameter_{position}", pair)
+        if not isinstance(name, str) or not isinstance(parameter, Tensor):
+            raise TypeError(
+                f"params must hold parameters or (name, parameter) pairs, got {type(pair).__name__} at {position}"
+            )
+        name = plain_name(name)
+        if result.get(name, parameter) is not parameter:
+            raise ValueError(f"params names two parameters {name!r}: give each its own name")
+        result[name] = parameter
+    return result
+
+
+def check_optimizer(optimizer: Optimizer) -> None:
+    """Refuse what moves the weights in a way that masters cannot follow.
+
+    Raises:
+        TypeError: `optimizer` is no torch optimizer.
+        ValueError: it evaluates the loss several times in a step.
+    """
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
+    kind = type(optimizer)
+    if isinstance(optimizer, torch.optim.LBFGS) or (hasattr(kind, "first_step") and hasattr(kind, "second_step")):
+        raise ValueError(
+            f"optimizer {kind.__name__} evaluates the loss several times in one step, so all but its first forward "
+            "pass would run on float32 masters: use one that evaluates once, such as SGD or AdamW"
+        )
+
+
+def optimized(optimizer: Optimizer) -> Iterator[Tensor]:
+    """Every parameter of the optimizer, group by group."""
+    for group in optimizer.param_groups:
+        yield from group["params"]
+
+
+def check_layer(name: str, parameter: Tensor) -> None:
+    """Refuse a weight that cannot have a float32 master.
+
+    Raises:
+        TypeError: the weight is not float32, or not materialised.
+        NotImplementedError: the weight is sharded over processes.
+    """
+    if isinstance(parameter, nn.parameter.UninitializedParameter):
+        raise TypeError(f"{name} has no shape yet: run one forward pass through the lazy module first")
+    if hasattr(parameter, "to_local"):
+        raise NotImplementedError(
+            f"{name} is sharded ({type(parameter).__name__}): sharded parameters cannot be attached"
+        )
+    if parameter.dtype != torch.float32:
+        raise TypeError(
+            f"{name} is {parameter.dtype}, but the optimizer must update a float32 master: keep the model in float32 "
+            "(autocast may still compute in a shorter type), or leave the weight out with `layers`"
+        )
+
+
+def choose(optimizer: Optimizer, parameters: Mapping[str, Tensor], choice: Choice) -> dict[str, Tensor]:
+    """Answer the layers: the trainable parameters of the optimizer that `choice` takes, by name.
+
+    Raises:
+        ValueError: the optimizer holds parameters that `parameters` does not name, or no layer is left.
+    """
+    names = {id(parameter): name for name, parameter in parameters.items()}
+    members = list(optimized(optimizer))
+    strangers = sum(id(parameter) not in names for parameter in members)
+    if strangers:
+        raise ValueError(
+            f"optimizer holds {strangers} of {len(members)} parameters that params does not name: "
+            "pass the module, or the named parameters, that the optimizer was made for"
+        )
+    inside = {id(parameter) for parameter in members}
+    layers = {
+        name: parameter
+        for name, parameter in parameters.items()
+        if id(parameter) in inside and parameter.requires_grad and choice(name, parameter)
+    }
+    if not layers:
+        raise ValueError(
+            "params has no layer to quantise: no trainable parameter of the optimizer has two or more dimensions "
+            "(or none that `layers` takes)"
+        )
+    for name, parameter in layers.items():
+        check_layer(name, parameter)
+    if len({parameter.device for parameter in layers.values()}) > 1:
+        raise ValueError("params lie on several devices: attach one optimizer for each device")
+    return layers
+
+
+def followers(
+    parameters: Mapping[str, Tensor], layers: Sequence[str], optimizer: Optimizer
+) -> dict[str, tuple[Tensor, int]]:
+    """Answer the trainable biases and norm parameters of the optimizer, each with the index of the layer that it
+    follows: the one before it in the order of the names, or the first."""
+    inside = {id(parameter) for parameter in optimized(optimizer)}
+    found: dict[str, tuple[Tensor, int]] = {}
+    leader = 0
+    for name, parameter in parameters.items():
+        if name in layers:
+            leader = layers.index(name)
+        elif id(parameter) in inside and parameter.requires_grad and (parameter.ndim, parameter.dtype) in _BIASES:
+            found[name] = (parameter, leader)
+    return found
+
+
+def fitting(values: Tensor, word_length: int) -> Precision:
+    """The format of `word_length` bits with the fewest integer bits that hold max|values|.
+
+    It saturates by at most half a step. Values that are all zero, or not finite, get the format of values below 1.
+    """
+    largest = float(values.abs().max()) if values.numel() else 0.0
+    if not 0 < largest < math.inf:
+        return Precision(word_length, word_length - 1)
+    coarse = word_length - 1 - math.frexp(largest)[1]
+    fine = min(max(coarse + 1, LOWEST_FRACTION), HIGHEST_FRACTION)
+    precision = Precision(word_length, fine)
+    if largest <= precision.maximum + precision.step / 2:
+        return precision
+    return Precision(word_length, min(max(coarse, LOWEST_FRACTION), HIGHEST_FRACTION))

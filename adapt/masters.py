@@ -1,0 +1,249 @@
+"""Float32 master weights, the quantised copies that the parameters show, and the running sums of gradients."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from adapt import rounding
+from adapt.kernels import Kernels
+from adapt.kernels.stream import is_dense
+from adapt.switching.policy import Format
+
+View = Literal["training", "evaluation", "masters"]
+"""What the parameters hold: Ŵ as training rounds it, Ŵ rounded to nearest, or W itself."""
+
+
+class Masters:
+    """W, Ŵ and ΣG of some parameters, all of one device.
+
+    Ŵ is written in place into the parameter, which stays the leaf of autograd: its gradient is dL/dŴ and the
+    straight-through rule costs nothing. Ŵ is a function of W, the format and the key of the step that wrote it,
+    so either copy of it can be made again at any time, bit for bit.
+
+    Args:
+        parameters: what to keep masters of, by name; their values now are the masters.
+        seed: seed of the rounding stream.
+        stochastic: whether training rounds stochastically; evaluation rounds to nearest.
+        sums: whether to keep a running sum of the gradients.
+        old: masters to take over where a parameter is among theirs.
+
+    Raises:
+        ValueError: a parameter's memory has gaps or overlaps.
+    """
+
+    def __init__(
+        self,
+        parameters: Mapping[str, Tensor],
+        *,
+        seed: int,
+        stochastic: bool,
+        sums: bool,
+        old: "Masters | None" = None,
+    ) -> None:
+        self.names = tuple(parameters)
+        self.parameters = list(parameters.values())
+        for name, parameter in parameters.items():
+            if not is_dense(parameter):
+                raise ValueError(
+                    f"{name} is a view with gaps or overlaps in memory: make the parameter contiguous first"
+                )
+        self.seed, self.stochastic = seed, stochastic
+        kept = {} if old is None else {id(p): i for i, p in enumerate(old.parameters)}
+        self.weights: list[Tensor] = []
+        self.sums: list[Tensor | None] = []
+        self.windows: list[list[Tensor]] = []
+        for parameter in self.parameters:
+            index = kept.get(id(parameter))
+            if old is not None and index is not None:
+                self.weights.append(old.weights[index])
+                self.sums.append(old.sums[index])
+                self.windows.append(old.windows[index])
+            else:
+                values = parameter.detach()
+                self.weights.append(values.clone())
+                self.sums.append(torch.zeros_like(values) if sums else None)
+                self.windows.append([])
+        self.device = self.parameters[0].device
+        self.numel = np.array([p.numel() for p in self.parameters], np.int64)
+        self.nonzeros = torch.zeros(len(self.parameters), dtype=torch.float64, device=self.device)
+        self.views: list[View] = ["masters"] * len(self.parameters)
+        self._values = [p.detach() for p in self.parameters]
+        self._offsets = np.zeros(len(self.parameters), np.int64)
+        self._grids = np.zeros((len(self.parameters), 4), np.float32)
+        self._keys = np.zeros(len(self.parameters), np.uint64)
+
+    def use(self, formats: Sequence[Format]) -> None:
+        """Round to these formats from now on, one for each parameter; the parameters change with the next `store`."""
+        self._grids = np.stack([rounding.grid(form) for form in formats])
+
+    def gradients(self) -> list[Tensor | None]:
+        """Each parameter's gradient, laid out in memory as the parameter is.
+
+        Raises:
+            RuntimeError: a gradient is sparse.
+        """
+        gradients: list[Tensor | None] = []
+        for name, parameter in zip(self.names, self.parameters, strict=True):
+            gradient = parameter.grad
+            if gradient is not None:
+                if gradient.is_sparse:
+                    raise RuntimeError(f"{name} has a sparse gradient: make its embedding with sparse=False")
+                if gradient.stride() != parameter.stride():
+                    gradient = parameter.grad = torch.empty_like(parameter).copy_(gradient)
+                gradient = gradient.detach()
+            gradients.append(gradient)
+        return gradients
+
+    def square(self, gradients: Sequence[Tensor | None], out: Tensor, *, quantize: bool = False, step: int = 0) -> None:
+        """‖G‖₂² into `out`, float64 [parameters], left as it is where there is no gradient.
+
+        With `quantize`, the gradients are first rounded stochastically, in place, in their parameters' formats; the
+        norm of one that was not finite stays so.
+        """
+        active = [i for i, gradient in enumerate(gradients) if gradient is not None]
+        if not active:
+            return
+        tensors = [gradient for gradient in gradients if gradient is not None]
+        squared = out if len(active) == len(out) else torch.empty(len(active), dtype=out.dtype, device=out.device)
+        kernels = self._kernels()
+        kernels.squared_norms_(tensors, squared)
+        if quantize:
+            raw = squared.clone()
+            keys = rounding.stream_keys(self.seed, step, [f"{self.names[i]}.grad" for i in active])
+            kernels.quantize_(tensors, tensors, self._grids[active], keys, self._offsets[active], stochastic=True)
+            kernels.squared_norms_(tensors, squared)
+            squared.copy_(torch.where(torch.isfinite(raw), squared, raw))
+        if squared is not out:
+            out[active] = squared
+
+    def keep(self, gradients: Sequence[Tensor | None]) -> None:
+        """Add copies of the gradients to the windows."""
+        for window, gradient in zip(self.windows, gradients, strict=True):
+            if gradient is not None:
+                window.append(gradient.clone())
+
+    def clear(self, indices: Sequence[int]) -> None:
+        """Start the windows of these parameters anew."""
+        for i in indices:
+            self.windows[i].clear()
+            total = self.sums[i]
+            if total is not None:
+                total.zero_()
+
+    def restore(
+        self,
+        gradients: Sequence[Tensor | None],
+        squared: Tensor,
+        statistics: Tensor,
+        *,
+        l1: NDArray[np.float64],
+        l2: float,
+        normalize: bool,
+    ) -> None:
+        """p ← W, ΣG += G and G ← G/‖G‖ + α·sign(W) + β·W, in one pass.
+
+        A gradient that is not finite is left out of the sum and replaced by zero.
+
+        Args:
+            gradients: G of each parameter, changed in place; None where there is none.
+            squared: ‖G‖₂² of each, float64 [parameters]; anything where there is no gradient.
+            statistics: float64 [parameters, 3], filled with ‖ΣG‖₂², ‖W‖₁ and ‖W‖₂².
+            l1: α for each parameter.
+            l2: β.
+            normalize: whether to divide by ‖G‖.
+        """
+        self._kernels().restore_(
+            self._values,
+            self.weights,
+            gradients,
+            self.sums,
+            squared,
+            l1,
+            np.full(len(self.parameters), l2),
+            statistics,
+            normalize=normalize,
+        )
+        self.views = ["masters"] * len(self.parameters)
+
+    def restore_only(self) -> None:
+        """p ← W; a gradient stays as it is, but one that is not finite is replaced by zero."""
+        gradients, count = self.gradients(), len(self.parameters)
+        squared = torch.zeros(count, dtype=torch.float64, device=self.device)
+        self.square(gradients, squared)
+        statistics = torch.empty(count, 3, dtype=torch.float64, device=self.device)
+        self.restore(gradients, squared, statistics, l1=np.zeros(count), l2=0.0, normalize=False)
+
+    def store(self, step: int) -> None:
+        """W ← p, p ← Q(W) with the key of `step`, and count the non-zeros of Ŵ, in one pass."""
+        self._keys = rounding.stream_keys(self.seed, step, self.names)
+        self._kernels().store_(
+            self._values,
+            self.weights,
+            self._grids,
+            self._keys,
+            self._offsets,
+            self.nonzeros,
+            stochastic=self.stochastic,
+        )
+        self.views = ["training"] * len(self.parameters)
+
+    def show(self, view: View, indices: Sequence[int] | None = None, *, anew: bool = False) -> None:
+        """Let the parameters `indices`, or all, hold another view of their masters.
+
+        Only what changes is written, unless `anew` says that the parameters do not hold what they should.
+        """
+        chosen = [i for i in (range(len(self.views)) if indices is None else indices) if anew or self.views[i] != view]
+        if not chosen:
+            return
+        if view == "masters":
+            torch._foreach_copy_([self._values[i] for i in chosen], [self.weights[i] for i in chosen])
+        elif anew or self.stochastic or any(self.views[i] == "masters" for i in chosen):
+            self._round(chosen, [self._values[i] for i in chosen], stochastic=self.stochastic and view == "training")
+        for i in chosen:
+            self.views[i] = view
+
+    def accept(self, index: int) -> None:
+        """Make values that someone wrote into a parameter its master, unless they are a view of the master."""
+        value, weight = self._values[index], self.weights[index]
+        if not any(torch.equal(value, view) for view in self._all_views(index)):
+            weight.copy_(value)
+        self.show(self.views[index], [index], anew=True)
+
+    def load(
+        self,
+        index: int,
+        weights: Mapping[str, Tensor],
+        sums: Mapping[str, Tensor],
+        windows: Mapping[str, Sequence[Tensor]],
+    ) -> None:
+        """Take over a parameter's master, running sum and window by its name; the parameter follows with `store`."""
+        name, total = self.names[index], self.sums[index]
+        self.weights[index].copy_(weights[name])
+        if total is not None:
+            total.copy_(sums[name])
+        self.windows[index] = [gradient.to(self.device, copy=True) for gradient in windows.get(name, ())]
+
+    def _all_views(self, index: int) -> Iterator[Tensor]:
+        yield self.weights[index]
+        for stochastic in {False, self.stochastic}:
+            output = torch.empty_like(self.weights[index])
+            self._round([index], [output], stochastic=stochastic)
+            yield output
+
+    def _round(self, indices: Sequence[int], outputs: Sequence[Tensor], *, stochastic: bool) -> None:
+        at = np.asarray(indices)
+        self._kernels().quantize_(
+            [self.weights[i] for i in indices],
+            outputs,
+            self._grids[at],
+            self._keys[at],
+            self._offsets[at],
+            stochastic=stochastic,
+        )
+
+    def _kernels(self) -> Kernels:
+        return rounding.backend(self.device)

@@ -1,0 +1,48 @@
+"""L1, L2 and word-length × sparsity: what they add to the loss and to the gradient (AdaPT, section 3.4).
+
+The paper trains on L + α‖W‖₁ + β/2·‖W‖₂² + P. L1 and L2 act as gradient terms, α·sign(W) + β·W, added after
+the gradient is normalised. P is piecewise constant, its gradient is zero: it moves the reported loss and the
+strategy only, unless `l1_by_word_length` lets word length steer L1.
+"""
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+LONGEST_WORD = 32
+
+
+def elastic_net(l1_norms: ArrayLike, squared_norms: ArrayLike, l1: ArrayLike, l2: float) -> float:
+    """Σ_l α_l·‖W_l‖₁ + β/2·‖W_l‖₂².
+
+    Args:
+        l1_norms: ‖W‖₁ of each layer, [layers].
+        squared_norms: ‖W‖₂² of each layer, [layers].
+        l1: α, one number or one for each layer.
+        l2: β.
+    """
+    return float(np.sum(np.multiply(l1, l1_norms)) + l2 / 2 * np.sum(squared_norms))
+
+
+def elastic_net_gradient(weights: Tensor, l1: float, l2: float) -> Tensor:
+    """α·sign(W) + β·W, in the shape of `weights`: the gradient of `elastic_net` for one layer."""
+    return l1 * torch.sign(weights) + l2 * weights
+
+
+def word_length_sparsity(word_length: ArrayLike, nonzero: ArrayLike) -> float:
+    """P, the mean over layers of WL/32·sp.
+
+    Args:
+        word_length: WL in bits, [layers].
+        nonzero: sp, share of non-zero elements of Ŵ, 0 to 1, [layers].
+    """
+    return float(np.mean(np.multiply(word_length, nonzero)) / LONGEST_WORD)
+
+
+def l1_by_word_length(l1: float, word_length: ArrayLike) -> NDArray[np.float64]:
+    """α·WL/32 for each layer: the longer a layer's word, the harder it is pulled to zero, [layers].
+
+    This is the variant of P that has a gradient and so really acts on the weights.
+    """
+    return l1 * np.asarray(word_length, np.float64) / LONGEST_WORD

@@ -1,0 +1,64 @@
+"""Figures of the steps that no policy has looked at yet, kept on the device until one must."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+class Figures(NamedTuple):
+    """What the fused pass measured, float64 arrays [steps, layers] unless said otherwise.
+
+    `squared` is ‖G‖₂² (NaN where there was no gradient), `squared_sums` is ‖ΣG‖₂² with this gradient in it, `l1_norms`
+    and `squared_weights` are ‖W‖₁ and ‖W‖₂² of the master weights, `nonzeros` counts the non-zero elements of the Ŵ
+    that the step's forward pass saw, `losses` is the step's loss without penalties, [steps], NaN when not shown.
+    """
+
+    squared: NDArray[np.float64]
+    squared_sums: NDArray[np.float64]
+    l1_norms: NDArray[np.float64]
+    squared_weights: NDArray[np.float64]
+    nonzeros: NDArray[np.float64]
+    losses: NDArray[np.float64]
+
+
+class Pending:
+    """One buffer on the device with a row for each step, so that all of it comes to the host in one transfer."""
+
+    def __init__(self, layers: int, capacity: int, device: torch.device) -> None:
+        self._layers = layers
+        self._buffer = torch.full((capacity, 5 * layers + 1), float("nan"), dtype=torch.float64, device=device)
+        self._rows = 0
+
+    def __len__(self) -> int:
+        return self._rows
+
+    @property
+    def full(self) -> bool:
+        """Whether there is no room for another step."""
+        return self._rows == len(self._buffer)
+
+    def add(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Open the next step's row: views for ‖G‖² [layers], statistics [layers, 3], non-zeros [layers], loss []."""
+        row = self._buffer[self._rows]
+        self._rows += 1
+        n = self._layers
+        return row[:n], row[n : 4 * n].view(n, 3), row[4 * n : 5 * n], row[5 * n]
+
+    def take(self) -> Figures:
+        """Bring all rows to the host in one transfer and forget them."""
+        rows = self._buffer[: self._rows].cpu().numpy().copy()
+        self._buffer[: self._rows] = float("nan")
+        self._rows = 0
+        n = self._layers
+        statistics = rows[:, n : 4 * n].reshape(-1, n, 3)
+        return Figures(
+            squared=rows[:, :n],
+            squared_sums=statistics[..., 0],
+            l1_norms=statistics[..., 1],
+            squared_weights=statistics[..., 2],
+            nonzeros=rows[:, 4 * n : 5 * n],
+            losses=rows[:, -1],
+        )

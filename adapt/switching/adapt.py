@@ -1,0 +1,208 @@
+"""AdaPT (Kummer et al. 2021): push down by information loss, push up by gradient diversity, per layer."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from adapt.precision import Precision
+from adapt.switching.diversity import diversity
+from adapt.switching.policy import Observation, State
+from adapt.switching.pushdown import lowest_precision
+from adapt.switching.pushup import push_up, push_up_by_diversity
+from adapt.switching.tempo import next_lookback, next_resolution, next_strategy
+
+EIGHT_BITS = Precision(8, 4)
+PushUp = Literal["suggestion", "diversity"]
+
+
+@dataclass(frozen=True)
+class AdaPTState(State):
+    """What AdaPT remembers: Q of algorithm 1, without the gradients.
+
+    Attributes:
+        lookback: lb of each layer, kept as a float, [layers].
+        resolution: r of each layer, [layers].
+        sum_of_norms: Σ‖G‖ of each layer's window, [layers].
+        diversity: Δs of each layer after its latest gradient, [layers].
+        divergence: bits that each layer's latest push-down gave up; NaN before the first, [layers].
+        strategy: "min", "mean" or "max"; one for the whole network.
+        losses: the latest losses, oldest first, as many as the longest lookback can ask for.
+    """
+
+    lookback: NDArray[np.float64]
+    resolution: NDArray[np.int64]
+    sum_of_norms: NDArray[np.float64]
+    diversity: NDArray[np.float64]
+    divergence: NDArray[np.float64]
+    strategy: str
+    losses: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class AdaPT:
+    """The paper's policy: algorithm 2 and its hyperparameters, with the paper's values as defaults.
+
+    Args:
+        initial: format of every layer before its first switch.
+        buffer_bits: word-length bits above the fraction that every switch grants, 0 to 30. The paper takes 4,
+            and 8 for residual networks and CIFAR-100.
+        resolution: lower and upper bound of the histogram bins r that push-down compares.
+        lookback: lower and upper bound of the gradients lb in a layer's window.
+        lookback_momentum: γ, weight of the new lookback against the old one, 0 to 1.
+        kl_tolerance: ε, bits of divergence that push-down may give up; 0 asks for equal histograms.
+        normalize_gradients: divide each layer's gradient by its norm before the update.
+        quantize_gradients: quantise each layer's gradient stochastically in the layer's format, before anything
+            else looks at it.
+        push_up: "suggestion" (equation 4) or "diversity" (algorithm 4, which keeps every gradient of the window).
+
+    Raises:
+        TypeError, ValueError: a hyperparameter is no sensible one.
+    """
+
+    initial: Precision = EIGHT_BITS
+    buffer_bits: int = 4
+    resolution: tuple[int, int] = (50, 150)
+    lookback: tuple[int, int] = (25, 100)
+    lookback_momentum: float = 0.33
+    kl_tolerance: float = 0.01
+    normalize_gradients: bool = True
+    quantize_gradients: bool = False
+    push_up: PushUp = "suggestion"
+
+    sums_gradients = True
+    uses_loss = True
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.initial, Precision):
+            raise TypeError(f"initial must be an adapt.Precision, got {self.initial!r}")
+        if not isinstance(self.buffer_bits, int) or not 0 <= self.buffer_bits <= 30:
+            raise ValueError(f"buffer_bits must be a whole number from 0 to 30, got {self.buffer_bits!r}")
+        for name in ("resolution", "lookback"):
+            bounds = getattr(self, name)
+            if len(bounds) != 2 or not all(isinstance(bound, int) for bound in bounds):
+                raise TypeError(f"{name} must be two whole numbers (lower, upper), got {bounds!r}")
+            if not 1 <= bounds[0] <= bounds[1]:
+                raise ValueError(f"{name} must be bounds (lower, upper) with 1 ≤ lower ≤ upper, got {bounds!r}")
+        if not 0 <= self.lookback_momentum <= 1:
+            raise ValueError(f"lookback_momentum must lie between 0 and 1, got {self.lookback_momentum!r}")
+        if not (math.isfinite(self.kl_tolerance) and self.kl_tolerance >= 0):
+            raise ValueError(f"kl_tolerance must be a finite number of bits ≥ 0, got {self.kl_tolerance!r}")
+        if self.push_up not in get_args(PushUp):
+            raise ValueError(f"push_up must be one of {get_args(PushUp)}, got {self.push_up!r}")
+
+    @property
+    def keeps_gradients(self) -> bool:
+        """Algorithm 4 quantises the window's gradients anew for every candidate format."""
+        return self.push_up == "diversity"
+
+    def start(self, weights: Sequence[Tensor]) -> AdaPTState:
+        """Every layer in `initial`, the longest lookback, the coarsest resolution; strategy "min"."""
+        layers = len(weights)
+        return AdaPTState(
+            formats=(self.initial,) * layers,
+            gradients=np.zeros(layers, np.int64),
+            lookback=np.full(layers, float(self.lookback[1])),
+            resolution=np.full(layers, self.resolution[0], np.int64),
+            sum_of_norms=np.zeros(layers),
+            diversity=np.ones(layers),
+            divergence=np.full(layers, np.nan),
+            strategy="min",
+            losses=(),
+        )
+
+    def patience(self, state: AdaPTState) -> int:
+        """A window ends with its ⌈lb⌉-th gradient, and however diverse the gradients, lb falls no faster than
+        its average lets it: k steps on it is at least lb_lwr + (1 − γ)^k·(lb − lb_lwr)."""
+        lowest = self.lookback[0]
+        steps = 1
+        while True:
+            shortest = lowest + (1 - self.lookback_momentum) ** steps * (state.lookback - lowest)
+            # The bound and the average round differently; a billionth of a gradient covers that.
+            if np.any(state.gradients + steps >= np.ceil(shortest - 1e-9)):
+                return steps - 1
+            steps += 1
+
+    def advance(self, state: AdaPTState, observation: Observation) -> AdaPTState:
+        """Algorithm 2: adapt strategy, lookback and resolution, and switch the layers whose window is full."""
+        strategy, losses = self._strategy(state, observation.loss)
+        formats = list(state.formats)
+        gradients, lookback, resolution = state.gradients.copy(), state.lookback.copy(), state.resolution.copy()
+        sum_of_norms, diversities, divergences = (
+            state.sum_of_norms.copy(),
+            state.diversity.copy(),
+            state.divergence.copy(),
+        )
+        for layer in np.flatnonzero(observation.seen).tolist():
+            gradients[layer] += 1
+            sum_of_norms[layer] += observation.norms[layer]
+            delta = diversity(float(sum_of_norms[layer]), float(observation.norms_of_sums[layer]))
+            diversities[layer] = delta
+            # The first gradient of a window has Δs = 1 by definition, which says nothing.
+            if gradients[layer] > 1:
+                lookback[layer] = next_lookback(
+                    float(lookback[layer]), delta, bounds=self.lookback, momentum=self.lookback_momentum
+                )
+            resolution[layer] = next_resolution(
+                int(resolution[layer]),
+                float(lookback[layer]),
+                resolution_bounds=self.resolution,
+                lookback_bounds=self.lookback,
+            )
+            if gradients[layer] >= math.ceil(lookback[layer]):
+                if observation.sound[layer]:
+                    formats[layer], divergences[layer] = self._switch(
+                        observation.weights[layer],
+                        int(resolution[layer]),
+                        delta,
+                        strategy,
+                        formats[layer],
+                        observation.windows[layer] if self.keeps_gradients else (),
+                    )
+                gradients[layer], sum_of_norms[layer] = 0, 0.0
+        return AdaPTState(
+            formats=tuple(formats),
+            gradients=gradients,
+            lookback=lookback,
+            resolution=resolution,
+            sum_of_norms=sum_of_norms,
+            diversity=diversities,
+            divergence=divergences,
+            strategy=strategy,
+            losses=losses,
+        )
+
+    def _strategy(self, state: AdaPTState, loss: float | None) -> tuple[str, tuple[float, ...]]:
+        if loss is None or not math.isfinite(loss):
+            return state.strategy, state.losses
+        window = math.ceil(float(np.mean(state.lookback)))
+        strategy = next_strategy(state.strategy, loss, state.losses[-window:])
+        return strategy, (*state.losses, loss)[-self.lookback[1] :]
+
+    def _switch(
+        self,
+        weights: Tensor,
+        resolution: int,
+        delta: float,
+        strategy: str,
+        current: Precision | None,
+        window: Sequence[Tensor],
+    ) -> tuple[Precision, float]:
+        lowest, given_up = lowest_precision(weights, resolution=resolution, tolerance=self.kl_tolerance)
+        if self.push_up == "suggestion":
+            return push_up(lowest, delta, strategy, self.buffer_bits), given_up
+        assert current is not None  # AdaPT never leaves fixed point
+        return push_up_by_diversity(lowest, current, window, buffer_bits=self.buffer_bits), given_up
+
+    def record(self, state: AdaPTState) -> dict[str, NDArray[Any]]:
+        """The columns of algorithm 2."""
+        return {
+            "lookback": state.lookback,
+            "resolution": state.resolution,
+            "diversity": state.diversity,
+            "divergence": state.divergence,
+        }

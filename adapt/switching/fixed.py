@@ -1,0 +1,54 @@
+"""The policy that never switches: every layer in one format, or each in its own."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from adapt.precision import Precision
+from adapt.switching.policy import Observation, State
+
+FOREVER = 2**62
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """Train every layer in one format from the first step to the last.
+
+    Args:
+        precision: the format.
+        normalize_gradients: divide each layer's gradient by its norm before the update.
+        quantize_gradients: quantise each layer's gradient stochastically in `precision` too.
+    """
+
+    precision: Precision
+    normalize_gradients: bool = False
+    quantize_gradients: bool = False
+
+    sums_gradients = False
+    keeps_gradients = False
+    uses_loss = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.precision, Precision):
+            raise TypeError(f"precision must be an adapt.Precision, got {self.precision!r}")
+
+    def start(self, weights: Sequence[Tensor]) -> State:
+        """Answer the one state that there is."""
+        return State((self.precision,) * len(weights), np.zeros(len(weights), np.int64))
+
+    def patience(self, state: State) -> int:
+        """No step ever switches."""
+        return FOREVER
+
+    def advance(self, state: State, observation: Observation) -> State:
+        """Nothing changes."""
+        return state
+
+    def record(self, state: State) -> dict[str, NDArray[Any]]:
+        """There is no window, so nothing but the formats can be told."""
+        nothing = np.zeros(len(state.formats))
+        return {"lookback": nothing, "resolution": nothing, "diversity": nothing + 1.0, "divergence": nothing + np.nan}
