@@ -1,0 +1,79 @@
+"""The command `adapt`."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from adapt import __version__
+from adapt.trace import Trace
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and answer its exit code: 0 done, 1 it could not be done, 2 it was called wrongly.
+
+    Args:
+        arguments: what stands behind the command's name; `sys.argv` by default.
+    """
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        _report(options)
+    except (OSError, ValueError, ImportError) as error:
+        print(f"adapt {options.command}: {_one_line(error)}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def find_trace(run: Path) -> Path:
+    """The trace that a path means: the file itself, or the trace.npz or only npz file of a folder.
+
+    Raises:
+        ValueError: the folder has no trace, or several and none is called trace.npz.
+        FileNotFoundError: there is no such path.
+    """
+    if not run.is_dir():
+        return run
+    found = sorted(path for path in run.glob("*.npz") if path.is_file())
+    if not found:
+        raise ValueError(f"{run} has no trace: there is no .npz file in it; name the file or the folder that has one")
+    if run / "trace.npz" in found:
+        return run / "trace.npz"
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found[:5])
+        raise ValueError(f"{run} has {len(found)} .npz files ({names}): name the one that you mean")
+    return found[0]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="adapt", description="Look at training runs at adaptive precision.")
+    parser.add_argument("--version", action="version", version=f"adapt {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    report = commands.add_parser(
+        "report",
+        help="print what happened to every layer's precision",
+        description="Print a table of every layer's precision over a run, and what the run saved.",
+    )
+    report.add_argument("run", type=Path, metavar="RUN", help="a trace (.npz), or the folder that holds one")
+    report.add_argument("--pictures", type=Path, metavar="DIR", help="also draw PNG pictures into this folder")
+    return parser
+
+
+def _report(options: argparse.Namespace) -> None:
+    from adapt.report import save_pictures, table
+
+    path = find_trace(options.run)
+    trace = Trace.load(path)
+    try:
+        print(table(trace))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    if options.pictures is not None:
+        for picture in save_pictures(trace, options.pictures):
+            print(f"drawn: {picture}")
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split())

@@ -1,0 +1,152 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from adapt.cli import find_trace, main
+from adapt.report import save_pictures, table, totals
+from adapt.trace import Trace
+
+ROOT = Path(__file__).parents[1]
+
+
+def example() -> Trace:
+    """Three rows, two layers of 30 and 10 weights; word lengths rise in the first and fall in the second."""
+    trace = Trace(["conv.weight", "fc.weight"], [3000, 1000])
+    trace.append(
+        [1, 2, 3],
+        word_length=[[8, 8], [8, 6], [16, 4]],
+        fraction_length=[[4, 4], [4, 5], [13, 5]],
+        nonzero=[[1.0, 1.0], [0.5, 1.0], [0.5, 0.25]],
+    )
+    return trace
+
+
+class TestTable:
+    def test_a_line_holds_start_mean_final_and_switches(self):
+        lines = [line.split() for line in table(example()).splitlines()]
+        assert ["conv.weight", "3,000", "8", "10.7", "16", "4", "7.0", "13", "100.0%", "66.7%", "50.0%", "1"] in lines
+        assert ["fc.weight", "1,000", "8", "6.0", "4", "4", "4.7", "5", "100.0%", "75.0%", "25.0%", "2"] in lines
+
+    def test_columns_stand_below_each_other(self):
+        trace = example()
+        trace.add_layers(["a.much.longer.name.weight", "b"], [123_456_789, 1])
+        trace.append(9, word_length=[2, 32, 9, 10], fraction_length=[-100, 100, 0, 0], nonzero=[0, 1, 0.5, 0.01])
+        lines = table(trace).splitlines()
+        end = lines.index("")
+        body = lines[3:end]
+        assert len({len(line) for line in body}) == 1
+        assert lines[2] == "-" * len(body[0])
+        for head in ("start", "mean", "final"):
+            ends = [place + len(head) for place in range(len(lines[1])) if lines[1].startswith(head, place)]
+            assert len(ends) == 3
+            for line in body:
+                assert all(line[place - 1] != " " and line[place : place + 1] == " " for place in ends)
+        assert lines[0].endswith("switches")
+        assert lines[1].index("start") == lines[0].index("word length")
+
+    def test_totals_are_weighted_by_size(self):
+        figures = totals(example())
+        assert figures["run_mean_word_length"] == pytest.approx((8 + 7.5 + 13) / 3)
+        assert figures["mean_word_length"] == 13
+        assert figures["run_nonzero"] == pytest.approx((1 + 0.625 + 0.4375) / 3)
+        assert figures["nonzero"] == pytest.approx(0.4375)
+        assert figures["size_ratio"] == pytest.approx((3 * 16 * 0.5 + 4 * 0.25) / (4 * 32))
+        saved = [(3 * 8 + 8) / 4, (3 * 4 + 6) / 4, (3 * 8 + 1) / 4]
+        assert figures["memory_ratio"] == pytest.approx(np.mean([(bits + 32) / 32 for bits in saved]))
+        text = table(example())
+        assert "word length   9.5 bits on average, 13.0 at the end" in text
+        assert f"size ratio    {25 / 128:.3f}" in text
+
+    @pytest.mark.parametrize("function", [table, totals, lambda trace: save_pictures(trace, "nowhere")])
+    def test_a_trace_without_rows_is_refused(self, function):
+        with pytest.raises(ValueError, match="no rows"):
+            function(Trace(["a"], [1]))
+        assert not Path("nowhere").exists()
+
+
+class TestCommand:
+    @pytest.fixture
+    def run(self, tmp_path) -> Path:
+        example().save(tmp_path / "trace.npz")
+        return tmp_path
+
+    @pytest.mark.parametrize("name", ["", "trace.npz"])
+    def test_prints_the_table_of_a_file_or_a_folder(self, run, name, capsys):
+        assert main(["report", str(run / name)]) == 0
+        output = capsys.readouterr()
+        assert output.out == table(example()) + "\n"
+        assert output.err == ""
+
+    def test_draws_pictures(self, run, capsys):
+        pytest.importorskip("matplotlib")
+        folder = run / "new" / "pictures"
+        assert main(["report", str(run), "--pictures", str(folder)]) == 0
+        names = sorted(path.name for path in folder.iterdir())
+        assert names == ["timeline.png", "word_length_heatmap.png"]
+        assert all((folder / name).read_bytes().startswith(b"\x89PNG") for name in names)
+        assert str(folder / "timeline.png") in capsys.readouterr().out
+
+    def fails(self, capsys, *arguments: str | Path) -> str:
+        assert main(["report", *map(str, arguments)]) == 1
+        output = capsys.readouterr()
+        assert output.out == ""
+        assert output.err.startswith("adapt report: ")
+        assert output.err.count("\n") == 1
+        return output.err
+
+    def test_a_missing_file(self, tmp_path, capsys):
+        assert "none.npz: No such file" in self.fails(capsys, tmp_path / "none.npz")
+
+    def test_a_folder_without_a_trace(self, tmp_path, capsys):
+        assert "there is no .npz file in it" in self.fails(capsys, tmp_path)
+
+    def test_a_folder_with_several(self, run, capsys):
+        example().save(run / "other.npz")
+        assert find_trace(run) == run / "trace.npz"
+        (run / "trace.npz").rename(run / "third.npz")
+        assert "2 .npz files (other.npz, third.npz): name the one" in self.fails(capsys, run)
+
+    def test_the_only_file_may_have_any_name(self, run):
+        (run / "trace.npz").rename(run / "seed-3.npz")
+        assert find_trace(run) == run / "seed-3.npz"
+
+    def test_a_broken_file(self, run, capsys):
+        (run / "trace.npz").write_bytes((run / "trace.npz").read_bytes()[:-50])
+        assert "trace.npz is not a readable trace" in self.fails(capsys, run)
+
+    def test_an_empty_trace(self, run, capsys):
+        Trace(["a"], [1]).save(run / "trace.npz")
+        assert "trace.npz: the trace has no rows" in self.fails(capsys, run)
+
+    def test_pictures_into_a_file(self, run, capsys):
+        pytest.importorskip("matplotlib")
+        assert main(["report", str(run), "--pictures", str(run / "trace.npz")]) == 1
+        assert "trace.npz: File exists" in capsys.readouterr().err
+
+    @pytest.mark.parametrize("arguments", [[], ["report"], ["draw", "x"], ["report", "x", "--nonsense"]])
+    def test_wrong_use(self, arguments, capsys):
+        with pytest.raises(SystemExit) as stop:
+            main(arguments)
+        assert stop.value.code == 2
+        assert "usage: adapt" in capsys.readouterr().err
+
+    @pytest.mark.parametrize("exists", [True, False])
+    def test_as_a_module(self, run, exists):
+        command = [sys.executable, "-m", "adapt", "report", str(run if exists else run / "none")]
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUTF8": "1"}
+        result = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", env=environment, check=False)
+        assert result.returncode == (0 if exists else 1)
+        assert result.stdout == (table(example()) + "\n" if exists else "")
+
+    def test_the_table_needs_no_pictures(self, run):
+        code = f"""
+import sys
+from adapt.cli import main
+assert main(["report", {str(run)!r}]) == 0
+assert not {{"matplotlib", "tensorboard", "lightning"}} & set(sys.modules)
+"""
+        subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
