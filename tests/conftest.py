@@ -1,0 +1,5 @@
+from hypothesis import settings
+
+# The first example of a property pays for imports and compilation, and the machines that run this are shared.
+settings.register_profile("adapt", deadline=None)
+settings.load_profile("adapt")

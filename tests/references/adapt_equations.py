@@ -1,0 +1,157 @@
+"""AdaPT's equations word by word, one weight and one bin at a time: what the fast versions must agree with."""
+
+import math
+from fractions import Fraction
+
+import numpy as np
+
+
+def nearest(weight, word_length, fraction_length):
+    """Round half to even and saturate, in exact arithmetic; the top of the range is cut to what float32 holds."""
+    top = 2 ** (word_length - 1) - 1
+    while int(np.float32(top)) != top:
+        top -= 1
+    bottom = -(2 ** (word_length - 1))
+    steps = min(max(round(Fraction(float(weight)) * Fraction(2) ** fraction_length), bottom), top)
+    return Fraction(steps) / Fraction(2) ** fraction_length
+
+
+def histogram(values, low, high, resolution):
+    """Counts per bin: bin i holds e_i ≤ value < e_(i+1), the first and last also what lies outside."""
+    edges = [low + i * ((high - low) / resolution) for i in range(resolution + 1)]
+    counts = np.zeros(resolution)
+    for value in values:
+        bin_ = 0
+        for i in range(1, resolution):
+            if Fraction(edges[i]) <= value:
+                bin_ = i
+        counts[bin_] += 1
+    return counts
+
+
+def divergence(weights, quantized, resolution):
+    """Eq. 1 and 2, with one pseudo-observation spread over the bins."""
+    weights = [Fraction(float(w)) for w in np.ravel(weights)]
+    quantized = [Fraction(float(q)) for q in np.ravel(quantized)]
+    if not weights or min(weights) == max(weights):
+        return 0.0
+    low, high = float(min(weights)), float(max(weights))
+    q = histogram(weights, low, high, resolution)
+    p = histogram(quantized, low, high, resolution)
+    total = 0.0
+    for i in range(resolution):
+        p_i = (p[i] + 1 / resolution) / (len(weights) + 1)
+        q_i = (q[i] + 1 / resolution) / (len(weights) + 1)
+        total += p_i * math.log2(p_i / q_i)
+    return total
+
+
+def word_length(largest, fraction_length):
+    """FL + IL with the fewest integer bits that hold `largest`, saturating by at most half a step."""
+    largest, step = Fraction(largest), Fraction(2) ** -fraction_length
+    length = 0
+    while largest > Fraction(2) ** (length - 1) * step - step / 2:
+        length += 1
+    return length
+
+
+def push_down(weights, resolution, tolerance):
+    """Alg. 3: bisect FL between the coarsest that sees the largest weight and the finest of 32 bits."""
+    weights = np.ravel(weights)
+    largest = float(np.abs(weights).max()) if weights.size else 0.0
+    if largest == 0:
+        return 2, 0
+    lengths = {fl: word_length(largest, fl) for fl in range(-126, 127)}
+    fitting = [fl for fl, wl in lengths.items() if 2 <= wl <= 32] or [126]
+    # The last fraction length known to fail, and the first taken to pass.
+    failing, passing = fitting[0] - 1, fitting[-1]
+    if weights.min() == weights.max():
+        passing = fitting[0]
+    while passing - failing > 1:
+        middle = (failing + passing) // 2
+        quantized = [nearest(w, lengths[middle], middle) for w in weights]
+        if divergence(weights, quantized, resolution) <= tolerance:
+            passing = middle
+        else:
+            failing = middle
+    return max(lengths[passing], 2), passing
+
+
+def diversity(gradients):
+    """Eq. 3 from the stored gradients."""
+    sum_of_norms = sum(math.sqrt(sum(float(g) ** 2 for g in np.ravel(gradient))) for gradient in gradients)
+    total = np.sum([np.ravel(gradient).astype(np.float64) for gradient in gradients], axis=0)
+    norm_of_sum = math.sqrt(sum(float(g) ** 2 for g in total))
+    if norm_of_sum == 0 or not math.isfinite(sum_of_norms) or not math.isfinite(norm_of_sum):
+        return math.inf
+    return sum_of_norms / norm_of_sum
+
+
+def log_diversity(diversity):
+    """Eq. 3, second line."""
+    if 0 < diversity < math.inf:
+        return math.log(diversity)
+    return 1
+
+
+def suggest(diversity, fraction_length, strategy):
+    """Eq. 4."""
+    log = log_diversity(diversity)
+    if not log > 0:
+        return 1
+    x = log - 1
+    s1 = min(max(math.ceil(1 / x), 1), 32) if x > 0 else 1
+    s2 = max(min(math.ceil(32 * log**2 - 1), 32) - fraction_length, 1)
+    return {"min": min(s1, s2), "mean": math.ceil((s1 + s2) / 2), "max": max(s1, s2)}[strategy]
+
+
+def push_up(lowest_word_length, lowest_fraction_length, diversity, strategy, buffer_bits):
+    """The new format, buffer bits included."""
+    s = suggest(diversity, lowest_fraction_length, strategy)
+    fraction_length = min(lowest_fraction_length + s, 32 - buffer_bits)
+    return max(min(fraction_length + buffer_bits, 32), lowest_word_length), fraction_length
+
+
+def push_up_by_diversity(lowest, current, gradients, buffer_bits):
+    """Alg. 4 with formats (WL, FL), on gradients rounded to nearest; a window of zeros has no diversity."""
+
+    def diversity_at(word_length, fraction_length):
+        quantized = [
+            np.array([float(nearest(g, word_length, fraction_length)) for g in np.ravel(gradient)])
+            for gradient in gradients
+        ]
+        return diversity(quantized) if any(q.any() for q in quantized) else 0
+
+    word_length, fraction_length = lowest
+    while word_length < 32 and diversity_at(word_length, fraction_length) < diversity_at(*current):
+        word_length, fraction_length = word_length + 1, fraction_length + 1
+    fraction_length = min(fraction_length, 32 - buffer_bits)
+    return max(min(fraction_length + buffer_bits, 32), word_length), fraction_length
+
+
+def next_lookback(lookback, diversity, bounds, momentum):
+    """3.3: the moving average, without the printed ceiling."""
+    lower, upper = bounds
+    new = min(max(math.ceil(upper / diversity), lower), upper) if 0 < diversity < math.inf else upper
+    return momentum * new + (1 - momentum) * lookback
+
+
+def next_resolution(resolution, lookback, resolution_bounds, lookback_bounds):
+    """Eq. 5."""
+    if math.ceil(lookback) >= lookback_bounds[1]:
+        new = resolution + 1
+    elif math.ceil(lookback) <= lookback_bounds[0]:
+        new = resolution - 1
+    else:
+        new = resolution
+    return min(max(new, resolution_bounds[0]), resolution_bounds[1])
+
+
+def next_strategy(strategy, loss, previous_losses):
+    """3.3: bolder where the loss did not fall below its average."""
+    if not previous_losses:
+        return strategy
+    average = sum(previous_losses) / len(previous_losses)
+    if abs(average) <= abs(loss):
+        return {"min": "mean", "mean": "max", "max": "max"}[strategy]
+    return "min"
