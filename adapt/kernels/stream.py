@@ -13,6 +13,7 @@ i is the offset of the tensor in its layer plus the position in memory (modulo 2
 """
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -32,50 +33,64 @@ def is_dense(tensor: Tensor) -> bool:
     if tensor.is_contiguous():
         return True
     expected = 1
-    for stride, size in sorted((s, n) for s, n in zip(tensor.stride(), tensor.shape, strict=True) if n != 1):
+    for stride, size in sorted(_strides_that_count(tensor)):
         if stride != expected:
             return False
         expected *= size
     return True
 
 
-def require_layout(dtype: torch.dtype | None, /, **lists: Sequence[Tensor | None]) -> None:
+def _strides_that_count(tensor: Tensor) -> list[tuple[int, int]]:
+    """(stride, size) of the dimensions longer than 1; the strides of the others are arbitrary."""
+    return [(stride, size) for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if size != 1]
+
+
+def require_layout(dtype: torch.dtype | None, /, **lists: Sequence[Tensor | None]) -> tuple[int, ...]:
     """Check that lists of tensors can be walked side by side, in memory order.
 
     Args:
         dtype: the element type that all must have; None asks only that they agree.
-        lists: by argument name; None entries stand for tensors that are not there. The first list has none.
+        lists: by argument name. The first list is complete; in the others None stands for a tensor that is not there.
+
+    Returns:
+        The number of elements of each tensor in the first list.
 
     Raises:
         ValueError: lists of different length, a tensor with holes, or two that differ in size, strides or device.
         TypeError: an element type that the kernels do not take.
     """
-    (first_name, first), *others = lists.items()
-    devices = {t.device for t in first if t is not None}
-    dtypes = {t.dtype for t in first if t is not None}
-    strides = [t.stride() for t in first if t is not None]
-    shapes = [t.shape for t in first if t is not None]
-    for index, tensor in enumerate(first):
-        if tensor is not None and not is_dense(tensor):
-            raise ValueError(
-                f"{first_name}[{index}] has strides {tensor.stride()} for shape {tuple(tensor.shape)}: "
-                "the kernels need dense tensors, pass a contiguous copy"
-            )
-    for name, tensors in others:
+    (name, reference), *others = lists.items()
+    first = cast(Sequence[Tensor], reference)
+    sizes, strides = tuple(map(Tensor.numel, first)), list(map(Tensor.stride, first))
+    if not all(map(Tensor.is_contiguous, first)):
+        for index, leader in enumerate(first):
+            if not is_dense(leader):
+                raise ValueError(f"{name}[{index}] is not dense ({_layout(leader)}): pass a contiguous copy")
+    present = list(first)
+    for other_name, tensors in others:
         if len(tensors) != len(first):
-            raise ValueError(f"{name} has {len(tensors)} tensors and {first_name} has {len(first)}: pass one for each")
-        for index, tensor in enumerate(tensors):
-            if tensor is None:
-                continue
-            if tensor.stride() != strides[index] or tensor.shape != shapes[index]:
+            raise ValueError(f"{other_name} has {len(tensors)} tensors and {name} has {len(first)}: pass one for each")
+        there = [tensor for tensor in tensors if tensor is not None]
+        present += there
+        # Beside a dense tensor the same number of elements and the same strides leave only its own shape. Comparing
+        # whole lists settles the usual case at a quarter of the loop's cost.
+        if tuple(map(Tensor.numel, there)) == sizes and list(map(Tensor.stride, there)) == strides:
+            continue
+        for index, (tensor, leader) in enumerate(zip(tensors, first, strict=True)):
+            if tensor is not None and (
+                tensor.numel() != sizes[index] or _strides_that_count(tensor) != _strides_that_count(leader)
+            ):
                 raise ValueError(
-                    f"{name}[{index}] has shape {tuple(tensor.shape)} and strides {tensor.stride()}, but "
-                    f"{first_name}[{index}] has {tuple(shapes[index])} and {strides[index]}: lay both out alike"
+                    f"{other_name}[{index}] ({_layout(tensor)}) does not match {name}[{index}] ({_layout(leader)}): "
+                    "lay both out alike in memory"
                 )
-            devices.add(tensor.device)
-            dtypes.add(tensor.dtype)
+    devices, dtypes = {t.device for t in present}, {t.dtype for t in present}
     if len(devices) > 1:
         raise ValueError(f"tensors lie on {sorted(map(str, devices))}: one call takes tensors of one device")
     if len(dtypes) > 1 or (dtype is not None and dtypes - {dtype}):
-        wanted = f"{dtype}" if dtype is not None else "one floating point type"
-        raise TypeError(f"tensors hold {sorted(map(str, dtypes))}: this back end takes {wanted}")
+        raise TypeError(f"tensors hold {sorted(map(str, dtypes))}: this back end takes {dtype or 'one type at a time'}")
+    return sizes
+
+
+def _layout(tensor: Tensor) -> str:
+    return f"shape {tuple(tensor.shape)}, strides {tensor.stride()}"
