@@ -2,6 +2,7 @@
 
 from adapt import perfmodel, switching
 from adapt.controller import Controller, attach
+from adapt.initialization import tnvs_
 from adapt.optim import ASGD
 from adapt.precision import Precision
 from adapt.rounding import quantize
@@ -22,4 +23,5 @@ __all__ = [
     "perfmodel",
     "quantize",
     "switching",
+    "tnvs_",
 ]

@@ -1,0 +1,193 @@
+"""ops^l: how many multiply-adds each weight takes part in, for one sample."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from adapt.perfmodel.rehearsal import rehearse
+
+_aten = torch.ops.aten
+
+
+def operations(model: nn.Module, *example_inputs: Any, batch_size: int | None = None) -> dict[str, int]:
+    """AdaPT 4.1.2, ops^l: multiply-adds of one forward pass per sample, keyed by the weight's parameter name.
+
+    Every parameter of two or more dimensions has an entry, in the order of `model.named_parameters()`; the names
+    are those of the bare model, without what torch.compile or DistributedDataParallel put around it. Products with
+    padded zeros count. A weight used twice (tied, or in a module called twice) counts twice. Embeddings, weights that
+    only scale or shift, and weights that forward does not use cost 0; products of activations with each other
+    (attention scores) and element-wise work belong to no weight and are left out. Work on weights alone, such as a
+    low-rank product, is spread over the samples and rounded.
+
+    The model is not touched: a copy of its structure runs once in evaluation mode on the meta device, or, where
+    control flow needs values, a real copy does.
+
+    Args:
+        model: any module whose shapes are known.
+        example_inputs: positional arguments of its forward: tensors, or containers of them.
+        batch_size: samples in `example_inputs`; by default the first dimension of every input tensor. Say it where
+            the batch is another dimension.
+
+    Raises:
+        TypeError: `model` is no module, or a scripted one.
+        ValueError: no example input, input tensors that disagree on the batch, or a lazy module without shape.
+        RuntimeError: forward fails on the inputs.
+    """
+    samples = _samples(example_inputs) if batch_size is None else batch_size
+    if samples < 1:
+        raise ValueError(f"batch_size must be at least 1 sample, got {samples}")
+    counter = rehearse(model, example_inputs, _MultiplyAdds)
+    return {name: round(count / samples) for name, count in counter.counts.items()}
+
+
+def _samples(example_inputs: tuple[Any, ...]) -> int:
+    if not example_inputs:
+        raise ValueError("example_inputs is empty: give one batch as forward takes it, operations(model, batch)")
+    sizes = sorted(set(_batch_sizes(example_inputs)))
+    if not sizes:
+        raise ValueError("example_inputs hold no tensor with a batch dimension: say batch_size=")
+    if len(sizes) > 1:
+        raise ValueError(f"example_inputs disagree on the batch, their first dimensions are {sizes}: say batch_size=")
+    return sizes[0]
+
+
+def _batch_sizes(value: Any) -> Iterator[int]:
+    if isinstance(value, PackedSequence):
+        yield int(value.batch_sizes[0])
+    elif isinstance(value, Tensor):
+        yield from value.shape[:1]
+    elif isinstance(value, dict):
+        yield from _batch_sizes(tuple(value.values()))
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _batch_sizes(item)
+
+
+class _Origin(NamedTuple):
+    """What a tensor was computed from."""
+
+    weight: str | None
+    """The weight, if no input takes part; None for activations."""
+    product: bool = False
+    """Whether a matrix product of weights is behind it."""
+
+
+class _MultiplyAdds(TorchDispatchMode):
+    """Count the products of weights with activations by what every tensor comes from.
+
+    A tensor computed from weights alone (a transpose, a slice, a pruned or normalised weight) still is that weight.
+    Whatever depends on an input is an activation. Anything else, such as a mask, is neither and has no origin.
+    """
+
+    def __init__(self, model: nn.Module, inputs: tuple[Any, ...]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        # Imported late: it imports triton where that is installed.
+        from torch.utils.flop_counter import flop_registry
+
+        self._formulas: dict[Any, Callable[..., int]] = {**flop_registry, **_FORMULAS}
+        self._origins = WeakTensorKeyDictionary()
+        self._recurrent = 0
+        self.counts: dict[str, int] = {}
+        for name, parameter in model.named_parameters():
+            if parameter.ndim >= 2:
+                name = name.removeprefix("module.")
+                self.counts[name] = 0
+                self._origins[parameter] = _Origin(name)
+        for tensor in _tensors(inputs):
+            self._origins[tensor] = _Origin(None)
+        for module in model.modules():
+            if isinstance(module, nn.RNNBase):
+                module.register_forward_pre_hook(self._enter_recurrent, with_kwargs=True)
+                module.register_forward_hook(self._leave_recurrent)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if self._recurrent:
+            return func(*args, **kwargs)
+        operation = func.overloadpacket
+        formula = self._formulas.get(operation)
+        if formula is None and func is not torch.ops.prim.device.default:
+            with self:
+                parts = func.decompose(*args, **kwargs)
+            if parts is not NotImplemented:
+                return parts
+        result = func(*args, **kwargs)
+        operands = [(tensor, self._origins[tensor]) for tensor in _tensors((args, kwargs)) if tensor in self._origins]
+        if formula is not None:
+            weight = _multiplied(operation, [origin for _, origin in operands])
+            if weight is not None:
+                self.counts[weight] += formula(*args, **kwargs, out_val=result) // 2
+        origin = _combined(operands, product=formula is not None)
+        if origin is not None:
+            for tensor in _tensors(result):
+                self._origins[tensor] = origin
+        return result
+
+    def _enter_recurrent(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Count a whole LSTM, GRU or RNN here, because its kernels differ by device and have no formulas.
+
+        Every matrix meets each token of the sequence once.
+        """
+        self._recurrent += 1
+        sequence = args[0] if args else kwargs["input"]
+        tokens = sequence.data.shape[:1] if isinstance(sequence, PackedSequence) else sequence.shape[:-1]
+        for weight in module.parameters():
+            if weight in self._origins:
+                self.counts[self._origins[weight].weight] += weight.numel() * tokens.numel()
+
+    def _leave_recurrent(self, module: nn.Module, args: Any, result: Any) -> None:
+        self._recurrent -= 1
+        for tensor in _tensors(result):
+            self._origins[tensor] = _Origin(None)
+
+
+def _multiplied(operation: Any, origins: list[_Origin]) -> str | None:
+    """The weight in a product: the last one, because learned inputs (queries) stand before the weight they meet."""
+    if "attention" in str(operation):
+        return None
+    # Queries computed from learned inputs are made of weights alone too, but their scores belong to no weight.
+    batched = operation in (_aten.bmm, _aten.baddbmm)
+    weights = [origin.weight for origin in origins if origin.weight is not None and not (batched and origin.product)]
+    return weights[-1] if weights else None
+
+
+def _combined(operands: list[tuple[Tensor, _Origin]], *, product: bool) -> _Origin | None:
+    """The origin of what is computed from these: an activation if one of them is, else the largest weight."""
+    if not operands:
+        return None
+    if any(origin.weight is None for _, origin in operands):
+        return _Origin(None)
+    _, largest = max(operands, key=lambda operand: operand[0].numel())
+    return _Origin(largest.weight, product or any(origin.product for _, origin in operands))
+
+
+def _tensors(tree: Any) -> Iterator[Tensor]:
+    for leaf in tree_leaves(tree):
+        if isinstance(leaf, Tensor):
+            yield leaf
+        elif isinstance(leaf, PackedSequence):
+            yield leaf.data
+
+
+def _matrix_by_vector(*args: Any, out_val: Tensor, **kwargs: Any) -> int:
+    return 2 * max(tensor.numel() for tensor in args if isinstance(tensor, Tensor))
+
+
+def _bilinear(first: Tensor, weight: Tensor, second: Tensor, *args: Any, out_val: Tensor) -> int:
+    return 2 * first.shape[0] * weight.numel()
+
+
+_FORMULAS: dict[Any, Callable[..., int]] = {
+    _aten.mv: _matrix_by_vector,
+    _aten.addmv: _matrix_by_vector,
+    _aten._trilinear: _bilinear,
+}
+"""Floating-point operations (two per multiply-add) of products that torch's registry leaves out."""

@@ -1,0 +1,60 @@
+"""What a quantised network costs beside the same network in float32: inference speedup, size and memory."""
+
+import math
+
+from numpy.typing import ArrayLike
+
+from adapt.perfmodel.arrays import FLOAT32_BITS, Operations, as_operations, as_rows, as_weights
+
+
+def inference_speedup(operations: Operations, word_length: ArrayLike, nonzero: ArrayLike) -> float:
+    """AdaPT table 6, SU: Σ ops·32 / Σ ops·sp·WL at the last row; above 1 is faster, ∞ where nothing is left.
+
+    It supposes hardware on which a bit less is work less and a zero costs nothing; `HardwareProfile` does not.
+
+    Args:
+        operations: ops, multiply-adds per sample [layers].
+        word_length: WL, bits, [rows, layers] or one row.
+        nonzero: sp, share of weights that are not zero, 0 to 1, as `word_length`.
+
+    Raises:
+        ValueError: a number out of its range, or shapes that do not fit.
+    """
+    counts = as_operations(operations)
+    lengths, shares = as_rows(word_length, nonzero, len(counts))
+    cost = float((shares[-1] * lengths[-1]) @ counts)
+    return FLOAT32_BITS * float(counts.sum()) / cost if cost else math.inf
+
+
+def size_ratio(word_length: ArrayLike, nonzero: ArrayLike, numel: ArrayLike | None = None) -> float:
+    """AdaPT 4.1.2, SZ: Σ sp·WL / Σ 32 at the last row, ours over float32 as the tables print it; below 1 is smaller.
+
+    Args:
+        word_length: WL, bits, [rows, layers] or one row.
+        nonzero: sp, share of weights that are not zero, 0 to 1, as `word_length`.
+        numel: weights of each layer [layers], by which the layers count: the physical figure. Without it all
+            layers count alike, as in the paper.
+
+    Raises:
+        ValueError: a number out of its range, or shapes that do not fit.
+    """
+    lengths, shares = as_rows(word_length, nonzero)
+    weights = as_weights(numel, lengths.shape[1])
+    return float((shares[-1] * lengths[-1]) @ weights) / FLOAT32_BITS
+
+
+def memory_ratio(word_length: ArrayLike, nonzero: ArrayLike, numel: ArrayLike | None = None) -> float:
+    """AdaPT 4.1.2, MEM: the mean over rows of Σ (sp·WL + 32) / Σ 32, ours over float32; between 1 and 2.
+
+    Training keeps the float32 master weights beside the quantised ones. Rows count alike, so a trace of every
+    k-th step will do.
+
+    Args:
+        word_length, nonzero, numel: as in `size_ratio`; here every row counts.
+
+    Raises:
+        ValueError: a number out of its range, or shapes that do not fit.
+    """
+    lengths, shares = as_rows(word_length, nonzero)
+    weights = as_weights(numel, lengths.shape[1])
+    return float(((shares * lengths + FLOAT32_BITS) @ weights).mean()) / FLOAT32_BITS

@@ -1,0 +1,130 @@
+"""Run a model once without touching it: on a copy of its structure, on the meta device where that is possible."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from types import MethodType
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+Watcher = TypeVar("Watcher", bound=AbstractContextManager[Any])
+
+_HOOKS = frozenset(name for name in vars(nn.Module()) if "hooks" in name)
+
+
+def rehearse(
+    model: nn.Module, example_inputs: tuple[Any, ...], watch: Callable[[nn.Module, tuple[Any, ...]], Watcher]
+) -> Watcher:
+    """Run a copy of `model` once, in evaluation mode and without gradients, and answer what watched it.
+
+    The copy has tensors on the meta device, which have shapes and no values. Where the model's control flow needs
+    values, a second copy runs with real ones. Either way the model, its hooks, its buffers and the random streams
+    stay as they are. The copy is neither compiled nor wrapped in DataParallel or DistributedDataParallel.
+
+    Args:
+        model: any module; its layers must have their shapes.
+        example_inputs: positional arguments of its forward.
+        watch: makes the context in which the copy runs from the copy and the copied inputs.
+
+    Raises:
+        TypeError: `model` is no module, or a scripted one.
+        ValueError: a lazy module has no shape yet.
+        RuntimeError: forward fails on the inputs.
+    """
+    _check(model)
+    while isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        model = model.module
+    ways: tuple[tuple[Callable[[Tensor], Tensor], AbstractContextManager[Any]], ...] = (
+        (_on_meta, torch.device("meta")),
+        (_cloned, nullcontext()),
+    )
+    failure: Exception | None = None
+    for copy_tensor, device in ways:
+        try:
+            copy, inputs = _twin((model, example_inputs), copy_tensor, {})
+            watcher = watch(copy, inputs)
+            with _undisturbed(model), torch.no_grad(), device, watcher:
+                copy(*inputs)
+            return watcher
+        except Exception as error:
+            failure = error
+    raise RuntimeError(
+        f"example_inputs could not be run through {type(model).__name__}: {type(failure).__name__}: {failure}"
+    ) from failure
+
+
+def _check(model: object) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        raise TypeError("model holds a scripted module, whose weights cannot be followed: pass the one it was made of")
+    for name, parameter in model.named_parameters():
+        if nn.parameter.is_lazy(parameter):
+            raise ValueError(f"{name} has no shape yet: run one forward pass through the lazy module first")
+
+
+def _on_meta(tensor: Tensor) -> Tensor:
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+
+
+def _cloned(tensor: Tensor) -> Tensor:
+    return tensor.detach().clone()
+
+
+def _twin(value: Any, copy_tensor: Callable[[Tensor], Tensor], copies: dict[int, Any]) -> Any:
+    """Copy modules, containers and tensors, once each, and refer to everything else.
+
+    `copy.deepcopy` would copy every weight, and follow hooks and a trainer into all that they hold.
+    """
+    if id(value) in copies:
+        return copies[id(value)]
+
+    def again(part: Any) -> Any:
+        return _twin(part, copy_tensor, copies)
+
+    copy = value
+    if isinstance(value, nn.Module):
+        if "_orig_mod" in value._modules:  # what torch.compile answers
+            return again(value._modules["_orig_mod"])
+        # Remembered before its attributes are copied, because they may lead back to it.
+        copy = copies[id(value)] = object.__new__(type(value))
+        for name, attribute in vars(value).items():
+            vars(copy)[name] = _structural(attribute) if name in _HOOKS else again(attribute)
+        vars(copy).update(training=False, _compiled_call_impl=None)
+    elif isinstance(value, nn.Parameter):
+        copy = nn.Parameter(copy_tensor(value), requires_grad=value.requires_grad)
+    elif isinstance(value, Tensor):
+        copy = copy_tensor(value)
+    elif isinstance(value, PackedSequence):
+        # The batch sizes steer the kernels' loops and are read even on the meta device.
+        order = again(value.sorted_indices), again(value.unsorted_indices)
+        copy = PackedSequence(again(value.data), value.batch_sizes, *order)
+    elif type(value) in (dict, OrderedDict):
+        copy = type(value)((key, again(item)) for key, item in value.items())
+    elif type(value) in (list, tuple, set):
+        copy = type(value)(again(item) for item in value)
+    elif isinstance(value, MethodType) and isinstance(value.__self__, nn.Module):
+        copy = MethodType(value.__func__, again(value.__self__))
+    copies[id(value)] = copy
+    return copy
+
+
+def _structural(hooks: dict[int, Any]) -> dict[int, Any]:
+    """Only the hooks by which torch's pruning, weight norm and spectral norm compute a weight: parts of the layer."""
+    return OrderedDict((k, hook) for k, hook in hooks.items() if type(hook).__module__.startswith("torch.nn.utils."))
+
+
+@contextmanager
+def _undisturbed(model: nn.Module) -> Iterator[None]:
+    """Random streams as before, and attention without the fused kernels that no formula counts."""
+    devices = sorted({parameter.device.index for parameter in model.parameters() if parameter.is_cuda})
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)

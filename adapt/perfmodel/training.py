@@ -1,0 +1,201 @@
+"""What a training run costs: AdaPT eq. 6 to 9 and the speedup SU, in bit operations per multiply-add."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from adapt.perfmodel.arrays import FLOAT32_BITS, Array, Operations, as_operations, as_rows, bounded
+
+Form = Literal["physical", "paper"]
+
+
+def push_down_operations(numel: ArrayLike, resolution: ArrayLike) -> Array:
+    """AdaPT eq. 6: ops_pd ≤ 2·log₂(32 − 8)·r·3·numel, the operations of one push-down.
+
+    Args:
+        numel: weights of the layer; resolution: r, histogram bins. Both of any shapes that broadcast.
+    """
+    return np.asarray(2 * math.log2(32 - 8) * np.asarray(resolution, np.float64) * 3 * np.asarray(numel, np.float64))
+
+
+def push_up_operations(numel: ArrayLike, lookback: ArrayLike) -> Array:
+    """AdaPT eq. 7: ops_pu ≤ (lb + 1)·numel + 1, the operations of one push-up.
+
+    Args:
+        numel: weights of the layer; lookback: lb, gradients in the window. Both of any shapes that broadcast.
+    """
+    return np.asarray((np.asarray(lookback, np.float64) + 1) * np.asarray(numel, np.float64) + 1)
+
+
+def training_cost(
+    operations: Operations,
+    word_length: ArrayLike,
+    nonzero: ArrayLike,
+    *,
+    accumulation: int = 1,
+    backward_bits: float = 32,
+    backward_factor: float | None = None,
+    form: Form = "paper",
+) -> float:
+    """AdaPT eq. 8: Σ_i Σ_l ops·(sp·WL + backward), in bits × multiply-adds per sample.
+
+    In the paper's form backward is factor·32/accs. In the physical form it is factor·32, because backward runs on
+    every accumulated micro-batch.
+
+    Args:
+        operations: ops, multiply-adds per sample [layers].
+        word_length: WL, bits, [rows, layers], a row per step; one row or one number will do.
+        nonzero: sp, share of weights that are not zero, 0 to 1, as `word_length`.
+        accumulation: accs, micro-batches per optimizer step. It acts in the paper's form only.
+        backward_bits: bits of the backward pass, whose operands are not quantised.
+        backward_factor: products in backward for one in forward; by default 1 in the paper's form and 2 in the
+            physical one (the gradients of the inputs and of the weights).
+        form: "paper" or "physical".
+
+    Raises:
+        ValueError: a number out of its range, or shapes that do not fit.
+    """
+    _check_form(form)
+    counts = as_operations(operations)
+    lengths, shares = as_rows(word_length, nonzero, len(counts))
+    _positive("accumulation", accumulation)
+    bounded("backward_bits", backward_bits, 0.0, math.inf)
+    if backward_factor is None:
+        backward_factor = 1 if form == "paper" else 2
+    bounded("backward_factor", backward_factor, 0.0, math.inf)
+    backward = backward_factor * backward_bits / (accumulation if form == "paper" else 1)
+    return float(((shares * lengths + backward) @ counts).sum())
+
+
+def switching_cost(
+    numel: ArrayLike, nonzero: ArrayLike, lookback: ArrayLike, resolution: ArrayLike, *, accumulation: int = 1
+) -> float:
+    """AdaPT eq. 9: Σ_i Σ_l 32·(sp·ops_pd + ops_pu)/(accs·lb), in bits × operations, whatever the batch size.
+
+    A switch happens every lb optimizer steps; here every step bears its part. A layer whose lookback is 0 keeps no
+    window and never switches: it costs nothing.
+
+    Args:
+        numel: weights of each layer [layers].
+        nonzero, lookback, resolution: sp, lb and r, [rows, layers] or one row.
+        accumulation: accs, micro-batches per optimizer step.
+
+    Raises:
+        ValueError: a number out of its range, or shapes that do not fit.
+    """
+    sizes = np.atleast_1d(bounded("numel", numel, 0.0, math.inf))
+    window = bounded("lookback", lookback, 0.0, math.inf)
+    bins = bounded("resolution", resolution, 0.0, math.inf)
+    shares = bounded("nonzero", nonzero, 0.0, 1.0)
+    _positive("accumulation", accumulation)
+    try:
+        np.broadcast_shapes((1, *sizes.shape), window.shape, bins.shape, shares.shape)
+    except ValueError as error:
+        raise ValueError(
+            f"nonzero, lookback and resolution must be [rows, {len(sizes)}] like numel, got the shapes "
+            f"{list(shares.shape)}, {list(window.shape)} and {list(bins.shape)}"
+        ) from error
+    work = FLOAT32_BITS * (shares * push_down_operations(sizes, bins) + push_up_operations(sizes, window))
+    switches = np.divide(1.0, window, out=np.zeros_like(window), where=window > 0)
+    return float(np.atleast_2d(work * switches).sum() / accumulation)
+
+
+@dataclass(frozen=True)
+class OtherRun:
+    """The run that a training run is compared with. As it stands: float32 training.
+
+    Args:
+        steps: optimizer steps that it took.
+        batch_size: samples in one micro-batch.
+        accumulation: micro-batches per optimizer step.
+        word_length: bits, [rows, layers] or one row or number. Rows count alike and stand for all steps together.
+        nonzero: share of weights that are not zero, as `word_length`.
+        operations: its multiply-adds per sample, where it trains another network.
+    """
+
+    steps: int
+    batch_size: int
+    accumulation: int = 1
+    word_length: ArrayLike = FLOAT32_BITS
+    nonzero: ArrayLike = 1.0
+    operations: Operations | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "accumulation"):
+            _positive(name, getattr(self, name))
+
+
+def training_speedup(
+    operations: Operations,
+    word_length: ArrayLike,
+    nonzero: ArrayLike,
+    *,
+    batch_size: int,
+    overhead: float = 0.0,
+    accumulation: int = 1,
+    steps: int | None = None,
+    other: OtherRun | None = None,
+    backward_bits: float = 32,
+    backward_factor: float | None = None,
+    form: Form = "physical",
+) -> float:
+    """AdaPT 4.1.2, SU: the other run's cost over ours; above 1, ours is cheaper.
+
+    In the physical form bs_other·train_other / (bs·train_ours + overhead): costs are per sample, the overhead of
+    switching is per step. In the paper's form (bs_other·train_other)/(bs·(train_ours + overhead)), as printed.
+    The other run bears no overhead. Rows count alike, so a trace of every k-th step will do.
+
+    Args:
+        operations, word_length, nonzero, backward_bits, backward_factor: as in `training_cost`. A backward factor
+            of 1 gives the figure that compares with the paper's tables in either form.
+        batch_size: bs, samples in one micro-batch.
+        overhead: `switching_cost` of the same rows, with the same `accumulation`.
+        accumulation: accs, micro-batches per optimizer step.
+        steps: optimizer steps that the rows stand for together; as many as there are rows by default.
+        other: what to compare with; by default the same network trained in float32 with the same steps and batches.
+        form: "physical" or "paper".
+
+    Raises:
+        ValueError: a number out of its range, or shapes that do not fit.
+    """
+    counts = as_operations(operations)
+    lengths, shares = as_rows(word_length, nonzero, len(counts))
+    bounded("overhead", overhead, 0.0, math.inf)
+    steps = len(lengths) if steps is None else steps
+    _positive("steps", steps)
+    ours = OtherRun(steps, batch_size, accumulation, lengths, shares, counts)
+    if other is None:
+        other = OtherRun(steps, batch_size, accumulation)
+
+    def cost_per_sample(run: OtherRun) -> tuple[float, int]:
+        """Mean cost of a row, and the samples that the whole run saw."""
+        rows, _ = as_rows(run.word_length, run.nonzero)
+        cost = training_cost(
+            counts if run.operations is None else run.operations,
+            run.word_length,
+            run.nonzero,
+            accumulation=run.accumulation,
+            backward_bits=backward_bits,
+            backward_factor=backward_factor,
+            form=form,
+        )
+        return cost / len(rows), run.steps * run.accumulation * run.batch_size
+
+    cost_ours, samples_ours = cost_per_sample(ours)
+    cost_other, samples_other = cost_per_sample(other)
+    per_sample = overhead / len(lengths) / (batch_size if form == "physical" else 1)
+    total = samples_ours * (cost_ours + per_sample)
+    return samples_other * cost_other / total if total else math.inf
+
+
+def _check_form(form: str) -> None:
+    if form not in ("physical", "paper"):
+        raise ValueError(f"form must be 'physical' or 'paper', got {form!r}")
+
+
+def _positive(name: str, value: int) -> None:
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
