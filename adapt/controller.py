@@ -107,6 +107,7 @@ class Controller:
         """What happened in every step so far. Reading it waits for the device."""
         self._settle()
         self._decisions.close_row(self._layers.nonzeros.cpu().numpy())
+        self._decisions.write()
         return self._decisions.trace
 
     @property

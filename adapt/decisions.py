@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from adapt import penalties
-from adapt.pending import Figures, Pending
+from adapt.pending import Figures, Pending, Row
 from adapt.switching.policy import Format, Observation, Policy, State
 from adapt.trace import Trace
 
@@ -38,6 +38,7 @@ class Decisions:
         self._pending = Pending(len(trace.layers), CAPACITY, device)
         self._hosts: list[tuple[NDArray[np.bool_], bool]] = []
         self._open_row: tuple[int, dict[str, NDArray[Any]]] | None = None
+        self._closed_rows: list[tuple[int, dict[str, NDArray[Any]]]] = []
         self._warned: set[str] = set()
         self._patience = policy.patience(state)
 
@@ -52,12 +53,17 @@ class Decisions:
         return np.array([penalties.LONGEST_WORD if f is None else f.word_length for f in self.formats], np.int64)
 
     @property
+    def fraction_lengths(self) -> NDArray[np.int64]:
+        """Bits behind the binary point, [layers]; 0 for a layer in float32."""
+        return np.array([0 if f is None else f.fraction_length for f in self.formats], np.int64)
+
+    @property
     def due(self) -> bool:
         """Whether the newest step may be one in which a layer switches, so that it cannot wait."""
         return len(self._pending) > self._patience or self._pending.full or self.policy.keeps_gradients
 
-    def add(self, active: NDArray[np.bool_], loss_shown: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Open the row of the next step, for the caller to fill on the device; see `Pending.add`.
+    def add(self, active: NDArray[np.bool_], loss_shown: bool) -> Row:
+        """Open the row of the next step, for the caller to fill on the device.
 
         Args:
             active: which layers have a gradient, bool [layers].
@@ -116,18 +122,24 @@ class Decisions:
         return ended
 
     def close_row(self, nonzeros: NDArray[np.float64]) -> None:
-        """Write the newest step into the trace, now that the non-zeros it left are known."""
+        """Complete the newest step's row of the trace, now that the non-zeros it left are known."""
         if self._open_row is None:
             return
         (step, record), self._open_row = self._open_row, None
         if step % self._trace_every == 0:
-            self.trace.append(
-                step,
-                word_length=self.word_lengths,
-                fraction_length=[0 if f is None else f.fraction_length for f in self.formats],
-                nonzero=nonzeros / np.maximum(self.trace.numel, 1),
-                **record,
-            )
+            record["word_length"] = self.word_lengths
+            record["fraction_length"] = self.fraction_lengths
+            record["nonzero"] = nonzeros / np.maximum(self.trace.numel, 1)
+            self._closed_rows.append((step, record))
+        if len(self._closed_rows) == CAPACITY:
+            self.write()
+
+    def write(self) -> None:
+        """Bring the trace up to date with the completed rows: one block costs hardly more than one row."""
+        if self._closed_rows:
+            steps, records = zip(*self._closed_rows, strict=True)
+            self._closed_rows.clear()
+            self.trace.append(steps, **{field: np.stack([record[field] for record in records]) for field in records[0]})
 
     def _check(self, figures: Figures, i: int, active: NDArray[np.bool_], windows: Sequence[list[Tensor]]) -> None:
         """Count what is not finite, and warn once for each layer that something is wrong with."""

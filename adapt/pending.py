@@ -1,5 +1,6 @@
 """Figures of the steps that no policy has looked at yet, kept on the device until one must."""
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -24,12 +25,23 @@ class Figures(NamedTuple):
     losses: NDArray[np.float64]
 
 
+class Row(NamedTuple):
+    """Where one step's figures go, float64 views on the device: see `Figures`."""
+
+    squared: Tensor
+    statistics: Tensor
+    nonzeros: Tensor
+    loss: Tensor
+
+
 class Pending:
     """One buffer on the device with a row for each step, so that all of it comes to the host in one transfer."""
 
     def __init__(self, layers: int, capacity: int, device: torch.device) -> None:
-        self._layers = layers
-        self._buffer = torch.full((capacity, 5 * layers + 1), float("nan"), dtype=torch.float64, device=device)
+        n = self._layers = layers
+        self._buffer = torch.full((capacity, 5 * n + 1), math.nan, dtype=torch.float64, device=device)
+        # Views cost microseconds each: made once, not at every step.
+        self._views = [Row(row[:n], row[n : 4 * n].view(n, 3), row[4 * n : 5 * n], row[5 * n]) for row in self._buffer]
         self._rows = 0
 
     def __len__(self) -> int:
@@ -38,19 +50,17 @@ class Pending:
     @property
     def full(self) -> bool:
         """Whether there is no room for another step."""
-        return self._rows == len(self._buffer)
+        return self._rows == len(self._views)
 
-    def add(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Open the next step's row: views for ‖G‖² [layers], statistics [layers, 3], non-zeros [layers], loss []."""
-        row = self._buffer[self._rows]
+    def add(self) -> Row:
+        """Open the next step's row. Squared norms in it are NaN until they are written."""
         self._rows += 1
-        n = self._layers
-        return row[:n], row[n : 4 * n].view(n, 3), row[4 * n : 5 * n], row[5 * n]
+        return self._views[self._rows - 1]
 
     def take(self) -> Figures:
         """Bring all rows to the host in one transfer and forget them."""
         rows = self._buffer[: self._rows].cpu().numpy().copy()
-        self._buffer[: self._rows] = float("nan")
+        self._buffer[: self._rows] = math.nan
         self._rows = 0
         n = self._layers
         statistics = rows[:, n : 4 * n].reshape(-1, n, 3)

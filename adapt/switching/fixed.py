@@ -49,6 +49,5 @@ class Fixed:
         return state
 
     def record(self, state: State) -> dict[str, NDArray[Any]]:
-        """There is no window, so nothing but the formats can be told."""
-        nothing = np.zeros(len(state.formats))
-        return {"lookback": nothing, "resolution": nothing, "diversity": nothing + 1.0, "divergence": nothing + np.nan}
+        """There is no window, so there is nothing to tell but the formats."""
+        return {}

@@ -92,7 +92,7 @@ class Policy(Protocol[S]):
         """Answer the state after one step. A layer's `gradients` is 0 where its window ended in this step."""
 
     def record(self, state: S) -> dict[str, NDArray[Any]]:
-        """Answer the policy's columns of the trace: lookback, resolution, diversity, divergence, each [layers]."""
+        """Answer the policy's columns of the trace, of lookback, resolution, diversity and divergence, [layers]."""
 
 
 def carry(old: S, fresh: S, places: Mapping[int, int]) -> S:
