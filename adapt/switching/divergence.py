@@ -85,7 +85,7 @@ def round_down(thresholds: NDArray[np.float64]) -> NDArray[np.float32]:
     """The largest float32 number at or below each threshold: `value ≤ t` keeps its answer for every float32 value."""
     with np.errstate(over="ignore"):
         nearest = thresholds.astype(np.float32)
-    return np.where(nearest > thresholds, np.nextafter(nearest, np.float32(-np.inf)), nearest)
+        return np.where(nearest > thresholds, np.nextafter(nearest, np.float32(-np.inf)), nearest)
 
 
 def in_order(values: Tensor, name: str) -> Sorted:

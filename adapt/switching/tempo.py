@@ -1,19 +1,22 @@
 """Tempo: how long a window is, how finely weights are compared, how boldly precision rises."""
 
 import math
+import operator
 from collections.abc import Sequence
 from statistics import fmean
 
 from adapt.switching.divergence import checked_resolution
 from adapt.switching.pushup import STRATEGIES, checked_strategy
 
+_NEGLIGIBLE = 5e-10
+
 
 def next_lookback(lookback: float, diversity: float, *, bounds: tuple[int, int], momentum: float) -> float:
     """AdaPT 3.3, lookback: γ·lb_new + (1 − γ)·lb with lb_new = clamp(⌈lb_upr/Δs⌉, lb_lwr, lb_upr).
 
     Where Δs is not in (0, ∞), lb_new = lb_upr. The result is kept as a float, ⌈·⌉ belongs to where it is used: the
-    printed ceiling ratchets and never comes down to lb_lwr. For the same reason an average that agrees with its target
-    to nine digits becomes the target.
+    printed ceiling ratchets and never comes down to lb_lwr. For the same reason an average within half a billionth of
+    a gradient of its target becomes the target.
 
     Args:
         lookback: lb, gradients per window.
@@ -25,6 +28,7 @@ def next_lookback(lookback: float, diversity: float, *, bounds: tuple[int, int],
         The new lb, within the bounds.
 
     Raises:
+        TypeError: the bounds are not two integers.
         ValueError: the bounds are reversed or below 1, γ is outside [0, 1], or the lookback is not a positive number.
     """
     lower, upper = _checked_bounds("bounds", bounds)
@@ -32,9 +36,9 @@ def next_lookback(lookback: float, diversity: float, *, bounds: tuple[int, int],
         raise ValueError(f"momentum must lie between 0 and 1, got {momentum}")
     if not 0 < lookback < math.inf:
         raise ValueError(f"lookback must be a positive number of gradients, got {lookback}")
-    target = min(max(math.ceil(upper / diversity), lower), upper) if 0 < diversity < math.inf else upper
+    target = max(math.ceil(min(upper / diversity, upper)), lower) if 0 < diversity < math.inf else upper
     average = momentum * target + (1 - momentum) * lookback
-    if math.isclose(average, target):
+    if abs(average - target) < _NEGLIGIBLE:
         return float(target)
     return float(min(max(average, lower), upper))
 
@@ -51,7 +55,7 @@ def next_resolution(
         lookback_bounds: (lb_lwr, lb_upr), 1 ≤ lb_lwr ≤ lb_upr.
 
     Raises:
-        TypeError: the resolution is not an integer.
+        TypeError: the resolution is not an integer, or bounds are not two of them.
         ValueError: bounds are reversed or below 1, the resolution is below 1, or the lookback is not a positive number.
     """
     resolution = checked_resolution(resolution)
@@ -89,7 +93,10 @@ def next_strategy(strategy: str, loss: float, previous_losses: Sequence[float]) 
 
 
 def _checked_bounds(name: str, bounds: tuple[int, int]) -> tuple[int, int]:
-    lower, upper = bounds
-    if not 1 <= lower <= upper < math.inf:
+    try:
+        lower, upper = (operator.index(bound) for bound in bounds)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be two whole numbers (lower, upper), got {bounds!r}") from None
+    if not 1 <= lower <= upper:
         raise ValueError(f"{name} must be (lower, upper) with 1 ≤ lower ≤ upper, got {bounds}")
     return lower, upper

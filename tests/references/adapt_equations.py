@@ -132,7 +132,8 @@ def push_up_by_diversity(lowest, current, gradients, buffer_bits):
 def next_lookback(lookback, diversity, bounds, momentum):
     """3.3: the moving average, without the printed ceiling."""
     lower, upper = bounds
-    new = min(max(math.ceil(upper / diversity), lower), upper) if 0 < diversity < math.inf else upper
+    quotient = upper / diversity if 0 < diversity < math.inf else upper
+    new = min(max(math.ceil(quotient), lower), upper) if quotient < math.inf else upper
     return momentum * new + (1 - momentum) * lookback
 
 
