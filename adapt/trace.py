@@ -2,23 +2,19 @@
 
 import math
 import os
-import secrets
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from adapt import archive
+from adapt.archive import LONGEST_TEXT
 from adapt.precision import HIGHEST_FRACTION, LONGEST_WORD, LOWEST_FRACTION
 
 VERSION = 1
-EXPANSION_LIMIT = 2**30
-"""Bytes that a trace file may unpack to when it is smaller than that itself."""
-
-_LONGEST_NAME = 1024
 
 
 class _Field(NamedTuple):
@@ -40,6 +36,13 @@ _FIELDS = {
     "diversity": _Field(np.dtype("<f4"), 0, math.inf, math.inf),
     # A sum of many logarithms may end a rounding error below zero.
     "divergence": _Field(np.dtype("<f4"), -1e-6, 1e9, math.nan, missing=True),
+}
+
+_LAYOUT: archive.Layout = {
+    "layers": (None, ("layers",)),
+    "numel": (np.dtype("<i8"), ("layers",)),
+    "step": (np.dtype("<i8"), ("rows",)),
+    **{name: (field.dtype, ("rows", "layers")) for name, field in _FIELDS.items()},
 }
 
 
@@ -196,13 +199,8 @@ class Trace:
 
     def state_dict(self) -> dict[str, Any]:
         """A copy as plain integers, strings and tensors: what `torch.load(…, weights_only=True)` reads back."""
-        arrays = self._arrays()
-        layers = arrays.pop("layers")
-        return {
-            "version": int(arrays.pop("version")),
-            "layers": [str(name) for name in layers],
-            **{name: torch.from_numpy(array.copy()) for name, array in arrays.items()},
-        }
+        tensors = {name: torch.from_numpy(array.copy()) for name, array in self._arrays().items()}
+        return {"version": VERSION, "layers": list(self._layers), **tensors}
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> Self:
@@ -211,8 +209,8 @@ class Trace:
         Raises:
             TypeError, ValueError: the state is not one of a trace, or of another version.
         """
-        _check_members(state.keys(), "state")
-        _check_version(state["version"])
+        archive.check_names(state, {"version", *_LAYOUT})
+        archive.check_version(state["version"], VERSION)
         arrays = {}
         for name in ("numel", "step", *_FIELDS):
             if not isinstance(state[name], torch.Tensor):
@@ -226,20 +224,8 @@ class Trace:
         Raises:
             OSError: the folder does not exist or cannot be written.
         """
-        path = Path(path)
-        arrays = self._arrays()
-        # A file may unpack to EXPANSION_LIMIT or to its own size; above the limit it is therefore left unpacked.
-        small = sum(array.nbytes for array in arrays.values()) + 1024 * len(arrays) <= EXPANSION_LIMIT
-        write = np.savez_compressed if small else np.savez
-        unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-        try:
-            with unfinished.open("xb") as file:
-                write(file, allow_pickle=False, **arrays)
-                file.flush()
-                os.fsync(file.fileno())
-            unfinished.replace(path)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        layers = np.array(self._layers, dtype="<U")
+        archive.write(Path(path), {"layers": layers, **self._arrays()}, version=VERSION)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
@@ -249,13 +235,12 @@ class Trace:
             OSError: the file cannot be opened.
             ValueError: it is not a whole trace of this version; the message names the file and what is wrong.
         """
-        with open(path, "rb") as file:
-            try:
-                layers, arrays = _read_archive(file)
-                return cls._from_arrays(layers, arrays)
-            # Broken archives raise a dozen kinds of exceptions, from struct.error to RecursionError.
-            except Exception as error:
-                raise ValueError(f"{os.fspath(path)} is not a readable trace: {error}") from error
+        path = Path(path)
+        try:
+            arrays = archive.read(path, _LAYOUT, version=VERSION)
+            return cls._from_arrays(arrays.pop("layers").tolist(), arrays)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path} is not a readable trace: {error}") from error
 
     @classmethod
     def _from_arrays(cls, layers: Sequence[str], arrays: Mapping[str, NDArray[Any]]) -> Self:
@@ -272,8 +257,6 @@ class Trace:
 
     def _arrays(self) -> dict[str, NDArray[Any]]:
         return {
-            "version": np.array(VERSION, dtype="<i8"),
-            "layers": np.array(self._layers, dtype="<U"),
             "numel": self._numel,
             "step": self._steps[: self._rows],
             **{name: column[: self._rows] for name, column in self._columns.items()},
@@ -325,8 +308,8 @@ def _checked_names(layers: Sequence[str]) -> tuple[str, ...]:
         if not isinstance(name, str):
             raise TypeError(f"layers must hold strings, got {name!r}")
         # Names are printed in terminals, where control characters from a foreign file would act.
-        if not 0 < len(name) <= _LONGEST_NAME or not name.isprintable():
-            raise ValueError(f"layers must hold printable names of 1 to {_LONGEST_NAME} characters, got {name[:80]!a}")
+        if not 0 < len(name) <= LONGEST_TEXT or not name.isprintable():
+            raise ValueError(f"layers must hold printable names of 1 to {LONGEST_TEXT} characters, got {name[:80]!a}")
     if len(set(names)) < len(names):
         twice = next(name for index, name in enumerate(names) if name in names[:index])
         raise ValueError(f"layers must hold each name once, got {twice!a} twice")
@@ -358,65 +341,3 @@ def _checked_values(name: str, value: ArrayLike, shapes: tuple[tuple[int, ...], 
     if np.count_nonzero(inside) != values.size:
         raise ValueError(f"{name} must lie between {field.low:g} and {field.high:g}, got {values[~inside].flat[0]}")
     return values
-
-
-def _check_members(names: Any, where: str) -> None:
-    expected = {"version", "layers", "numel", "step", *_FIELDS}
-    names = list(names)
-    if len(names) > len(expected) or set(names) != expected or len(set(names)) < len(names):
-        wrong = sorted(set(map(str, names)) ^ expected) or "one of them twice"
-        raise ValueError(f"the {where} must hold exactly {sorted(expected)}; missing or unexpected: {wrong}"[:600])
-
-
-def _check_version(version: Any) -> None:
-    if isinstance(version, bool) or not isinstance(version, int) or version != VERSION:
-        raise ValueError(f"its version is {version!r}, this release reads version {VERSION}")
-
-
-def _read_archive(file: IO[bytes]) -> tuple[list[str], dict[str, NDArray[Any]]]:
-    with zipfile.ZipFile(file) as archive:
-        members = archive.infolist()
-        _check_members([member.filename.removesuffix(".npy") for member in members], "file")
-        size = file.seek(0, os.SEEK_END)
-        expanded = sum(member.file_size for member in members)
-        if expanded > max(EXPANSION_LIMIT, size):
-            raise ValueError(f"it would unpack from {size} to {expanded} bytes")
-        if any(member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for member in members):
-            raise ValueError("it is packed by a method that traces do not use")
-        _check_version(int(_read_member(archive, "version", np.dtype("<i8"), ())))
-        layers = _read_member(archive, "layers", None, (None,))
-        arrays = {"numel": _read_member(archive, "numel", np.dtype("<i8"), layers.shape)}
-        arrays["step"] = _read_member(archive, "step", np.dtype("<i8"), (None,))
-        shape = (*arrays["step"].shape, *layers.shape)
-        for name, field in _FIELDS.items():
-            arrays[name] = _read_member(archive, name, field.dtype, shape)
-        return layers.tolist(), arrays
-
-
-def _read_member(
-    archive: zipfile.ZipFile, name: str, dtype: np.dtype[Any] | None, shape: tuple[int | None, ...]
-) -> NDArray[Any]:
-    """One array of the archive; memory is taken once its header agrees with what is expected and with its size.
-
-    `dtype` None stands for text of any length, None in `shape` for any extent.
-    """
-    member = archive.getinfo(f"{name}.npy")
-    with archive.open(member) as stream:
-        if np.lib.format.read_magic(stream) != (1, 0):
-            raise ValueError(f"{name} is stored in an unknown way")
-        found_shape, transposed, found = np.lib.format.read_array_header_1_0(stream)
-        text = found.kind == "U" and found.str.startswith("<") and 0 < found.itemsize <= 4 * _LONGEST_NAME
-        if (found != dtype) if dtype is not None else not text:
-            raise ValueError(f"{name} holds {found}, expected {dtype or 'text'}")
-        if len(found_shape) != len(shape) or any(
-            extent not in (None, found_extent) for extent, found_extent in zip(shape, found_shape, strict=True)
-        ):
-            raise ValueError(f"{name} has the shape {found_shape}, expected {shape}".replace("None", "any"))
-        count = math.prod(found_shape) * found.itemsize
-        if transposed or min(found_shape, default=0) < 0 or stream.tell() + count != member.file_size:
-            raise ValueError(f"{name} does not have the size that its header declares")
-        content = stream.read(count)
-        # Reading on to the end is what makes zipfile compare the checksum.
-        if len(content) != count or stream.read(1):
-            raise ValueError(f"{name} ends early")
-    return np.frombuffer(content, dtype=found).reshape(found_shape)

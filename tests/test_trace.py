@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-import adapt.trace
+from adapt import archive
 from adapt.trace import Trace
 
 FIELDS = ("word_length", "fraction_length", "nonzero", "lookback", "resolution", "diversity", "divergence")
@@ -275,12 +275,12 @@ class TestRoundTrip:
         assert_same(Trace.load(tmp_path / "t.npz"), small())
 
     def test_what_is_too_large_to_unpack_is_saved_unpacked(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(adapt.trace, "EXPANSION_LIMIT", 4000)
+        monkeypatch.setattr(archive, "EXPANSION_LIMIT", 4000)
         trace = Trace(["a"], [1])
         trace.append(np.arange(1000), word_length=8, fraction_length=4, nonzero=1.0)
         trace.save(tmp_path / "t.npz")
-        with zipfile.ZipFile(tmp_path / "t.npz") as archive:
-            assert {member.compress_type for member in archive.infolist()} == {zipfile.ZIP_STORED}
+        with zipfile.ZipFile(tmp_path / "t.npz") as file:
+            assert {member.compress_type for member in file.infolist()} == {zipfile.ZIP_STORED}
         assert_same(Trace.load(tmp_path / "t.npz"), trace)
 
     def test_a_missing_file_is_a_missing_file(self, tmp_path):
@@ -299,9 +299,11 @@ def header(text: str, version: bytes = b"\x01\x00") -> bytes:
     return b"\x93NUMPY" + version + struct.pack("<H", len(body)) + body
 
 
-def archive(changes: dict[str, bytes | None], compression: int = zipfile.ZIP_DEFLATED) -> bytes:
+def zipped(changes: dict[str, bytes | None], compression: int = zipfile.ZIP_DEFLATED) -> bytes:
     """A good file with some members replaced, added or (None) left out."""
-    arrays = small()._arrays()
+    trace = small()
+    arrays = {name: getattr(trace, name) for name in ("numel", "step", *FIELDS)}
+    arrays |= {"version": np.array(1), "layers": np.array(trace.layers)}
     members = {f"{name}.npy": packed(array) for name, array in arrays.items()} | changes
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", compression) as file:
@@ -312,14 +314,14 @@ def archive(changes: dict[str, bytes | None], compression: int = zipfile.ZIP_DEF
 
 
 def doubled() -> bytes:
-    buffer = io.BytesIO(archive({"divergence.npy": None}))
+    buffer = io.BytesIO(zipped({}))
     with pytest.warns(UserWarning, match="Duplicate"), zipfile.ZipFile(buffer, "a") as file:
         file.writestr("nonzero.npy", packed(small().nonzero))
     return buffer.getvalue()
 
 
 def edited(offset_from: bytes, replacement: bytes) -> bytes:
-    content = archive({}, zipfile.ZIP_STORED)
+    content = zipped({}, zipfile.ZIP_STORED)
     assert content.count(offset_from) >= 1
     return content.replace(offset_from, replacement)
 
@@ -328,65 +330,69 @@ HUGE = "{'descr': '<i2', 'fortran_order': False, 'shape': (1000000000000, 2), }"
 HOSTILE = {
     "empty": lambda: (b"", "not a zip"),
     "text": lambda: (b"step,word_length\n1,8\n", "not a zip"),
-    "half": lambda: (archive({})[:-300], ""),
-    "front half": lambda: (archive({})[300:], ""),
+    "half": lambda: (zipped({})[:-300], ""),
+    "front half": lambda: (zipped({})[300:], ""),
     "flipped bit": lambda: (edited(small().word_length.tobytes(), b"\x07" * 12), "CRC"),
     "pickled objects": lambda: (
-        archive({"divergence.npy": packed(np.array([[object]] * 3))}),
+        zipped({"divergence.npy": packed(np.array([[object]] * 3))}),
         "divergence holds object",
     ),
-    "object layers": lambda: (archive({"layers.npy": packed(np.array(["a", "b"], dtype=object))}), "expected text"),
-    "no npy": lambda: (archive({"nonzero.npy": b"hello"}), ""),
-    "huge shape": lambda: (archive({"word_length.npy": header(HUGE)}), "has the shape"),
+    "object layers": lambda: (zipped({"layers.npy": packed(np.array(["a", "b"], dtype=object))}), "expected text"),
+    "no npy": lambda: (zipped({"nonzero.npy": b"hello"}), ""),
+    "huge shape": lambda: (zipped({"word_length.npy": header(HUGE)}), "has the shape"),
     "huge step": lambda: (
-        archive({"step.npy": header(HUGE.replace("<i2", "<i8").replace(", 2", ","))}),
+        zipped({"step.npy": header(HUGE.replace("<i2", "<i8").replace(", 2", ","))}),
         "header declares",
     ),
     "negative shape": lambda: (
-        archive({"step.npy": header(HUGE.replace("<i2", "<i8").replace("1000000000000, 2", "-1,"))}),
+        zipped({"step.npy": header(HUGE.replace("<i2", "<i8").replace("1000000000000, 2", "-1,"))}),
         "",
     ),
     "huge text": lambda: (
-        archive({"layers.npy": header("{'descr': '<U900000', 'fortran_order': False, 'shape': (2,), }")}),
+        zipped({"layers.npy": header("{'descr': '<U900000', 'fortran_order': False, 'shape': (2,), }")}),
         "expected text",
     ),
-    "deep header": lambda: (archive({"step.npy": header("(" * 9000)}), ""),
-    "code in header": lambda: (archive({"step.npy": header("__import__('os').abort()")}), ""),
-    "other npy version": lambda: (archive({"step.npy": header(HUGE, b"\x09\x00")}), "unknown way"),
-    "bytes after the array": lambda: (archive({"step.npy": packed(small().step) + b"more"}), "header declares"),
-    "transposed": lambda: (archive({"nonzero.npy": packed(np.asfortranarray(small().nonzero))}), "header declares"),
+    "deep header": lambda: (zipped({"step.npy": header("(" * 9000)}), ""),
+    "code in header": lambda: (zipped({"step.npy": header("__import__('os').abort()")}), ""),
+    "other npy version": lambda: (zipped({"step.npy": header(HUGE, b"\x09\x00")}), "unknown way"),
+    "bytes after the array": lambda: (zipped({"step.npy": packed(small().step) + b"more"}), "header declares"),
+    "transposed": lambda: (zipped({"nonzero.npy": packed(np.asfortranarray(small().nonzero))}), "header declares"),
     "path traversal": lambda: (
-        archive({"nonzero.npy": None, "../nonzero.npy": packed(small().nonzero)}),
+        zipped({"nonzero.npy": None, "../nonzero.npy": packed(small().nonzero)}),
         r"\.\./nonzero",
     ),
-    "absolute path": lambda: (archive({"/etc/passwd": b"x"}), "/etc/passwd"),
-    "extra member": lambda: (archive({"extra.npy": packed(np.zeros(1))}), "extra"),
-    "missing member": lambda: (archive({"lookback.npy": None}), "lookback"),
-    "same member twice": lambda: (doubled(), "exactly"),
-    "other method": lambda: (archive({}, zipfile.ZIP_LZMA), "packed by a method"),
-    "other version": lambda: (archive({"version.npy": packed(np.array(2))}), "version is 2"),
-    "text version": lambda: (archive({"version.npy": packed(np.array("1"))}), "version holds"),
-    "no layers": lambda: (archive({"layers.npy": packed(np.array([], dtype="<U1"))}), ""),
-    "same layer twice": lambda: (archive({"layers.npy": packed(np.array(["a", "a"]))}), "each name once"),
-    "escape codes": lambda: (archive({"layers.npy": packed(np.array(["a", "\x1b[2J"]))}), "printable"),
-    "three layers": lambda: (archive({"layers.npy": packed(np.array(["a", "b", "c"]))}), "numel has the shape"),
-    "fewer rows": lambda: (archive({"nonzero.npy": packed(small().nonzero[:2])}), "nonzero has the shape"),
-    "fewer steps": lambda: (archive({"step.npy": packed(small().step[:2])}), "has the shape"),
-    "steps go back": lambda: (archive({"step.npy": packed(small().step[::-1].copy())}), "increase"),
-    "float64": lambda: (archive({"nonzero.npy": packed(small().nonzero.astype(np.float64))}), "nonzero holds float64"),
-    "big endian": lambda: (archive({"nonzero.npy": packed(small().nonzero.astype(">f4"))}), "nonzero holds >f4"),
+    "absolute path": lambda: (zipped({"/etc/passwd": b"x"}), "/etc/passwd"),
+    "extra member": lambda: (zipped({"extra.npy": packed(np.zeros(1))}), "extra"),
+    "missing member": lambda: (zipped({"lookback.npy": None}), "lookback"),
+    "same member twice": lambda: (doubled(), "something twice"),
+    "other method": lambda: (zipped({}, zipfile.ZIP_LZMA), "packed by an unexpected method"),
+    "other version": lambda: (zipped({"version.npy": packed(np.array(2))}), "version is 2"),
+    "text version": lambda: (zipped({"version.npy": packed(np.array("1"))}), "version holds"),
+    "no layers": lambda: (zipped({"layers.npy": packed(np.array([], dtype="<U1"))}), ""),
+    "same layer twice": lambda: (zipped({"layers.npy": packed(np.array(["a", "a"]))}), "each name once"),
+    "escape codes": lambda: (zipped({"layers.npy": packed(np.array(["a", "\x1b[2J"]))}), "printable"),
+    "no characters": lambda: (
+        zipped({"layers.npy": packed(np.array([0x41, 0x7FFFFFFF], dtype="<u4").view("<U1"))}),
+        "no characters",
+    ),
+    "three layers": lambda: (zipped({"layers.npy": packed(np.array(["a", "b", "c"]))}), "numel has the shape"),
+    "fewer rows": lambda: (zipped({"nonzero.npy": packed(small().nonzero[:2])}), "nonzero has the shape"),
+    "fewer steps": lambda: (zipped({"step.npy": packed(small().step[:2])}), "has the shape"),
+    "steps go back": lambda: (zipped({"step.npy": packed(small().step[::-1].copy())}), "increase"),
+    "float64": lambda: (zipped({"nonzero.npy": packed(small().nonzero.astype(np.float64))}), "nonzero holds float64"),
+    "big endian": lambda: (zipped({"nonzero.npy": packed(small().nonzero.astype(">f4"))}), "nonzero holds >f4"),
     "word length 40": lambda: (
-        archive({"word_length.npy": packed(np.full((3, 2), 40, "<i2"))}),
+        zipped({"word_length.npy": packed(np.full((3, 2), 40, "<i2"))}),
         "word_length must lie",
     ),
-    "NaN share": lambda: (archive({"nonzero.npy": packed(np.full((3, 2), np.nan, "<f4"))}), "nonzero must lie"),
-    "negative size": lambda: (archive({"numel.npy": packed(np.array([5, -5]))}), "numel must lie"),
+    "NaN share": lambda: (zipped({"nonzero.npy": packed(np.full((3, 2), np.nan, "<f4"))}), "nonzero must lie"),
+    "negative size": lambda: (zipped({"numel.npy": packed(np.array([5, -5]))}), "numel must lie"),
 }
 
 
 class TestHostileFiles:
     def test_the_corpus_starts_from_a_good_file(self, tmp_path):
-        (tmp_path / "good.npz").write_bytes(archive({}))
+        (tmp_path / "good.npz").write_bytes(zipped({}))
         assert_same(Trace.load(tmp_path / "good.npz"), small())
 
     @pytest.mark.parametrize("kind", HOSTILE)
@@ -401,8 +407,8 @@ class TestHostileFiles:
         path = tmp_path / "bomb.npz"
         rows = 200_000
         content = packed(np.zeros((rows, 2), "<f4"))
-        path.write_bytes(archive({"nonzero.npy": content, "step.npy": packed(np.arange(rows))}))
-        monkeypatch.setattr(adapt.trace, "EXPANSION_LIMIT", 1_000_000)
+        path.write_bytes(zipped({"nonzero.npy": content, "step.npy": packed(np.arange(rows))}))
+        monkeypatch.setattr(archive, "EXPANSION_LIMIT", 1_000_000)
         monkeypatch.setattr(zipfile.ZipFile, "open", lambda *_: pytest.fail("it was unpacked"))
         with pytest.raises(ValueError, match="would unpack from"):
             Trace.load(path)
@@ -410,7 +416,7 @@ class TestHostileFiles:
     def test_declared_sizes_are_not_taken_as_memory(self, tmp_path):
         # The directory may promise more than there is: reading stops at what the member really holds.
         path = tmp_path / "liar.npz"
-        good = bytearray(archive({}, zipfile.ZIP_STORED))
+        good = bytearray(zipped({}, zipfile.ZIP_STORED))
         start = good.index(b"PK\x01\x02")
         good[start + 24 : start + 28] = struct.pack("<I", 2**29)
         path.write_bytes(bytes(good))
@@ -419,7 +425,7 @@ class TestHostileFiles:
 
     @given(position=st.integers(0, 10**6), value=st.integers(0, 255))
     def test_a_changed_byte_is_noticed_or_harmless(self, position, value, tmp_path_factory):
-        content = bytearray(archive({}, zipfile.ZIP_STORED))
+        content = bytearray(zipped({}, zipfile.ZIP_STORED))
         content[position % len(content)] = value
         path: Path = tmp_path_factory.mktemp("trace") / "changed.npz"
         path.write_bytes(bytes(content))
