@@ -3,6 +3,22 @@
 Everything but `operations` and `activation_sizes` is arithmetic on arrays [rows, layers] of a trace.
 """
 
+from adapt.perfmodel.activations import activation_sizes
+from adapt.perfmodel.footprint import memory_footprint, network_size
+from adapt.perfmodel.hardware import (
+    A100,
+    T4,
+    HardwareProfile,
+    profiled_inference_speedup,
+    profiled_training_speedup,
+)
+from adapt.perfmodel.multiplication import (
+    convolution_cost,
+    dense_cost,
+    multiplication_cost,
+    network_cost,
+    weight_memory,
+)
 from adapt.perfmodel.operations import operations
 from adapt.perfmodel.ratios import inference_speedup, memory_ratio, size_ratio
 from adapt.perfmodel.summary import RunningSummary, Summary, TraceLike
@@ -16,17 +32,30 @@ from adapt.perfmodel.training import (
 )
 
 __all__ = [
+    "A100",
+    "T4",
+    "HardwareProfile",
     "OtherRun",
     "RunningSummary",
     "Summary",
     "TraceLike",
+    "activation_sizes",
+    "convolution_cost",
+    "dense_cost",
     "inference_speedup",
+    "memory_footprint",
     "memory_ratio",
+    "multiplication_cost",
+    "network_cost",
+    "network_size",
     "operations",
+    "profiled_inference_speedup",
+    "profiled_training_speedup",
     "push_down_operations",
     "push_up_operations",
     "size_ratio",
     "switching_cost",
     "training_cost",
     "training_speedup",
+    "weight_memory",
 ]

@@ -1,16 +1,15 @@
 """ops^l: how many multiply-adds each weight takes part in, for one sample."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from adapt.perfmodel.rehearsal import rehearse
+from adapt.perfmodel.rehearsal import rehearse, samples_of, tensors_in
 
 _aten = torch.ops.aten
 
@@ -39,34 +38,9 @@ def operations(model: nn.Module, *example_inputs: Any, batch_size: int | None = 
         ValueError: no example input, input tensors that disagree on the batch, or a lazy module without shape.
         RuntimeError: forward fails on the inputs.
     """
-    samples = _samples(example_inputs) if batch_size is None else batch_size
-    if samples < 1:
-        raise ValueError(f"batch_size must be at least 1 sample, got {samples}")
+    samples = samples_of(example_inputs, batch_size)
     counter = rehearse(model, example_inputs, _MultiplyAdds)
     return {name: round(count / samples) for name, count in counter.counts.items()}
-
-
-def _samples(example_inputs: tuple[Any, ...]) -> int:
-    if not example_inputs:
-        raise ValueError("example_inputs is empty: give one batch as forward takes it, operations(model, batch)")
-    sizes = sorted(set(_batch_sizes(example_inputs)))
-    if not sizes:
-        raise ValueError("example_inputs hold no tensor with a batch dimension: say batch_size=")
-    if len(sizes) > 1:
-        raise ValueError(f"example_inputs disagree on the batch, their first dimensions are {sizes}: say batch_size=")
-    return sizes[0]
-
-
-def _batch_sizes(value: Any) -> Iterator[int]:
-    if isinstance(value, PackedSequence):
-        yield int(value.batch_sizes[0])
-    elif isinstance(value, Tensor):
-        yield from value.shape[:1]
-    elif isinstance(value, dict):
-        yield from _batch_sizes(tuple(value.values()))
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _batch_sizes(item)
 
 
 class _Origin(NamedTuple):
@@ -99,7 +73,7 @@ class _MultiplyAdds(TorchDispatchMode):
                 name = name.removeprefix("module.")
                 self.counts[name] = 0
                 self._origins[parameter] = _Origin(name)
-        for tensor in _tensors(inputs):
+        for tensor in tensors_in(inputs):
             self._origins[tensor] = _Origin(None)
         for module in model.modules():
             if isinstance(module, nn.RNNBase):
@@ -120,14 +94,14 @@ class _MultiplyAdds(TorchDispatchMode):
             if parts is not NotImplemented:
                 return parts
         result = func(*args, **kwargs)
-        operands = [(tensor, self._origins[tensor]) for tensor in _tensors((args, kwargs)) if tensor in self._origins]
+        operands = [(tensor, self._origins[tensor]) for tensor in tensors_in((args, kwargs)) if tensor in self._origins]
         if formula is not None:
             weight = _multiplied(operation, [origin for _, origin in operands])
             if weight is not None:
                 self.counts[weight] += formula(*args, **kwargs, out_val=result) // 2
         origin = _combined(operands, product=formula is not None)
         if origin is not None:
-            for tensor in _tensors(result):
+            for tensor in tensors_in(result):
                 self._origins[tensor] = origin
         return result
 
@@ -145,7 +119,7 @@ class _MultiplyAdds(TorchDispatchMode):
 
     def _leave_recurrent(self, module: nn.Module, args: Any, result: Any) -> None:
         self._recurrent -= 1
-        for tensor in _tensors(result):
+        for tensor in tensors_in(result):
             self._origins[tensor] = _Origin(None)
 
 
@@ -167,14 +141,6 @@ def _combined(operands: list[tuple[Tensor, _Origin]], *, product: bool) -> _Orig
         return _Origin(None)
     _, largest = max(operands, key=lambda operand: operand[0].numel())
     return _Origin(largest.weight, product or any(origin.product for _, origin in operands))
-
-
-def _tensors(tree: Any) -> Iterator[Tensor]:
-    for leaf in tree_leaves(tree):
-        if isinstance(leaf, Tensor):
-            yield leaf
-        elif isinstance(leaf, PackedSequence):
-            yield leaf.data
 
 
 def _matrix_by_vector(*args: Any, out_val: Tensor, **kwargs: Any) -> int:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
+from torch.utils._pytree import tree_leaves
 
 Watcher = TypeVar("Watcher", bound=AbstractContextManager[Any])
 
@@ -54,6 +55,47 @@ def rehearse(
     raise RuntimeError(
         f"example_inputs could not be run through {type(model).__name__}: {type(failure).__name__}: {failure}"
     ) from failure
+
+
+def samples_of(example_inputs: tuple[Any, ...], batch_size: int | None) -> int:
+    """How many samples the inputs hold: `batch_size`, or the first dimension that all their tensors share.
+
+    Raises:
+        ValueError: no input, no tensor among them, tensors that disagree, or a batch without samples.
+    """
+    if not example_inputs:
+        raise ValueError("example_inputs is empty: give one batch as forward takes it, operations(model, batch)")
+    if batch_size is None:
+        sizes = sorted(set(_first_dimensions(example_inputs)))
+        if not sizes:
+            raise ValueError("example_inputs hold no tensor with a batch dimension: say batch_size=")
+        if len(sizes) > 1:
+            raise ValueError(f"example_inputs disagree on the batch, first dimensions are {sizes}: say batch_size=")
+        batch_size = sizes[0]
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1 sample, got {batch_size}")
+    return batch_size
+
+
+def _first_dimensions(value: Any) -> Iterator[int]:
+    if isinstance(value, PackedSequence):
+        yield int(value.batch_sizes[0])
+    elif isinstance(value, Tensor):
+        yield from value.shape[:1]
+    elif isinstance(value, dict):
+        yield from _first_dimensions(tuple(value.values()))
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _first_dimensions(item)
+
+
+def tensors_in(tree: Any) -> Iterator[Tensor]:
+    """Every tensor in nested containers, of a packed sequence its data."""
+    for leaf in tree_leaves(tree):
+        if isinstance(leaf, Tensor):
+            yield leaf
+        elif isinstance(leaf, PackedSequence):
+            yield leaf.data
 
 
 def _check(model: object) -> None:

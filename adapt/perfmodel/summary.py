@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -113,16 +114,20 @@ class RunningSummary:
         form: Form = "physical",
     ) -> None:
         self._operations = dict(operations)
-        self._batch_size = batch_size
         self._accumulation = accumulation
         self._steps = steps
-        self._other = other
-        self._backward_bits = backward_bits
-        self._backward_factor = backward_factor
-        self._form: Form = form
-        # Found before training rather than at the first row.
-        as_operations(self._operations)
-        training_speedup([1], 1, 1.0, batch_size=batch_size, accumulation=accumulation, steps=steps, form=form)
+        self._by_size = form == "physical"
+        self._training_speedup = partial(
+            training_speedup,
+            batch_size=batch_size,
+            accumulation=accumulation,
+            other=other,
+            backward_bits=backward_bits,
+            backward_factor=backward_factor,
+            form=form,
+        )
+        # Bad settings are found before training rather than at its first row.
+        self._training_speedup(as_operations(self._operations), 32, 1.0, steps=steps)
         self._start(())
 
     def update(self, trace: TraceLike) -> Summary:
@@ -140,23 +145,17 @@ class RunningSummary:
             self._add(trace, slice(self._rows, rows))
             self._rows = rows
         lengths, shares = as_rows(trace.word_length[-1:], trace.nonzero[-1:])
-        numel = trace.numel if self._form == "physical" else None
+        numel = trace.numel if self._by_size else None
         by_element = as_weights(trace.numel, len(self._layers))
         # Costs and memory are linear in sp·WL, so its mean stands for all rows.
         mean_bits = self._bits / rows
         return Summary(
-            training_speedup=training_speedup(
+            training_speedup=self._training_speedup(
                 self._counts,
                 mean_bits,
                 1.0,
-                batch_size=self._batch_size,
                 overhead=self._overhead / rows,
-                accumulation=self._accumulation,
                 steps=self._steps or _steps(trace.step),
-                other=self._other,
-                backward_bits=self._backward_bits,
-                backward_factor=self._backward_factor,
-                form=self._form,
             ),
             inference_speedup=inference_speedup(self._counts, lengths, shares),
             size_ratio=size_ratio(lengths, shares, numel),
@@ -185,12 +184,12 @@ class RunningSummary:
 
     def _add(self, trace: TraceLike, new: slice) -> None:
         lengths, shares = as_rows(trace.word_length[new], trace.nonzero[new], len(self._layers))
-        self._bits += (lengths * shares).sum(axis=0)
-        self._word_length += lengths.sum(axis=0)
-        self._nonzero += shares.sum(axis=0)
         self._overhead += switching_cost(
             trace.numel, shares, trace.lookback[new], trace.resolution[new], accumulation=self._accumulation
         )
+        self._bits += (lengths * shares).sum(axis=0)
+        self._word_length += lengths.sum(axis=0)
+        self._nonzero += shares.sum(axis=0)
 
 
 def _steps(step: NDArray[np.int64]) -> int:

@@ -1,0 +1,42 @@
+"""How many numbers the layers hand on for one sample: the part of a network's footprint that is not weights."""
+
+from contextlib import nullcontext
+from typing import Any
+
+from torch import nn
+
+from adapt.perfmodel.rehearsal import rehearse, samples_of, tensors_in
+
+
+def activation_sizes(model: nn.Module, *example_inputs: Any, batch_size: int | None = None) -> dict[str, int]:
+    """Elements of each layer's output per sample, keyed by the layer's module name, in the order of first use.
+
+    Layers are the modules that own a weight of two or more dimensions. One that runs several times counts with its
+    largest output; one that does not run has no entry. The model is not touched, as in `operations`.
+
+    Args:
+        model, example_inputs, batch_size: as in `operations`.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as `operations`.
+    """
+    samples = samples_of(example_inputs, batch_size)
+    return {name: round(size / samples) for name, size in rehearse(model, example_inputs, _Sizes).sizes.items()}
+
+
+class _Sizes(nullcontext[None]):
+    def __init__(self, model: nn.Module, inputs: tuple[Any, ...]) -> None:
+        super().__init__()
+        self.sizes: dict[str, int] = {}
+        for name, module in model.named_modules():
+            if any(parameter.ndim >= 2 for parameter in module.parameters(recurse=False)):
+                self._watch(name.removeprefix("module."), module)
+
+    def _watch(self, name: str, module: nn.Module) -> None:
+        def measure(module: nn.Module, args: Any, result: Any) -> None:
+            # Recurrent layers and attention answer states and scores besides; what they hand on comes first.
+            output = result[0] if isinstance(result, tuple) else result
+            size = sum(tensor.numel() for tensor in tensors_in(output))
+            self.sizes[name] = max(size, self.sizes.get(name, 0))
+
+        module.register_forward_hook(measure)

@@ -1,0 +1,51 @@
+"""Sizes of a network that runs: weights and activations together."""
+
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from adapt.perfmodel.arrays import bounded
+from adapt.perfmodel.multiplication import weight_memory
+
+BITS_PER_KILOBYTE = 8000
+
+
+def memory_footprint(parameters: int, largest_activation: int, parameter_bits: float, activation_bits: float) -> float:
+    """LSQ trade-off, section 3: parameters·b_p + largest activation·b_a, in bits.
+
+    Activations are computed one after the other, so only the largest needs room.
+
+    Args:
+        parameters: how many the network has.
+        largest_activation: elements per sample, max(activation_sizes(model, batch).values()).
+
+    Raises:
+        ValueError: a negative number.
+    """
+    return weight_memory(parameters, parameter_bits) + weight_memory(largest_activation, activation_bits)
+
+
+def network_size(
+    numel: ArrayLike,
+    weight_bits: ArrayLike,
+    activations: ArrayLike,
+    activation_bits: ArrayLike,
+    *,
+    activation_size: Literal["sum", "max"] = "sum",
+) -> float:
+    """Mixed precision (Schaefer et al.) eq. 2: Σ b_w·s_w plus the sum or the maximum of b_a·s_a, in kB of 8000 bits.
+
+    Args:
+        numel, weight_bits: s_w and b_w by layer, or by channel. Shapes that broadcast.
+        activations, activation_bits: s_a, elements per sample, and b_a by tensor. Shapes that broadcast.
+        activation_size: "sum" for what is moved, "max" for the room that is needed at once.
+
+    Raises:
+        ValueError: a negative number, or another `activation_size`.
+    """
+    if activation_size not in ("sum", "max"):
+        raise ValueError(f"activation_size must be 'sum' or 'max', got {activation_size!r}")
+    tensors = bounded("activations", activations, 0, np.inf) * bounded("activation_bits", activation_bits, 0, np.inf)
+    total = tensors.sum() if activation_size == "sum" else tensors.max(initial=0)
+    return (weight_memory(numel, weight_bits) + float(total)) / BITS_PER_KILOBYTE

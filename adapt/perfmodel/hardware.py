@@ -1,0 +1,105 @@
+"""Machines that support a few widths only: a layer runs at the next one up, and zeros cost as much as anything."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from adapt.perfmodel.arrays import FLOAT32_BITS, Array, Operations, as_operations, as_rows, bounded
+
+
+@dataclass(frozen=True)
+class HardwareProfile:
+    """The widths that a machine multiplies, and how fast.
+
+    Args:
+        name: what the machine is called.
+        rates: bits to 10¹² operations per second (TOPS). It should hold 32 bits, what float32 runs at.
+
+    Raises:
+        ValueError: no rates, or bits or rates that are not positive.
+    """
+
+    name: str
+    rates: Mapping[float, float] = field(hash=False)
+
+    def __post_init__(self) -> None:
+        if not self.rates or not all(bits > 0 and 0 < rate < math.inf for bits, rate in self.rates.items()):
+            raise ValueError(f"rates of {self.name} must map bits to TOPS, all above 0, got {dict(self.rates)}")
+
+    def width(self, bits: ArrayLike) -> Array:
+        """The narrowest supported width that holds `bits`, in bits, of the same shape.
+
+        Raises:
+            ValueError: more bits than the machine supports.
+        """
+        widths = np.sort(np.asarray(list(self.rates), dtype=np.float64))
+        return np.asarray(widths[np.searchsorted(widths, bounded(f"bits on {self.name}", bits, 0, widths[-1]))])
+
+    def rate(self, bits: ArrayLike) -> Array:
+        """TOPS at the narrowest supported width that holds `bits`, of the same shape.
+
+        Raises:
+            ValueError: more bits than the machine supports.
+        """
+        return np.asarray(np.vectorize(self.rates.__getitem__, otypes=[np.float64])(self.width(bits)))
+
+
+A100 = HardwareProfile("NVIDIA A100", {1: 4992, 4: 1248, 8: 624, 16: 312, 32: 19.5})
+"""AQT table 1 (dense tensor cores), and float32 outside of the tensor cores from the maker's data sheet."""
+
+T4 = HardwareProfile("NVIDIA T4", {4: 260, 8: 130, 16: 65, 32: 8.1})
+"""The maker's data sheet."""
+
+
+def profiled_inference_speedup(
+    operations: Operations,
+    word_length: ArrayLike,
+    profile: HardwareProfile,
+    *,
+    other_bits: float = FLOAT32_BITS,
+) -> float:
+    """Σ ops/rate(other) / Σ ops/rate(WL) at the last row: `inference_speedup` on a machine that exists.
+
+    Args:
+        operations: multiply-adds per sample [layers].
+        word_length: WL, bits, [rows, layers] or one row; the activations are as wide.
+        profile: the machine.
+        other_bits: what the other network runs at: 32 for float32, 16 for bfloat16.
+
+    Raises:
+        ValueError: a width that the machine lacks, or shapes that do not fit.
+    """
+    counts = as_operations(operations)
+    lengths, _ = as_rows(word_length, 1.0, len(counts))
+    other = float((counts / profile.rate(other_bits)).sum())
+    return other / float((counts / profile.rate(lengths[-1])).sum())
+
+
+def profiled_training_speedup(
+    operations: Operations,
+    word_length: ArrayLike,
+    profile: HardwareProfile,
+    *,
+    other_bits: float = FLOAT32_BITS,
+    backward_bits: float = FLOAT32_BITS,
+    backward_factor: float = 2,
+) -> float:
+    """`training_speedup` in its physical form on a machine that exists, without the overhead of switching.
+
+    Args:
+        operations, word_length, profile, other_bits: as in `profiled_inference_speedup`; here every row counts.
+            The other run goes forward at `other_bits`.
+        backward_bits, backward_factor: width of the backward pass of both runs, and its products for one in forward.
+
+    Raises:
+        ValueError: a width that the machine lacks, or shapes that do not fit.
+    """
+    counts = as_operations(operations)
+    lengths, _ = as_rows(word_length, 1.0, len(counts))
+    backward = backward_factor / profile.rate(backward_bits)
+    ours = (1 / profile.rate(lengths) + backward) @ counts
+    other = (1 / profile.rate(other_bits) + backward) * counts.sum()
+    return float(other / ours.mean())
