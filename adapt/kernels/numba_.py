@@ -368,7 +368,7 @@ def restore_(
         require_layout(torch.float32, parameters=parameters, masters=masters, gradients=gradients, sums=sums)
     )
     addresses = [_addresses(tensors) for tensors in (parameters, masters, gradients, sums)]
-    tables = np.array(squared, np.float64), np.array(l1, np.float32), np.array(l2, np.float32)
+    tables = np.array(squared.numpy(), np.float64), np.array(l1, np.float32), np.array(l2, np.float32)
     partial = np.empty((len(chunks.table), 3))
     _run(_restore_pass, chunks, *addresses, *tables, partial, normalize)
     statistics.numpy()[:] = np.add.reduceat(partial, chunks.first)

@@ -1,0 +1,104 @@
+"""Which back end runs where, and what happens when it cannot."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from adapt import kernels
+from adapt.kernels import numba_, torch_
+from adapt.rounding import backend, set_backend
+
+
+@pytest.fixture(autouse=True)
+def _no_choice_left_behind(monkeypatch):
+    monkeypatch.delenv("ADAPT_BACKEND", raising=False)
+    yield
+    set_backend(None)
+
+
+@pytest.fixture
+def fresh_imports():
+    """Forget what was importable, before and after."""
+    for cached in (kernels._load, kernels._importable):
+        cached.cache_clear()
+    yield
+    for cached in (kernels._load, kernels._importable):
+        cached.cache_clear()
+
+
+def test_the_device_chooses():
+    assert backend("cpu") is numba_
+    assert backend(torch.device("meta")) is torch_
+
+
+def test_a_name_forces(monkeypatch):
+    set_backend("torch")
+    assert backend("cpu") is torch_
+    set_backend(None)
+    assert backend("cpu") is numba_
+    monkeypatch.setenv("ADAPT_BACKEND", "torch")
+    assert backend("cpu") is torch_
+    set_backend("numba")
+    assert backend("cpu") is numba_, "the call outranks the environment"
+
+
+def test_an_unknown_name_is_refused(monkeypatch):
+    with pytest.raises(ValueError, match="name must be one of torch, numba, triton, got 'cuda'"):
+        set_backend("cuda")
+    monkeypatch.setenv("ADAPT_BACKEND", "fast")
+    with pytest.raises(ValueError, match=r"ADAPT_BACKEND must be one of .*'fast'"):
+        backend("cpu")
+
+
+def test_a_forced_back_end_that_cannot_work_says_so():
+    set_backend("numba")
+    with pytest.raises(RuntimeError, match=r"numba back end was forced but cannot work on meta.*set_backend\(None\)"):
+        backend("meta")
+
+
+@pytest.mark.usefixtures("fresh_imports")
+def test_without_numba_torch_takes_over(monkeypatch):
+    monkeypatch.setitem(sys.modules, "adapt.kernels.numba_", None)
+    assert backend("cpu") is torch_
+    with pytest.raises(RuntimeError, match=r"numba back end cannot be imported.*install numba"):
+        set_backend("numba")
+
+
+def run(code, **environment):
+    result = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout.strip()
+
+
+def test_importing_rounding_imports_no_compiler():
+    code = "import sys, adapt.rounding; print(sorted({'numba', 'llvmlite', 'triton', 'lightning'} & set(sys.modules)))"
+    assert run(code) == "[]"
+
+
+QUANTIZE = """
+import torch, adapt.rounding as r
+from adapt import Precision
+print(r.quantize(torch.tensor([0.3, 9.0]), Precision(8, 4)).tolist(), r.backend('cpu').__name__)
+"""
+
+
+def test_a_disabled_compiler_means_torch():
+    assert run(QUANTIZE, NUMBA_DISABLE_JIT="1") == "[0.3125, 7.9375] adapt.kernels.torch_"
+
+
+UNWRITABLE = """
+from numba.core.dispatcher import Dispatcher
+def enable_caching(self):
+    raise RuntimeError("cannot cache function: no locator available")
+Dispatcher.enable_caching = enable_caching
+"""
+
+
+def test_no_folder_to_write_the_cache_to_means_compiling_anew():
+    """As where the package and the home folder are read-only."""
+    assert run(UNWRITABLE + QUANTIZE) == "[0.3125, 7.9375] adapt.kernels.numba_"
