@@ -64,7 +64,7 @@ def read(path: Path, layout: Layout, *, version: int) -> dict[str, NDArray[Any]]
                 extents: dict[str, int] = {}
                 return {name: _read_member(archive, name, *expected, extents) for name, expected in layout.items()}
         except Exception as error:
-            raise ValueError(f"{error}") from error
+            raise ValueError(str(error)[:300] or type(error).__name__) from error
 
 
 def check_names(names: Iterable[object], expected: set[str]) -> None:
