@@ -49,6 +49,10 @@ class Pictures:
             raise ValueError(f"number must lie between 1 and the {len(self)} pictures there are, got {number}")
         return Pictures(self.images[:number], self.labels[:number], self.classes)
 
+    def to(self, device: torch.device | str) -> "Pictures":
+        """The same pictures on `device`."""
+        return Pictures(self.images.to(device), self.labels.to(device), self.classes)
+
     def statistics(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of each channel, float32 [channels], in pixel values 0 to 255."""
         channels = self.images.shape[1]

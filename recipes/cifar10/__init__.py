@@ -1,0 +1,1 @@
+"""See `recipes.cifar10.__main__`."""

@@ -1,0 +1,290 @@
+"""The plain PyTorch training run that the recipes share: seeded, resumable after every epoch, on any device."""
+
+import dataclasses
+import platform
+import shlex
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
+from tqdm import tqdm
+
+import adapt
+from adapt.controller import Controller
+from recipes.common import files
+from recipes.common.batches import Batches
+from recipes.common.data import Pictures
+from recipes.common.models import MODELS
+
+SCHEDULES = ("onecycle", "plateau")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All that decides how a run goes; two runs with equal settings on one device give the same weights.
+
+    Args:
+        data_set, model: names in `recipes.common.data.DATA_SETS` (or "digits") and `recipes.common.models.MODELS`.
+        method: "float32", "adapt", or "fixed" and a word length: "fixed8" trains at ⟨8, 6⟩, range ±2.
+        epochs, batch_size, seed: as usual.
+        schedule: "onecycle" (`lr` is its peak) or "plateau" (`lr` is its start; a tenth after six epochs in which the
+            training loss did not fall).
+        lr: learning rate. AdaPT divides each layer's gradient by its norm: a step then moves a layer by about `lr`,
+            whatever the loss, so its rates do not compare with those of the others.
+        momentum: of SGD, with Nesterov's correction.
+        l1, l2: penalty coefficients α and β of the weights of convolutions and dense layers; added after normalisation.
+        buffer_bits: AdaPT's; the paper takes 4, and 8 for residual networks and CIFAR-100.
+        subset: train on the first so many pictures only.
+
+    Raises:
+        ValueError: a name or number that cannot be.
+    """
+
+    data_set: str
+    model: str
+    method: str
+    epochs: int
+    batch_size: int
+    schedule: str
+    lr: float
+    momentum: float = 0.9
+    l1: float = 0.0
+    l2: float = 0.0
+    buffer_bits: int = 4
+    subset: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, choices in (("model", tuple(MODELS)), ("schedule", SCHEDULES)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
+        for name in ("epochs", "batch_size", "lr"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)!r}")
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative, got {self.seed}")
+        if self.l1 and self.method == "float32":
+            raise ValueError(f"l1 must be 0 for float32, got {self.l1!r}: only the controller of a format applies it")
+        policy(self)
+
+
+def policy(settings: Settings) -> Any:
+    """The policy that a method's name stands for; None for float32.
+
+    Raises:
+        ValueError: no such method.
+    """
+    if settings.method == "float32":
+        return None
+    if settings.method == "adapt":
+        return adapt.AdaPT(buffer_bits=settings.buffer_bits)
+    if settings.method.startswith("fixed") and settings.method[5:].isdecimal():
+        word_length = int(settings.method[5:])
+        return adapt.Fixed(adapt.Precision(word_length, word_length - 2))
+    raise ValueError(f"method must be float32, adapt or fixed and a word length (fixed8), got {settings.method!r}")
+
+
+def recommended(model: str, method: str) -> dict[str, Any]:
+    """Learning rate, penalties and buffer bits for one-cycle training on CIFAR-10 at batch 128, found by short runs."""
+    buffer_bits = 8 if model == "resnet20" else 4
+    if method == "adapt":
+        return {"lr": 0.02, "l1": 0.0, "l2": 0.0, "buffer_bits": buffer_bits}
+    return {"lr": 0.1 if model == "resnet20" else 0.02, "l1": 0.0, "l2": 5e-4, "buffer_bits": buffer_bits}
+
+
+def make_optimizer(settings: Settings, model: nn.Module) -> tuple[Optimizer, Controller | None]:
+    """SGD for float32, `adapt.ASGD` for everything else: the one line that differs."""
+    chosen = policy(settings)
+    options: dict[str, Any] = {"lr": settings.lr, "momentum": settings.momentum, "nesterov": settings.momentum > 0}
+    if chosen is not None:
+        optimizer = adapt.ASGD(
+            model, **options, fused=True, policy=chosen, l1=settings.l1, l2=settings.l2, seed=settings.seed
+        )
+        return optimizer, optimizer.controller
+    weights = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim <= 1]
+    groups = [{"params": weights, "weight_decay": settings.l2}, {"params": others}]
+    return torch.optim.SGD(groups, **options, fused=True), None
+
+
+def make_schedule(settings: Settings, optimizer: Optimizer, steps: int) -> LRScheduler | ReduceLROnPlateau:
+    """The learning-rate schedule over `steps` optimizer steps."""
+    if settings.schedule == "onecycle":
+        return OneCycleLR(optimizer, settings.lr, total_steps=steps, cycle_momentum=False)
+    return ReduceLROnPlateau(optimizer, factor=0.1, patience=5)
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, batches: Batches) -> tuple[float, float]:
+    """(mean loss, accuracy) in evaluation mode, where a controller shows the weights rounded to nearest."""
+    was_training = model.training
+    model.eval()
+    loss = correct = torch.zeros((), device=batches.mean.device)
+    for x, y in batches:
+        logits = model(x)
+        loss = loss + F.cross_entropy(logits, y, reduction="sum")
+        correct = correct + (logits.argmax(1) == y).sum()
+    model.train(was_training)
+    return float(loss) / len(batches.pictures), float(correct) / len(batches.pictures)
+
+
+@dataclass
+class Run:
+    """A run in progress: everything that its checkpoint holds."""
+
+    settings: Settings
+    model: nn.Module
+    optimizer: Optimizer
+    controller: Controller | None
+    schedule: LRScheduler | ReduceLROnPlateau
+    shape: tuple[int, int, int]
+    history: list[dict[str, float]] = dataclasses.field(default_factory=list)
+
+    @property
+    def trace(self) -> adapt.Trace | None:
+        """What the controller noted; None for float32."""
+        return None if self.controller is None else self.controller.trace
+
+    def save(self, path: Path) -> None:
+        """Write the checkpoint, whole or not at all."""
+        device = next(self.model.parameters()).device
+        files.write_checkpoint(
+            path,
+            {
+                "settings": dataclasses.asdict(self.settings),
+                "history": self.history,
+                "model": self.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "schedule": self.schedule.state_dict(),
+                "random": torch.get_rng_state(),
+                "random_cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+            },
+        )
+
+    def load(self, path: Path) -> None:
+        """Go on where the checkpoint ends.
+
+        Raises:
+            ValueError: the checkpoint is damaged or belongs to a run with other settings.
+        """
+        state = files.read_checkpoint(path)
+        now, then = dataclasses.asdict(self.settings), state.get("settings", {})
+        if changed := [
+            f"{name} (then {then.get(name)!r}, now {now[name]!r})" for name in now if then.get(name) != now[name]
+        ]:
+            raise ValueError(f"{path} belongs to a run with another {', '.join(changed)}: choose another folder")
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        torch.set_rng_state(state["random"])
+        if state["random_cuda"] is not None and torch.cuda.is_available():
+            torch.cuda.set_rng_state(state["random_cuda"])
+        self.history = state["history"]
+
+
+def train(
+    settings: Settings,
+    splits: tuple[Pictures, Pictures],
+    folder: Path | None,
+    *,
+    device: torch.device | str = "cpu",
+    progress: bool = True,
+) -> Run:
+    """Train, or go on training, until `settings.epochs` are done.
+
+    Args:
+        splits: training and test pictures.
+        folder: where `checkpoint.pt` is written after every epoch, and found when the run is started again;
+            None: no checkpoint.
+        progress: whether a bar shows steps, loss and accuracy.
+
+    Raises:
+        ValueError: the folder holds another run; the loss stopped being a number.
+    """
+    training, test = (split.to(device) for split in (splits[0].first(settings.subset), splits[1]))
+    mean, deviation = training.statistics()
+    natural = settings.data_set.startswith("cifar")
+    batches = Batches(
+        training, settings.batch_size, mean, deviation, shuffle=True, seed=settings.seed,
+        padding=4 if natural else 0, flip=natural,
+    )  # fmt: skip
+    test_batches = Batches(test, 500, mean, deviation)
+
+    torch.manual_seed(settings.seed)
+    model = MODELS[settings.model](training.classes, training.shape)
+    model = model.to(device=device, memory_format=torch.channels_last)
+    optimizer, controller = make_optimizer(settings, model)
+    schedule = make_schedule(settings, optimizer, settings.epochs * len(batches))
+    run = Run(settings, model, optimizer, controller, schedule, training.shape)
+    checkpoint = None if folder is None else folder / "checkpoint.pt"
+    if checkpoint is not None and checkpoint.exists():
+        run.load(checkpoint)
+
+    with tqdm(
+        desc=f"{settings.model} {settings.method}", total=settings.epochs * len(batches),
+        initial=len(run.history) * len(batches), unit="step", disable=not progress,
+    ) as bar:  # fmt: skip
+        for epoch in range(len(run.history), settings.epochs):
+            batches.set_epoch(epoch)
+            start = time.perf_counter()
+            loss = train_epoch(run, batches, bar)
+            seconds = time.perf_counter() - start
+            test_loss, accuracy = evaluate(model, test_batches)
+            entry = {"loss": loss, "test_loss": test_loss, "accuracy": accuracy, "seconds": seconds}
+            entry["lr"] = optimizer.param_groups[0]["lr"]
+            if controller is not None:
+                entry["mean_word_length"] = float(controller.trace.word_length[-1].mean())
+            run.history.append(entry)
+            if isinstance(schedule, ReduceLROnPlateau):
+                schedule.step(loss)
+            if checkpoint is not None:
+                run.save(checkpoint)
+            bar.set_postfix({"loss": f"{loss:.3f}", "accuracy": f"{accuracy:.3f}"})
+    return run
+
+
+def train_epoch(run: Run, batches: Batches, bar: tqdm) -> float:
+    """One pass over the batches; the mean training loss.
+
+    Raises:
+        ValueError: the loss stopped being a number.
+    """
+    run.model.train()
+    total = torch.zeros((), device=batches.mean.device)
+    for x, y in batches:
+        run.optimizer.zero_grad()
+        loss = F.cross_entropy(run.model(x), y)
+        loss.backward()
+        if run.controller is not None:
+            run.controller.observe(loss)
+        run.optimizer.step()
+        if isinstance(run.schedule, OneCycleLR):
+            run.schedule.step()
+        total += loss.detach()
+        bar.update()
+    mean = float(total) / len(batches)
+    if mean != mean:
+        raise ValueError(f"the training loss is not a number any more: lr = {run.settings.lr!r} is too high")
+    return mean
+
+
+def provenance() -> dict[str, Any]:
+    """What a result file says about where it comes from: the command, the versions, the machine."""
+    name = sys.argv[0]
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    start = f"python -m {spec.parent}" if spec is not None and spec.parent else f"python {name}"
+    return {
+        "command": shlex.join([*start.split(), *sys.argv[1:]]),
+        "adapt": adapt.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+    }

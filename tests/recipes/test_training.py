@@ -1,0 +1,184 @@
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from recipes.common import files, training
+from recipes.common.data import digits
+from recipes.common.results import costs, report, table
+from recipes.common.training import Settings, evaluate, train
+
+SETTINGS = Settings("digits", "small-cnn", "float32", 3, 32, "onecycle", 0.05, subset=320)
+METHODS = ("float32", "adapt", "fixed8")
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def go(folder=None, **changes):
+    return train(dataclasses.replace(SETTINGS, **changes), digits(), folder, progress=False)
+
+
+def timeless(history):
+    return [{name: value for name, value in epoch.items() if name != "seconds"} for epoch in history]
+
+
+@pytest.mark.parametrize("schedule", ["onecycle", "plateau"])
+@pytest.mark.parametrize("method", METHODS)
+def test_an_interrupted_run_ends_as_the_uninterrupted_one(tmp_path, monkeypatch, method, schedule):
+    expected = go(method=method, schedule=schedule)
+    calls = []
+
+    def stop_in_the_second_epoch(*arguments):
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return evaluate(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "evaluate", stop_in_the_second_epoch)
+        with pytest.raises(KeyboardInterrupt):
+            go(tmp_path, method=method, schedule=schedule)
+    torch.rand(7)  # a new process has another global stream
+    resumed = go(tmp_path, method=method, schedule=schedule)
+
+    assert timeless(resumed.history) == timeless(expected.history)
+    for name, value in expected.model.state_dict().items():
+        assert torch.equal(resumed.model.state_dict()[name], value), name
+    if method != "float32":
+        assert np.array_equal(resumed.trace.step, expected.trace.step)
+        assert np.array_equal(resumed.trace.word_length, expected.trace.word_length)
+        assert np.array_equal(resumed.trace.nonzero, expected.trace.nonzero)
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path, monkeypatch):
+    first = go(tmp_path)
+    monkeypatch.setattr(training, "train_epoch", None)
+    assert go(tmp_path).history == first.history
+
+
+def test_a_folder_with_another_run_is_refused_by_name_and_kept(tmp_path):
+    go(tmp_path, epochs=1)
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+    with pytest.raises(ValueError, match=r"checkpoint\.pt belongs to a run with another lr \(then 0\.05, now 0\.1\)"):
+        go(tmp_path, epochs=1, lr=0.1)
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", None])
+def test_a_damaged_checkpoint_is_refused_by_name(tmp_path, content):
+    go(tmp_path, epochs=1)
+    path = tmp_path / "checkpoint.pt"
+    path.write_bytes(path.read_bytes()[:-1000] if content is None else content)
+    with pytest.raises(ValueError, match=r"checkpoint\.pt is not a readable checkpoint"):
+        go(tmp_path, epochs=1)
+
+
+def test_a_checkpoint_that_would_run_code_is_refused(tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return print, ("caught",)
+
+    torch.save({"settings": Trap()}, tmp_path / "checkpoint.pt")
+    with pytest.raises(ValueError, match="not a readable checkpoint"):
+        go(tmp_path)
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path):
+    def fail(file):
+        file.write(b"half")
+        raise OSError("disk full")
+
+    files.write(tmp_path / "x", lambda file: file.write(b"whole"))
+    with pytest.raises(OSError, match="disk full"):
+        files.write(tmp_path / "x", fail)
+    assert (tmp_path / "x").read_bytes() == b"whole"
+    assert [p.name for p in tmp_path.iterdir()] == ["x"]
+
+
+@pytest.mark.parametrize(("method", "lr"), [("float32", 0.05), ("adapt", 0.02), ("fixed8", 0.05)])
+def test_every_method_learns_the_digits(method, lr):
+    run = go(method=method, lr=lr, epochs=8, subset=None)
+    assert run.history[-1]["accuracy"] > 0.93
+    assert run.history[-1]["loss"] < run.history[0]["loss"] / 2
+
+
+def test_fixed_and_adapt_weights_are_on_their_grid():
+    for method in ("adapt", "fixed8"):
+        run = go(method=method, epochs=1)
+        parameters = dict(run.model.named_parameters())
+        assert len(run.controller.precisions) == 4
+        for name, precision in run.controller.precisions.items():
+            steps = parameters[name].detach().double() / precision.step
+            assert torch.equal(steps, steps.round())
+
+
+def test_plateau_lowers_the_rate_only_when_the_loss_stands_still():
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    schedule = training.make_schedule(dataclasses.replace(SETTINGS, schedule="plateau"), optimizer, 100)
+    rates = []
+    for loss in [5.0, 4.0, 3.0, *[3.0] * 6, 1.0]:
+        schedule.step(loss)
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert rates == pytest.approx([1.0] * 8 + [0.1] * 2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": "vgg"}, "model must be one of resnet20, .* got 'vgg'"),
+        ({"schedule": "cosine"}, "schedule must be one of onecycle, plateau"),
+        ({"method": "muppet9"}, "method must be float32, adapt or fixed"),
+        ({"method": "fixed99"}, "word_length must lie between 2 and 32 bits, got 99"),
+        ({"epochs": 0}, "epochs must be above 0, got 0"),
+        ({"lr": float("nan")}, "lr must be above 0, got nan"),
+        ({"seed": -1}, "seed must not be negative"),
+        ({"l1": 1e-5}, "l1 must be 0 for float32"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(SETTINGS, **changes)
+
+
+def test_a_diverging_run_stops_with_a_reason():
+    with pytest.raises(ValueError, match="not a number any more: lr = 1e\\+30 is too high"):
+        go(lr=1e30)
+
+
+def test_the_result_file_holds_all_that_the_table_shows(tmp_path):
+    run = go(tmp_path, method="adapt")
+    result = report(run, tmp_path)
+    stored = json.loads((tmp_path / "result.json").read_text())
+    assert stored == json.loads(json.dumps(result))
+    assert stored["settings"]["method"] == "adapt"
+    assert stored["command"].startswith("python")
+    assert len(stored["history"]) == 3
+    assert stored["parameters"] == 20_602
+    assert {p.name for p in tmp_path.iterdir()} == {"checkpoint.pt", "result.json", "trace.npz", "timeline.png"}
+    text = table([stored])
+    assert f"{stored['accuracy']:.4f}" in text
+    assert len({len(line) for line in text.splitlines()}) == 1
+
+
+def test_float32_costs_what_float32_costs():
+    figures = costs(go(epochs=1).model, (1, 8, 8), None, 32)
+    assert figures["mean_word_length"] == 32
+    assert figures["size_ratio"] == figures["training_speedup"] == figures["inference_speedup"] == 1
+
+
+def test_constant_eight_bits_cost_a_quarter_of_what_is_not_zero():
+    run = go(method="fixed8", epochs=1)
+    trace = run.trace
+    figures = costs(run.model, (1, 8, 8), trace, 32)
+    share = float(trace.nonzero[-1] @ (trace.numel / trace.numel.sum()))
+    assert figures["mean_word_length"] == 8
+    assert figures["size_ratio"] == pytest.approx(share / 4, rel=1e-5)
+    assert figures["inference_speedup"] > 4
