@@ -91,7 +91,7 @@ def _first_dimensions(value: Any) -> Iterator[int]:
 
 def tensors_in(tree: Any) -> Iterator[Tensor]:
     """Every tensor in nested containers, of a packed sequence its data."""
-    for leaf in tree_leaves(tree):
+    for leaf in tree_leaves(tree, is_leaf=lambda part: isinstance(part, PackedSequence)):
         if isinstance(leaf, Tensor):
             yield leaf
         elif isinstance(leaf, PackedSequence):
