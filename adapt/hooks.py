@@ -4,6 +4,8 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 
 class WeakHook:
     """Calls a method with some leading arguments while the method's object lives, and does nothing afterwards.
@@ -17,6 +19,8 @@ class WeakHook:
         self._leading = leading
 
     def __call__(self, *args: Any) -> None:
+        if torch.compiler.is_compiling():
+            return
         method = self._method and self._method()
         if method is not None:
             method(*self._leading, *args)

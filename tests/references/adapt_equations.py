@@ -61,7 +61,11 @@ def push_down(weights, resolution, tolerance):
     largest = float(np.abs(weights).max()) if weights.size else 0.0
     if largest == 0:
         return 2, 0
-    lengths = {fl: word_length(largest, fl) for fl in range(-126, 127)}
+    lengths = {}
+    for fl in range(-126, 127):
+        lengths[fl] = word_length(largest, fl)
+        if lengths[fl] > 32:
+            break
     fitting = [fl for fl, wl in lengths.items() if 2 <= wl <= 32] or [126]
     # The last fraction length known to fail, and the first taken to pass.
     failing, passing = fitting[0] - 1, fitting[-1]
