@@ -7,7 +7,6 @@ when the same command is given again. Writes checkpoint.pt, result.json and, und
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 import torch
@@ -61,7 +60,7 @@ def main(arguments: list[str] | None = None) -> None:
         splits = load("cifar10", options.data, download=not options.no_download)
         run = train(settings, splits, folder, device=options.device)
     except (DataError, ValueError) as error:
-        raise SystemExit(f"{sys.argv[0]}: {error}") from error
+        raise SystemExit(f"recipes.cifar10: {error}") from error
     print(table([report(run, folder)]))
     print(f"Everything about the run is in {folder}")
 

@@ -1,0 +1,87 @@
+import dataclasses
+import json
+import sys
+
+import pytest
+import torch
+
+import adapt
+from recipes.cifar10.__main__ import main
+from recipes.common import data
+from tests.recipes.test_data import records
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch):
+    """Runs the recipe on a small archive in CIFAR-10's layout; its folder is tmp_path."""
+    small = dataclasses.replace(data.DATA_SETS["cifar10"], train={"data_batch_1.bin": 192}, test={"test_batch.bin": 64})
+    monkeypatch.setitem(data.DATA_SETS, "cifar10", small)
+    folder = tmp_path / "data" / "cifar-10-batches-bin"
+    folder.mkdir(parents=True)
+    for seed, (name, number) in enumerate([*small.train.items(), *small.test.items()]):
+        (folder / name).write_bytes(records(number, (10,), seed)[0])
+    threads = torch.get_num_threads()
+
+    def run(*arguments):
+        fixed = ["--data", str(tmp_path / "data"), "--out", str(tmp_path / "out"), "--no-download", "--threads", "1"]
+        arguments = [*fixed, "--device", "cpu", "--model", "lenet5", "--epochs", "2", "--batch-size", "64", *arguments]
+        monkeypatch.setattr(sys, "argv", ["cifar10", *arguments])
+        main()
+
+    yield run
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("method", ["adapt", "float32", "fixed8"])
+def test_the_recipe_trains_and_writes_everything(command, tmp_path, capsys, method):
+    command("--method", method, "--seed", "3")
+    out = capsys.readouterr().out
+    assert f"lenet5 {method}" in out
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert result["settings"]["seed"] == 3
+    assert result["settings"]["buffer_bits"] == 4
+    assert f"--method {method} --seed 3" in result["command"]
+    assert [epoch["accuracy"] for epoch in result["history"]][-1] == result["accuracy"]
+    assert result["parameters"] == 62_006
+    assert (tmp_path / "out" / "trace.npz").exists() == (method != "float32")
+    if method != "float32":
+        trace = adapt.Trace.load(tmp_path / "out" / "trace.npz")
+        assert len(trace.layers) == 5
+        assert trace.step[-1] == 6
+
+
+def test_the_same_command_again_goes_on_and_answers_the_same(command, tmp_path):
+    command()
+    first = json.loads((tmp_path / "out" / "result.json").read_text())
+    command()
+    assert json.loads((tmp_path / "out" / "result.json").read_text()) == first
+
+
+def test_a_subset_and_a_plateau_can_be_asked_for(command, tmp_path):
+    command("--subset", "128", "--schedule", "plateau", "--lr", "0.01", "--l1", "1e-5")
+    settings = json.loads((tmp_path / "out" / "result.json").read_text())["settings"]
+    assert (settings["subset"], settings["schedule"], settings["lr"], settings["l1"]) == (128, "plateau", 0.01, 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--method", "muppet9"], "method must be float32, adapt or fixed"),
+        (["--batch-size", "1000"], "batch_size must lie between 1 and the 192 pictures, got 1000"),
+        (["--subset", "0"], "number must lie between 1 and the 192 pictures"),
+        (["--data", "nowhere"], r"nowhere lacks .*put the folder cifar-10-batches-bin or the archive"),
+    ],
+)
+def test_what_cannot_be_ends_in_one_sentence(command, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match=message) as caught:
+        command(*arguments)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_file_is_named(command, tmp_path):
+    path = tmp_path / "data" / "cifar-10-batches-bin" / "data_batch_1.bin"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(SystemExit, match=r"data_batch_1\.bin has \d+ bytes instead of"):
+        command()
