@@ -148,13 +148,25 @@ class Controller:
         """
         return self._pinned("evaluation")
 
-    def detach(self) -> None:
-        """Take the hooks away for good. The parameters keep the masters rounded to nearest.
+    @torch.no_grad()
+    def quantize_(self) -> None:
+        """Round what the parameters hold now to nearest, in place and in the present formats; no master changes.
 
-        `trace` and `masters` can be read afterwards as before.
+        For values from elsewhere, such as the mean of masters that weight averaging evaluates.
         """
         for masters in self._banks():
-            masters.show("evaluation")
+            masters.round_parameters()
+
+    def detach(self, view: View = "evaluation") -> None:
+        """Take the hooks away for good. `trace` and `masters` can be read afterwards as before.
+
+        Args:
+            view: what the parameters keep: the masters rounded to nearest, or the "masters" themselves.
+        """
+        if self not in _live:
+            return
+        for masters in self._banks():
+            masters.hand_over(view)
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -202,6 +214,10 @@ class Controller:
             if own:
                 hook = WeakHook(self._after_load, own)
                 self._handles.append(module.register_load_state_dict_post_hook(hook))  # type: ignore[no-untyped-call]
+                hook = WeakHook(
+                    self._after_save, {n: places[id(p)] for n, p in module._parameters.items() if id(p) in places}
+                )
+                self._handles.append(module.register_state_dict_post_hook(hook))  # type: ignore[no-untyped-call]
 
     def _adopt(self) -> None:
         """Take in the layers that joined the optimizer, or were unfrozen, since the last look."""
@@ -383,6 +399,18 @@ class Controller:
         for masters, index in own:
             masters.accept(index)
 
+    def _after_save(
+        self, own: Mapping[str, tuple[Masters, int]], module: nn.Module, state: dict[str, Any], prefix: str, _: Any
+    ) -> None:
+        """What is saved of a module is what evaluation sees, whatever its mode."""
+        if self._pin is not None:
+            return
+        for name, (masters, index) in own.items():
+            saved = state.get(prefix + name)
+            # With keep_vars the caller asks for the parameter itself.
+            if masters.views[index] != "evaluation" and isinstance(saved, Tensor) and not saved.requires_grad:
+                state[prefix + name] = masters.evaluated(index)
+
     # Persistence
 
     def state_dict(self) -> dict[str, Any]:
@@ -550,12 +578,15 @@ def attach(
     )
 
 
+def attached(optimizer: Optimizer) -> Controller | None:
+    """The controller that is attached to the optimizer, if there is one."""
+    return next((controller for controller in list(_live) if controller.optimizer is optimizer), None)
+
+
 def _refuse_second(optimizer: Optimizer, chosen: Mapping[str, Tensor]) -> None:
+    if attached(optimizer) is not None:
+        raise ValueError("optimizer has a controller already: call the controller's detach() before attaching again")
     for other in list(_live):
-        if other.optimizer is optimizer:
-            raise ValueError(
-                "optimizer has a controller already: call the controller's detach() before attaching again"
-            )
         theirs = {id(p) for p in other._layers.parameters}
         for name, parameter in chosen.items():
             if id(parameter) in theirs:

@@ -206,6 +206,23 @@ class Masters:
         for i in chosen:
             self.views[i] = view
 
+    def hand_over(self, view: View) -> None:
+        """Leave this view of the masters to the parameters, even where they were moved to other memory since."""
+        self.show(view)
+        for parameter, value in zip(self.parameters, self._values, strict=True):
+            if parameter.data_ptr() != value.data_ptr():
+                parameter.detach().copy_(value)
+
+    def round_parameters(self) -> None:
+        """Round to nearest, in place, what the parameters hold now."""
+        self._kernels().quantize_(self._values, self._values, self._grids, self._keys, self._offsets, stochastic=False)
+
+    def evaluated(self, index: int) -> Tensor:
+        """A copy of a master, rounded to nearest."""
+        output = torch.empty_like(self.weights[index])
+        self._round([index], [output], stochastic=False)
+        return output
+
     def accept(self, index: int) -> None:
         """Make values that someone wrote into a parameter its master, unless they are a view of the master."""
         value, weight = self._values[index], self.weights[index]

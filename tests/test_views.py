@@ -1,0 +1,110 @@
+"""What is saved, handed over and rounded of a network whose parameters show one of several views of their masters."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import adapt
+from adapt.controller import attached
+
+PRECISION = adapt.Precision(5, 4)
+
+
+def trained(steps=3, **options):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 2))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    controller = adapt.attach(optimizer, net, adapt.Fixed(PRECISION), **options)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        net(torch.randn(4, 6)).square().mean().backward()
+        optimizer.step()
+    return net, optimizer, controller
+
+
+def nearest(controller):
+    return {name: adapt.quantize(master, PRECISION) for name, master in controller.masters.items()}
+
+
+def same(found, expected):
+    return all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+def test_saved_weights_are_those_that_evaluation_sees_and_the_parameters_stay():
+    net, _, controller = trained()
+    before = copy.deepcopy({name: p.detach() for name, p in net.named_parameters()})
+    saved = net.state_dict()
+    assert same(saved, nearest(controller))
+    assert not same(before, nearest(controller)), "stochastic rounding should differ from nearest somewhere"
+    assert same(dict(net.named_parameters()), before)
+    assert saved.keys() == dict(net.named_parameters()).keys()
+
+
+def test_saved_weights_of_a_submodule_too():
+    net, _, controller = trained()
+    assert torch.equal(net[2].state_dict()["weight"], nearest(controller)["2.weight"])
+
+
+def test_keep_vars_answers_the_parameters_themselves():
+    net, _, _ = trained()
+    assert net.state_dict(keep_vars=True)["0.weight"] is net[0].weight
+
+
+def test_within_master_weights_the_masters_are_saved():
+    net, _, controller = trained()
+    with controller.master_weights():
+        assert same(net.state_dict(), controller.masters)
+
+
+def test_loading_what_was_saved_changes_no_master():
+    net, _, controller = trained()
+    masters = copy.deepcopy(controller.masters)
+    net.load_state_dict(net.state_dict())
+    assert same(controller.masters, masters)
+
+
+@pytest.mark.parametrize("rounding", ["stochastic", "nearest"])
+@pytest.mark.parametrize("view", ["evaluation", "masters"])
+def test_detach_leaves_the_view_that_it_is_asked_for(view, rounding):
+    net, optimizer, controller = trained(rounding=rounding)
+    expected = nearest(controller) if view == "evaluation" else copy.deepcopy(controller.masters)
+    controller.detach(view)
+    assert same(dict(net.named_parameters()), expected)
+    assert attached(optimizer) is None
+
+
+def test_detach_reaches_parameters_that_were_moved_to_other_memory():
+    net, _, controller = trained()
+    for parameter in net.parameters():
+        parameter.data = parameter.data.clone()
+    controller.detach()
+    assert same(dict(net.named_parameters()), nearest(controller))
+
+
+def test_detaching_again_changes_nothing():
+    net, _, controller = trained()
+    controller.detach()
+    with torch.no_grad():
+        net[0].weight.fill_(0.3)
+    net[0].weight.data = net[0].weight.data.clone()
+    controller.detach()
+    assert (net[0].weight == 0.3).all()
+
+
+def test_quantize_rounds_foreign_values_and_no_master():
+    net, _, controller = trained()
+    masters = copy.deepcopy(controller.masters)
+    foreign = torch.randn_like(net[0].weight)
+    with torch.no_grad():
+        net[0].weight.copy_(foreign)
+    controller.quantize_()
+    assert torch.equal(net[0].weight, adapt.quantize(foreign, PRECISION))
+    assert same(controller.masters, masters)
+
+
+def test_an_optimizer_knows_its_controller():
+    _, optimizer, controller = trained()
+    assert attached(optimizer) is controller
+    assert attached(torch.optim.SGD([torch.zeros(1, requires_grad=True)])) is None
