@@ -2,7 +2,6 @@
 
 import math
 import os
-import secrets
 import sys
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -11,6 +10,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from adapt.files import replacing
 
 EXPANSION_LIMIT = 2**30
 """Bytes that a file may unpack to when it is smaller than that itself."""
@@ -32,15 +33,8 @@ def write(path: Path, arrays: Mapping[str, NDArray[Any]], *, version: int) -> No
     small = sum(array.nbytes for array in arrays.values()) + 1024 * len(arrays) <= EXPANSION_LIMIT
     save = np.savez_compressed if small else np.savez
     members: dict[str, Any] = {"version": np.array(version, dtype="<i8"), **arrays}
-    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with unfinished.open("xb") as file:
-            save(file, allow_pickle=False, **members)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with replacing(path) as file:
+        save(file, allow_pickle=False, **members)
 
 
 def read(path: Path, layout: Layout, *, version: int) -> dict[str, NDArray[Any]]:

@@ -1,8 +1,10 @@
 """What of a controller rides in the optimizer's state, and whether a loaded one fits."""
 
-from collections.abc import Mapping, Sequence
+import io
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 KEY = "adapt"
@@ -17,21 +19,44 @@ _FIELDS = {
     "stochastic": bool,
     "policy": str,
     "layers": list,
-    "state": dict,
-    "masters": dict,
-    "sums": dict,
-    "windows": dict,
-    "skipped": dict,
-    "followers": dict,
-    "follower_formats": dict,
+    "state": Mapping,
+    "masters": Mapping,
+    "sums": Mapping,
+    "windows": Mapping,
+    "skipped": Mapping,
+    "followers": Mapping,
+    "follower_formats": Mapping,
     "micro_losses": list,
-    "trace": dict,
+    "gradients": Mapping,
+    "trace": bytes,
 }
 
 
-def copied(names: Sequence[str], tensors: Sequence[Tensor | None]) -> dict[str, Tensor]:
+def copied(names: Iterable[str], tensors: Iterable[Tensor | None]) -> dict[str, Tensor]:
     """Copies of the tensors that there are, by name."""
     return {name: t.detach().clone() for name, t in zip(names, tensors, strict=True) if t is not None}
+
+
+def sealed(value: Any) -> bytes:
+    """A tree whose tensors grow during a run, as one value.
+
+    `torch.distributed.checkpoint` reads tensors into those that are there, so their shapes must not change.
+    """
+    file = io.BytesIO()
+    torch.save(value, file)
+    return file.getvalue()
+
+
+def opened(content: bytes) -> Any:
+    """What `sealed` closed; nothing in it is executed.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    try:
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises half a dozen kinds
+        raise ValueError(f"the precision state is damaged: {error!s:.200}") from error
 
 
 def check(state: Any, *, policy: str, weights: Mapping[str, Tensor], sums: bool, strict: bool) -> None:
@@ -49,17 +74,20 @@ def check(state: Any, *, policy: str, weights: Mapping[str, Tensor], sums: bool,
     """
     if not isinstance(state, Mapping) or "version" not in state:
         raise ValueError("the precision state is no state of a controller: it has no version")
-    if state["version"] != VERSION:
-        raise ValueError(f"the precision state has version {state['version']!r}, but this package reads {VERSION}")
+    if type(state["version"]) is not int or state["version"] != VERSION:
+        raise ValueError(f"the precision state has version {state['version']!r:.80}, but this package reads {VERSION}")
     for name, kind in _FIELDS.items():
-        if not isinstance(state.get(name), kind):
-            raise ValueError(
-                f"the precision state should hold {name!r} as {kind.__name__}, got {state.get(name)!r:.80}"
-            )
+        value = state.get(name)
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            raise ValueError(f"the precision state should hold {name!r} as {kind.__name__}, got {value!r:.80}")
+    if not 0 <= state["step"] < 2**62:
+        raise ValueError(f"the precision state should count steps from 0, got {state['step']}")
     if state["policy"] != policy:
-        raise ValueError(f"the precision state was written by the policy {state['policy']}, not by {policy}")
-    saved = set(state["layers"])
-    missing, surplus = sorted(set(weights) - saved), sorted(saved - set(weights))
+        raise ValueError(f"the precision state was written by the policy {state['policy']:.80}, not by {policy}")
+    layers = state["layers"]
+    if not all(isinstance(name, str) for name in layers) or len(set(layers)) < len(layers):
+        raise ValueError(f"the precision state should list each layer's name once, got {layers!r:.80}")
+    missing, surplus = sorted(set(weights) - set(layers)), sorted(set(layers) - set(weights))
     if strict and (missing or surplus):
         raise ValueError(
             "the precision state is of another network: "
@@ -70,9 +98,19 @@ def check(state: Any, *, policy: str, weights: Mapping[str, Tensor], sums: bool,
             )
             + ". Load it with strict=False to match layers by name"
         )
-    both = {name: weight for name, weight in weights.items() if name in saved}
+    both = {name: weight for name, weight in weights.items() if name in layers}
     for field in ("masters", "sums") if sums else ("masters",):
         check_tensors(field, state[field], both)
+    for name, weight in both.items():
+        window = state["windows"].get(name, [])
+        if not isinstance(window, list):
+            raise ValueError(f"the precision state should list the window of {name}, got {window!r:.80}")
+        for gradient in window:
+            check_tensors("windows", {name: gradient}, {name: weight})
+    if not all(type(count) is int and 0 <= count < 2**63 for count in state["skipped"].values()):
+        raise ValueError(f"the precision state should count skipped gradients, got {state['skipped']!r:.80}")
+    if not all(type(loss) is float for loss in state["micro_losses"]):
+        raise ValueError(f"the precision state should list losses as numbers, got {state['micro_losses']!r:.80}")
 
 
 def check_tensors(field: str, tensors: Mapping[str, Any], like: Mapping[str, Tensor]) -> None:
@@ -83,8 +121,45 @@ def check_tensors(field: str, tensors: Mapping[str, Any], like: Mapping[str, Ten
     """
     for name, model in like.items():
         tensor = tensors.get(name)
-        if not isinstance(tensor, Tensor) or tensor.shape != model.shape or tensor.dtype != model.dtype:
+        if (
+            not isinstance(tensor, Tensor)
+            or tensor.layout != torch.strided
+            or tensor.shape != model.shape
+            or tensor.dtype != model.dtype
+        ):
             found = f"{tensor.dtype} {list(tensor.shape)}" if isinstance(tensor, Tensor) else f"{tensor!r:.80}"
             raise ValueError(
                 f"the precision state should hold {field!r} of {name} as {model.dtype} {list(model.shape)}, got {found}"
             )
+
+
+def check_windows(windows: Mapping[str, Sequence[Tensor]], gradients: Mapping[str, int]) -> None:
+    """Refuse windows that do not hold as many gradients as their layers' running sums do.
+
+    Raises:
+        ValueError: one does not, as after `torch.distributed.checkpoint`, which leaves out lists of another length.
+    """
+    for name, count in gradients.items():
+        if len(windows.get(name, ())) != count:
+            raise ValueError(
+                f"the precision state should hold the {count} gradients in the window of {name}, "
+                f"got {len(windows.get(name, ()))}"
+            )
+
+
+def check_groups(state: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse an optimizer's state that torch would refuse, before anything of the controller has changed.
+
+    Raises:
+        ValueError: it is no optimizer's state, or one with other parameter groups.
+    """
+    saved = state.get("param_groups")
+    if not isinstance(state.get("state"), Mapping) or not isinstance(saved, list):
+        raise ValueError("the optimizer's state should hold 'state' and 'param_groups': it is no optimizer's state")
+    sizes = [len(group["params"]) for group in groups]
+    found = [len(g["params"]) if isinstance(g, Mapping) and isinstance(g.get("params"), list) else None for g in saved]
+    if found != sizes:
+        raise ValueError(
+            f"the optimizer's state is of groups with {found} parameters, but this optimizer has {sizes}: "
+            "load a state of the same network"
+        )

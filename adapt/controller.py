@@ -22,7 +22,7 @@ from adapt.hooks import WeakHook
 from adapt.masters import Masters, View
 from adapt.precision import Precision
 from adapt.switching.adapt import AdaPT
-from adapt.switching.policy import Format, Policy, carry, pack, unpack
+from adapt.switching.policy import Format, Policy, carry, pack, unpack, unpack_formats
 from adapt.trace import Trace
 
 _live: "weakref.WeakSet[Controller]" = weakref.WeakSet()
@@ -414,8 +414,12 @@ class Controller:
     # Persistence
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a resumed run needs, in plain containers, numbers and tensors. `optimizer.state_dict()` holds it."""
+        """All that a resumed run needs, in plain containers, numbers and tensors. `optimizer.state_dict()` holds it.
+
+        Between the micro-batches of a step it holds the gradients so far too, where their losses were observed.
+        """
         trace, masters, followers = self.trace, self._layers, self._followers
+        optimized = self._optimized()
         return {
             "version": checkpoint.VERSION,
             "step": self.step,
@@ -436,7 +440,10 @@ class Controller:
                 for name, f in zip(followers.names, self._follower_formats, strict=True)
             },
             "micro_losses": [float(loss) for loss in self._micro_losses],
-            "trace": trace.state_dict(),
+            "gradients": checkpoint.copied(optimized, (p.grad for p in optimized.values()))
+            if self._micro_losses
+            else {},
+            "trace": checkpoint.sealed(trace.state_dict()),
         }
 
     @torch.no_grad()
@@ -464,11 +471,22 @@ class Controller:
         old = unpack(state["state"], self._policy.start(masters.weights[:1] * len(old_names)), len(old_names))
         places = {i: old_names.index(name) for i, name in enumerate(names) if name in old_names}
         policy_state = carry(old, self._policy.start(masters.weights), places)
+        if self._policy.keeps_gradients:
+            checkpoint.check_windows(state["windows"], dict(zip(old_names, old.gradients.tolist(), strict=True)))
         same = tuple(old_names) == names
-        trace = Trace.from_state_dict(state["trace"]) if same else Trace(names, masters.numel)
-        if self._followers is not None and strict:
-            biases = dict(zip(self._followers.names, self._followers.weights, strict=True))
-            checkpoint.check_tensors("followers", state["followers"], biases)
+        trace = Trace.from_state_dict(checkpoint.opened(state["trace"])) if same else Trace(names, masters.numel)
+        optimized = self._optimized()
+        checkpoint.check_tensors(
+            "gradients", state["gradients"], {n: p for n, p in optimized.items() if n in state["gradients"]}
+        )
+        followers = self._followers
+        bias_formats = unpack_formats(state["follower_formats"].values())
+        follower_formats = dict(zip(state["follower_formats"], bias_formats, strict=True))
+        if followers is not None:
+            biases = dict(zip(followers.names, followers.weights, strict=True))
+            checkpoint.check_tensors(
+                "followers", state["followers"], {n: b for n, b in biases.items() if strict or n in follower_formats}
+            )
 
         self.step, self._seed, self._stochastic = state["step"], state["seed"], state["stochastic"]
         self._decisions = self._decide(policy_state, trace)
@@ -476,18 +494,24 @@ class Controller:
             masters.load(i, state["masters"], state["sums"], state["windows"])
             self._decisions.skipped[i] = state["skipped"].get(names[i], 0)
         self._use_formats(range(len(names)))
-        if self._followers is not None:
-            for i, name in enumerate(self._followers.names):
-                if name in state["followers"]:
-                    self._followers.load(i, state["followers"], {}, {})
-                    form = state["follower_formats"][name]
-                    self._follower_formats[i] = None if form is None else Precision(*form)
-            self._followers.use(self._follower_formats)
+        if followers is not None:
+            for i, name in enumerate(followers.names):
+                if name in follower_formats:
+                    followers.load(i, state["followers"], {}, {})
+                    self._follower_formats[i] = follower_formats[name]
+            followers.use(self._follower_formats)
         for bank in self._banks():
             bank.seed, bank.stochastic = self._seed, self._stochastic
         self._micro_losses = list(state["micro_losses"])
+        for name in state["gradients"].keys() & optimized:
+            optimized[name].grad = state["gradients"][name].to(optimized[name].device, copy=True)
         self._updating = False
         self._store(from_parameters=False)
+
+    def _optimized(self) -> dict[str, Tensor]:
+        """Every parameter of the optimizer by its name."""
+        inside = {id(p) for p in layering.optimized(self.optimizer)}
+        return {name: p for name, p in self._known.items() if id(p) in inside}
 
     def _save_into(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
         state_dict[checkpoint.KEY] = self.state_dict()
@@ -500,6 +524,7 @@ class Controller:
                 stacklevel=2,
             )
             return state_dict
+        checkpoint.check_groups(state_dict, optimizer.param_groups)
         self.load_state_dict(state_dict[checkpoint.KEY])
         return {key: value for key, value in state_dict.items() if key != checkpoint.KEY}
 

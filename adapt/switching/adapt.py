@@ -118,14 +118,13 @@ class AdaPT:
     def patience(self, state: AdaPTState) -> int:
         """A window ends with its ⌈lb⌉-th gradient, and however diverse the gradients, lb falls no faster than
         its average lets it: k steps on it is at least lb_lwr + (1 − γ)^k·(lb − lb_lwr)."""
-        lowest = self.lookback[0]
-        steps = 1
-        while True:
+        lowest, longest = self.lookback
+        for steps in range(1, longest):
             shortest = lowest + (1 - self.lookback_momentum) ** steps * (state.lookback - lowest)
             # The bound and the average round differently; a billionth of a gradient covers that.
             if np.any(state.gradients + steps >= np.ceil(shortest - 1e-9)):
                 return steps - 1
-            steps += 1
+        return longest - 1
 
     def advance(self, state: AdaPTState, observation: Observation) -> AdaPTState:
         """Algorithm 2: adapt strategy, lookback and resolution, and switch the layers whose window is full."""

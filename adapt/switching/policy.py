@@ -1,6 +1,6 @@
 """What a policy is, what it is shown of a training step, and what it answers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol, TypeVar
 
@@ -146,19 +146,37 @@ def unpack(packed: Mapping[str, Any], fresh: S, layers: int) -> S:
         value, model = packed[name], getattr(fresh, name)
         if name == "formats":
             if not isinstance(value, list) or len(value) != layers:
-                raise ValueError(f"the policy's state should list a format for each of {layers} layers, got {value!r}")
-            changes[name] = tuple(None if f is None else Precision(*f) for f in value)
+                raise ValueError(
+                    f"the policy's state should list a format for each of {layers} layers, got {value!r:.80}"
+                )
+            changes[name] = unpack_formats(value)
         elif isinstance(model, np.ndarray):
             array = value.numpy() if isinstance(value, Tensor) else None
             if array is None or array.dtype != model.dtype or array.shape != (layers, *model.shape[1:]):
-                raise ValueError(f"the policy's {name!r} should be {model.dtype} [{layers}], got {value!r}")
+                raise ValueError(f"the policy's {name!r} should be {model.dtype} [{layers}], got {value!r:.80}")
+            if np.isnan(array).any() and not np.isnan(model).any():
+                raise ValueError(f"the policy's {name!r} should be numbers, but holds NaN")
             changes[name] = array.copy()
         elif isinstance(model, tuple):
             if not isinstance(value, list):
-                raise ValueError(f"the policy's {name!r} should be a list, got {value!r}")
+                raise ValueError(f"the policy's {name!r} should be a list, got {value!r:.80}")
             changes[name] = tuple(value)
         else:
             if type(value) is not type(model):
-                raise ValueError(f"the policy's {name!r} should be a {type(model).__name__}, got {value!r}")
+                raise ValueError(f"the policy's {name!r} should be a {type(model).__name__}, got {value!r:.80}")
             changes[name] = value
     return replace(fresh, **changes)
+
+
+def unpack_formats(packed: Iterable[Any]) -> tuple[Format, ...]:
+    """Answer formats that were packed as [word length, fraction length] or None.
+
+    Raises:
+        ValueError: one is nothing of the kind.
+    """
+    formats: list[Format] = []
+    for pair in packed:
+        if pair is not None and not (isinstance(pair, list) and len(pair) == 2 and all(type(n) is int for n in pair)):
+            raise ValueError(f"a format should be packed as [word length, fraction length] or None, got {pair!r:.80}")
+        formats.append(None if pair is None else Precision(*pair))
+    return tuple(formats)

@@ -1,0 +1,86 @@
+"""Files that appear whole or not at all, and checkpoints that are read without trusting a byte."""
+
+import os
+import secrets
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file that takes the place of `path` when the context ends well. Until then what was there stays.
+
+    Raises:
+        OSError: the folder does not exist or cannot be written.
+    """
+    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with unfinished.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def save(state: Any, path: str | os.PathLike[str]) -> None:
+    """Write a checkpoint like `torch.save`, so that whatever interrupts it leaves the previous one as it was.
+
+    What only a pickle could restore is refused before the previous file is replaced, so that `load` can always read
+    what `save` wrote. A process that is killed while it writes leaves a hidden file `.NAME.….tmp` behind.
+
+    Args:
+        state: plain containers, numbers, strings and tensors, such as `state_dict()` of a module or an optimizer.
+        path: the file. Its folder must exist.
+
+    Raises:
+        TypeError: `state` holds an object that cannot be read back without executing code.
+        OSError: the folder does not exist or cannot be written.
+    """
+    with replacing(Path(path)) as file:
+        torch.save(state, file)
+        file.flush()
+        try:
+            torch.load(file.name, map_location="cpu", weights_only=True, mmap=True)
+        except Exception as error:  # torch raises half a dozen kinds
+            raise TypeError(
+                f"state could not be read back without executing code, so nothing was saved ({_first_line(error)}): "
+                "save state_dict()s, tensors, numbers, strings and containers of them"
+            ) from error
+
+
+def load(path: str | os.PathLike[str], *, map_location: Any = "cpu") -> Any:
+    """Read a checkpoint that `save` or `torch.save` wrote. Nothing in the file is executed.
+
+    The checksums of all its parts are compared first, so that a damaged file is refused instead of half read, and
+    no part may unpack to more than the file holds.
+
+    Args:
+        path: the file.
+        map_location: as in `torch.load`.
+
+    Raises:
+        OSError: the file cannot be opened.
+        ValueError: it is truncated, damaged, no checkpoint, or holds objects that only a pickle could restore.
+    """
+    with open(path, "rb") as file:
+        try:
+            with zipfile.ZipFile(file) as archive:
+                if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+                    raise ValueError("it is packed, which torch.save never does")
+                if (damaged := archive.testzip()) is not None:
+                    raise ValueError(f"the checksum of {damaged:.80} does not match")
+            file.seek(0)
+            return torch.load(file, map_location=map_location, weights_only=True)
+        except Exception as error:  # broken files raise a dozen kinds, from struct.error to UnpicklingError
+            raise ValueError(f"{path} is not a readable checkpoint: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
