@@ -38,12 +38,13 @@ class Timeline:
         after: rows up to this step are there already, as when a run is resumed in the same folder.
         charts: whether to describe the custom-scalar charts. A writer takes one such description; turn this off
             where you write your own.
+        lines: whether to write the scalars. Turn this off where a logger writes them while the run goes on.
 
     Raises:
         TypeError: the writer is not one.
     """
 
-    def __init__(self, writer: Any, *, after: int = -1, charts: bool = True) -> None:
+    def __init__(self, writer: Any, *, after: int = -1, charts: bool = True, lines: bool = True) -> None:
         missing = [name for name in _METHODS if not callable(getattr(writer, name, None))]
         if missing:
             hint = ": pass its .experiment" if hasattr(writer, "experiment") else ""
@@ -52,7 +53,7 @@ class Timeline:
             )
         self._writer = writer
         self._last = int(after)
-        self._charts = charts
+        self._charts, self._lines = charts, lines
 
     def write(self, trace: Trace) -> None:
         """Write the rows that came after the last one written, and the pictures of the whole trace.
@@ -64,7 +65,8 @@ class Timeline:
             return
         if self._charts and self._writer not in _with_charts:
             self._write_charts()
-        self._write_scalars(trace, first)
+        if self._lines:
+            self._write_scalars(trace, first)
         self._write_histograms(trace, first)
         last = int(trace.step[-1])
         for tag, figure in (("word_length_heatmap", word_length_heatmap(trace)), ("timeline", timeline(trace))):

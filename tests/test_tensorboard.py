@@ -68,6 +68,12 @@ class TestScalars:
         assert "diversity/fc.weight" not in tags
         assert "divergence/fc.weight" not in tags
 
+    def test_lines_can_be_left_to_a_logger(self, tmp_path):
+        tags = write(tmp_path, grown(5), lines=False).Tags()
+        assert tags["scalars"] == []
+        assert tags["images"] == ["adapt/word_length_heatmap", "adapt/timeline"]
+        assert tags["histograms"] == ["adapt/word_length"]
+
     def test_there_is_one_event_file(self, tmp_path):
         write(tmp_path, grown(5))
         assert len(list(tmp_path.rglob("*tfevents*"))) == 1
