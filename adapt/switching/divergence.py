@@ -43,18 +43,18 @@ def divergence(weights: Tensor, quantized: Tensor, resolution: int) -> float:
     if low == high:
         return 0.0
     thresholds = below(bin_edges(low, high, resolution))
-    return kullback_leibler(bin_counts(ascending_quantized, thresholds), bin_counts(ascending, thresholds))
+    return float(kullback_leibler(bin_counts(ascending_quantized, thresholds), bin_counts(ascending, thresholds)))
 
 
-def kullback_leibler(quantized: NDArray[np.int64], weights: NDArray[np.int64]) -> float:
-    """AdaPT eq. 2: Σ p·log₂(p/q) in bits, p and q the bin counts [r] of Ŵ and W as frequencies.
+def kullback_leibler(quantized: NDArray[np.int64], weights: NDArray[np.int64]) -> NDArray[np.float64]:
+    """AdaPT eq. 2: Σ p·log₂(p/q) in bits, p and q the bin counts [..., r] of Ŵ and [r] of W as frequencies.
 
-    A count c of n becomes the frequency (c + 1/r)/(n + 1): one pseudo-observation spread over r bins.
+    A count c of n becomes the frequency (c + 1/r)/(n + 1): one pseudo-observation spread over r bins. Both count n.
     """
-    prior = 1 / len(weights)
-    p = (quantized + prior) / (quantized.sum() + 1)
-    q = (weights + prior) / (weights.sum() + 1)
-    return max(0.0, float((p * np.log2(p / q)).sum()))
+    prior, total = 1 / len(weights), weights.sum() + 1
+    p, q = (quantized + prior) / total, (weights + prior) / total
+    divergences: NDArray[np.float64] = np.maximum((p * np.log2(p / q)).sum(axis=-1), 0)
+    return divergences
 
 
 def bin_edges(low: float, high: float, resolution: int) -> NDArray[np.float64]:

@@ -1,6 +1,9 @@
 """PushDown: the smallest precision that loses nothing a histogram could show."""
 
 import math
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -57,64 +60,87 @@ def lowest_precision(weights: Tensor, *, resolution: int, tolerance: float) -> t
     low, high = extent(ascending, "weights")
     if low == high == 0:
         return Precision(SHORTEST_WORD, 0), 0.0
-    formats = candidates(max(-low, high))
+    grids = candidates(max(-low, high), weights.dtype)
     if low == high:
-        return formats[0], 0.0
+        return grids.formats[0], 0.0
 
     edges = bin_edges(low, high, resolution)
-    thresholds = np.concatenate([below(edges)[None], rounded_below(edges, formats, weights.dtype)])
-    original, *quantized = bin_counts(ascending, thresholds)
-    failing, passing = -1, len(formats) - 1
-    lost = kullback_leibler(quantized[passing], original)
+    counts = bin_counts(ascending, np.concatenate([below(edges)[None], rounded_below(edges, grids)]))
+    lost = kullback_leibler(counts[1:], counts[0])
+    failing, passing = -1, len(lost) - 1
     while passing - failing > 1:
         middle = (failing + passing) // 2
-        middle_lost = kullback_leibler(quantized[middle], original)
-        if middle_lost <= tolerance:
-            passing, lost = middle, middle_lost
+        if lost[middle] <= tolerance:
+            passing = middle
         else:
             failing = middle
-    return formats[passing], lost
+    return grids.formats[passing], float(lost[passing])
 
 
-def candidates(largest: float) -> list[Precision]:
+class Grids(NamedTuple):
+    """Formats and how `quantize` reads them, as columns [formats, 1]: the step and the ends of the range in steps."""
+
+    formats: tuple[Precision, ...]
+    steps: NDArray[np.float64]
+    lowest: NDArray[np.float64]
+    highest: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, formats: Iterable[Precision], dtype: torch.dtype) -> "Grids":
+        """The grids on which `quantize` rounds tensors of `dtype`."""
+        formats = tuple(formats)
+        rows = np.array([grid(precision, dtype) for precision in formats], np.float64).reshape(-1, 4)
+        return cls(formats, rows[:, 1:2], rows[:, 2:3], rows[:, 3:4])
+
+
+def candidates(largest: float, dtype: torch.dtype) -> Grids:
     """The formats worth trying for weights up to ±`largest` > 0, from the coarsest to the finest.
 
     A fraction length FL comes with the fewest integer bits that hold `largest`, saturating by at most half a step:
     largest ≤ 2^(IL − 1) − 2^−FL/2. The coarsest FL is the first at which `largest` does not round to 0, so that 2 bits
     are needed; the finest is the last that fits 32 bits. Both stay within −126 to 126.
+
+    Raises:
+        ValueError: `largest` is beyond every format.
     """
     mantissa, exponent = math.frexp(largest)
-    coarsest = 1 - exponent if mantissa == 0.5 else -exponent
-    coarsest = min(max(coarsest, LOWEST_FRACTION), HIGHEST_FRACTION)
-    formats = []
-    for fraction_length in range(coarsest, HIGHEST_FRACTION + 1):
-        word_length = max(_word_length(math.ldexp(largest, fraction_length)), SHORTEST_WORD)
-        if word_length > LONGEST_WORD:
-            break
-        formats.append(Precision(word_length, fraction_length))
-    if not formats:
+    _, gap = math.frexp(1 - mantissa)
+    grids = _candidates(exponent, gap, dtype)
+    if not grids.formats:
         raise ValueError(f"weights reach {largest}, beyond what a fixed-point format of {LONGEST_WORD} bits can hold")
-    return formats
+    return grids
 
 
-def _word_length(steps: float) -> int:
-    """The fewest bits, sign included, whose maximum 2^(WL − 1) − 1 is at most half a step short of `steps` > 0."""
-    _, exponent = math.frexp(steps)
-    return exponent + 1 if steps <= math.ldexp(1.0, exponent) - 0.5 else exponent + 2
+@lru_cache(maxsize=1024)
+def _candidates(exponent: int, gap: int, dtype: torch.dtype) -> Grids:
+    """`candidates` for largest = (1 − d)·2^exponent with 2^(gap − 1) ≤ d < 2^gap.
+
+    In steps of 2^−FL it is (1 − d)·2^n with n = exponent + FL: at most 2^n − ½, for which n + 1 bits are enough, where
+    d ≥ 2^−(n + 1), which is n ≥ −gap; otherwise n + 2 bits are needed.
+    """
+    formats = []
+    for fraction_length in range(LOWEST_FRACTION, HIGHEST_FRACTION + 1):
+        n = exponent + fraction_length
+        word_length = n + 1 if n >= -gap else n + 2
+        if SHORTEST_WORD <= word_length <= LONGEST_WORD:
+            formats.append(Precision(word_length, fraction_length))
+    if not formats and exponent < 0:
+        formats = [Precision(SHORTEST_WORD, HIGHEST_FRACTION)]
+    return Grids.of(formats, dtype)
 
 
-def rounded_below(edges: NDArray[np.float64], formats: list[Precision], dtype: torch.dtype) -> NDArray[np.float64]:
-    """Thresholds t with `Q(w) < edge` exactly where `w ≤ t`: [formats, edges]. Q is `quantize` for weights of `dtype`.
+def rounded_below(edges: NDArray[np.float64], grids: Grids) -> NDArray[np.float64]:
+    """Thresholds t with `Q(w) < edge` exactly where `w ≤ t`, for nearest rounding on each grid: [formats, edges].
 
     Q(w) = k·step lies below the edge when k ≤ K, the last whole number of steps below it. Rounding gives k ≤ K up to
     the cell boundary K + ½, which itself rounds down only where K is even; saturation moves no k past the ends of the
     range. All of it is exact in float64.
     """
-    steps = np.array([[precision.step] for precision in formats])
-    ends = np.array([grid(precision, dtype)[2:] for precision in formats], np.float64)
-    last = np.ceil(edges / steps) - 1
-    boundaries = (last + 0.5) * steps
-    thresholds = np.where(last % 2 == 0, boundaries, below(boundaries))
-    thresholds[last < ends[:, :1]] = -np.inf
-    thresholds[last >= ends[:, 1:]] = np.inf
+    last = np.ceil(edges / grids.steps) - 1
+    boundaries = last + 0.5
+    down = np.rint(boundaries) == last
+    boundaries *= grids.steps
+    thresholds = np.where(down, boundaries, below(boundaries))
+    thresholds[last < grids.lowest] = -np.inf
+    thresholds[last >= grids.highest] = np.inf
     return thresholds

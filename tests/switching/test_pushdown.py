@@ -10,7 +10,7 @@ from adapt.precision import Precision
 from adapt.rounding import quantize
 from adapt.switching import divergence, push_down
 from adapt.switching.divergence import below, bin_counts, bin_edges, in_order
-from adapt.switching.pushdown import candidates, lowest_precision, rounded_below
+from adapt.switching.pushdown import Grids, candidates, lowest_precision, rounded_below
 from tests.references import adapt_equations as reference
 from tests.switching.weights import tensors
 
@@ -31,7 +31,7 @@ def test_the_answer_passes_and_the_next_coarser_format_fails(weights, resolution
     assert lost == divergence(w, quantize(w, answer), resolution)
     if not weights.any():
         return
-    formats = candidates(float(np.abs(weights).max()))
+    formats = candidates(float(np.abs(weights).max()), w.dtype).formats
     place = formats.index(answer)
     assert lost <= tolerance or answer == formats[-1]
     if place > 0:
@@ -52,7 +52,7 @@ def test_moved_edges_count_what_rounding_and_saturating_would(weights, resolutio
     needed = math.frexp(w.abs().max().item())[1] + 1
     precision = Precision(word_length, min(max(word_length - needed - spare_bits, -126), 126))
     edges = bin_edges(w.min().item(), w.max().item(), resolution)
-    moved = bin_counts(in_order(w, "weights"), rounded_below(edges, [precision], dtype))[0]
+    moved = bin_counts(in_order(w, "weights"), rounded_below(edges, Grids.of([precision], dtype)))[0]
     rounded = bin_counts(in_order(quantize(w, precision), "quantized"), below(edges))
     assert moved.tolist() == rounded.tolist()
 
@@ -66,15 +66,17 @@ def test_every_candidate_is_judged_by_its_own_rounding(dtype, denominator):
     w[0, :25] += torch.randn(25, generator=generator).to(dtype) / denominator
     low, high = w.min().item(), w.max().item()
     edges = bin_edges(low, high, 64)
-    formats = candidates(max(-low, high))
-    for precision, moved in zip(formats, rounded_below(edges, formats, dtype), strict=True):
+    grids = candidates(max(-low, high), dtype)
+    for precision, moved in zip(grids.formats, rounded_below(edges, grids), strict=True):
         rounded = bin_counts(in_order(quantize(w, precision), "quantized"), below(edges))
         assert bin_counts(in_order(w, "weights"), moved).tolist() == rounded.tolist(), precision
 
 
 @given(st.floats(2**-126, 2.0**100), st.integers(-126, 126))
 def test_candidates_have_the_fewest_integer_bits(largest, fraction_length):
-    formats = {precision.fraction_length: precision.word_length for precision in candidates(largest)}
+    formats = {
+        precision.fraction_length: precision.word_length for precision in candidates(largest, torch.float64).formats
+    }
     expected = reference.word_length(largest, fraction_length)
     assert formats.get(fraction_length) == (expected if 2 <= expected <= 32 else None)
     assert sorted(formats) == list(range(min(formats), max(formats) + 1))
