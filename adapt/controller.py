@@ -409,7 +409,7 @@ class Controller:
             saved = state.get(prefix + name)
             # With keep_vars the caller asks for the parameter itself.
             if masters.views[index] != "evaluation" and isinstance(saved, Tensor) and not saved.requires_grad:
-                state[prefix + name] = masters.evaluated(index)
+                state[prefix + name] = masters.seen(index, "evaluation")
 
     # Persistence
 

@@ -1,7 +1,7 @@
 """Float32 master weights, the quantised copies that the parameters show, and the running sums of gradients."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -71,7 +71,6 @@ class Masters:
         self.numel = np.array([p.numel() for p in self.parameters], np.int64)
         self.nonzeros = torch.zeros(len(self.parameters), dtype=torch.float64, device=self.device)
         self.views: list[View] = ["masters"] * len(self.parameters)
-        self._values = [p.detach() for p in self.parameters]
         self._offsets = np.zeros(len(self.parameters), np.int64)
         self._grids = np.zeros((len(self.parameters), 4), np.float32)
         self._keys = np.zeros(len(self.parameters), np.uint64)
@@ -84,8 +83,9 @@ class Masters:
         """Each parameter's gradient, laid out in memory as the parameter is.
 
         Raises:
-            RuntimeError: a gradient is sparse.
+            RuntimeError: a gradient is sparse, or a parameter is no longer where its master is.
         """
+        self._require_unmoved(range(len(self.parameters)))
         gradients: list[Tensor | None] = []
         for name, parameter in zip(self.names, self.parameters, strict=True):
             gradient = parameter.grad
@@ -157,7 +157,7 @@ class Masters:
             normalize: whether to divide by ‖G‖.
         """
         self._kernels().restore_(
-            self._values,
+            self.parameters,
             self.weights,
             gradients,
             self.sums,
@@ -181,7 +181,7 @@ class Masters:
         """W ← p, p ← Q(W) with the key of `step`, and count the non-zeros of Ŵ, in one pass."""
         self._keys = rounding.stream_keys(self.seed, step, self.names)
         self._kernels().store_(
-            self._values,
+            self.parameters,
             self.weights,
             self._grids,
             self._keys,
@@ -191,43 +191,53 @@ class Masters:
         )
         self.views = ["training"] * len(self.parameters)
 
+    @torch.no_grad()
     def show(self, view: View, indices: Sequence[int] | None = None, *, anew: bool = False) -> None:
         """Let the parameters `indices`, or all, hold another view of their masters.
 
         Only what changes is written, unless `anew` says that the parameters do not hold what they should.
+
+        Raises:
+            RuntimeError: a parameter is no longer where its master is.
         """
         chosen = [i for i in (range(len(self.views)) if indices is None else indices) if anew or self.views[i] != view]
         if not chosen:
             return
+        self._require_unmoved(chosen)
+        parameters = [self.parameters[i] for i in chosen]
         if view == "masters":
-            torch._foreach_copy_([self._values[i] for i in chosen], [self.weights[i] for i in chosen])
+            torch._foreach_copy_(parameters, [self.weights[i] for i in chosen])
         elif anew or self.stochastic or any(self.views[i] == "masters" for i in chosen):
-            self._round(chosen, [self._values[i] for i in chosen], stochastic=self.stochastic and view == "training")
+            self._round(chosen, parameters, stochastic=self.stochastic and view == "training")
         for i in chosen:
             self.views[i] = view
 
+    @torch.no_grad()
     def hand_over(self, view: View) -> None:
-        """Leave this view of the masters to the parameters, even where they were moved to other memory since."""
-        self.show(view)
-        for parameter, value in zip(self.parameters, self._values, strict=True):
-            if parameter.data_ptr() != value.data_ptr():
-                parameter.detach().copy_(value)
+        """Leave this view of the masters to the parameters, wherever they are by now."""
+        for index, parameter in enumerate(self.parameters):
+            parameter.copy_(self.seen(index, view))
+            self.views[index] = view
 
     def round_parameters(self) -> None:
         """Round to nearest, in place, what the parameters hold now."""
-        self._kernels().quantize_(self._values, self._values, self._grids, self._keys, self._offsets, stochastic=False)
+        self._kernels().quantize_(
+            self.parameters, self.parameters, self._grids, self._keys, self._offsets, stochastic=False
+        )
 
-    def evaluated(self, index: int) -> Tensor:
-        """A copy of a master, rounded to nearest."""
+    def seen(self, index: int, view: View) -> Tensor:
+        """A master as this view of it shows it: a new tensor, or the master itself."""
+        if view == "masters":
+            return self.weights[index]
         output = torch.empty_like(self.weights[index])
-        self._round([index], [output], stochastic=False)
+        self._round([index], [output], stochastic=self.stochastic and view == "training")
         return output
 
     def accept(self, index: int) -> None:
         """Make values that someone wrote into a parameter its master, unless they are a view of the master."""
-        value, weight = self._values[index], self.weights[index]
-        if not any(torch.equal(value, view) for view in self._all_views(index)):
-            weight.copy_(value)
+        value, views = self.parameters[index].detach(), get_args(View)
+        if not any(torch.equal(value, self.seen(index, view)) for view in views):
+            self.weights[index].copy_(value)
         self.show(self.views[index], [index], anew=True)
 
     def load(
@@ -244,12 +254,15 @@ class Masters:
             total.copy_(sums[name])
         self.windows[index] = [gradient.to(self.device, copy=True) for gradient in windows.get(name, ())]
 
-    def _all_views(self, index: int) -> Iterator[Tensor]:
-        yield self.weights[index]
-        for stochastic in {False, self.stochastic}:
-            output = torch.empty_like(self.weights[index])
-            self._round([index], [output], stochastic=stochastic)
-            yield output
+    def _require_unmoved(self, indices: Iterable[int]) -> None:
+        for i in indices:
+            now, then = self.parameters[i], self.weights[i]
+            if now.device != then.device or now.dtype != then.dtype or now.stride() != then.stride():
+                raise RuntimeError(
+                    f"{self.names[i]} was moved after its controller was attached, from {then.dtype} on {then.device} "
+                    f"with strides {then.stride()} to {now.dtype} on {now.device} with strides {now.stride()}: "
+                    "bring the model to its device, type and memory format first, then make the optimizer and attach"
+                )
 
     def _round(self, indices: Sequence[int], outputs: Sequence[Tensor], *, stochastic: bool) -> None:
         at = np.asarray(indices)
