@@ -2,6 +2,7 @@
 
 from adapt import perfmodel, switching
 from adapt.controller import Controller, attach
+from adapt.files import load, save
 from adapt.initialization import tnvs_
 from adapt.optim import ASGD
 from adapt.precision import Precision
@@ -20,8 +21,10 @@ __all__ = [
     "Precision",
     "Trace",
     "attach",
+    "load",
     "perfmodel",
     "quantize",
+    "save",
     "switching",
     "tnvs_",
 ]

@@ -1,0 +1,160 @@
+"""A run that was stopped and resumed is the run that was not: the same weights, formats and trace, bit for bit."""
+
+import io
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import adapt
+from tests.reliability.runs import SETTINGS, Run, switches
+
+torch.set_num_threads(1)
+MICRO_BATCHES = 40
+ROOT = Path(__file__).parents[2]
+
+
+def through_a_file(state):
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_resuming_after_any_micro_batch_is_as_if_nothing_had_happened(setting):
+    undisturbed = Run(setting)
+    for _ in range(MICRO_BATCHES):
+        undisturbed.advance()
+    expected = undisturbed.digest()
+    if setting != "fixed":
+        assert switches(undisturbed.controller.trace) > 5, "a run that never switches would prove little"
+
+    original, checkpoints = Run(setting), []
+    for _ in range(MICRO_BATCHES):
+        checkpoints.append(through_a_file(original.state()))
+        original.advance()
+    assert original.digest() == expected, "saving disturbed the run"
+
+    for checkpoint in checkpoints:
+        resumed = Run(setting, init=1)
+        resumed.resume(checkpoint)
+        while resumed.position < MICRO_BATCHES:
+            resumed.advance()
+        assert resumed.digest() == expected, checkpoint["position"]
+
+
+@pytest.mark.parametrize("order", ["model first", "optimizer first", "optimizer alone"])
+def test_the_order_of_loading_does_not_matter(order):
+    original = Run("paper")
+    for _ in range(22):
+        original.advance()
+    state, random_state = through_a_file(original.state()), torch.get_rng_state()
+    for _ in range(11):
+        original.advance()
+
+    resumed = Run("paper", init=1)
+    if order == "optimizer alone":
+        # The biases are no layers: they come with the model alone.
+        for name in ("0.bias", "3.bias", "5.bias"):
+            with torch.no_grad():
+                resumed.model.get_parameter(name).copy_(state["model"][name])
+    loads = [lambda: resumed.model.load_state_dict(state["model"])] if order != "optimizer alone" else []
+    loads.append(lambda: resumed.optimizer.load_state_dict(state["optimizer"]))
+    for load in loads if order != "optimizer first" else reversed(loads):
+        load()
+    resumed.scheduler.load_state_dict(state["scheduler"])
+    resumed.position = state["position"]
+    torch.set_rng_state(random_state)
+    for _ in range(11):
+        resumed.advance()
+    assert resumed.digest() == original.digest()
+
+
+def test_going_back_in_the_same_process():
+    run = Run("paper")
+    for _ in range(15):
+        run.advance()
+    earlier = through_a_file(run.state())
+    digests = []
+    for _ in range(2):
+        for _ in range(12):
+            run.advance()
+        digests.append(run.digest())
+        run.resume(earlier)
+        run.optimizer.zero_grad()
+        run.resume(earlier)
+    assert digests[0] == digests[1]
+
+
+def started(folder, setting, micro_batches):
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.reliability.runs", folder, setting, str(micro_batches)],
+        cwd=ROOT,
+        # Numba takes longer to import than these steps take; the back ends give the same bits.
+        env={**os.environ, "ADAPT_BACKEND": "torch", "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+    )
+
+
+def finish(process):
+    _, errors = process.communicate(timeout=250)
+    assert process.returncode == 0, errors.decode()[-2000:]
+
+
+def survives_kills(folder, setting, kills, micro_batches, seed, longest):
+    """Kill the run `kills` times at random moments, let it finish, and answer its digest."""
+    moments, killed = random.Random(seed), 0
+    while killed < kills:
+        (folder / "started").unlink(missing_ok=True)
+        process = started(folder, setting, micro_batches)
+        while not (folder / "started").exists():
+            assert process.poll() is None, process.stderr.read().decode()[-2000:]
+            time.sleep(0.002)
+        time.sleep(moments.uniform(0, longest))
+        assert process.poll() is None, "the run ended before it was killed: give it more steps"
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        killed += 1
+    finish(started(folder, setting, micro_batches))
+    return (folder / "digest").read_text()
+
+
+def expected_digest(setting, micro_batches, monkeypatch):
+    monkeypatch.setenv("ADAPT_BACKEND", "torch")
+    run = Run(setting)
+    for _ in range(micro_batches):
+        run.advance()
+    return run.digest()
+
+
+def test_a_run_that_is_killed_three_times_ends_as_if_it_had_not_been(tmp_path, monkeypatch):
+    assert survives_kills(tmp_path, "paper", 3, 200, seed=1, longest=0.3) == expected_digest("paper", 200, monkeypatch)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("setting", ["paper", "algorithm 4"])
+def test_a_run_that_is_killed_twenty_times_ends_as_if_it_had_not_been(tmp_path, monkeypatch, setting):
+    expected = expected_digest(setting, 3000, monkeypatch)
+    assert survives_kills(tmp_path, setting, 20, 3000, seed=2, longest=1.5) == expected
+
+
+def test_a_kill_while_writing_leaves_the_previous_checkpoint(tmp_path):
+    path = tmp_path / "checkpoint"
+    adapt.save({"step": 1}, path)
+    script = (
+        "import os, signal, sys, torch, adapt, adapt.files\n"
+        "os.fsync = lambda handle: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "adapt.save({'step': 2, 'weight': torch.ones(1000)}, sys.argv[1])\n"
+    )
+    environment = {**os.environ, "ADAPT_BACKEND": "torch"}
+    process = subprocess.run([sys.executable, "-c", script, path], cwd=ROOT, env=environment, check=False)
+    assert process.returncode == -signal.SIGKILL
+    assert adapt.load(path) == {"step": 1}
