@@ -1,0 +1,10 @@
+"""Adaptive precision in Lightning: `Trainer(callbacks=[AdaptivePrecision(adapt.AdaPT())])`."""
+
+import importlib.util
+
+if importlib.util.find_spec("lightning") is None:
+    raise ImportError("adapt.lightning needs Lightning: run pip install 'adapt-precision[lightning]'")
+
+from adapt.lightning.callback import AdaptivePrecision
+
+__all__ = ["AdaptivePrecision"]

@@ -1,0 +1,69 @@
+"""Which controller is shown which loss."""
+
+from collections import deque
+from collections.abc import Sequence
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from adapt.controller import Controller
+from adapt.layering import optimized
+
+_LONGEST = 4096
+"""Losses that wait for an optimizer which never steps."""
+
+
+class Losses:
+    """Shows every controller the losses behind the gradients that its next step uses.
+
+    With one optimizer these are all losses. With several, each loss is shown to the controllers of those optimizers
+    whose gradients its backward pass changed, when they step; gradients that are cleared before take their losses
+    with them. So the loss of a toggled optimizer reaches this one alone, and a loss that two optimizers share is
+    shown to both.
+
+    Args:
+        optimizers: all optimizers of the module.
+        controllers: the controllers of some of them.
+    """
+
+    def __init__(self, optimizers: Sequence[Optimizer], controllers: Sequence[Controller]) -> None:
+        self._controllers = list(controllers)
+        self._alone = len(optimizers) == 1
+        self._waiting: list[deque[Tensor]] = [deque(maxlen=_LONGEST) for _ in controllers]
+        self._before: list[list[tuple[Tensor | None, int]]] = []
+        self._loss: Tensor | None = None
+
+    def before_backward(self, loss: Tensor) -> None:
+        """Take the loss of a micro-batch, as it is, whose backward pass comes next."""
+        if self._alone:
+            for controller in self._controllers:
+                controller.observe(loss)
+            return
+        self._loss = loss.detach()
+        self._before = [_gradients(controller.optimizer) for controller in self._controllers]
+        for waiting, gradients in zip(self._waiting, self._before, strict=True):
+            if all(gradient is None for gradient, _ in gradients):
+                waiting.clear()
+
+    def after_backward(self) -> None:
+        """Find out whose gradients the backward pass changed."""
+        if self._loss is None:
+            return
+        for controller, waiting, before in zip(self._controllers, self._waiting, self._before, strict=True):
+            after = _gradients(controller.optimizer)
+            if any(now is not was or version != old for (now, version), (was, old) in zip(after, before, strict=True)):
+                waiting.append(self._loss)
+        self._loss, self._before = None, []
+
+    def before_step(self, optimizer: Optimizer) -> None:
+        """Show what waits for the optimizer that steps next."""
+        for controller, waiting in zip(self._controllers, self._waiting, strict=True):
+            if controller.optimizer is optimizer:
+                while waiting:
+                    controller.observe(waiting.popleft())
+
+
+def _gradients(optimizer: Optimizer) -> list[tuple[Tensor | None, int]]:
+    """Each parameter's gradient with the number of times that it was written."""
+    gradients = [parameter.grad for parameter in optimized(optimizer)]
+    return [(gradient, 0 if gradient is None else gradient._version) for gradient in gradients]

@@ -1,0 +1,202 @@
+"""What a run at adaptive precision tells its loggers, its progress bar and its folder."""
+
+import importlib.util
+import inspect
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lightning import LightningModule
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.utilities import move_data_to_device
+from numpy.typing import ArrayLike
+from torch import Tensor, nn
+
+from adapt.layering import plain_name
+from adapt.perfmodel import RunningSummary, operations
+from adapt.perfmodel.rehearsal import samples_of
+from adapt.trace import Trace
+
+_LAYER_FIELDS = ("word_length", "fraction_length", "nonzero", "lookback", "resolution", "diversity")
+
+
+def layer_values(traces: Sequence[Trace]) -> dict[str, float]:
+    """The last row of each trace as `field/layer`; NaN before the first, so that the keys never change."""
+    return {
+        f"{field}/{layer}": float(value)
+        for trace in traces
+        for field in _LAYER_FIELDS
+        for layer, value in zip(
+            trace.layers, getattr(trace, field)[-1] if len(trace) else [math.nan] * len(trace.layers), strict=True
+        )
+    }
+
+
+class Aggregates:
+    """The figures of a whole run, over all its optimizers: `Aggregates(…).update(traces)`.
+
+    Args:
+        counts: multiply-adds per sample by weight name; None leaves the speedups out.
+        sizes: number of elements by weight name.
+        batch_size: samples in a micro-batch.
+        accumulation: micro-batches in a step.
+    """
+
+    def __init__(
+        self, counts: Mapping[str, int] | None, sizes: Mapping[str, int], *, batch_size: int, accumulation: int
+    ) -> None:
+        self._counts, self._sizes = counts, sizes
+        self._batch_size, self._accumulation = batch_size, accumulation
+        self._running: dict[int, tuple[RunningSummary, int]] = {}
+
+    def update(self, traces: Sequence[Trace]) -> dict[str, float]:
+        """The figures now: mean word length, non-zero share, size and memory ratio, and the speedups if known."""
+        begun = [(index, trace) for index, trace in enumerate(traces) if len(trace)]
+        if not begun:
+            return {}
+        summaries = [self._summary(index, trace) for index, trace in begun]
+        weights = [int(trace.numel.sum()) for _, trace in begun]
+        figures = {
+            name: float(np.average([getattr(summary, name) for summary in summaries], weights=weights))
+            for name in ("mean_word_length", "nonzero", "size_ratio", "memory_ratio")
+        }
+        work = [self._work(trace) for _, trace in begun]
+        if any(work):
+            # Costs add up, and every speedup compares with float32, whose cost is the work itself.
+            samples = [amount * len(trace) for amount, (_, trace) in zip(work, begun, strict=True)]
+            figures["training_speedup"] = _ratio(samples, [s.training_speedup for s in summaries])
+            figures["inference_speedup"] = _ratio(work, [s.inference_speedup for s in summaries])
+        return {f"adapt/{name}": value for name, value in figures.items()}
+
+    def _summary(self, index: int, trace: Trace) -> Any:
+        running, rows = self._running.get(index, (None, 0))
+        if running is None or len(trace) < rows:
+            # Sizes stand in where no product is known: the figures that need products are then left out.
+            counts = self._counts if self._work(trace) else self._sizes
+            running = RunningSummary(
+                {**dict.fromkeys(self._sizes, 0), **(counts or {})},
+                batch_size=self._batch_size,
+                accumulation=self._accumulation,
+            )
+        self._running[index] = running, len(trace)
+        return running.update(trace)
+
+    def _work(self, trace: Trace) -> int:
+        return sum((self._counts or {}).get(layer, 0) for layer in trace.layers)
+
+
+def _ratio(work: Sequence[int], speedups: ArrayLike) -> float:
+    cost = float(np.sum(np.divide(work, speedups)))
+    return float(np.sum(work)) / cost if cost else math.inf
+
+
+def count_operations(module: LightningModule, batch: Any) -> tuple[dict[str, int] | None, str]:
+    """Multiply-adds per sample by weight name, or None and the reason why they are not known.
+
+    They are those of `forward` at the module's `example_input_array`, or else at what of the batch forward takes. A
+    module without a forward of its own is counted as its only submodule with parameters.
+    """
+    network: nn.Module = module
+    prefix = ""
+    if type(module).forward is LightningModule.forward:
+        children = [(name, child) for name, child in module.named_children() if any(True for _ in child.parameters())]
+        if len(children) != 1:
+            return None, f"{type(module).__name__} has no forward"
+        (name, network) = children[0]
+        prefix = f"{name}."
+    reason = "its forward does not take the training batches"
+    for inputs in _example_inputs(module, network, batch):
+        try:
+            counts = operations(network, *move_data_to_device(inputs, module.device))
+        except (TypeError, ValueError, RuntimeError) as error:
+            reason = str(error)
+        else:
+            return {plain_name(prefix + name): count for name, count in counts.items()}, ""
+    return None, reason
+
+
+def _example_inputs(module: LightningModule, network: nn.Module, batch: Any) -> Iterator[tuple[Any, ...]]:
+    """What forward might take, the likeliest first."""
+    example = module.example_input_array
+    if isinstance(example, tuple):
+        yield example
+    elif isinstance(example, Mapping):
+        yield from _arguments(network, example)
+    elif example is not None:
+        yield (example,)
+    if isinstance(batch, Mapping):
+        yield from _arguments(network, batch)
+    elif isinstance(batch, list | tuple):
+        yield from (tuple(batch[:count]) for count in range(1, len(batch) + 1))
+    if batch is not None:
+        yield (batch,)
+
+
+def _arguments(network: nn.Module, named: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
+    signature = inspect.signature(network.forward)
+    try:
+        bound = signature.bind(**{name: value for name, value in named.items() if name in signature.parameters})
+    except TypeError:
+        return
+    if not bound.kwargs:
+        yield bound.args
+
+
+def batch_size(batch: Any) -> int | None:
+    """Samples in a batch; None where that is not clear."""
+    try:
+        return samples_of((batch,), None)
+    except ValueError:
+        return None
+
+
+def save_traces(traces: Sequence[Trace], loggers: Sequence[Logger]) -> list[Path]:
+    """Write `trace.npz`, or one file per optimizer, into every logger's local folder.
+
+    Raises:
+        OSError: a folder cannot be written.
+    """
+    folders = {getattr(logger, "log_dir", None) for logger in loggers}
+    local = sorted(folder for folder in folders if isinstance(folder, str) and "://" not in folder)
+    names = ["trace.npz"] if len(traces) == 1 else [f"trace_{index}.npz" for index in range(len(traces))]
+    paths = []
+    for folder in local:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        for name, trace in zip(names, traces, strict=True):
+            if len(trace):
+                trace.save(Path(folder, name))
+                paths.append(Path(folder, name))
+    return paths
+
+
+def timelines(loggers: Sequence[Logger]) -> list[Any]:
+    """A `Timeline` without lines, which the loggers draw themselves, for every TensorBoard logger."""
+    writers = [logger.experiment for logger in loggers if isinstance(logger, TensorBoardLogger)]
+    if not writers or importlib.util.find_spec("matplotlib") is None:
+        return []
+    from adapt.tensorboard import Timeline
+
+    return [Timeline(writer, lines=False) for writer in writers]
+
+
+def merged(traces: Sequence[Trace]) -> Trace:
+    """One trace for the pictures: of several optimizers the steps that all of them made, side by side."""
+    if len(traces) == 1:
+        return traces[0]
+    trace = Trace([name for t in traces for name in t.layers], np.concatenate([t.numel for t in traces]))
+    steps = traces[0].step
+    for other in traces[1:]:
+        steps = np.intersect1d(steps, other.step)
+    columns = {
+        field: np.concatenate([getattr(t, field)[np.isin(t.step, steps)] for t in traces], axis=1)
+        for field in (*_LAYER_FIELDS, "divergence")
+    }
+    trace.append(steps, **columns)
+    return trace
+
+
+def sizes(module: nn.Module) -> dict[str, int]:
+    """Number of elements of each parameter, by plain name."""
+    return {plain_name(name): p.numel() for name, p in module.named_parameters() if isinstance(p, Tensor)}

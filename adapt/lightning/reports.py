@@ -1,0 +1,86 @@
+"""When a fit reports, and to whom."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+from adapt.controller import Controller
+from adapt.lightning import metrics
+
+_BAR = ("adapt/mean_word_length", "adapt/training_speedup")
+_DRAWING_SHARE = 0.05
+"""Share of the time that pictures may take while training goes on."""
+
+
+class Reports:
+    """Logs at the trainer's logging steps, and draws and saves at the ends. It waits for the device only then."""
+
+    def __init__(self) -> None:
+        self._aggregates: metrics.Aggregates | None = None
+        self._timelines: list[Any] = []
+        self._steps = 0
+        self._draw_after = 0.0
+
+    def begin(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
+        """Learn from the first training batch what a forward pass costs."""
+        if self._aggregates is not None:
+            return
+        counts, reason = metrics.count_operations(pl_module, batch)
+        samples = metrics.batch_size(batch)
+        if counts is not None and samples is None:
+            counts, reason = None, "the number of samples in a training batch is not clear"
+        if counts is None:
+            rank_zero_info(
+                f"AdaptivePrecision leaves the speedups out: {reason}. Set example_input_array of "
+                f"{type(pl_module).__name__} to a batch as its forward takes it."
+            )
+        self._aggregates = metrics.Aggregates(
+            counts, metrics.sizes(pl_module), batch_size=samples or 1, accumulation=trainer.accumulate_grad_batches
+        )
+        if trainer.is_global_zero:
+            self._timelines = metrics.timelines(trainer.loggers)
+
+    def log(self, trainer: Trainer, pl_module: LightningModule, controllers: Sequence[Controller]) -> None:
+        """Log after a step, if it is the first, the last of an epoch, or one in which the trainer logs."""
+        before, self._steps = self._steps, sum(controller.step for controller in controllers)
+        due = trainer._logger_connector.should_update_logs
+        if self._steps == before or trainer.barebones or not (due or before == 0 or trainer.is_last_batch):
+            return
+        traces = [controller.trace for controller in controllers]
+        if self._aggregates is not None:
+            for name, value in self._aggregates.update(traces).items():
+                pl_module.log(
+                    name, value, on_step=True, on_epoch=False, prog_bar=name in _BAR, logger=bool(trainer.loggers)
+                )
+        if due and trainer.is_global_zero:
+            values = metrics.layer_values(traces)
+            for logger in trainer.loggers:
+                # The step that trainer and its own callbacks give to their loggers.
+                logger.log_metrics(values, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
+
+    def draw(self, controllers: Sequence[Controller]) -> None:
+        """Draw the timeline, unless the last drawing was a short time ago compared with what it took."""
+        start = time.monotonic()
+        if self._timelines and start >= self._draw_after:
+            self._draw(controllers)
+            end = time.monotonic()
+            self._draw_after = end + (end - start) / _DRAWING_SHARE
+
+    def end(self, trainer: Trainer, controllers: Sequence[Controller]) -> None:
+        """Draw once more and save the traces."""
+        self._draw(controllers)
+        traces = [controller.trace for controller in controllers]
+        if trainer.is_global_zero:
+            try:
+                metrics.save_traces(traces, trainer.loggers)
+            except OSError as error:
+                rank_zero_warn(f"the trace could not be saved, the callback still has it: {error}")
+
+    def _draw(self, controllers: Sequence[Controller]) -> None:
+        if self._timelines and controllers:
+            trace = metrics.merged([controller.trace for controller in controllers])
+            for timeline in self._timelines:
+                timeline.write(trace)
