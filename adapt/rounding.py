@@ -62,15 +62,37 @@ def quantize(
     if rounding not in ("nearest", "stochastic"):
         raise ValueError(f'rounding must be "nearest" or "stochastic", got {rounding!r}')
 
-    source = x.detach().to(_WORKING_TYPE[x.dtype])
+    halves = None
+    if rounding == "stochastic":
+        device = "cpu" if generator is None else generator.device
+        halves = torch.randint(0, 2**32, (2,), generator=generator, device=device)
+    arguments = x.detach(), precision.word_length, precision.fraction_length, halves
+    return torch.ops.adapt.quantize(*arguments) if torch.compiler.is_compiling() else _quantize(*arguments)
+
+
+def _quantize(x: Tensor, word_length: int, fraction_length: int, halves: Tensor | None) -> Tensor:
+    """`quantize` at ⟨word_length, fraction_length⟩; stochastic where the two halves [2] of a key are given."""
+    source = x.to(_WORKING_TYPE[x.dtype])
     output = torch.empty_like(source)
     if output.stride() != source.stride() or not is_dense(source):
         source = output.copy_(source)
-    stochastic = rounding == "stochastic"
-    key = _draw_key(generator) if stochastic else np.zeros(1, np.uint64)
+    low, high = (0, 0) if halves is None else halves.tolist()
+    key = np.array([low | high << 32], np.uint64)
+    row = grid(Precision(word_length, fraction_length), x.dtype)[None]
     kernels = backend(x.device) if source.dtype == torch.float32 else torch_
-    kernels.quantize_([source], [output], grid(precision, x.dtype)[None], key, _NO_OFFSET, stochastic=stochastic)
+    kernels.quantize_([source], [output], row, key, _NO_OFFSET, stochastic=halves is not None)
     return output.to(x.dtype)
+
+
+# What torch.compile puts into its graphs instead of looking into the kernels.
+@torch.library.custom_op("adapt::quantize", mutates_args=())
+def _operator(x: Tensor, word_length: int, fraction_length: int, halves: Tensor | None) -> Tensor:
+    return _quantize(x, word_length, fraction_length, halves)
+
+
+@_operator.register_fake
+def _(x: Tensor, word_length: int, fraction_length: int, halves: Tensor | None) -> Tensor:
+    return torch.empty_like(x)
 
 
 @lru_cache(maxsize=4096)
@@ -121,9 +143,3 @@ def stream_keys(seed: int, step: int, names: Sequence[str]) -> NDArray[np.uint64
 def _base_keys(seed: int, names: tuple[str, ...]) -> NDArray[np.uint64]:
     digests = b"".join(blake2b(f"{seed}:{name}".encode(), digest_size=8).digest() for name in names)
     return np.frombuffer(digests, "<u8")
-
-
-def _draw_key(generator: torch.Generator | None) -> NDArray[np.uint64]:
-    device = "cpu" if generator is None else generator.device
-    halves = torch.randint(0, 2**32, (2,), generator=generator, dtype=torch.int64, device=device).tolist()
-    return np.array([halves[0] | halves[1] << 32], np.uint64)

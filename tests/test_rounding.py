@@ -227,6 +227,24 @@ def test_the_result_carries_no_gradient():
     assert not quantize(x, Precision(8, 4)).requires_grad
 
 
+@pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_compiled_program_holds_it_whole_and_gives_the_same(rounding, dtype):
+    def rounded(x, precision):
+        return quantize(x * 2, precision, rounding=rounding)
+
+    x = torch.randn(8, 5, 3, 3, requires_grad=True).to(dtype, memory_format=torch.channels_last)
+    compiled = torch.compile(rounded, backend="eager", fullgraph=True)
+    for precision in (Precision(8, 4), Precision(5, 3)):
+        torch.manual_seed(0)
+        expected = rounded(x, precision)
+        torch.manual_seed(0)
+        result = compiled(x, precision)
+        assert torch.equal(result, expected)
+        assert result.stride() == expected.stride()
+        assert not result.requires_grad
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [

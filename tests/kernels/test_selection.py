@@ -102,3 +102,24 @@ Dispatcher.enable_caching = enable_caching
 def test_no_folder_to_write_the_cache_to_means_compiling_anew():
     """As where the package and the home folder are read-only."""
     assert run(UNWRITABLE + QUANTIZE) == "[0.3125, 7.9375] adapt.kernels.numba_"
+
+
+FORK = """
+import os, signal, torch
+from adapt import Precision
+from adapt.rounding import quantize, set_backend
+set_backend("numba")
+torch.set_num_threads(2)
+x = torch.randn(2**21)
+expected = quantize(x, Precision(8, 4))
+child = os.fork()
+if child == 0:
+    signal.alarm(60)
+    os._exit(0 if torch.equal(quantize(x, Precision(8, 4)), expected) else 1)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the platform cannot fork")
+def test_a_forked_process_gets_threads_of_its_own():
+    assert run(FORK) == "0"
