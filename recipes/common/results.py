@@ -1,6 +1,7 @@
 """What a finished run cost and reached, as numbers and as a table."""
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,7 @@ import torch
 from torch import nn
 
 import adapt
-from adapt import perfmodel
-from recipes.common import files
+from adapt import files, perfmodel
 from recipes.common.training import Run, provenance
 
 COLUMNS = {
@@ -21,6 +21,11 @@ COLUMNS = {
     "training_speedup": "{:.2f}",
     "inference_speedup": "{:.2f}",
     "seconds": "{:.0f}",
+}
+FLOAT32 = {
+    **dict.fromkeys(("mean_word_length", "final_word_length"), 32.0),
+    **dict.fromkeys(("nonzero", "size_ratio", "size_ratio_printed", "memory_ratio", "inference_speedup"), 1.0),
+    **dict.fromkeys(("training_speedup", "training_speedup_physical", "training_speedup_printed"), 1.0),
 }
 
 
@@ -34,34 +39,31 @@ def costs(
         trace: of the run; None for float32, of which every ratio and speedup is 1.
 
     Returns:
-        mean_word_length over layers and steps, final_word_length over layers, both in bits;
-        size_ratio of the final model, by elements, and memory_ratio of the run;
-        inference_speedup of the final model;
-        training_speedup with a backward pass that counts one product per layer, as the paper does, and
-        training_speedup_physical with the two products that it really takes.
+        mean_word_length in bits over all layers and steps, final_word_length over the layers at the end;
+        nonzero, size_ratio and inference_speedup of the final model, memory_ratio of the run, all by elements;
+        training_speedup with backward counted as in the paper, one product per layer, and the overhead of switching
+        once per step; training_speedup_physical with the two products that backward takes; and the ratios of the
+        paper's printed formulas, to which each layer counts alike: size_ratio_printed, training_speedup_printed.
     """
     if trace is None:
-        speedups = ("training_speedup", "training_speedup_physical", "inference_speedup")
-        ones = dict.fromkeys(("size_ratio", "memory_ratio", *speedups), 1.0)
-        return {"mean_word_length": 32.0, "final_word_length": 32.0, **ones}
+        return dict(FLOAT32)
     counts = perfmodel.operations(model, torch.zeros(1, *shape))
-    operations = [counts[layer] for layer in trace.layers]
-    course = trace.word_length, trace.nonzero
-    switching = perfmodel.switching_cost(trace.numel, trace.nonzero, trace.lookback, trace.resolution)
-    speedup, physical = (
-        perfmodel.training_speedup(
-            operations, *course, batch_size=batch_size, overhead=switching, backward_factor=products
-        )
-        for products in (1, 2)
-    )
+
+    def summary(**form: Any) -> perfmodel.Summary:
+        return perfmodel.RunningSummary(counts, batch_size=batch_size, **form).update(trace)
+
+    paper, physical, printed = summary(backward_factor=1), summary(), summary(form="paper")
     return {
         "mean_word_length": float(trace.word_length.mean()),
         "final_word_length": float(trace.word_length[-1].mean()),
-        "size_ratio": perfmodel.size_ratio(*course, trace.numel),
-        "memory_ratio": perfmodel.memory_ratio(*course, trace.numel),
-        "training_speedup": speedup,
-        "training_speedup_physical": physical,
-        "inference_speedup": perfmodel.inference_speedup(operations, *course),
+        "nonzero": paper.nonzero,
+        "size_ratio": paper.size_ratio,
+        "size_ratio_printed": printed.size_ratio,
+        "memory_ratio": paper.memory_ratio,
+        "inference_speedup": paper.inference_speedup,
+        "training_speedup": paper.training_speedup,
+        "training_speedup_physical": physical.training_speedup,
+        "training_speedup_printed": printed.training_speedup,
     }
 
 
@@ -78,13 +80,14 @@ def report(run: Run, folder: Path) -> dict[str, Any]:
         "history": run.history,
         **provenance(),
     }
+    folder.mkdir(parents=True, exist_ok=True)
     if trace is not None:
         from adapt.figures import timeline
 
-        folder.mkdir(parents=True, exist_ok=True)
         trace.save(folder / "trace.npz")
         timeline(trace).savefig(folder / "timeline.png")
-    files.write_json(folder / "result.json", result)
+    with files.replacing(folder / "result.json") as file:
+        file.write((json.dumps(result, indent=1) + "\n").encode())
     return result
 
 

@@ -17,8 +17,8 @@ from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
 from tqdm import tqdm
 
 import adapt
+from adapt import files
 from adapt.controller import Controller
-from recipes.common import files
 from recipes.common.batches import Batches
 from recipes.common.data import Pictures
 from recipes.common.models import MODELS
@@ -155,8 +155,8 @@ class Run:
     def save(self, path: Path) -> None:
         """Write the checkpoint, whole or not at all."""
         device = next(self.model.parameters()).device
-        files.write_checkpoint(
-            path,
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.save(
             {
                 "settings": dataclasses.asdict(self.settings),
                 "history": self.history,
@@ -166,6 +166,7 @@ class Run:
                 "random": torch.get_rng_state(),
                 "random_cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
             },
+            path,
         )
 
     def load(self, path: Path) -> None:
@@ -174,8 +175,8 @@ class Run:
         Raises:
             ValueError: the checkpoint is damaged or belongs to a run with other settings.
         """
-        state = files.read_checkpoint(path)
-        now, then = dataclasses.asdict(self.settings), state.get("settings", {})
+        state = files.load(path)
+        now, then = dataclasses.asdict(self.settings), state["settings"]
         if changed := [
             f"{name} (then {then.get(name)!r}, now {now[name]!r})" for name in now if then.get(name) != now[name]
         ]:
