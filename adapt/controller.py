@@ -41,7 +41,7 @@ class Controller:
 
     Attributes:
         optimizer: the optimizer.
-        step: optimizer steps so far.
+        step: optimizer steps begun so far.
     """
 
     def __init__(
@@ -70,7 +70,10 @@ class Controller:
         self._micro_losses: list[Tensor | float] = []
         self._handles: list[Any] = []
         self._pin: View | None = None
+        self._inside: dict[nn.Module, list[tuple[Masters, int, nn.Module]]] = {}
+        self._closure: Callable[[], Any] | None = None
         self._updating = False
+        self._nested = 0
 
         self._policy = policy
         self._layers = self._masters(chosen, sums=policy.sums_gradients)
@@ -201,6 +204,7 @@ class Controller:
             self.optimizer.register_load_state_dict_pre_hook(self._load_from),
         ]
         places = {id(p): (masters, i) for masters in self._banks() for i, p in enumerate(masters.parameters)}
+        self._inside.clear()
         for module in () if self._module is None else self._module.modules():
             inside = [
                 (*places[id(p)], owner)
@@ -209,8 +213,10 @@ class Controller:
                 if id(p) in places
             ]
             own = [(masters, i) for masters, i, owner in inside if owner is module]
-            if inside:
-                self._handles.append(module.register_forward_pre_hook(WeakHook(self._before_forward, inside)))
+            self._inside[module] = inside
+            # Where there is no layer yet, one may be unfrozen or join the optimizer.
+            if any(True for _ in module.parameters()):
+                self._handles.append(module.register_forward_pre_hook(WeakHook(self._before_forward)))
             if own:
                 hook = WeakHook(self._after_load, own)
                 self._handles.append(module.register_load_state_dict_post_hook(hook))  # type: ignore[no-untyped-call]
@@ -229,6 +235,9 @@ class Controller:
             names |= {id(p): layering.plain_name(name) for name, p in self._module.named_parameters()}
         for parameter in layering.optimized(self.optimizer):
             name = names.setdefault(id(parameter), f"parameter_{len(names)}")
+            # A module may have been replaced by one of its name, but the optimizer keeps the parameters of both.
+            while self._known.get(name, parameter) is not parameter:
+                name += "'"
             self._known[name] = parameter
         old, trace, skipped = self._layers, self.trace, self._decisions.skipped
         found = layering.choose(self.optimizer, self._known, self._choice)
@@ -250,16 +259,29 @@ class Controller:
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
         closure = kwargs.get("closure") or (args[1] if len(args) > 1 else None)
+        if self._is_within_step(closure):
+            self._nested += 1
+            return None
+        self._nested = 0
         if closure is None:
             self._before_update()
             return None
+        self._updating, self._closure = False, self._watched(closure)
         if "closure" in kwargs:
-            return args, {**kwargs, "closure": self._watched(closure)}
-        return (args[0], self._watched(closure), *args[2:]), kwargs
+            return args, {**kwargs, "closure": self._closure}
+        return (args[0], self._closure, *args[2:]), kwargs
+
+    def _is_within_step(self, closure: Callable[[], Any] | None) -> bool:
+        """Whether an optimizer that overrides `step` has called its parent's `step`, which has these hooks too.
+
+        An update that an exception cut short does not count: the forward pass after it took the masters away.
+        """
+        if closure is not None:
+            return closure is self._closure
+        return self._updating and self._layers.views[0] == "masters"
 
     def _watched(self, closure: Callable[[], Any]) -> Callable[[], Any]:
         """The closure, and after it what belongs between backward and update."""
-        self._updating = False
 
         def watched() -> Any:
             if self._updating:
@@ -280,6 +302,10 @@ class Controller:
 
     @torch.no_grad()
     def _before_update(self) -> None:
+        if self._pin is not None:
+            raise RuntimeError(
+                "optimizer.step() within master_weights() or evaluation_weights(): leave the context before training"
+            )
         self._adopt()
         self._unscale()
         masters, policy = self._layers, self._policy
@@ -301,13 +327,23 @@ class Controller:
         )
         if self._followers is not None:
             self._followers.restore_only()
+        self.step += 1
         self._updating = True
         if self._decisions.due:
             self._settle()
 
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-        self.step += 1
+        if self._nested:
+            self._nested -= 1
+            return
+        self._closure = None
+        if not self._updating:
+            self._store(from_parameters=False)
+            raise RuntimeError(
+                f"{type(self.optimizer).__name__} made a step without evaluating its closure: "
+                "call backward() yourself and step() without a closure"
+            )
         self._updating = False
         self._store()
 
@@ -344,7 +380,7 @@ class Controller:
         """Let the policy see the steps that wait, and act on what it decides."""
         before = self._decisions.formats
         ended = self._decisions.settle(
-            self.step + self._updating, self._layers.weights, self._layers.windows, self._l1_of_layers, self._l2
+            self.step, self._layers.weights, self._layers.windows, self._l1_of_layers, self._l2
         )
         self._layers.clear(ended)
         if ended or before != self._decisions.formats:
@@ -384,12 +420,12 @@ class Controller:
                 for earlier in set(views):
                     masters.show(earlier, [i for i, v in enumerate(views) if v == earlier])
 
-    def _before_forward(self, inside: Sequence[tuple[Masters, int, nn.Module]], module: nn.Module, args: Any) -> None:
+    def _before_forward(self, module: nn.Module, args: Any) -> None:
         """Show each layer in the view that its own module's mode asks for."""
-        if self._pin is not None or torch.compiler.is_compiling():
+        if self._pin is not None:
             return
         self._adopt()
-        for masters, index, owner in inside:
+        for masters, index, owner in self._inside.get(module, ()):
             view: View = "training" if owner.training else "evaluation"
             if masters.views[index] != view:
                 masters.show(view, [index])
