@@ -28,8 +28,8 @@ from adapt.kernels.stream import FIRST_MULTIPLIER, SECOND_MULTIPLIER, UNIFORM_ST
 if numba.config.DISABLE_JIT:
     raise ImportError("NUMBA_DISABLE_JIT is set")
 
-CHUNK = 4096
-CHUNKS_PER_THREAD = 64
+CHUNK = 2048
+CHUNKS_PER_THREAD = 128
 """Waking a thread costs some 20 µs; this many chunks take about as long."""
 
 _LARGEST = np.float32(np.finfo(np.float32).max)
@@ -43,11 +43,6 @@ def _compiled(function: Callable[..., Any], *, reassociate: bool = False) -> Cal
         return numba.njit(cache=True, **options)(function)  # type: ignore[no-any-return]
     except RuntimeError:
         return numba.njit(**options)(function)  # type: ignore[no-any-return]
-
-
-def _sum(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile a sum whose order the compiler may choose: it needs that to use vector registers."""
-    return _compiled(function, reassociate=True)
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -77,6 +72,14 @@ def _uniform(context: Any, first: Any, i: Any, k0: Any, k1: Any) -> Any:
         return builder.fmul(builder.sitofp(builder.lshr(x, bits(8)), real), real(UNIFORM_STEP))
 
     return types.float32(types.uint32, types.int64, types.uint32, types.uint32), generate
+
+
+def _add(total: float, term: float) -> float:
+    return total + term
+
+
+# A sum whose order the compiler may choose, which it needs to use vector registers. Nothing else may be reordered.
+_add = _compiled(_add, reassociate=True)
 
 
 @_compiled
@@ -132,50 +135,80 @@ def _round(source: int, output: int, numel: int, grid: Any, key: Any, offset: in
 
 
 @_compiled
-def _count_nonzero(address: int, numel: int) -> np.int32:
-    x = numba.carray(_pointer(address), numel)
+def _store(parameter: int, master: int, numel: int, grid: Any, key: Any, offset: int, stochastic: bool) -> np.int32:
+    """master ← parameter and parameter ← Q(master) for one chunk; how many of the results are not zero."""
+    scale, step, low, high = grid[0], grid[1], grid[2], grid[3]
+    first, k0, k1 = np.uint32(offset), np.uint32(key), np.uint32(key >> np.uint64(32))
+    p, m = numba.carray(_pointer(parameter), numel), numba.carray(_pointer(master), numel)
     count = np.int32(0)
-    for i in range(numel):
-        count = np.int32(count + (x[i] != _ZERO))
+    if scale == _ZERO:
+        for i in range(numel):
+            m[i] = p[i]
+            count = np.int32(count + (p[i] != _ZERO))
+    elif stochastic:
+        for i in range(numel):
+            m[i] = p[i]
+            r = _stochastic(p[i], _uniform(first, i, k0, k1), scale, step, low, high)
+            p[i] = r
+            count = np.int32(count + (r != _ZERO))
+    else:
+        for i in range(numel):
+            m[i] = p[i]
+            r = _nearest(p[i], scale, step, low, high)
+            p[i] = r
+            count = np.int32(count + (r != _ZERO))
     return count
 
 
-@_sum
+@_compiled
 def _squared_norm(address: int, numel: int) -> float:
     x = numba.carray(_pointer(address), numel)
     total = 0.0
     for i in range(numel):
-        total += np.float64(x[i]) * np.float64(x[i])
-    return total
-
-
-@_sum
-def _absolute_sum(address: int, numel: int) -> float:
-    x = numba.carray(_pointer(address), numel)
-    total = 0.0
-    for i in range(numel):
-        total += np.float64(abs(x[i]))
+        total = _add(total, np.float64(x[i]) * np.float64(x[i]))
     return total
 
 
 @_compiled
-def _accumulate(total: int, gradient: int, numel: int) -> None:
-    t, g = numba.carray(_pointer(total), numel), numba.carray(_pointer(gradient), numel)
+def _restore(parameter: int, master: int, numel: int) -> tuple[float, float]:
+    """parameter ← master for one chunk; its ‖m‖₁ and ‖m‖₂²."""
+    p, m = numba.carray(_pointer(parameter), numel), numba.carray(_pointer(master), numel)
+    absolute, squares = 0.0, 0.0
     for i in range(numel):
-        t[i] += g[i]
+        p[i] = m[i]
+        wide = np.float64(m[i])
+        absolute = _add(absolute, abs(wide))
+        squares = _add(squares, wide * wide)
+    return absolute, squares
+
+
+@_compiled
+def _treated(g: Any, m: Any, factor: Any, l1: Any, l2: Any) -> Any:
+    """g·factor + (l1·sign(m) + l2·m), without the bracket where there is no penalty."""
+    g = g * factor
+    if l1 != _ZERO or l2 != _ZERO:
+        g += (_ONE if m > _ZERO else (-_ONE if m < _ZERO else _ZERO)) * l1 + m * l2
+    return g
 
 
 @_compiled
 def _treat(gradient: int, master: int, numel: int, factor: Any, l1: Any, l2: Any) -> None:
-    """g ← g·factor + (l1·sign(m) + l2·m) for one chunk."""
     g, m = numba.carray(_pointer(gradient), numel), numba.carray(_pointer(master), numel)
-    if l1 == _ZERO and l2 == _ZERO:
-        for i in range(numel):
-            g[i] *= factor
-    else:
-        for i in range(numel):
-            sign = _ONE if m[i] > _ZERO else (-_ONE if m[i] < _ZERO else _ZERO)
-            g[i] = g[i] * factor + (sign * l1 + m[i] * l2)
+    for i in range(numel):
+        g[i] = _treated(g[i], m[i], factor, l1, l2)
+
+
+@_compiled
+def _accumulate_and_treat(total: int, gradient: int, master: int, numel: int, factor: Any, l1: Any, l2: Any) -> float:
+    """sum ← sum + g, then g treated, for one chunk; ‖sum‖₂²."""
+    s = numba.carray(_pointer(total), numel)
+    g, m = numba.carray(_pointer(gradient), numel), numba.carray(_pointer(master), numel)
+    squares = 0.0
+    for i in range(numel):
+        s[i] += g[i]
+        squares = _add(squares, np.float64(s[i]) * np.float64(s[i]))
+        g[i] = _treated(g[i], m[i], factor, l1, l2)
+    return squares
 
 
 @_compiled
@@ -218,9 +251,7 @@ def _store_pass(
     for c in range(first, last):
         i, start, numel = chunks[c, 0], chunks[c, 1], chunks[c, 2]
         parameter, master = parameters[i] + 4 * start, masters[i] + 4 * start
-        _copy(parameter, master, numel)
-        _round(master, parameter, numel, grids[i], keys[i], offsets[i] + start, stochastic)
-        counts[c] = _count_nonzero(parameter, numel)
+        counts[c] = _store(parameter, master, numel, grids[i], keys[i], offsets[i] + start, stochastic)
 
 
 @_compiled
@@ -247,22 +278,20 @@ def _restore_pass(
 ) -> None:
     for c in range(first, last):
         i, start, numel = chunks[c, 0], chunks[c, 1], chunks[c, 2]
-        master = masters[i] + 4 * start
-        _copy(master, parameters[i] + 4 * start, numel)
-        if gradients[i]:
-            gradient = gradients[i] + 4 * start
-            if np.isfinite(squared[i]):
-                if sums[i]:
-                    _accumulate(sums[i] + 4 * start, gradient, numel)
-                factor = _ONE
-                if normalize and squared[i] > 0.0:
-                    factor = np.float32(min(1.0 / np.sqrt(squared[i]), np.float64(_LARGEST)))
+        master, gradient, total = masters[i] + 4 * start, gradients[i] + 4 * start, sums[i] + 4 * start
+        partial[c, 1], partial[c, 2] = _restore(parameters[i] + 4 * start, master, numel)
+        use = gradients[i] != 0 and np.isfinite(squared[i])
+        factor = _ONE
+        if normalize and squared[i] > 0.0:
+            factor = np.float32(min(1.0 / np.sqrt(squared[i]), np.float64(_LARGEST)))
+        if use and sums[i]:
+            partial[c, 0] = _accumulate_and_treat(total, gradient, master, numel, factor, l1[i], l2[i])
+        else:
+            partial[c, 0] = _squared_norm(total, numel) if sums[i] else 0.0
+            if use:
                 _treat(gradient, master, numel, factor, l1[i], l2[i])
-            else:
+            elif gradients[i]:
                 _clear(gradient, numel)
-        partial[c, 0] = _squared_norm(sums[i] + 4 * start, numel) if sums[i] else 0.0
-        partial[c, 1] = _absolute_sum(master, numel)
-        partial[c, 2] = _squared_norm(master, numel)
 
 
 class _Chunks(NamedTuple):
