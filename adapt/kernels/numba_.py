@@ -28,8 +28,8 @@ from adapt.kernels.stream import FIRST_MULTIPLIER, SECOND_MULTIPLIER, UNIFORM_ST
 if numba.config.DISABLE_JIT:
     raise ImportError("NUMBA_DISABLE_JIT is set")
 
-CHUNK = 2048
-CHUNKS_PER_THREAD = 128
+CHUNK = 4096
+CHUNKS_PER_THREAD = 64
 """Waking a thread costs some 20 µs; this many chunks take about as long."""
 
 _LARGEST = np.float32(np.finfo(np.float32).max)
