@@ -5,10 +5,12 @@ the policy sees (W, G, loss) and answers formats → the optimizer steps → W �
 """
 
 import contextlib
+import gc
 import math
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -61,12 +63,13 @@ class Controller:
         trace_every: int,
     ) -> None:
         chosen = layering.choose(optimizer, parameters, choice)
-        _refuse_second(optimizer, chosen)
+        layering.check_modules(module, chosen)
+        _refuse_second(optimizer, parameters)
         self.optimizer, self.step = optimizer, 0
         self._module, self._known, self._choice = module, dict(parameters), choice
         self._l1, self._l2, self._l1_by_word_length = l1, l2, l1_by_word_length
         self._seed, self._stochastic = seed, stochastic
-        self._quantize_biases, self._trace_every = quantize_biases, trace_every
+        self._quantize_biases = quantize_biases
         self._micro_losses: list[Tensor | float] = []
         self._handles: list[Any] = []
         self._pin: View | None = None
@@ -79,9 +82,8 @@ class Controller:
         self._layers = self._masters(chosen, sums=policy.sums_gradients)
         self._followers: Masters | None = None
         self._follower_formats: list[Format] = []
-        self._decisions = self._decide(
-            policy.start(self._layers.weights), Trace(self._layers.names, self._layers.numel)
-        )
+        self._decisions = Decisions(policy, self._layers.device, trace_every=trace_every)
+        self._decisions.go_on(policy.start(self._layers.weights), Trace(self._layers.names, self._layers.numel))
         self._follow()
         self._use_formats(range(len(chosen)))
         self._store(from_parameters=False)
@@ -123,17 +125,18 @@ class Controller:
         """Show the loss of a micro-batch before `step()`; those of several micro-batches are averaged.
 
         Raises:
+            TypeError: the loss is no number.
             ValueError: the loss is not a single number.
         """
-        if isinstance(loss, Tensor):
-            if loss.numel() != 1:
-                raise ValueError(f"loss must be a single number, got shape {tuple(loss.shape)}: reduce it first")
-            loss = loss.detach().reshape(())
-        self._micro_losses.append(loss)
+        if not isinstance(loss, Tensor | Real):
+            raise TypeError(f"loss must be a tensor or a number, got {type(loss).__name__}")
+        if isinstance(loss, Tensor) and loss.numel() != 1:
+            raise ValueError(f"loss must be a single number, got shape {tuple(loss.shape)}: reduce it first")
+        self._micro_losses.append(loss.detach().reshape(()) if isinstance(loss, Tensor) else float(loss))
 
     def penalty(self) -> Tensor:
         """α‖W‖₁ + β/2·‖W‖₂² + P as it stands, a 0-dim tensor. It has no gradient: the step itself applies it."""
-        numel = torch.as_tensor(self._layers.numel, device=self._layers.device)
+        numel = torch.as_tensor(np.maximum(self._layers.numel, 1), device=self._layers.device)
         words = torch.as_tensor(self._decisions.word_lengths, dtype=torch.float64, device=self._layers.device)
         total = (words * self._layers.nonzeros / numel).mean() / penalties.LONGEST_WORD
         for alpha, weight in zip(self._l1_of_layers, self._layers.weights, strict=True):
@@ -179,9 +182,6 @@ class Controller:
 
     def _masters(self, parameters: Mapping[str, Tensor], *, sums: bool, old: Masters | None = None) -> Masters:
         return Masters(parameters, seed=self._seed, stochastic=self._stochastic, sums=sums, old=old)
-
-    def _decide(self, state: Any, trace: Trace) -> Decisions:
-        return Decisions(self._policy, state, trace, self._layers.device, trace_every=self._trace_every)
 
     def _follow(self) -> None:
         """Find the biases of the present layers, and remember who is in the optimizer."""
@@ -248,7 +248,7 @@ class Controller:
             trace.add_layers(added, self._layers.numel[len(old.names) :])
         fresh = self._policy.start(self._layers.weights)
         kept = {i: i for i in range(len(old.names))}
-        self._decisions = self._decide(carry(self._decisions.state, fresh, kept), trace)
+        self._decisions.go_on(carry(self._decisions.state, fresh, kept), trace)
         self._decisions.skipped[: len(skipped)] = skipped
         self._follow()
         self._use_formats(range(len(chosen)))
@@ -525,7 +525,7 @@ class Controller:
             )
 
         self.step, self._seed, self._stochastic = state["step"], state["seed"], state["stochastic"]
-        self._decisions = self._decide(policy_state, trace)
+        self._decisions.go_on(policy_state, trace)
         for i in places:
             masters.load(i, state["masters"], state["sums"], state["windows"])
             self._decisions.skipped[i] = state["skipped"].get(names[i], 0)
@@ -611,11 +611,20 @@ def attach(
     """
     layering.check_optimizer(optimizer)
     policy = AdaPT() if policy is None else policy
-    if not hasattr(policy, "advance"):
+    if isinstance(policy, type) or not hasattr(policy, "advance"):
         raise TypeError(f"policy must be a policy such as adapt.AdaPT(), got {policy!r}")
     for name, value in (("l1", l1), ("l2", l2)):
+        if not isinstance(value, Real):
+            raise TypeError(f"{name} must be a number, got {value!r}")
         if not (math.isfinite(value) and value >= 0):
             raise ValueError(f"{name} must be a finite number ≥ 0, got {value!r}")
+    if (l1 or l2) and any(group.get("maximize") for group in optimizer.param_groups):
+        raise ValueError(
+            "l1 and l2 are penalties of a loss that is minimised, but the optimizer has maximize=True: "
+            "minimise the negative instead"
+        )
+    if not callable(layers):
+        raise TypeError(f"layers must be a function of (name, parameter), got {layers!r}")
     if rounding not in ("stochastic", "nearest"):
         raise ValueError(f'rounding must be "stochastic" or "nearest", got {rounding!r}')
     if not isinstance(seed, int):
@@ -644,16 +653,22 @@ def attached(optimizer: Optimizer) -> Controller | None:
     return next((controller for controller in list(_live) if controller.optimizer is optimizer), None)
 
 
-def _refuse_second(optimizer: Optimizer, chosen: Mapping[str, Tensor]) -> None:
+def _refuse_second(optimizer: Optimizer, parameters: Mapping[str, Tensor]) -> None:
     if attached(optimizer) is not None:
         raise ValueError("optimizer has a controller already: call the controller's detach() before attaching again")
-    for other in list(_live):
-        theirs = {id(p) for p in other._layers.parameters}
-        for name, parameter in chosen.items():
-            if id(parameter) in theirs:
-                raise ValueError(
-                    f"params holds {name}, which another optimizer's controller keeps: detach() that first"
-                )
+    mine = {id(parameter) for parameter in layering.optimized(optimizer)}
+    taken = [name for name, parameter in parameters.items() if id(parameter) in mine & _kept()]
+    if taken:
+        # An optimizer and its controller hold each other, so one that was just dropped may still be there.
+        gc.collect()
+    for name in taken:
+        if id(parameters[name]) in _kept():
+            raise ValueError(f"params holds {name}, which another optimizer's controller keeps: detach() that first")
+
+
+def _kept() -> set[int]:
+    """The identities of all parameters that some controller keeps masters of."""
+    return {id(p) for controller in list(_live) for masters in controller._banks() for p in masters.parameters}
 
 
 def _average_over_ranks(value: Tensor) -> None:

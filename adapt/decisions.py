@@ -23,24 +23,28 @@ class Decisions:
 
     Args:
         policy: the policy.
-        state: the policy's state so far.
-        trace: where the rows go.
         device: where the figures are measured.
         trace_every: write every k-th step.
     """
 
-    def __init__(
-        self, policy: Policy[Any], state: State, trace: Trace, device: torch.device, *, trace_every: int
-    ) -> None:
-        self.policy, self.state, self.trace = policy, state, trace
+    state: State
+    trace: Trace
+    skipped: NDArray[np.int64]
+
+    def __init__(self, policy: Policy[Any], device: torch.device, *, trace_every: int) -> None:
+        self.policy = policy
+        self._device, self._trace_every = device, trace_every
+        self._warned: set[str] = set()
+
+    def go_on(self, state: State, trace: Trace) -> None:
+        """Go on from the policy's state `state`, with rows for `trace`; forget what waits."""
+        self.state, self.trace = state, trace
         self.skipped = np.zeros(len(trace.layers), np.int64)
-        self._trace_every = trace_every
-        self._pending = Pending(len(trace.layers), CAPACITY, device)
+        self._pending = Pending(len(trace.layers), CAPACITY, self._device)
         self._hosts: list[tuple[NDArray[np.bool_], bool]] = []
         self._open_row: tuple[int, dict[str, NDArray[Any]]] | None = None
         self._closed_rows: list[tuple[int, dict[str, NDArray[Any]]]] = []
-        self._warned: set[str] = set()
-        self._patience = policy.patience(state)
+        self._patience = self.policy.patience(state)
 
     @property
     def formats(self) -> tuple[Format, ...]:

@@ -47,16 +47,21 @@ def named(params: Parameters) -> dict[str, Tensor]:
     else:
         raise TypeError(f"params must be a module, named parameters or parameters, got {type(params).__name__}")
     result: dict[str, Tensor] = {}
+    known: set[int] = set()
     for position, pair in enumerate(pairs):
         name, parameter = pair if isinstance(pair, tuple) and len(pair) == 2 else (f"parameter_{position}", pair)
         if not isinstance(name, str) or not isinstance(parameter, Tensor):
             raise TypeError(
                 f"params must hold parameters or (name, parameter) pairs, got {type(pair).__name__} at {position}"
+                + (": make the optimizer of these groups and use adapt.attach" if isinstance(pair, dict) else "")
             )
         name = plain_name(name)
         if result.get(name, parameter) is not parameter:
             raise ValueError(f"params names two parameters {name!r}: give each its own name")
-        result[name] = parameter
+        # A tied parameter goes by its first name.
+        if id(parameter) not in known:
+            known.add(id(parameter))
+            result[name] = parameter
     return result
 
 
@@ -101,6 +106,23 @@ def check_layer(name: str, parameter: Tensor) -> None:
             f"{name} is {parameter.dtype}, but the optimizer must update a float32 master: keep the model in float32 "
             "(autocast may still compute in a shorter type), or leave the weight out with `layers`"
         )
+
+
+def check_modules(module: nn.Module | None, layers: Mapping[str, Tensor]) -> None:
+    """Refuse a module whose forward pass would write into its layer's weight.
+
+    Raises:
+        ValueError: an embedding has max_norm.
+    """
+    names = {id(parameter): name for name, parameter in layers.items()}
+    for owner in () if module is None else module.modules():
+        if not isinstance(owner, nn.Embedding | nn.EmbeddingBag) or owner.max_norm is None:
+            continue
+        if id(owner.weight) in names:
+            raise ValueError(
+                f"{names[id(owner.weight)]} belongs to an embedding with max_norm={owner.max_norm}, which takes the "
+                "weights off their grid in every forward pass: make it without max_norm, or leave it out with `layers`"
+            )
 
 
 def choose(optimizer: Optimizer, parameters: Mapping[str, Tensor], choice: Choice) -> dict[str, Tensor]:
