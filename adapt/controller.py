@@ -134,6 +134,10 @@ class Controller:
             raise ValueError(f"loss must be a single number, got shape {tuple(loss.shape)}: reduce it first")
         self._micro_losses.append(loss.detach().reshape(()) if isinstance(loss, Tensor) else float(loss))
 
+    def forget_losses(self) -> None:
+        """Drop the losses shown since the last step: for gradients that are thrown away, as by a scaler's skip."""
+        self._micro_losses.clear()
+
     def penalty(self) -> Tensor:
         """α‖W‖₁ + β/2·‖W‖₂² + P as it stands, a 0-dim tensor. It has no gradient: the step itself applies it."""
         numel = torch.as_tensor(np.maximum(self._layers.numel, 1), device=self._layers.device)
