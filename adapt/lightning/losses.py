@@ -17,9 +17,9 @@ class Losses:
     """Shows every controller the losses behind the gradients that its next step uses.
 
     With one optimizer these are all losses. With several, each loss is shown to the controllers of those optimizers
-    whose gradients its backward pass changed, when they step; gradients that are cleared before take their losses
-    with them. So the loss of a toggled optimizer reaches this one alone, and a loss that two optimizers share is
-    shown to both.
+    whose gradients its backward pass changed, when they step. So the loss of a toggled optimizer reaches this one
+    alone, and a loss that two optimizers share is shown to both. Gradients that are cleared (set to None) without a
+    step take their losses with them.
 
     Args:
         optimizers: all optimizers of the module.
@@ -35,15 +35,15 @@ class Losses:
 
     def before_backward(self, loss: Tensor) -> None:
         """Take the loss of a micro-batch, as it is, whose backward pass comes next."""
-        if self._alone:
-            for controller in self._controllers:
-                controller.observe(loss)
-            return
-        self._loss = loss.detach()
-        self._before = [_gradients(controller.optimizer) for controller in self._controllers]
-        for waiting, gradients in zip(self._waiting, self._before, strict=True):
-            if all(gradient is None for gradient, _ in gradients):
+        for controller, waiting in zip(self._controllers, self._waiting, strict=True):
+            if all(parameter.grad is None for parameter in optimized(controller.optimizer)):
                 waiting.clear()
+                controller.forget_losses()
+            if self._alone:
+                controller.observe(loss)
+        if not self._alone:
+            self._loss = loss.detach()
+            self._before = [_gradients(controller.optimizer) for controller in self._controllers]
 
     def after_backward(self) -> None:
         """Find out whose gradients the backward pass changed."""
