@@ -28,6 +28,7 @@ _FIELDS = {
     "follower_formats": Mapping,
     "micro_losses": list,
     "gradients": Mapping,
+    "activations": Mapping,
     "trace": bytes,
 }
 

@@ -19,10 +19,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from adapt import checkpoint, layering, penalties
+from adapt.activations import MODES, Activations, check_state
 from adapt.decisions import Decisions
 from adapt.hooks import WeakHook
 from adapt.masters import Masters, View
 from adapt.precision import Precision
+from adapt.sharding import Whole, reshard_, whole
 from adapt.switching.adapt import AdaPT
 from adapt.switching.policy import Format, Policy, carry, pack, unpack, unpack_formats
 from adapt.trace import Trace
@@ -61,6 +63,8 @@ class Controller:
         quantize_biases: bool,
         l1_by_word_length: bool,
         trace_every: int,
+        activations: str | None,
+        quantize_errors: bool,
     ) -> None:
         chosen = layering.choose(optimizer, parameters, choice)
         layering.check_modules(module, chosen)
@@ -70,6 +74,7 @@ class Controller:
         self._l1, self._l2, self._l1_by_word_length = l1, l2, l1_by_word_length
         self._seed, self._stochastic = seed, stochastic
         self._quantize_biases = quantize_biases
+        self._activation_mode, self._quantize_errors = activations, quantize_errors
         self._micro_losses: list[Tensor | float] = []
         self._handles: list[Any] = []
         self._pin: View | None = None
@@ -83,8 +88,10 @@ class Controller:
         self._followers: Masters | None = None
         self._follower_formats: list[Format] = []
         self._decisions = Decisions(policy, self._layers.device, trace_every=trace_every)
-        self._decisions.go_on(policy.start(self._layers.weights), Trace(self._layers.names, self._layers.numel))
+        self._decisions.go_on(policy.start(Whole(self._layers.weights)), Trace(self._layers.names, self._layers.numel))
         self._follow()
+        self._activations: Activations | None = None
+        self._flow()
         self._use_formats(range(len(chosen)))
         self._store(from_parameters=False)
         self._hook()
@@ -101,6 +108,14 @@ class Controller:
     def precisions(self) -> dict[str, Precision]:
         """The format of every layer, by the weight's name. A layer that a policy runs in float32 has None."""
         return dict(zip(self._layers.names, self._decisions.formats, strict=True))  # type: ignore[arg-type]
+
+    @property
+    def activation_precisions(self) -> dict[str, Precision]:
+        """The format of every input, output and error that is quantised, by the weight's name and ".input" and so on.
+
+        None where values stay float32. Reading it waits for the device. Empty without `activations`.
+        """
+        return {} if self._activations is None else self._activations.precisions  # type: ignore[return-value]
 
     @property
     def masters(self) -> dict[str, Tensor]:
@@ -144,7 +159,7 @@ class Controller:
         words = torch.as_tensor(self._decisions.word_lengths, dtype=torch.float64, device=self._layers.device)
         total = (words * self._layers.nonzeros / numel).mean() / penalties.LONGEST_WORD
         for alpha, weight in zip(self._l1_of_layers, self._layers.weights, strict=True):
-            total = total + alpha * weight.abs().sum() + self._l2 / 2 * weight.square().sum()
+            total = total + alpha * whole(weight.abs().sum()) + self._l2 / 2 * whole(weight.square().sum())
         return total.to(torch.float32)
 
     def master_weights(self) -> contextlib.AbstractContextManager[None]:
@@ -166,6 +181,7 @@ class Controller:
         """
         for masters in self._banks():
             masters.round_parameters()
+        self._renew()
 
     def detach(self, view: View = "evaluation") -> None:
         """Take the hooks away for good. `trace` and `masters` can be read afterwards as before.
@@ -177,9 +193,12 @@ class Controller:
             return
         for masters in self._banks():
             masters.hand_over(view)
+        self._renew()
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        if self._activations is not None:
+            self._activations.remove()
         _live.discard(self)
 
     # Set-up
@@ -197,6 +216,24 @@ class Controller:
             tensors = {name: parameter for name, (parameter, _) in found.items()}
             self._followers = self._masters(tensors, sums=False, old=self._followers) if found else None
             self._follower_formats = [None] * len(found)
+
+    def _flow(self) -> None:
+        """Round the activations of the present layers from now on."""
+        if self._activation_mode is None or self._module is None:
+            return
+        old = self._activations
+        self._activations = Activations(
+            self._module,
+            {id(p): i for i, p in enumerate(self._layers.parameters)},
+            mode=self._activation_mode,
+            errors=self._quantize_errors,
+            seed=self._seed,
+            stochastic=self._stochastic,
+            device=self._layers.device,
+            old=old,
+        )
+        if old is not None:
+            old.remove()
 
     def _hook(self) -> None:
         for handle in self._handles:
@@ -220,7 +257,7 @@ class Controller:
             self._inside[module] = inside
             # Where there is no layer yet, one may be unfrozen or join the optimizer.
             if any(True for _ in module.parameters()):
-                self._handles.append(module.register_forward_pre_hook(WeakHook(self._before_forward)))
+                self._handles.append(module.register_forward_pre_hook(WeakHook(self._before_forward), prepend=True))
             if own:
                 hook = WeakHook(self._after_load, own)
                 self._handles.append(module.register_load_state_dict_post_hook(hook))  # type: ignore[no-untyped-call]
@@ -234,6 +271,7 @@ class Controller:
         members = sum(len(group["params"]) for group in self.optimizer.param_groups)
         if members == self._members and not any(p.requires_grad for p in self._frozen):
             return
+        self._renew()
         names = {id(p): name for name, p in self._known.items()}
         if self._module is not None:
             names |= {id(p): layering.plain_name(name) for name, p in self._module.named_parameters()}
@@ -250,11 +288,12 @@ class Controller:
         self._layers = self._masters(chosen, sums=self._policy.sums_gradients, old=old)
         if added:
             trace.add_layers(added, self._layers.numel[len(old.names) :])
-        fresh = self._policy.start(self._layers.weights)
+        fresh = self._policy.start(Whole(self._layers.weights))
         kept = {i: i for i in range(len(old.names))}
         self._decisions.go_on(carry(self._decisions.state, fresh, kept), trace)
         self._decisions.skipped[: len(skipped)] = skipped
         self._follow()
+        self._flow()
         self._use_formats(range(len(chosen)))
         self._store(from_parameters=False)
         self._hook()
@@ -349,6 +388,8 @@ class Controller:
                 "call backward() yourself and step() without a closure"
             )
         self._updating = False
+        if self._activations is not None:
+            self._activations.advance()
         self._store()
 
     def _unscale(self) -> None:
@@ -379,12 +420,15 @@ class Controller:
             if not from_parameters:
                 masters.show("masters", anew=True)
             masters.store(self.step)
+        self._renew()
+        if self._activations is not None:
+            self._activations.resume(self.step)
 
     def _settle(self) -> None:
         """Let the policy see the steps that wait, and act on what it decides."""
         before = self._decisions.formats
         ended = self._decisions.settle(
-            self.step, self._layers.weights, self._layers.windows, self._l1_of_layers, self._l2
+            self.step, Whole(self._layers.weights), self._layers.windows, self._l1_of_layers, self._l2
         )
         self._layers.clear(ended)
         if ended or before != self._decisions.formats:
@@ -395,6 +439,8 @@ class Controller:
         """Round to the present formats from now on; biases that follow a changed layer get a new fraction length."""
         formats, words = self._decisions.formats, self._decisions.word_lengths
         self._layers.use(formats)
+        if self._activations is not None:
+            self._activations.use(formats)
         self._l1_of_layers = (
             penalties.l1_by_word_length(self._l1, words) if self._l1_by_word_length else np.full(len(words), self._l1)
         )
@@ -402,10 +448,17 @@ class Controller:
             for i, (leader, weight) in enumerate(zip(self._leaders, self._followers.weights, strict=True)):
                 if leader in changed:
                     word_length = None if formats[leader] is None else int(words[leader])
-                    self._follower_formats[i] = None if word_length is None else layering.fitting(weight, word_length)
+                    self._follower_formats[i] = (
+                        None if word_length is None else layering.fitting(whole(weight), word_length)
+                    )
             self._followers.use(self._follower_formats)
 
     # Views and loading
+
+    def _renew(self) -> None:
+        """Let no forward pass see what the parameters held before, where FSDP keeps whole copies of them."""
+        if self._module is not None and any(masters.sharded for masters in self._banks()):
+            reshard_(self._module)
 
     def _banks(self) -> list[Masters]:
         return [masters for masters in (self._layers, self._followers) if masters is not None]
@@ -417,22 +470,32 @@ class Controller:
         try:
             for masters in self._banks():
                 masters.show(view)
+            self._renew()
+            if self._activations is not None:
+                self._activations.pin(view)
             yield
         finally:
             self._pin = outer
+            if self._activations is not None:
+                self._activations.pin(outer)
             for masters, views in zip(self._banks(), before, strict=True):
                 for earlier in set(views):
                     masters.show(earlier, [i for i, v in enumerate(views) if v == earlier])
+            self._renew()
 
     def _before_forward(self, module: nn.Module, args: Any) -> None:
         """Show each layer in the view that its own module's mode asks for."""
         if self._pin is not None:
             return
         self._adopt()
+        stale = False
         for masters, index, owner in self._inside.get(module, ()):
             view: View = "training" if owner.training else "evaluation"
             if masters.views[index] != view:
                 masters.show(view, [index])
+                stale = True
+        if stale:
+            self._renew()
 
     def _after_load(self, own: Sequence[tuple[Masters, int]], module: nn.Module, keys: Any) -> None:
         """New values in a module become masters."""
@@ -483,6 +546,7 @@ class Controller:
             "gradients": checkpoint.copied(optimized, (p.grad for p in optimized.values()))
             if self._micro_losses
             else {},
+            "activations": {} if self._activations is None else self._activations.state_dict(),
             "trace": checkpoint.sealed(trace.state_dict()),
         }
 
@@ -508,9 +572,9 @@ class Controller:
             strict=strict,
         )
         old_names = list(state["layers"])
-        old = unpack(state["state"], self._policy.start(masters.weights[:1] * len(old_names)), len(old_names))
+        old = unpack(state["state"], self._policy.start(Whole(masters.weights[:1] * len(old_names))), len(old_names))
         places = {i: old_names.index(name) for i, name in enumerate(names) if name in old_names}
-        policy_state = carry(old, self._policy.start(masters.weights), places)
+        policy_state = carry(old, self._policy.start(Whole(masters.weights)), places)
         if self._policy.keeps_gradients:
             checkpoint.check_windows(state["windows"], dict(zip(old_names, old.gradients.tolist(), strict=True)))
         same = tuple(old_names) == names
@@ -527,6 +591,8 @@ class Controller:
             checkpoint.check_tensors(
                 "followers", state["followers"], {n: b for n, b in biases.items() if strict or n in follower_formats}
             )
+        if self._activations is not None:
+            check_state(state["activations"], self._activations.names, strict=strict)
 
         self.step, self._seed, self._stochastic = state["step"], state["seed"], state["stochastic"]
         self._decisions.go_on(policy_state, trace)
@@ -542,6 +608,9 @@ class Controller:
             followers.use(self._follower_formats)
         for bank in self._banks():
             bank.seed, bank.stochastic = self._seed, self._stochastic
+        if self._activations is not None:
+            self._activations.seed, self._activations.stochastic = self._seed, self._stochastic
+            self._activations.load_state_dict(state["activations"], strict=strict)
         self._micro_losses = list(state["micro_losses"])
         for name in state["gradients"].keys() & optimized:
             optimized[name].grad = state["gradients"][name].to(optimized[name].device, copy=True)
@@ -582,6 +651,8 @@ def attach(
     quantize_biases: bool = False,
     l1_by_word_length: bool = False,
     trace_every: int = 1,
+    activations: str | None = None,
+    quantize_errors: bool = False,
 ) -> Controller:
     """Train the layers of an optimizer at adaptive precision from its next step on.
 
@@ -604,6 +675,12 @@ def attach(
             fraction length of their own.
         l1_by_word_length: scale each layer's α by WL/32, the differentiable variant of the word-length penalty.
         trace_every: write every k-th step into the trace.
+        activations: quantise the inputs and outputs of the linear layers, convolutions and embeddings too, with a
+            straight-through gradient: "layer" in the layer's own format, "range" in its word length with the fraction
+            length that the observed range asks for; see `adapt.activations.Activations`. Of recurrent layers and
+            attention only the weights are quantised. Needs the module in `params`.
+        quantize_errors: quantise the gradients that come back to the outputs of these layers too, in the layer's word
+            length with the fraction length that their range asks for.
 
     Returns:
         The controller. It lives as long as the optimizer.
@@ -636,6 +713,12 @@ def attach(
     if not isinstance(trace_every, int) or trace_every < 1:
         raise ValueError(f"trace_every must be a whole number of steps ≥ 1, got {trace_every!r}")
     module = params if isinstance(params, nn.Module) else None
+    if activations is not None and activations not in MODES:
+        raise ValueError(f'activations must be None, "layer" or "range", got {activations!r}')
+    if activations is not None and module is None:
+        raise ValueError("activations are quantised by hooks on the layers: pass the module itself as params")
+    if quantize_errors and activations is None:
+        raise ValueError('quantize_errors=True needs activations="layer" or "range"')
     return Controller(
         optimizer,
         module,
@@ -649,6 +732,8 @@ def attach(
         quantize_biases=quantize_biases,
         l1_by_word_length=l1_by_word_length,
         trace_every=trace_every,
+        activations=activations,
+        quantize_errors=quantize_errors,
     )
 
 

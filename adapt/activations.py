@@ -1,0 +1,480 @@
+"""Rounding what flows through a layer: its input, its output and the error that comes back (AdaPT, section 3.1).
+
+The forward pass goes on with Q(x); the gradient goes straight through where x lies in [minimum, maximum] and is zero
+elsewhere. Training rounds stochastically, evaluation to nearest.
+"""
+
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from adapt import rounding
+from adapt.kernels.activation import FROZEN, NOISE, RECORD, TYPES, State, activation_kernels, mask_size
+from adapt.kernels.stream import is_dense
+from adapt.layering import plain_name
+from adapt.masters import View
+from adapt.precision import HIGHEST_FRACTION, LOWEST_FRACTION, Precision
+from adapt.switching.policy import Format
+
+MODES = ("layer", "range")
+
+RANGE_DECAY = 0.99
+"""What is left after a step of a range that is not reached any more: a bit in 69 steps."""
+
+_WITH_INPUT = (
+    nn.Linear,
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+)
+_WITH_OUTPUT_ALONE = (nn.Embedding, nn.EmbeddingBag)
+_FRESH_OUTPUT = {nn.Linear, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Embedding}
+"""Layers whose own forward answers a new tensor that nobody else holds, so that it can be rounded in place."""
+
+
+class Activations:
+    """Rounds the activations of a module's layers, and on demand the errors, by hooks on the layers.
+
+    Layers are linear layers and convolutions (plain, grouped, transposed), with input and output, and embeddings,
+    with the output alone. What else owns a quantised weight, such as a recurrent layer or attention, keeps its
+    activations: its inner values cannot be reached, so only its weights are quantised.
+
+    Two modes: "layer" rounds in the layer's own ⟨WL, FL⟩; "range" keeps WL and lets FL follow what was met, as the
+    fewest integer bits that hold the running maximum of |x|. That maximum stays on the device and moves the format
+    once in an optimizer step; it falls by 1 % in a step that does not reach it. Before the first step "range" rounds
+    as "layer" does. Errors always follow their range, in the layer's WL, and stay float32 in the first step.
+
+    Noise comes from the stream of (seed, step, name of the site), a site's name being its weight's name and ".input",
+    ".output" or ".error". Several passes through a layer in one step (accumulation, shared layers) continue its
+    stream. A pass that activation checkpointing repeats inside backward draws again what the layer's last pass drew,
+    so a checkpointed layer should run once between two backward passes.
+
+    For backward nothing is kept but a byte for each element, and that only where a value was outside the range;
+    a float copy would cost four times that, always.
+
+    Args:
+        module: the module whose layers to hook.
+        layers: the index of each quantised parameter, by the parameter's id.
+        mode: "layer" or "range".
+        errors: whether to round the errors too: the gradient with regard to a layer's output.
+        seed: seed of the rounding stream.
+        stochastic: whether training rounds stochastically.
+        device: where the layers are.
+        old: activations to take over what was met from, by the sites' names.
+
+    Raises:
+        ValueError: no layer of the module can round its activations.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        layers: Mapping[int, int],
+        *,
+        mode: str,
+        errors: bool,
+        seed: int,
+        stochastic: bool,
+        device: torch.device,
+        old: "Activations | None" = None,
+    ) -> None:
+        self.seed, self.stochastic = seed, stochastic
+        self.names: list[str] = []
+        self._leaders: list[int] = []
+        follows: list[bool] = []
+        found = []
+        for name, owner, leader in _owners(module, layers):
+            sites = []
+            for kind in ("input", "output", "error"):
+                wanted = errors if kind == "error" else kind == "output" or isinstance(owner, _WITH_INPUT)
+                sites.append(len(self.names) if wanted else -1)
+                if wanted:
+                    self.names.append(f"{name}.{kind}")
+                    self._leaders.append(leader)
+                    follows.append(mode == "range" or kind == "error")
+            found.append((owner, sites))
+        if not found:
+            raise ValueError(
+                "activations were asked for, but params has no linear layer, convolution or embedding that is "
+                "quantised: leave activations=None"
+            )
+        count = len(self.names)
+        self._state = State(
+            formats=torch.zeros(count, 5, device=device),
+            keys=torch.zeros(count, dtype=torch.int64, device=device),
+            drawn=torch.zeros(count, dtype=torch.int64, device=device),
+            peaks=torch.zeros(count, device=device),
+        )
+        self._ranges = torch.zeros(count, device=device)
+        self._follows = torch.tensor(follows, device=device)
+        self._any_follows = any(follows)
+        self._errors = torch.tensor([name.endswith(".error") for name in self.names], device=device)
+        self._words = torch.zeros(count, dtype=torch.int32, device=device)
+        self._own = torch.zeros(count, 4, device=device)
+        self._pin: View | None = None
+        if old is not None:
+            self.load_state_dict(old.state_dict(), strict=False)
+
+        self._hooks = [_Hooks(self._state, *sites) for _, sites in found]
+        handles = []
+        for (owner, _), hooks in zip(found, self._hooks, strict=True):
+            if isinstance(owner, _WITH_INPUT):
+                handles.append(owner.register_forward_pre_hook(hooks.before, with_kwargs=True))
+            # Before any other hook, so that all others see, and may keep, what the network goes on with.
+            handles.append(owner.register_forward_hook(hooks.after, prepend=True))
+        self._remove = weakref.finalize(self, _remove_all, handles)
+
+    def remove(self) -> None:
+        """Take the hooks away."""
+        self._remove()
+
+    def use(self, formats: Sequence[Format]) -> None:
+        """Note the layers' formats; rounding follows with the next `resume`."""
+        chosen = [formats[leader] for leader in self._leaders]
+        self._own.copy_(torch.from_numpy(np.stack([rounding.grid(form) for form in chosen])))
+        self._words.copy_(torch.tensor([0 if form is None else form.word_length for form in chosen]))
+        for hooks in self._hooks:
+            hooks.idle = chosen[hooks.output] is None
+
+    @torch.no_grad()
+    def advance(self) -> None:
+        """Take in what was met in the step that ends here; `resume` must follow."""
+        if self._any_follows:
+            peaks = self._state.peaks
+            _largest_over_ranks(peaks)
+            faded = torch.maximum(peaks, self._ranges * RANGE_DECAY)
+            self._ranges.copy_(torch.where(peaks > 0, faded, self._ranges))
+        self._state.peaks.zero_()
+        self._state.drawn.zero_()
+
+    @torch.no_grad()
+    def resume(self, step: int) -> None:
+        """Round in the present formats from now on, and draw with the keys of `step`."""
+        keys = rounding.stream_keys(self.seed, step, _of_rank(self.names))
+        self._state.keys.copy_(torch.from_numpy(keys.view(np.int64)))
+        self._write()
+
+    def pin(self, view: View | None) -> None:
+        """Until the next call with None: "evaluation" rounds to nearest in every mode, "masters" does not round."""
+        self._pin = view
+        self._write()
+
+    @property
+    def precisions(self) -> dict[str, Format]:
+        """The format in which each site rounds now, by the site's name. Reading it waits for the device."""
+        scales, words = self._state.formats[:, 0].tolist(), self._words.tolist()
+        return {
+            name: Precision(word, int(np.log2(scale))) if scale else None
+            for name, word, scale in zip(self.names, words, scales, strict=True)
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was met so far, in plain containers and tensors."""
+        return {
+            "names": list(self.names),
+            "ranges": self._ranges.clone(),
+            "peaks": self._state.peaks.clone(),
+            "drawn": self._state.drawn.clone(),
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Any], *, strict: bool = True) -> None:
+        """Go on from where `state_dict` was taken; `resume` must follow.
+
+        Args:
+            state: what `state_dict` answered.
+            strict: refuse a state of other sites. Otherwise sites are matched by name.
+
+        Raises:
+            ValueError: the state is of other sites.
+        """
+        check_state(state, self.names, strict=strict)
+        names = list(state.get("names", ()))
+        ours = [i for i, name in enumerate(self.names) if name in names]
+        theirs = [names.index(self.names[i]) for i in ours]
+        for field, tensor in (
+            ("ranges", self._ranges),
+            ("peaks", self._state.peaks),
+            ("drawn", self._state.drawn),
+        ):
+            if ours:
+                tensor[ours] = state[field][theirs].to(tensor)
+
+    def _write(self) -> None:
+        """The formats in which the sites round: their layers' own, or what their ranges ask for."""
+        rows = self._own
+        if self._any_follows:
+            met = (self._ranges > 0)[:, None]
+            unmet = torch.where(self._errors[:, None], 0, rows)
+            following = torch.where(met, _grids(self._ranges, self._words), unmet)
+            rows = torch.where(self._follows[:, None] & (self._words > 0)[:, None], following, rows)
+        mode = FROZEN if self._pin is not None else NOISE if self.stochastic else RECORD
+        # A compiled program may hold the table for backward; what it must see then are the bytes, not their version.
+        formats = self._state.formats.data
+        formats[:, :4] = 0 if self._pin == "masters" else rows
+        formats[:, 4] = mode
+
+
+def check_state(state: Mapping[str, Any], names: Sequence[str], *, strict: bool) -> None:
+    """Refuse a state that `Activations.load_state_dict` could not take in.
+
+    Raises:
+        ValueError: the state is broken or, with `strict`, of other sites.
+    """
+    saved = state.get("names", [])
+    if strict and list(saved) != list(names):
+        raise ValueError(
+            f"the precision state rounds activations at {len(saved)} places, but this controller at {len(names)}: "
+            "attach with the same activations and quantize_errors, or load with strict=False"
+        )
+    for field in ("ranges", "peaks", "drawn") if saved else ():
+        tensor = state.get(field)
+        if not isinstance(tensor, Tensor) or tensor.shape != (len(saved),):
+            raise ValueError(
+                f"the precision state's activations should hold {field!r} as [{len(saved)}], got {tensor!r:.80}"
+            )
+
+
+def fitting_fraction(ranges: Tensor, word_lengths: Tensor) -> Tensor:
+    """The largest fraction lengths with which words hold values up to `ranges`, saturating by at most half a step.
+
+    Args:
+        ranges: float32, any shape, positive and finite.
+        word_lengths: int32, of the same shape.
+
+    Returns:
+        int32, cut to what `Precision` and float32 allow.
+    """
+    mantissa, exponent = torch.frexp(ranges)
+    beyond = mantissa > 1 - _power_of_two(-word_lengths)
+    fraction = word_lengths - 1 - exponent - beyond.int()
+    lowest = (word_lengths - 128).clamp_(min=LOWEST_FRACTION)
+    return torch.maximum(fraction, lowest).clamp_(max=HIGHEST_FRACTION)
+
+
+def _grids(ranges: Tensor, word_lengths: Tensor) -> Tensor:
+    """Rows of `adapt.rounding.grid` for the formats that hold `ranges`, made on the device: float32 [S, 4]."""
+    fraction = fitting_fraction(ranges, word_lengths)
+    half = _power_of_two(word_lengths - 1)
+    unit = _power_of_two((word_lengths - 25).clamp_(min=0))
+    return torch.stack([_power_of_two(fraction), _power_of_two(-fraction), -half, half - unit], dim=1)
+
+
+def _power_of_two(exponent: Tensor) -> Tensor:
+    """2^exponent for int32 from −126 to 127, made of its bits: no library's function is trusted to be exact."""
+    return ((exponent + 127) << 23).view(torch.float32)
+
+
+class _StraightThrough(torch.autograd.Function):
+    """The straight-through estimator for values that were rounded already."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rounded: list[Tensor], mask: Tensor | None, state: State, error: int) -> Tensor:
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(mask)
+        ctx.state, ctx.error = state, error
+        if not rounded:
+            ctx.mark_dirty(x)
+            ctx.strides = x.stride()
+            return x
+        # In a list, since a tensor among the arguments could not be the result without becoming a view.
+        ctx.strides = rounded[0].stride()
+        return rounded[0]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        (gradient,), (mask,) = gradients, ctx.saved_tensors
+        if gradient is not None and (mask is not None or ctx.error >= 0):
+            gradient = _through(gradient, mask, ctx.state, ctx.error, ctx.strides)
+        return gradient, None, None, None, None
+
+
+def _through(gradient: Tensor, mask: Tensor | None, state: State, error: int, strides: Sequence[int]) -> Tensor:
+    """Q(gradient) where the mask says inside, 0 elsewhere, laid out as the forward pass's result was."""
+    gradient = gradient.detach()
+    output = torch.empty_strided(gradient.shape, strides, dtype=gradient.dtype, device=gradient.device)
+    if gradient.stride() != output.stride():
+        gradient = output.copy_(gradient)
+    activation_kernels(output.device).backward(gradient, output, mask, state, error)
+    return output
+
+
+def _rounded(
+    x: Tensor, mask: Tensor | None, state: State, site: int, *, training: bool, in_place: bool
+) -> tuple[Tensor, bool]:
+    """Q(x), and whether the mask is needed. A new tensor unless in place."""
+    source = output = x.detach()
+    if not in_place:
+        output = torch.empty_like(source)
+        if output.stride() != source.stride() or not is_dense(source):
+            source = output.copy_(source)
+    # Inside backward, a forward pass is one that activation checkpointing repeats.
+    replay = training and torch._C._current_graph_task_id() != -1
+    needed = activation_kernels(x.device).forward(source, output, mask, state, site, training=training, replay=replay)
+    return output, needed
+
+
+class _Hooks:
+    """What a layer's hooks do. A copy, and so a copied or pickled model, does nothing.
+
+    Args:
+        state: what the sites share; None in a copy.
+        input, output, error: the layer's sites, −1 where there is none.
+    """
+
+    idle = False
+
+    def __init__(self, state: State | None, input: int, output: int, error: int) -> None:
+        self.state, self.input, self.output, self.error = state, input, output, error
+
+    def before(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Round the first argument, or the one that is called input."""
+        if self.state is None:
+            return None
+        if args:
+            return (self._apply(module, args[0], self.input), *args[1:]), kwargs
+        if "input" in kwargs:
+            return args, {**kwargs, "input": self._apply(module, kwargs["input"], self.input)}
+        return None
+
+    def after(self, module: nn.Module, args: Any, output: Any) -> Any:
+        """Round the output."""
+        if self.state is None:
+            return None
+        return self._apply(module, output, self.output, self.error if module.training else -1)
+
+    def _apply(self, module: nn.Module, x: Any, site: int, error: int = -1) -> Any:
+        if self.state is None or not isinstance(x, Tensor) or x.dtype not in TYPES:
+            return x
+        if torch.compiler.is_compiling():
+            state = self.state
+            tables = (state.formats, state.keys, state.drawn, state.peaks)
+            return torch.ops.adapt.quantize_activation(x, *tables, site, error, module.training)[0]
+        if self.idle:
+            return x
+        in_place = (
+            site == self.output
+            and type(module) in _FRESH_OUTPUT
+            and "forward" not in module.__dict__
+            and not x._is_view()
+            and is_dense(x)
+        )
+        learning = x.requires_grad and torch.is_grad_enabled()
+        mask = torch.empty(mask_size(x.numel()), dtype=torch.uint8, device=x.device) if learning else None
+        rounded, needed = _rounded(x, mask, self.state, site, training=module.training, in_place=in_place)
+        if in_place:
+            torch.autograd.graph.increment_version(x)
+        if not learning:
+            return x if in_place else rounded
+        if in_place and not needed and error < 0:
+            return x
+        return _StraightThrough.apply(  # type: ignore[no-untyped-call]
+            x, [] if in_place else [rounded], mask if needed else None, self.state, error
+        )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Hooks":
+        return _Hooks(None, -1, -1, -1)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Hooks, (None, -1, -1, -1)
+
+
+# What torch.compile puts into its graphs: the sites' tables are inputs of the operators, so a precision that moves
+# recompiles nothing. That the streams move on is not declared: nothing but these operators ever looks.
+
+
+@torch.library.custom_op("adapt::quantize_activation", mutates_args=())
+def _quantize_activation(
+    x: Tensor, formats: Tensor, keys: Tensor, drawn: Tensor, peaks: Tensor, site: int, error: int, training: bool
+) -> tuple[Tensor, Tensor]:
+    mask = torch.empty(mask_size(x.numel()), dtype=torch.uint8, device=x.device)
+    state = State(formats, keys, drawn, peaks)
+    return _rounded(x, mask, state, site, training=training, in_place=False)[0], mask
+
+
+@_quantize_activation.register_fake
+def _(
+    x: Tensor, formats: Tensor, keys: Tensor, drawn: Tensor, peaks: Tensor, site: int, error: int, training: bool
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x), x.new_empty(mask_size(x.numel()), dtype=torch.uint8)
+
+
+@torch.library.custom_op("adapt::quantize_error", mutates_args=())
+def _quantize_error(
+    gradient: Tensor,
+    mask: Tensor,
+    formats: Tensor,
+    keys: Tensor,
+    drawn: Tensor,
+    peaks: Tensor,
+    error: int,
+    strides: Sequence[int],
+) -> Tensor:
+    return _through(gradient, mask, State(formats, keys, drawn, peaks), error, strides)
+
+
+@_quantize_error.register_fake
+def _(
+    gradient: Tensor,
+    mask: Tensor,
+    formats: Tensor,
+    keys: Tensor,
+    drawn: Tensor,
+    peaks: Tensor,
+    error: int,
+    strides: Sequence[int],
+) -> Tensor:
+    return gradient.new_empty_strided(gradient.shape, strides)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    _, *tables, _, ctx.error, _ = inputs
+    rounded, mask = output
+    ctx.mark_non_differentiable(mask)
+    ctx.save_for_backward(mask, *tables)
+    ctx.strides = rounded.stride()
+
+
+def _through_operator(ctx: Any, gradient: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+    return torch.ops.adapt.quantize_error(gradient, *ctx.saved_tensors, ctx.error, ctx.strides), *[None] * 7
+
+
+_quantize_activation.register_autograd(_through_operator, setup_context=_save)
+
+
+def _owners(module: nn.Module, layers: Mapping[int, int]) -> Iterator[tuple[str, nn.Module, int]]:
+    """The layers whose activations can be rounded: the weight's name by this path, the layer, the weight's index."""
+    for path, owner in module.named_modules():
+        weight = owner._parameters.get("weight")
+        if isinstance(owner, (*_WITH_INPUT, *_WITH_OUTPUT_ALONE)) and weight is not None and id(weight) in layers:
+            yield plain_name(f"{path}.weight" if path else "weight"), owner, layers[id(weight)]
+
+
+def _of_rank(names: Sequence[str]) -> list[str]:
+    """The sites' names in the random stream: each process draws noise of its own for its own share of the data."""
+    rank = torch.distributed.get_rank() if _distributed() else 0
+    return [f"{name}@{rank}" for name in names] if rank else list(names)
+
+
+def _largest_over_ranks(values: Tensor) -> None:
+    """The maximum over all processes, in place, so that every rank rounds alike."""
+    if _distributed():
+        torch.distributed.all_reduce(values, torch.distributed.ReduceOp.MAX)
+
+
+def _distributed() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def _remove_all(handles: Sequence[Any]) -> None:
+    for handle in handles:
+        handle.remove()

@@ -1,0 +1,102 @@
+"""The passes over activations and errors that every back end offers, and the state that they keep on the device.
+
+A site is a place where values are rounded: the input, the output or the error of one layer. All sites of a model
+share four small tensors, so a precision that moves is data and no part of a compiled program.
+"""
+
+from dataclasses import dataclass
+from functools import cache, cached_property
+from importlib import import_module
+from typing import Any, Protocol, cast
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from adapt.kernels import backend
+
+FROZEN, RECORD, NOISE = 0, 1, 2
+"""What a training pass does at a site: round to nearest and remember nothing; remember the largest magnitude and the
+draws; round stochastically as well."""
+
+MASKED = 4096
+"""Elements behind each flag of a mask."""
+
+TYPES = (torch.float32, torch.bfloat16, torch.float16)
+"""Element types that can be rounded; every other is left as it is."""
+
+
+@dataclass(frozen=True)
+class State:
+    """What the sites share, all on one device. S is the number of sites.
+
+    Attributes:
+        formats: float32 [S, 5]: a row (2^FL, 2^−FL, low, high) of `adapt.rounding.grid`, where scale 0 leaves values
+            as they are, and the mode FROZEN, RECORD or NOISE.
+        keys: int64 [S]: the bits of each site's key of the random stream in this step.
+        drawn: int64 [S]: how many elements of the stream are used up in this step.
+        peaks: float32 [S]: the largest finite magnitude met in this step.
+    """
+
+    formats: Tensor
+    keys: Tensor
+    drawn: Tensor
+    peaks: Tensor
+
+    @cached_property
+    def host(self) -> tuple[NDArray[Any], ...]:
+        """The four as NumPy arrays over the same memory, where that is the CPU's."""
+        return tuple(tensor.numpy() for tensor in (self.formats, self.keys, self.drawn, self.peaks))
+
+
+class ActivationKernels(Protocol):
+    """One pass over one tensor.
+
+    The tensors of a call are dense, of one shape, strides and device, and of one of `TYPES`; they need not be of the
+    same type. A short type is rounded as float32 is, to those grid values inside the range that it holds. What lies in
+    the range [minimum, maximum] is decided on the values before they are rounded; NaN does not.
+
+    A mask is uint8 [mask_size(numel)]: a byte for each element in memory order, then a flag for every MASKED elements.
+    Where the flag is 0 all elements lie inside and the bytes hold nothing.
+    """
+
+    def forward(
+        self,
+        source: Tensor,
+        output: Tensor,
+        mask: Tensor | None,
+        state: State,
+        site: int,
+        *,
+        training: bool,
+        replay: bool,
+    ) -> bool:
+        """output ← Q(source), and say in `mask` what lies in the range. The output may be the source.
+
+        A training pass continues the site's stream and remembers the largest magnitude, as the site's mode asks; one
+        with `replay` draws again what the last one drew and remembers nothing. Otherwise rounding is to nearest.
+
+        Returns:
+            Whether the mask is needed: False only where it is known, without waiting, that all elements lie inside.
+        """
+
+    def backward(self, gradient: Tensor, output: Tensor, mask: Tensor | None, state: State, site: int) -> None:
+        """output ← Q(gradient) where the mask says inside, 0 elsewhere; without rounding where `site` is −1.
+
+        The rounding is that of a training pass. The output may be the gradient.
+        """
+
+
+def mask_size(numel: int) -> int:
+    """Bytes of a mask for `numel` elements."""
+    return numel + -(-numel // MASKED)
+
+
+def activation_kernels(device: torch.device) -> ActivationKernels:
+    """The passes of the back end that `adapt.kernels.backend` chooses for this device."""
+    return _load(cast(Any, backend(device)).__name__.rpartition(".")[2])
+
+
+@cache
+def _load(name: str) -> ActivationKernels:
+    return cast(ActivationKernels, import_module(f"adapt.kernels.activation_{name.removesuffix('_')}"))
