@@ -17,8 +17,7 @@ from adapt.switching.divergence import (
     bin_counts,
     bin_edges,
     checked_resolution,
-    extent,
-    in_order,
+    checked_values,
     kullback_leibler,
 )
 
@@ -50,14 +49,13 @@ def push_down(weights: Tensor, *, resolution: int, tolerance: float) -> Precisio
 def lowest_precision(weights: Tensor, *, resolution: int, tolerance: float) -> tuple[Precision, float]:
     """What `push_down` answers, and the divergence in bits that this format leaves; arguments and errors as there.
 
-    The weights are sorted once. Every candidate's histogram then follows from how many weights lie below each bin
+    One pass over the weights serves all candidates: their histograms follow from how many weights lie below each bin
     edge moved to the boundary of a rounding cell (`rounded_below`); no candidate quantises the tensor.
     """
     resolution = checked_resolution(resolution)
     if not (math.isfinite(tolerance) and tolerance >= 0):
         raise ValueError(f"tolerance must be a finite number of bits, at least 0, got {tolerance}")
-    ascending = in_order(weights, "weights")
-    low, high = extent(ascending, "weights")
+    values, low, high = checked_values(weights, "weights")
     if low == high == 0:
         return Precision(SHORTEST_WORD, 0), 0.0
     grids = candidates(max(-low, high), weights.dtype)
@@ -65,7 +63,7 @@ def lowest_precision(weights: Tensor, *, resolution: int, tolerance: float) -> t
         return grids.formats[0], 0.0
 
     edges = bin_edges(low, high, resolution)
-    counts = bin_counts(ascending, np.concatenate([below(edges)[None], rounded_below(edges, grids)]))
+    counts = bin_counts(values, np.concatenate([below(edges)[None], rounded_below(edges, grids)]))
     lost = kullback_leibler(counts[1:], counts[0])
     failing, passing = -1, len(lost) - 1
     while passing - failing > 1:

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adapt.precision import Precision
-from adapt.rounding import quantize
+from adapt.rounding import quantize, set_backend
 from adapt.switching import divergence, push_down
-from adapt.switching.divergence import below, bin_counts, bin_edges, in_order
+from adapt.switching.divergence import below, bin_counts, bin_edges
 from adapt.switching.pushdown import Grids, candidates, lowest_precision, rounded_below
 from tests.references import adapt_equations as reference
 from tests.switching.weights import tensors
@@ -52,8 +52,8 @@ def test_moved_edges_count_what_rounding_and_saturating_would(weights, resolutio
     needed = math.frexp(w.abs().max().item())[1] + 1
     precision = Precision(word_length, min(max(word_length - needed - spare_bits, -126), 126))
     edges = bin_edges(w.min().item(), w.max().item(), resolution)
-    moved = bin_counts(in_order(w, "weights"), rounded_below(edges, Grids.of([precision], dtype)))[0]
-    rounded = bin_counts(in_order(quantize(w, precision), "quantized"), below(edges))
+    moved = bin_counts(w, rounded_below(edges, Grids.of([precision], dtype)))[0]
+    rounded = bin_counts(quantize(w, precision), below(edges))
     assert moved.tolist() == rounded.tolist()
 
 
@@ -68,8 +68,8 @@ def test_every_candidate_is_judged_by_its_own_rounding(dtype, denominator):
     edges = bin_edges(low, high, 64)
     grids = candidates(max(-low, high), dtype)
     for precision, moved in zip(grids.formats, rounded_below(edges, grids), strict=True):
-        rounded = bin_counts(in_order(quantize(w, precision), "quantized"), below(edges))
-        assert bin_counts(in_order(w, "weights"), moved).tolist() == rounded.tolist(), precision
+        rounded = bin_counts(quantize(w, precision).double(), below(edges))
+        assert bin_counts(w.double(), moved).tolist() == rounded.tolist(), precision
 
 
 @given(st.floats(2**-126, 2.0**100), st.integers(-126, 126))
@@ -117,8 +117,8 @@ def test_no_tolerance_means_equal_histograms(weights, resolution):
     if low == high or answer.word_length == 32 or answer.fraction_length == 126:
         return
     thresholds = below(bin_edges(low, high, resolution))
-    original = bin_counts(in_order(w, "weights"), thresholds)
-    assert bin_counts(in_order(quantize(w, answer), "quantized"), thresholds).tolist() == original.tolist()
+    original = bin_counts(w, thresholds)
+    assert bin_counts(quantize(w, answer), thresholds).tolist() == original.tolist()
 
 
 def test_a_grid_is_found_again():
@@ -175,6 +175,17 @@ def test_layout_and_gradients_do_not_matter():
         assert push_down(same, resolution=60, tolerance=0.01) == answer
     before = w.clone()
     assert torch.equal(w, before)
+
+
+@given(tensors(300), st.integers(1, 150), TOLERANCES)
+def test_every_back_end_answers_the_same(weights, resolution, tolerance):
+    w = torch.from_numpy(weights)
+    expected = lowest_precision(w, resolution=resolution, tolerance=tolerance)
+    set_backend("torch")
+    try:
+        assert lowest_precision(w, resolution=resolution, tolerance=tolerance) == expected
+    finally:
+        set_backend(None)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
