@@ -15,6 +15,18 @@ def net(seed=0):
     return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
 
 
+def assembled(model=None, policy=RESTLESS, *, lr=0.05, **options):
+    """A network, plain SGD for it, and a controller."""
+    model = net() if model is None else model
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+    return model, optimizer, adapt.attach(optimizer, model, policy, **options)
+
+
+def copies(tensors):
+    """Copies of tensors by name."""
+    return {name: tensor.detach().clone() for name, tensor in dict(tensors).items()}
+
+
 def batch(step, size=4, features=6, classes=3):
     """Inputs [size, features] and targets [size] of one step."""
     generator = torch.Generator().manual_seed(1000 + step)
