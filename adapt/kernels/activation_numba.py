@@ -15,7 +15,8 @@ from torch import Tensor
 
 from adapt.kernels import activation_torch
 from adapt.kernels.activation import FROZEN, MASKED, NOISE, State
-from adapt.kernels.numba_ import CHUNK, _chunks, _compiled, _pointer, _round, _run
+from adapt.kernels.numba_ import CHUNK, chunks_of, run
+from adapt.kernels.numba_device import compiled, pointer, round_chunk
 
 assert CHUNK == MASKED, "the chunks of a pass are those of a mask"
 
@@ -93,45 +94,45 @@ def _narrowed(context: Any, x: Any) -> Any:
     return types.uint16(types.float32), generate
 
 
-@_compiled
+@compiled
 def _widen(source: int, output: int, numel: int) -> None:
-    s, o = numba.carray(_pointer_to(source, np.uint16), numel), numba.carray(_pointer(output), numel)
+    s, o = numba.carray(_pointer_to(source, np.uint16), numel), numba.carray(pointer(output), numel)
     for i in range(numel):
         o[i] = _widened(s[i])
 
 
-@_compiled
+@compiled
 def _narrow(source: int, output: int, numel: int) -> None:
-    s, o = numba.carray(_pointer(source), numel), numba.carray(_pointer_to(output, np.uint16), numel)
+    s, o = numba.carray(pointer(source), numel), numba.carray(_pointer_to(output, np.uint16), numel)
     for i in range(numel):
         o[i] = _narrowed(s[i])
 
 
-@_compiled
+@compiled
 def _largest(address: int, numel: int) -> Any:
     """The bits of max|x|; not those of a finite number where an element is not finite."""
-    x = numba.carray(_pointer(address), numel)
+    x = numba.carray(pointer(address), numel)
     top = _ZERO_BITS
     for i in range(numel):
         top = _larger_magnitude(x[i], top)
     return top
 
 
-@_compiled
+@compiled
 def _inside(address: int, mask: int, numel: int, minimum: Any, maximum: Any) -> None:
-    x, m = numba.carray(_pointer(address), numel), numba.carray(_pointer_to(mask, np.uint8), numel)
+    x, m = numba.carray(pointer(address), numel), numba.carray(_pointer_to(mask, np.uint8), numel)
     for i in range(numel):
         m[i] = (x[i] >= minimum) & (x[i] <= maximum)
 
 
-@_compiled
+@compiled
 def _keep(address: int, mask: int, numel: int) -> None:
-    x, m = numba.carray(_pointer(address), numel), numba.carray(_pointer_to(mask, np.uint8), numel)
+    x, m = numba.carray(pointer(address), numel), numba.carray(_pointer_to(mask, np.uint8), numel)
     for i in range(numel):
         x[i] = x[i] if m[i] else np.float32(0)
 
 
-@_compiled
+@compiled
 def _begin(formats: Any, keys: Any, drawn: Any, site: int, numel: int, training: bool, replay: bool) -> Any:
     """The key, the first element's place in the stream and whether to draw at all; moves on in the stream."""
     noise = training and formats[site, 4] == NOISE
@@ -143,7 +144,7 @@ def _begin(formats: Any, keys: Any, drawn: Any, site: int, numel: int, training:
     return np.uint64(keys[site]), offset, noise
 
 
-@_compiled
+@compiled
 def _remember(tops: Any, saturated: Any, formats: Any, peaks: Any, site: int, record: bool) -> bool:
     """Keep the largest finite magnitude; answer whether anything saturated."""
     top, outside = _bits(peaks[site]), False
@@ -156,7 +157,7 @@ def _remember(tops: Any, saturated: Any, formats: Any, peaks: Any, site: int, re
     return outside
 
 
-@_compiled
+@compiled
 def _forward_pass(
     first: int,
     last: int,
@@ -188,13 +189,13 @@ def _forward_pass(
         if mask and saturated[c]:
             _inside(x, mask + start, numel, minimum, maximum)
         if bytes_out == 2:
-            _round(x, scratch.ctypes.data, numel, grid, key, offset + start, noise)
+            round_chunk(x, scratch.ctypes.data, numel, grid, key, offset + start, noise)
             _narrow(scratch.ctypes.data, y, numel)
         else:
-            _round(x, y, numel, grid, key, offset + start, noise)
+            round_chunk(x, y, numel, grid, key, offset + start, noise)
 
 
-@_compiled
+@compiled
 def _backward_pass(
     first: int,
     last: int,
@@ -218,14 +219,14 @@ def _backward_pass(
             _widen(g, scratch.ctypes.data, numel)
             g = e = scratch.ctypes.data
         tops[c] = _largest(g, numel)
-        _round(g, e, numel, grid, key, offset + start, noise)
+        round_chunk(g, e, numel, grid, key, offset + start, noise)
         if mask and saturated[c]:
             _keep(e, mask + start, numel)
         if width == 2:
             _narrow(scratch.ctypes.data, output + width * start, numel)
 
 
-@_compiled
+@compiled
 def _grid(formats: Any, site: int, width: int) -> Any:
     """The row of a site; its upper bound is the largest that a type of this width holds. All zero for no site."""
     grid = np.zeros(4, np.float32)
@@ -243,12 +244,12 @@ def forward(
         return activation_torch.forward(source, output, mask, state, site, training=training, replay=replay)
     formats, keys, drawn, peaks = state.host
     numel, width = source.numel(), _BYTES[output.dtype]
-    chunks = _chunks((numel,))
+    chunks = chunks_of((numel,))
     count = len(chunks.table)
     key, offset, noise = _begin(formats, keys, drawn, site, numel, training, replay)
     tops = np.empty(count, np.int32)
     saturated = np.empty(count, np.uint8) if mask is None else mask.numpy()[numel:]
-    _run(
+    run(
         _forward_pass,
         chunks,
         source.data_ptr(),
@@ -272,13 +273,13 @@ def backward(gradient: Tensor, output: Tensor, mask: Tensor | None, state: State
         return
     formats, keys, drawn, peaks = state.host
     numel, width = gradient.numel(), _BYTES[gradient.dtype]
-    chunks = _chunks((numel,))
+    chunks = chunks_of((numel,))
     key, offset, noise = 0, 0, False
     if site >= 0:
         key, offset, noise = _begin(formats, keys, drawn, site, numel, True, False)
     tops = np.empty(len(chunks.table), np.int32)
     saturated = np.empty(0, np.uint8) if mask is None else mask.numpy()[numel:]
-    _run(
+    run(
         _backward_pass,
         chunks,
         gradient.data_ptr(),

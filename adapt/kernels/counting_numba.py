@@ -8,7 +8,7 @@ the same arithmetic, which never decreases, so different cells are in the order 
 import numpy as np
 from numpy.typing import NDArray
 
-from adapt.kernels.numba_device import compiled as _compiled
+from adapt.kernels.numba_device import compiled
 
 _FEWEST_CELL_BITS, _MOST_CELL_BITS = 10, 15
 _BLOCK = 1024
@@ -24,7 +24,7 @@ def count(values: NDArray[np.floating], thresholds: NDArray[np.float64]) -> NDAr
     return counts.reshape(thresholds.shape)
 
 
-@_compiled
+@compiled
 def _cell(value: float, origin: float, scale: float, last: float) -> np.int32:
     """Number of the cell, not decreasing in the value; the end cells hold what lies outside, infinities too."""
     place = (value - origin) * scale
@@ -32,7 +32,7 @@ def _cell(value: float, origin: float, scale: float, last: float) -> np.int32:
     return np.int32(place if place < last else last)
 
 
-@_compiled
+@compiled
 def _below(value: float, ascending: NDArray[np.float64], starts: NDArray[np.int32], cell: int) -> np.int64:
     """How many thresholds lie below the value, which is in this cell; the last threshold, ∞, never does."""
     index = np.int64(starts[cell])
@@ -41,7 +41,7 @@ def _below(value: float, ascending: NDArray[np.float64], starts: NDArray[np.int3
     return index
 
 
-@_compiled
+@compiled
 def _count(
     values: NDArray[np.floating],
     ascending: NDArray[np.float64],
