@@ -7,10 +7,27 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from adapt import sharding
 from adapt.precision import HIGHEST_FRACTION, LOWEST_FRACTION, Precision
 
 Parameters = nn.Module | Mapping[str, Tensor] | Iterable[tuple[str, Tensor]] | Iterable[Tensor]
 Choice = Callable[[str, Tensor], bool]
+
+_ENGINES = {
+    "deepspeed": "DeepSpeed",
+    "fairscale": "FairScale",
+    "horovod": "Horovod",
+    "megatron": "Megatron",
+    "torch.distributed.optim": "torch.distributed.optim",
+}
+"""Packages whose optimizers move weights or gradients themselves, where hooks on `step()` do not see it."""
+
+_FLATTENERS = {
+    "_is_flat_param": "FullyShardedDataParallel (FSDP1)",
+    "_fsdp_flattened": "FullyShardedDataParallel (FSDP1)",
+    "ds_id": "DeepSpeed ZeRO-3",
+}
+"""Attributes by which engines mark parameters that they cut without regard to layers."""
 
 _BIASES = {(0, torch.float32), (1, torch.float32)}
 
@@ -71,7 +88,15 @@ def check_optimizer(optimizer: Optimizer) -> None:
     Raises:
         TypeError: `optimizer` is no torch optimizer.
         ValueError: it evaluates the loss several times in a step.
+        NotImplementedError: it belongs to an engine that keeps weights or gradients for itself.
     """
+    for kind in type(optimizer).__mro__:
+        for package, engine in _ENGINES.items():
+            if f"{kind.__module__}.".startswith(f"{package}."):
+                raise NotImplementedError(
+                    f"optimizer {kind.__name__} of {engine} moves weights or gradients where masters cannot follow: "
+                    "use a plain torch optimizer with DistributedDataParallel or fully_shard (FSDP2)"
+                )
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
     kind = type(optimizer)
@@ -93,14 +118,11 @@ def check_layer(name: str, parameter: Tensor) -> None:
 
     Raises:
         TypeError: the weight is not float32, or not materialised.
-        NotImplementedError: the weight is sharded over processes.
+        NotImplementedError: the weight is spread over processes in another way than by rows.
     """
     if isinstance(parameter, nn.parameter.UninitializedParameter):
         raise TypeError(f"{name} has no shape yet: run one forward pass through the lazy module first")
-    if hasattr(parameter, "to_local"):
-        raise NotImplementedError(
-            f"{name} is sharded ({type(parameter).__name__}): sharded parameters cannot be attached"
-        )
+    sharding.check(name, parameter)
     if parameter.dtype != torch.float32:
         raise TypeError(
             f"{name} is {parameter.dtype}, but the optimizer must update a float32 master: keep the model in float32 "
@@ -116,9 +138,11 @@ def check_modules(module: nn.Module | None, layers: Mapping[str, Tensor]) -> Non
     """
     names = {id(parameter): name for name, parameter in layers.items()}
     for owner in () if module is None else module.modules():
-        if not isinstance(owner, nn.Embedding | nn.EmbeddingBag) or owner.max_norm is None:
-            continue
-        if id(owner.weight) in names:
+        if (
+            isinstance(owner, nn.Embedding | nn.EmbeddingBag)
+            and owner.max_norm is not None
+            and id(owner.weight) in names
+        ):
             raise ValueError(
                 f"{names[id(owner.weight)]} belongs to an embedding with max_norm={owner.max_norm}, which takes the "
                 "weights off their grid in every forward pass: make it without max_norm, or leave it out with `layers`"
@@ -130,9 +154,16 @@ def choose(optimizer: Optimizer, parameters: Mapping[str, Tensor], choice: Choic
 
     Raises:
         ValueError: the optimizer holds parameters that `parameters` does not name, or no layer is left.
+        NotImplementedError: an engine cut the parameters without regard to layers.
     """
     names = {id(parameter): name for name, parameter in parameters.items()}
     members = list(optimized(optimizer))
+    for parameter in members:
+        for mark, engine in _FLATTENERS.items():
+            if getattr(parameter, mark, None) is not None:
+                raise NotImplementedError(
+                    f"params are cut by {engine}, which leaves no layer whole: use fully_shard (FSDP2) instead"
+                )
     strangers = sum(id(parameter) not in names for parameter in members)
     if strangers:
         raise ValueError(

@@ -11,6 +11,7 @@ from torch import Tensor
 from adapt import rounding
 from adapt.kernels import Kernels
 from adapt.kernels.stream import is_dense
+from adapt.sharding import OnPieces, is_sharded, local, placed
 from adapt.switching.policy import Format
 
 View = Literal["training", "evaluation", "masters"]
@@ -68,6 +69,7 @@ class Masters:
                 self.sums.append(torch.zeros_like(values) if sums else None)
                 self.windows.append([])
         self.device = self.parameters[0].device
+        self.sharded = any(is_sharded(parameter) for parameter in self.parameters)
         self.numel = np.array([p.numel() for p in self.parameters], np.int64)
         self.nonzeros = torch.zeros(len(self.parameters), dtype=torch.float64, device=self.device)
         self.views: list[View] = ["masters"] * len(self.parameters)
@@ -206,7 +208,7 @@ class Masters:
         self._require_unmoved(chosen)
         parameters = [self.parameters[i] for i in chosen]
         if view == "masters":
-            torch._foreach_copy_(parameters, [self.weights[i] for i in chosen])
+            torch._foreach_copy_([local(p) for p in parameters], [local(self.weights[i]) for i in chosen])
         elif anew or self.stochastic or any(self.views[i] == "masters" for i in chosen):
             self._round(chosen, parameters, stochastic=self.stochastic and view == "training")
         for i in chosen:
@@ -249,10 +251,11 @@ class Masters:
     ) -> None:
         """Take over a parameter's master, running sum and window by its name; the parameter follows with `store`."""
         name, total = self.names[index], self.sums[index]
-        self.weights[index].copy_(weights[name])
+        weight = self.weights[index]
+        weight.copy_(placed(weights[name], weight))
         if total is not None:
-            total.copy_(sums[name])
-        self.windows[index] = [gradient.to(self.device, copy=True) for gradient in windows.get(name, ())]
+            total.copy_(placed(sums[name], weight))
+        self.windows[index] = [placed(g, weight).to(self.device, copy=True) for g in windows.get(name, ())]
 
     def _require_unmoved(self, indices: Iterable[int]) -> None:
         for i in indices:
@@ -276,4 +279,5 @@ class Masters:
         )
 
     def _kernels(self) -> Kernels:
-        return rounding.backend(self.device)
+        kernels = rounding.backend(self.device)
+        return OnPieces(kernels) if self.sharded else kernels

@@ -1,0 +1,182 @@
+"""Layers whose rows lie on several processes, as `torch.distributed.fsdp.fully_shard` leaves them (DTensor).
+
+Masters and sums are DTensors like their parameters. The passes run on the pieces that this process holds; the figures
+that they measure are added up, so every process sees those of whole layers. Element i of a layer draws the same number
+wherever it lies, so a sharded run rounds like one on a single device.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TypeGuard, overload
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from adapt.kernels import Kernels
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
+
+
+def is_sharded(tensor: Tensor) -> "TypeGuard[DTensor]":
+    """Whether the tensor is a DTensor. Asked without importing torch.distributed.tensor, which takes its time."""
+    return hasattr(tensor, "device_mesh")
+
+
+def check(name: str, parameter: Tensor) -> None:
+    """Refuse any spreading but copies and pieces along the first dimension, in order.
+
+    Raises:
+        NotImplementedError: the parameter is spread otherwise, as tensor parallelism does; the message names how.
+    """
+    if not is_sharded(parameter):
+        return
+    pieces = [place for place in parameter.placements if not place.is_replicate()]
+    if len(pieces) > 1 or not all(place.is_shard(0) and type(place).__name__ == "Shard" for place in pieces):
+        raise NotImplementedError(
+            f"{name} is spread over processes as {tuple(parameter.placements)}, "
+            "but only whole rows can be: shard with torch.distributed.fsdp.fully_shard alone, along dimension 0"
+        )
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The piece that this process holds, sharing its memory."""
+    tensor = tensor.detach()
+    return tensor.to_local() if is_sharded(tensor) else tensor
+
+
+@overload
+def whole(tensors: Tensor) -> Tensor: ...
+@overload
+def whole(tensors: Sequence[Tensor]) -> Sequence[Tensor]: ...
+def whole(tensors: Tensor | Sequence[Tensor]) -> Tensor | Sequence[Tensor]:
+    """A tensor, or each of several, with the pieces of all processes. Every process has to ask."""
+    if not isinstance(tensors, Tensor):
+        return [whole(tensor) for tensor in tensors]
+    return tensors.full_tensor() if is_sharded(tensors) else tensors
+
+
+class Whole(Sequence[Any]):
+    """Tensors, or lists of them, that are put together when they are looked at."""
+
+    def __init__(self, items: Sequence[Any]) -> None:
+        self._items = items
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, index: Any) -> Any:
+        return Whole(self._items[index]) if isinstance(index, slice) else whole(self._items[index])
+
+
+def placed(tensor: Tensor, like: Tensor) -> Tensor:
+    """The same values, spread over the processes as `like` is."""
+    if is_sharded(like) and not is_sharded(tensor):
+        from torch.distributed.tensor import distribute_tensor
+
+        mesh, placements = like.device_mesh, like.placements
+        # Every process has the whole tensor: each takes its piece, and nothing is sent.
+        return distribute_tensor(tensor.to(like.device), mesh, placements, src_data_rank=None)
+    return whole(tensor) if is_sharded(tensor) and not is_sharded(like) else tensor
+
+
+def reshard_(module: nn.Module) -> None:
+    """Let FSDP forget the whole weights that it put together before their pieces changed."""
+    for part in module.modules():
+        if callable(reshard := getattr(part, "reshard", None)):
+            reshard()
+
+
+class OnPieces:
+    """The passes of `adapt.kernels.Kernels` over sharded layers, with the figures of whole layers."""
+
+    def __init__(self, kernels: Kernels) -> None:
+        self._kernels = kernels
+
+    def quantize_(
+        self,
+        sources: Sequence[Tensor],
+        outputs: Sequence[Tensor],
+        grids: NDArray[np.floating],
+        keys: NDArray[np.uint64],
+        offsets: NDArray[np.int64],
+        *,
+        stochastic: bool,
+    ) -> None:
+        pieces = _pieces(sources), _pieces(outputs)
+        self._kernels.quantize_(*pieces, grids, keys, offsets + _offsets(sources), stochastic=stochastic)
+
+    def store_(
+        self,
+        parameters: Sequence[Tensor],
+        masters: Sequence[Tensor],
+        grids: NDArray[np.floating],
+        keys: NDArray[np.uint64],
+        offsets: NDArray[np.int64],
+        nonzeros: Tensor,
+        *,
+        stochastic: bool,
+    ) -> None:
+        pieces = _pieces(parameters), _pieces(masters)
+        self._kernels.store_(*pieces, grids, keys, offsets + _offsets(masters), nonzeros, stochastic=stochastic)
+        _add_up(nonzeros, masters)
+
+    def squared_norms_(self, tensors: Sequence[Tensor], out: Tensor) -> None:
+        self._kernels.squared_norms_(_pieces(tensors), out)
+        _add_up(out, tensors)
+
+    def restore_(
+        self,
+        parameters: Sequence[Tensor],
+        masters: Sequence[Tensor],
+        gradients: Sequence[Tensor | None],
+        sums: Sequence[Tensor | None],
+        squared: Tensor,
+        l1: Sequence[float] | NDArray[np.floating],
+        l2: Sequence[float] | NDArray[np.floating],
+        statistics: Tensor,
+        *,
+        normalize: bool,
+    ) -> None:
+        pieces = _pieces(parameters), _pieces(masters), _pieces(gradients), _pieces(sums)
+        self._kernels.restore_(*pieces, squared, l1, l2, statistics, normalize=normalize)
+        _add_up(statistics, masters)
+
+
+def _pieces(tensors: Sequence[Any]) -> list[Any]:
+    return [None if tensor is None else local(tensor) for tensor in tensors]
+
+
+def _axis(tensor: Tensor) -> int | None:
+    """The dimension of the mesh along which the rows are cut."""
+    placements = tensor.placements if is_sharded(tensor) else ()
+    return next((axis for axis, place in enumerate(placements) if not place.is_replicate()), None)
+
+
+def _offsets(tensors: Sequence[Tensor]) -> NDArray[np.int64]:
+    """The index of each piece's first element in its layer: [layers]."""
+    return np.array([_offset(tensor) for tensor in tensors], np.int64)
+
+
+def _offset(tensor: Tensor) -> int:
+    axis = _axis(tensor)
+    if axis is None or not is_sharded(tensor) or not tensor.numel():
+        return 0
+    mesh = tensor.device_mesh
+    rows = -(-tensor.shape[0] // mesh.size(axis))
+    first = min(rows * mesh.get_local_rank(axis), tensor.shape[0])
+    return int(first * tensor.stride(0))
+
+
+def _add_up(figures: Tensor, tensors: Sequence[Tensor]) -> None:
+    """Replace the figures [layers, …] of pieces by those of whole layers."""
+    groups: dict[Any, list[int]] = {}
+    for index, tensor in enumerate(tensors):
+        axis = _axis(tensor)
+        if axis is not None and is_sharded(tensor):
+            groups.setdefault(tensor.device_mesh.get_group(axis), []).append(index)
+    for group, indices in groups.items():
+        part = figures[indices]
+        torch.distributed.all_reduce(part, group=group)
+        figures[indices] = part
