@@ -404,8 +404,8 @@ class Controller:
         """The mean of the micro-batches' losses, over all processes, into `out`."""
         micro, self._micro_losses = self._micro_losses, []
         if micro:
-            out.zero_()
-            for loss in micro:
+            out.fill_(micro[0] if len(micro) == 1 else 0.0)
+            for loss in micro if len(micro) > 1 else ():
                 out += (loss.to(out) if isinstance(loss, Tensor) else loss) / len(micro)
             _average_over_ranks(out)
         elif self._policy.uses_loss:

@@ -98,29 +98,36 @@ class Decisions:
         figures = self._pending.take()
         hosts, self._hosts = self._hosts, []
         ended: list[int] = []
-        for i, (active, loss_shown) in enumerate(hosts):
+        active, words = np.array([active for active, _ in hosts]), self.word_lengths
+        norms, norms_of_sums = np.sqrt(figures.squared), np.sqrt(figures.squared_sums)
+        seen, sound = active & np.isfinite(figures.squared), np.isfinite(figures.squared_weights)
+        nonzero = figures.nonzeros / np.maximum(self.trace.numel, 1)
+        healthy = np.all((seen == active) & sound & ((figures.nonzeros > 0) | (self.trace.numel == 0)), axis=1).tolist()
+        for i, (_, loss_shown) in enumerate(hosts):
             # The forward pass of this step saw what the step before left.
             self.close_row(figures.nonzeros[i])
-            self._check(figures, i, active, windows)
-            nonzero = figures.nonzeros[i] / np.maximum(self.trace.numel, 1)
+            if not healthy[i]:
+                self._check(figures, i, active[i], windows)
             loss = None
             if loss_shown:
                 loss = (
                     float(figures.losses[i])
                     + penalties.elastic_net(figures.l1_norms[i], figures.squared_weights[i], l1, l2)
-                    + penalties.word_length_sparsity(self.word_lengths, nonzero)
+                    + penalties.word_length_sparsity(words, nonzero[i])
                 )
             observation = Observation(
                 loss=loss,
-                norms=np.sqrt(figures.squared[i]),
-                norms_of_sums=np.sqrt(figures.squared_sums[i]),
-                seen=active & np.isfinite(figures.squared[i]),
-                sound=np.isfinite(figures.squared_weights[i]),
+                norms=norms[i],
+                norms_of_sums=norms_of_sums[i],
+                seen=seen[i],
+                sound=sound[i],
                 weights=weights,
                 windows=windows,
             )
-            self.state = self.policy.advance(self.state, observation)
-            ended = np.flatnonzero(observation.seen & (self.state.gradients == 0)).tolist()
+            before, self.state = self.state, self.policy.advance(self.state, observation)
+            if self.formats is not before.formats:
+                words = self.word_lengths
+            ended = np.flatnonzero(seen[i] & (self.state.gradients == 0)).tolist()
             self._open_row = (step - len(hosts) + 1 + i, self.policy.record(self.state))
         self._patience = self.policy.patience(self.state)
         return ended

@@ -129,47 +129,46 @@ class AdaPT:
     def advance(self, state: AdaPTState, observation: Observation) -> AdaPTState:
         """Algorithm 2: adapt strategy, lookback and resolution, and switch the layers whose window is full."""
         strategy, losses = self._strategy(state, observation.loss)
-        formats = list(state.formats)
-        gradients, lookback, resolution = state.gradients.copy(), state.lookback.copy(), state.resolution.copy()
-        sum_of_norms, diversities, divergences = (
-            state.sum_of_norms.copy(),
-            state.diversity.copy(),
-            state.divergence.copy(),
-        )
+        formats: tuple[Precision | None, ...] = state.formats
+        # Lists: reading one number of an array takes longer than all that is done with it.
+        gradients, lookback, resolution = state.gradients.tolist(), state.lookback.tolist(), state.resolution.tolist()
+        sum_of_norms, diversities = state.sum_of_norms.tolist(), state.diversity.tolist()
+        divergences = state.divergence.copy()
+        norms, norms_of_sums = observation.norms.tolist(), observation.norms_of_sums.tolist()
         for layer in np.flatnonzero(observation.seen).tolist():
             gradients[layer] += 1
-            sum_of_norms[layer] += observation.norms[layer]
-            delta = diversity(float(sum_of_norms[layer]), float(observation.norms_of_sums[layer]))
-            diversities[layer] = delta
+            sum_of_norms[layer] += norms[layer]
+            delta = diversities[layer] = diversity(sum_of_norms[layer], norms_of_sums[layer])
             # The first gradient of a window has Δs = 1 by definition, which says nothing.
             if gradients[layer] > 1:
                 lookback[layer] = next_lookback(
-                    float(lookback[layer]), delta, bounds=self.lookback, momentum=self.lookback_momentum
+                    lookback[layer], delta, bounds=self.lookback, momentum=self.lookback_momentum
                 )
             resolution[layer] = next_resolution(
-                int(resolution[layer]),
-                float(lookback[layer]),
+                resolution[layer],
+                lookback[layer],
                 resolution_bounds=self.resolution,
                 lookback_bounds=self.lookback,
             )
             if gradients[layer] >= math.ceil(lookback[layer]):
                 if observation.sound[layer]:
-                    formats[layer], divergences[layer] = self._switch(
+                    form, divergences[layer] = self._switch(
                         observation.weights[layer],
-                        int(resolution[layer]),
+                        resolution[layer],
                         delta,
                         strategy,
                         formats[layer],
                         observation.windows[layer] if self.keeps_gradients else (),
                     )
+                    formats = (*formats[:layer], form, *formats[layer + 1 :])
                 gradients[layer], sum_of_norms[layer] = 0, 0.0
         return AdaPTState(
-            formats=tuple(formats),
-            gradients=gradients,
-            lookback=lookback,
-            resolution=resolution,
-            sum_of_norms=sum_of_norms,
-            diversity=diversities,
+            formats=formats,
+            gradients=np.array(gradients, np.int64),
+            lookback=np.array(lookback, np.float64),
+            resolution=np.array(resolution, np.int64),
+            sum_of_norms=np.array(sum_of_norms, np.float64),
+            diversity=np.array(diversities, np.float64),
             divergence=divergences,
             strategy=strategy,
             losses=losses,

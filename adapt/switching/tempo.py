@@ -94,7 +94,8 @@ def next_strategy(strategy: str, loss: float, previous_losses: Sequence[float]) 
 
 def _checked_bounds(name: str, bounds: tuple[int, int]) -> tuple[int, int]:
     try:
-        lower, upper = (operator.index(bound) for bound in bounds)
+        lower, upper = bounds
+        lower, upper = operator.index(lower), operator.index(upper)
     except (TypeError, ValueError):
         raise TypeError(f"{name} must be two whole numbers (lower, upper), got {bounds!r}") from None
     if not 1 <= lower <= upper:
