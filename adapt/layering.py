@@ -122,6 +122,8 @@ def check_layer(name: str, parameter: Tensor) -> None:
     """
     if isinstance(parameter, nn.parameter.UninitializedParameter):
         raise TypeError(f"{name} has no shape yet: run one forward pass through the lazy module first")
+    if parameter.is_meta:
+        raise TypeError(f"{name} is on the meta device and has no values yet: load or initialise the model first")
     sharding.check(name, parameter)
     if parameter.dtype != torch.float32:
         raise TypeError(

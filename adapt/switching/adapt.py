@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from adapt.precision import Precision
 from adapt.switching.diversity import diversity
-from adapt.switching.policy import Observation, State
+from adapt.switching.policy import Observation, State, check_flags
 from adapt.switching.pushdown import lowest_precision
 from adapt.switching.pushup import push_up, push_up_by_diversity
 from adapt.switching.tempo import next_lookback, next_resolution, next_strategy
@@ -84,14 +85,16 @@ class AdaPT:
             raise ValueError(f"buffer_bits must be a whole number from 0 to 30, got {self.buffer_bits!r}")
         for name in ("resolution", "lookback"):
             bounds = getattr(self, name)
-            if len(bounds) != 2 or not all(isinstance(bound, int) for bound in bounds):
+            pair = isinstance(bounds, tuple | list) and len(bounds) == 2
+            if not pair or not all(isinstance(bound, int) for bound in bounds):
                 raise TypeError(f"{name} must be two whole numbers (lower, upper), got {bounds!r}")
             if not 1 <= bounds[0] <= bounds[1]:
                 raise ValueError(f"{name} must be bounds (lower, upper) with 1 ≤ lower ≤ upper, got {bounds!r}")
-        if not 0 <= self.lookback_momentum <= 1:
-            raise ValueError(f"lookback_momentum must lie between 0 and 1, got {self.lookback_momentum!r}")
-        if not (math.isfinite(self.kl_tolerance) and self.kl_tolerance >= 0):
+        if not isinstance(self.lookback_momentum, Real) or not 0 <= self.lookback_momentum <= 1:
+            raise ValueError(f"lookback_momentum must be a number between 0 and 1, got {self.lookback_momentum!r}")
+        if not isinstance(self.kl_tolerance, Real) or not (math.isfinite(self.kl_tolerance) and self.kl_tolerance >= 0):
             raise ValueError(f"kl_tolerance must be a finite number of bits ≥ 0, got {self.kl_tolerance!r}")
+        check_flags(self, "normalize_gradients", "quantize_gradients")
         if self.push_up not in get_args(PushUp):
             raise ValueError(f"push_up must be one of {get_args(PushUp)}, got {self.push_up!r}")
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from adapt.precision import Precision
-from adapt.switching.policy import Observation, State
+from adapt.switching.policy import Observation, State, check_flags
 
 FOREVER = 2**62
 
@@ -35,6 +35,7 @@ class Fixed:
     def __post_init__(self) -> None:
         if not isinstance(self.precision, Precision):
             raise TypeError(f"precision must be an adapt.Precision, got {self.precision!r}")
+        check_flags(self, "normalize_gradients", "quantize_gradients")
 
     def start(self, weights: Sequence[Tensor]) -> State:
         """Answer the one state that there is."""
