@@ -15,7 +15,7 @@ from adapt.switching.policy import Format, Observation, Policy, State
 from adapt.trace import Trace
 
 CAPACITY = 128
-"""Steps whose figures may wait on the device before they are fetched."""
+"""Steps whose figures may wait on the device before they are fetched, however patient the policy is."""
 
 
 class Decisions:
@@ -40,11 +40,11 @@ class Decisions:
         """Go on from the policy's state `state`, with rows for `trace`; forget what waits."""
         self.state, self.trace = state, trace
         self.skipped = np.zeros(len(trace.layers), np.int64)
-        self._pending = Pending(len(trace.layers), CAPACITY, self._device)
+        self._pending = Pending(len(trace.layers), 0, self._device)
         self._hosts: list[tuple[NDArray[np.bool_], bool]] = []
         self._open_row: tuple[int, dict[str, NDArray[Any]]] | None = None
         self._closed_rows: list[tuple[int, dict[str, NDArray[Any]]]] = []
-        self._patience = self.policy.patience(state)
+        self._wait()
 
     @property
     def formats(self) -> tuple[Format, ...]:
@@ -129,8 +129,15 @@ class Decisions:
                 words = self.word_lengths
             ended = np.flatnonzero(seen[i] & (self.state.gradients == 0)).tolist()
             self._open_row = (step - len(hosts) + 1 + i, self.policy.record(self.state))
-        self._patience = self.policy.patience(self.state)
+        self._wait()
         return ended
+
+    def _wait(self) -> None:
+        """Ask how long nothing can happen, and make room for the figures of as many steps."""
+        self._patience = self.policy.patience(self.state)
+        rows = min(self._patience + 1, CAPACITY)
+        if rows > self._pending.capacity:
+            self._pending = Pending(len(self.trace.layers), rows, self._device)
 
     def close_row(self, nonzeros: NDArray[np.float64]) -> None:
         """Complete the newest step's row of the trace, now that the non-zeros it left are known."""

@@ -35,10 +35,17 @@ class Row(NamedTuple):
 
 
 class Pending:
-    """One buffer on the device with a row for each step, so that all of it comes to the host in one transfer."""
+    """One buffer on the device with a row for each step, so that all of it comes to the host in one transfer.
+
+    Args:
+        layers: how many there are.
+        capacity: rows.
+        device: where the figures are measured.
+    """
 
     def __init__(self, layers: int, capacity: int, device: torch.device) -> None:
         n = self._layers = layers
+        self.capacity = capacity
         self._buffer = torch.full((capacity, 5 * n + 1), math.nan, dtype=torch.float64, device=device)
         # Views cost microseconds each: made once, not at every step.
         self._views = [Row(row[:n], row[n : 4 * n].view(n, 3), row[4 * n : 5 * n], row[5 * n]) for row in self._buffer]
@@ -50,7 +57,7 @@ class Pending:
     @property
     def full(self) -> bool:
         """Whether there is no room for another step."""
-        return self._rows == len(self._views)
+        return self._rows == self.capacity
 
     def add(self) -> Row:
         """Open the next step's row. Squared norms in it are NaN until they are written."""
