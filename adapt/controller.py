@@ -78,6 +78,7 @@ class Controller:
         self._micro_losses: list[Tensor | float] = []
         self._handles: list[Any] = []
         self._pin: View | None = None
+        self._own: dict[nn.Module, dict[str, tuple[Masters, int]]] = {}
         self._inside: dict[nn.Module, list[tuple[Masters, int, nn.Module]]] = {}
         self._closure: Callable[[], Any] | None = None
         self._updating = False
@@ -245,26 +246,21 @@ class Controller:
             self.optimizer.register_load_state_dict_pre_hook(self._load_from),
         ]
         places = {id(p): (masters, i) for masters in self._banks() for i, p in enumerate(masters.parameters)}
-        self._inside.clear()
-        for module in () if self._module is None else self._module.modules():
-            inside = [
-                (*places[id(p)], owner)
-                for owner in module.modules()
-                for p in owner.parameters(recurse=False)
-                if id(p) in places
+        self._own = {
+            module: {name: places[id(p)] for name, p in module._parameters.items() if id(p) in places}
+            for module in (() if self._module is None else self._module.modules())
+        }
+        for module, own in self._own.items():
+            self._inside[module] = [
+                (*place, owner) for owner in module.modules() for place in self._own[owner].values()
             ]
-            own = [(masters, i) for masters, i, owner in inside if owner is module]
-            self._inside[module] = inside
             # Where there is no layer yet, one may be unfrozen or join the optimizer.
             if any(True for _ in module.parameters()):
                 self._handles.append(module.register_forward_pre_hook(WeakHook(self._before_forward), prepend=True))
             if own:
-                hook = WeakHook(self._after_load, own)
-                self._handles.append(module.register_load_state_dict_post_hook(hook))  # type: ignore[no-untyped-call]
-                hook = WeakHook(
-                    self._after_save, {n: places[id(p)] for n, p in module._parameters.items() if id(p) in places}
-                )
-                self._handles.append(module.register_state_dict_post_hook(hook))  # type: ignore[no-untyped-call]
+                load, save = WeakHook(self._after_load), WeakHook(self._after_save)
+                self._handles.append(module.register_load_state_dict_post_hook(load))  # type: ignore[no-untyped-call]
+                self._handles.append(module.register_state_dict_post_hook(save))  # type: ignore[no-untyped-call]
 
     def _adopt(self) -> None:
         """Take in the layers that joined the optimizer, or were unfrozen, since the last look."""
@@ -497,18 +493,16 @@ class Controller:
         if stale:
             self._renew()
 
-    def _after_load(self, own: Sequence[tuple[Masters, int]], module: nn.Module, keys: Any) -> None:
+    def _after_load(self, module: nn.Module, keys: Any) -> None:
         """New values in a module become masters."""
-        for masters, index in own:
+        for masters, index in self._own.get(module, {}).values():
             masters.accept(index)
 
-    def _after_save(
-        self, own: Mapping[str, tuple[Masters, int]], module: nn.Module, state: dict[str, Any], prefix: str, _: Any
-    ) -> None:
+    def _after_save(self, module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
         """What is saved of a module is what evaluation sees, whatever its mode."""
         if self._pin is not None:
             return
-        for name, (masters, index) in own.items():
+        for name, (masters, index) in self._own.get(module, {}).items():
             saved = state.get(prefix + name)
             # With keep_vars the caller asks for the parameter itself.
             if masters.views[index] != "evaluation" and isinstance(saved, Tensor) and not saved.requires_grad:

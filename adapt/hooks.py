@@ -8,22 +8,21 @@ import torch
 
 
 class WeakHook:
-    """Calls a method with some leading arguments while the method's object lives, and does nothing afterwards.
+    """Calls a method while the method's object lives, and does nothing afterwards.
 
     Modules copy their hooks when they are copied or pickled; a copy of this hook does nothing, so a copied model
     is a plain model.
     """
 
-    def __init__(self, method: Callable[..., Any] | None, *leading: Any) -> None:
+    def __init__(self, method: Callable[..., Any] | None) -> None:
         self._method = None if method is None else weakref.WeakMethod(method)
-        self._leading = leading
 
     def __call__(self, *args: Any) -> None:
         if torch.compiler.is_compiling():
             return
         method = self._method and self._method()
         if method is not None:
-            method(*self._leading, *args)
+            method(*args)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "WeakHook":
         return WeakHook(None)
