@@ -117,11 +117,9 @@ def check_layer(name: str, parameter: Tensor) -> None:
     """Refuse a weight that cannot have a float32 master.
 
     Raises:
-        TypeError: the weight is not float32, or not materialised.
+        TypeError: the weight is not float32, or has no values.
         NotImplementedError: the weight is spread over processes in another way than by rows.
     """
-    if isinstance(parameter, nn.parameter.UninitializedParameter):
-        raise TypeError(f"{name} has no shape yet: run one forward pass through the lazy module first")
     if parameter.is_meta:
         raise TypeError(f"{name} is on the meta device and has no values yet: load or initialise the model first")
     sharding.check(name, parameter)
@@ -155,6 +153,7 @@ def choose(optimizer: Optimizer, parameters: Mapping[str, Tensor], choice: Choic
     """Answer the layers: the trainable parameters of the optimizer that `choice` takes, by name.
 
     Raises:
+        TypeError: a parameter has no shape yet.
         ValueError: the optimizer holds parameters that `parameters` does not name, or no layer is left.
         NotImplementedError: an engine cut the parameters without regard to layers.
     """
@@ -173,6 +172,9 @@ def choose(optimizer: Optimizer, parameters: Mapping[str, Tensor], choice: Choic
             "pass the module, or the named parameters, that the optimizer was made for"
         )
     inside = {id(parameter) for parameter in members}
+    for name, parameter in parameters.items():
+        if id(parameter) in inside and isinstance(parameter, nn.parameter.UninitializedParameter):
+            raise TypeError(f"{name} has no shape yet: run one forward pass through the lazy module first")
     layers = {
         name: parameter
         for name, parameter in parameters.items()
