@@ -81,7 +81,7 @@ class Controller:
         self._own: dict[nn.Module, dict[str, tuple[Masters, int]]] = {}
         self._inside: dict[nn.Module, list[tuple[Masters, int, nn.Module]]] = {}
         self._closure: Callable[[], Any] | None = None
-        self._updating = False
+        self._updating, self._restored = False, False
         self._nested = 0
 
         self._policy = policy
@@ -298,7 +298,7 @@ class Controller:
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
         closure = kwargs.get("closure") or (args[1] if len(args) > 1 else None)
-        if self._is_within_step(closure):
+        if self._is_within_step(closure) or self._only_creates_state(kwargs):
             self._nested += 1
             return None
         self._nested = 0
@@ -318,6 +318,11 @@ class Controller:
         if closure is not None:
             return closure is self._closure
         return self._updating and self._layers.views[0] == "masters"
+
+    def _only_creates_state(self, kwargs: Mapping[str, Any]) -> bool:
+        """Whether this is the step of rate zero by which torch.distributed.checkpoint creates an optimizer's state."""
+        idle = "closure" in kwargs and kwargs["closure"] is None
+        return idle and all(float(group.get("lr", 1)) == 0 for group in self.optimizer.param_groups)
 
     def _watched(self, closure: Callable[[], Any]) -> Callable[[], Any]:
         """The closure, and after it what belongs between backward and update."""
@@ -345,6 +350,7 @@ class Controller:
             raise RuntimeError(
                 "optimizer.step() within master_weights() or evaluation_weights(): leave the context before training"
             )
+        self._restored = False
         self._adopt()
         self._unscale()
         masters, policy = self._layers, self._policy
@@ -608,7 +614,7 @@ class Controller:
         self._micro_losses = list(state["micro_losses"])
         for name in state["gradients"].keys() & optimized:
             optimized[name].grad = state["gradients"][name].to(optimized[name].device, copy=True)
-        self._updating = False
+        self._updating, self._restored = False, True
         self._store(from_parameters=False)
 
     def _optimized(self) -> dict[str, Tensor]:
@@ -622,10 +628,11 @@ class Controller:
 
     def _load_from(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
         if checkpoint.KEY not in state_dict:
-            warnings.warn(
-                "the optimizer's state was saved without a controller: formats and masters stay as they are",
-                stacklevel=2,
-            )
+            if not self._restored:
+                warnings.warn(
+                    "the optimizer's state was saved without a controller: formats and masters stay as they are",
+                    stacklevel=2,
+                )
             return state_dict
         checkpoint.check_groups(state_dict, optimizer.param_groups)
         self.load_state_dict(state_dict[checkpoint.KEY])

@@ -1,0 +1,280 @@
+"""What several processes do at once, each writing what it saw; `launch` starts them as a user would, by torchrun.
+
+torchrun --nproc-per-node 2 -m tests.reliability.ranks FOLDER SCENARIO …
+"""
+
+import copy
+import os
+import subprocess
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel, fully_shard
+from torch.distributed.optim import ZeroRedundancyOptimizer
+from torch.distributed.tensor import Shard, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+
+import adapt
+
+ROOT = Path(__file__).parents[2]
+STEPS, HALF = 30, 13
+"""HALF lies inside a window."""
+
+QUICK = {"lookback": (2, 5), "resolution": (8, 20)}
+SETTINGS = {
+    "paper": (adapt.AdaPT(**QUICK), {"l1": 1e-4}),
+    "not normalised": (adapt.AdaPT(normalize_gradients=False, **QUICK), {"rounding": "nearest"}),
+    "algorithm 4": (
+        adapt.AdaPT(push_up="diversity", quantize_gradients=True, **QUICK),
+        {"quantize_biases": True, "l1": 1e-4, "l2": 1e-3},
+    ),
+}
+
+
+def make_model(init=0):
+    """Nine rows: five and four on two processes; three, three, three and none on four."""
+    torch.manual_seed(init)
+    return nn.Sequential(nn.Linear(6, 9), nn.Tanh(), nn.Sequential(nn.Linear(9, 5), nn.Tanh()), nn.Linear(5, 3))
+
+
+def batch(step, size=16):
+    """The combined batch of one step: inputs [size, 6] and targets [size]."""
+    generator = torch.Generator().manual_seed(1000 + step)
+    inputs = torch.randn(size, 6, generator=generator)
+    return inputs, (inputs[:, :3] + torch.randn(size, 3, generator=generator) / 2).argmax(1)
+
+
+class Training:
+    """A model, its optimizer and its controller; every process feeds its share of the batch, or all of it."""
+
+    def __init__(self, setting, *, engine=None, init=0, shares=1, share=0):
+        policy, options = SETTINGS[setting]
+        self.plain = model = make_model(init)
+        if engine == "fsdp":
+            fully_shard(model[2])
+            model = fully_shard(model)
+        elif engine == "ddp":
+            model = DistributedDataParallel(model)
+        self.model = model
+        self.optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+        self.controller = adapt.attach(self.optimizer, model, policy, **options)
+        self.shares, self.share, self.done = shares, share, 0
+        self.formats = []
+
+    def train(self, until):
+        for step in range(self.done, until):
+            inputs, targets = (part.chunk(self.shares)[self.share] for part in batch(step))
+            self.optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(self.model(inputs), targets)
+            loss.backward()
+            self.controller.observe(loss)
+            self.optimizer.step()
+            self.formats.append(formats_of(self.controller))
+        self.done = until
+        return self
+
+    def outcome(self):
+        """What a comparison looks at: whole tensors and plain values."""
+        return {
+            "weights": {n: whole(p.detach()) for n, p in self.plain.named_parameters()},
+            "masters": {n: whole(m) for n, m in self.controller.masters.items()},
+            "momentum": [whole(s["momentum_buffer"]) for s in self.optimizer.state.values()],
+            "formats": self.formats,
+            "skipped": self.controller.skipped,
+            "trace": self.controller.trace.state_dict(),
+        }
+
+
+def formats_of(controller):
+    return [(p.word_length, p.fraction_length) for p in controller.precisions.values()]
+
+
+def whole(tensor):
+    return (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).clone()
+
+
+def ddp(folder, rank, size):
+    """Every process its share of the batch."""
+    return {s: Training(s, engine="ddp", shares=size, share=rank).train(STEPS).outcome() for s in SETTINGS}
+
+
+def ddp_state_on_one_rank(folder, rank, size):
+    """Rank 0 alone saves in the middle of a window; it and the others go on, or start again from its file."""
+    training = Training("paper", engine="ddp", shares=size, share=rank).train(HALF)
+    if rank == 0:
+        adapt.save(
+            {"model": training.plain.state_dict(), "optimizer": training.optimizer.state_dict()}, folder / "ddp.pt"
+        )
+        assert len(training.controller.trace) == HALF
+    training.train(STEPS)
+    dist.barrier()
+    resumed = Training("paper", engine="ddp", shares=size, share=rank, init=1)
+    state = adapt.load(folder / "ddp.pt")
+    resumed.plain.load_state_dict(state["model"])
+    resumed.optimizer.load_state_dict(state["optimizer"])
+    resumed.done, resumed.formats = HALF, training.formats[:HALF]
+    return {"straight": training.outcome(), "resumed": resumed.train(STEPS).outcome()}
+
+
+def fsdp(folder, rank, size):
+    """Every process the whole batch, so that the mean of the gradients is that of one process, bit for bit."""
+    results = {}
+    for setting in SETTINGS:
+        training = Training(setting, engine="fsdp").train(STEPS)
+        assert isinstance(training.model, FSDPModule)
+        for master, parameter in zip(
+            training.controller.masters.values(), training.controller._layers.parameters, strict=True
+        ):
+            assert type(master) is type(parameter.data), "masters are sharded like their parameters"
+            assert master.to_local().numel() < master.numel()
+        results[setting] = training.outcome()
+    return results
+
+
+def fsdp_shares(folder, rank, size):
+    """Every process its share of the batch, as in earnest."""
+    return {s: Training(s, engine="fsdp", shares=size, share=rank).train(STEPS).outcome() for s in SETTINGS}
+
+
+def fsdp_views(folder, rank, size):
+    """What forward passes see when training and evaluation take turns, and what is saved."""
+    training = Training("paper", engine="fsdp").train(HALF)
+    model, controller, seen = training.model, training.controller, []
+    for layer in (model[0], model[2][0], model[3]):
+        layer.register_forward_hook(lambda module, *_: seen.append(module.weight.detach().clone()))
+    inputs, _ = batch(0)
+
+    def look(context=None):
+        seen.clear()
+        with torch.no_grad():
+            model(inputs)
+        return list(seen)
+
+    views = {"training": look()}
+    model.eval()
+    views["evaluation"] = look()
+    model.train()
+    views["training again"] = look()
+    with controller.master_weights():
+        views["masters"] = look()
+    views["after masters"] = look()
+    if rank == 0:
+        # Neither needs the other processes.
+        assert len(controller.trace) == HALF
+        controller.state_dict()
+    return {
+        "views": views,
+        "training": [whole(controller._layers.parameters[i].detach()) for i in range(3)],
+        "masters": [whole(m) for m in controller.masters.values()],
+        "precisions": formats_of(controller),
+        "saved": {n: whole(v) for n, v in model.state_dict().items()},
+        "penalty": float(controller.penalty()),
+        "numel": controller.trace.numel.tolist(),
+        "nonzero": controller.trace.nonzero[-1].tolist(),
+    }
+
+
+def states(training):
+    return {
+        "model": get_model_state_dict(training.model),
+        "optimizer": get_optimizer_state_dict(training.model, training.optimizer),
+        "precision": training.controller,
+    }
+
+
+def save_sharded(folder, rank, size):
+    """A sharded checkpoint in the middle of a window, and how the run went on."""
+    training = Training("paper", engine="fsdp").train(HALF)
+    dcp.save(states(training), checkpoint_id=folder / "sharded")
+    return training.train(STEPS).outcome()
+
+
+def load_sharded(folder, rank, size):
+    """Go on from the sharded checkpoint, on whatever number of processes there are."""
+    training = Training("paper", engine="fsdp", init=1)
+    state = states(training)
+    dcp.load(state, checkpoint_id=folder / "sharded")
+    set_model_state_dict(training.model, state["model"])
+    set_optimizer_state_dict(training.model, training.optimizer, state["optimizer"])
+    training.done = HALF
+    assert training.controller.step == HALF
+    return training.train(STEPS).outcome()
+
+
+def load_whole(folder, rank, size):
+    """A checkpoint of one process goes on as a sharded run."""
+    training = Training("paper", engine="fsdp", init=1)
+    state, options = adapt.load(folder / "whole.pt"), StateDictOptions(full_state_dict=True)
+    training.controller.load_state_dict(state["precision"])
+    set_model_state_dict(training.model, state["model"], options=options)
+    set_optimizer_state_dict(training.model, training.optimizer, state["optimizer"], options=options)
+    training.done = HALF
+    return training.train(STEPS).outcome()
+
+
+def refusals(folder, rank, size):
+    """The error of everything that cannot be supported."""
+    errors = {}
+
+    def attempt(name, make):
+        try:
+            make()
+        except Exception as error:
+            errors[name] = f"{type(error).__name__}: {error}"
+
+    model = make_model()
+    attempt("zero", lambda: adapt.attach(ZeroRedundancyOptimizer(model.parameters(), torch.optim.SGD, lr=0.1), model))
+    for name, original in (("fsdp1", False), ("fsdp1 with original parameters", True)):
+        wrapped = FullyShardedDataParallel(make_model(), use_orig_params=original, device_id=torch.device("cpu"))
+        attempt(name, lambda w=wrapped: adapt.attach(torch.optim.SGD(w.parameters(), lr=0.1), w))
+    mesh = init_device_mesh("cpu", (size,))
+    columns = nn.Linear(8, 4)
+    columns.weight = nn.Parameter(distribute_tensor(columns.weight.detach(), mesh, [Shard(1)]))
+    attempt("columns", lambda: adapt.attach(torch.optim.SGD(columns.parameters(), lr=0.1), columns))
+    return errors
+
+
+def main(folder, *scenarios):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", timeout=timedelta(seconds=120))
+    folder, rank, size = Path(folder), dist.get_rank(), dist.get_world_size()
+    for scenario in scenarios:
+        result = globals()[scenario](folder, rank, size)
+        torch.save(copy.deepcopy(result), folder / f"{scenario}-{size}-{rank}.pt")
+        dist.barrier()
+    dist.destroy_process_group()
+
+
+def launch(folder, size, *scenarios):
+    """Run the scenarios on `size` processes and answer {scenario: [result of each rank]}."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(size)]
+    done = subprocess.run(
+        [*command, "-m", "tests.reliability.ranks", str(folder), *scenarios],
+        cwd=ROOT,
+        env={**os.environ, "ADAPT_BACKEND": "torch", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr.decode().partition("Root Cause")[0][:6000]
+    return {
+        scenario: [torch.load(folder / f"{scenario}-{size}-{rank}.pt", weights_only=True) for rank in range(size)]
+        for scenario in scenarios
+    }
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
