@@ -47,10 +47,11 @@ class ResumableLoader:
 
     def __iter__(self):
         order = torch.randperm(len(self.data), generator=torch.Generator().manual_seed(self.epoch)).view(-1, self.size)
-        while self.next < len(order):
-            self.next += 1
-            yield self.data[order[self.next - 1]]
-        self.epoch, self.next = self.epoch + 1, 0
+        for position in range(self.next, len(order)):
+            # Before the batch is out: who knows the length does not ask for what comes after the last.
+            last = position + 1 == len(order)
+            self.epoch, self.next = (self.epoch + 1, 0) if last else (self.epoch, position + 1)
+            yield self.data[order[position]]
 
     def state_dict(self):
         return {"epoch": self.epoch, "next": self.next}

@@ -1,0 +1,330 @@
+"""Lightning's other features: finders, weight averaging, strategies, and what is refused with a clear sentence."""
+
+import subprocess
+import sys
+
+import lightning
+import pytest
+import torch
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    Callback,
+    EMAWeightAveraging,
+    LearningRateFinder,
+    ModelCheckpoint,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
+from lightning.pytorch.tuner import Tuner
+from torch import nn
+
+import adapt
+from adapt.lightning import AdaptivePrecision
+from adapt.lightning.averaging import AfterAveraging, BeforeAveraging
+from tests.lightning.modules import (
+    BATCHES,
+    Adversaries,
+    Classifier,
+    Witness,
+    assert_same_run,
+    fit,
+    loader,
+    precision,
+    same,
+    sgd,
+    trainer,
+    weights,
+)
+from tests.lightning.test_callback import assert_nothing_attached
+from tests.training import is_on_grid
+
+
+class WithData(Classifier):
+    """Brings its own loader, whose batches a finder can change."""
+
+    def train_dataloader(self):
+        return loader(BATCHES * 4 // self.batch_size, self.batch_size)
+
+    def val_dataloader(self):
+        return loader(2, self.batch_size)
+
+
+class TestFinders:
+    def look(self, module, callback, find):
+        """What a tuner finds, with the witness of its forward passes; the module must be as before."""
+        before = weights(module)
+        witness = Witness(module, callback)
+        run = trainer(callback, max_epochs=2)
+        answer = find(Tuner(run))
+        assert not witness.problems
+        assert witness.passes["train"] > 0
+        assert same(weights(module), before)
+        assert_nothing_attached()
+        return answer, run
+
+    def test_the_learning_rate_is_found_on_the_grid_and_nothing_stays(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        module, callback = WithData(), precision()
+        found, _ = self.look(module, callback, lambda tuner: tuner.lr_find(module, num_training=30))
+        assert len(found.results["loss"]) > 10
+
+    def test_the_batch_size_is_found_on_the_grid_and_nothing_stays(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        module, callback = WithData(), precision()
+        found, _ = self.look(module, callback, lambda tuner: tuner.scale_batch_size(module, max_trials=2))
+        assert found == module.batch_size >= 4
+
+    def test_a_fit_after_a_tuner_is_the_same_as_one_without(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        module, callback = WithData(), precision()
+        _, run = self.look(module, callback, lambda tuner: tuner.lr_find(module, num_training=10, update_attr=False))
+        run.fit(module)
+        reference, _ = fit(WithData(), max_epochs=2)
+        assert_same_run(callback.controller, reference.controller)
+
+    @pytest.mark.parametrize(
+        "finder",
+        [
+            LearningRateFinder(num_training_steps=10, update_attr=False),
+            BatchSizeFinder(max_trials=1, init_val=4, batch_arg_name="batch_size"),
+        ],
+        ids=["learning rate", "batch size"],
+    )
+    def test_a_finder_within_fit_leaves_no_trace(self, finder, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        module, callback = WithData(), precision()
+        trainer(finder, callback, max_epochs=2).fit(module)
+        reference, _ = fit(WithData(), max_epochs=2)
+        assert_same_run(callback.controller, reference.controller)
+
+
+class Spy(Callback):
+    """Keeps the mean of the weights that a fair averaging would have."""
+
+    def __init__(self, callback):
+        self.callback, self.seen = callback, []
+
+    def on_train_batch_end(self, trainer, module, *args):
+        self.seen.append({name: m.clone() for name, m in self.callback.controller.masters.items()})
+
+
+class TestWeightAveraging:
+    def test_masters_are_averaged_and_their_mean_is_evaluated_on_the_grid(self):
+        class Looks(Classifier):
+            evaluated = ()
+
+            def validation_step(self, batch, index):
+                super().validation_step(batch, index)
+                self.evaluated = weights(self)
+                assert all(is_on_grid(self.evaluated[n], p) for n, p in callback.controller.precisions.items())
+
+        module, callback = Looks(), precision()
+        spy, averaging = Spy(callback), WeightAveraging()
+        witness = Witness(module, callback)
+        _, run = fit(module, callback, averaging, spy, max_epochs=2)
+        assert not [p for p in witness.problems if "off the grid" in p]
+        for name, form in callback.controller.precisions.items():
+            mean = torch.stack([masters[name] for masters in spy.seen]).mean(0)
+            average = averaging._average_model.module.get_parameter(name)
+            torch.testing.assert_close(average, mean)
+            assert not is_on_grid(average, form)
+            assert torch.equal(module.evaluated[name], adapt.quantize(average, form))
+            assert torch.equal(module.get_parameter(name), adapt.quantize(average, form))
+        assert not [c for c in run.callbacks if isinstance(c, BeforeAveraging | AfterAveraging)]
+
+    def test_training_is_the_same_run_as_without(self):
+        callback, _ = fit(Classifier(), None, EMAWeightAveraging(decay=0.9), val_check_interval=2)
+        reference, _ = fit(Classifier(), val_check_interval=2)
+        assert_same_run(callback.controller, reference.controller)
+
+    @pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
+    def test_two_optimizers_and_both_roundings(self, rounding):
+        module, callback = Adversaries(), precision(rounding=rounding)
+        witness = Witness(module, callback)
+        fit(module, callback, EMAWeightAveraging(decay=0.9))
+        assert not [p for p in witness.problems if "off the grid" in p]
+        reference, _ = fit(Adversaries(), precision(rounding=rounding))
+        for first, second in zip(callback.controllers, reference.controllers, strict=True):
+            assert_same_run(first, second)
+
+    def test_a_resumed_run_has_the_same_mean(self, tmp_path):
+        def train(folder, ckpt_path=None):
+            callback, averaging = precision(), EMAWeightAveraging(decay=0.9)
+            keep = ModelCheckpoint(folder, "{step}", save_top_k=-1)
+            fit(Classifier(), callback, averaging, keep, ckpt_path=ckpt_path, enable_checkpointing=True)
+            return callback.controller, weights(averaging._average_model)
+
+        controller, mean = train(tmp_path / "a")
+        resumed, resumed_mean = train(tmp_path / "b", tmp_path / "a" / f"step={BATCHES}.ckpt")
+        assert_same_run(controller, resumed)
+        assert same(mean, resumed_mean)
+
+    @pytest.mark.parametrize("hook", ["on_train_batch_end", "on_validation_epoch_start", "on_validation_epoch_end"])
+    def test_an_exception_in_it_leaves_the_masters_rounded(self, hook):
+        class Broken(WeightAveraging):
+            pass
+
+        def fail(self, trainer, *args):
+            if trainer.sanity_checking:
+                return getattr(WeightAveraging, hook)(self, trainer, *args)
+            raise RuntimeError("no mean today")
+
+        setattr(Broken, hook, fail)
+        module, callback = Classifier(), precision()
+        with pytest.raises(RuntimeError, match="no mean today"):
+            fit(module, callback, Broken())
+        assert_nothing_attached()
+        for name, master in callback.controller.masters.items():
+            assert torch.equal(module.get_parameter(name), adapt.quantize(master, callback.controller.precisions[name]))
+
+    def test_the_other_callback_is_refused_by_name(self):
+        with pytest.raises(NotImplementedError, match=r"StochasticWeightAveraging .*use .*WeightAveraging"):
+            fit(Classifier(), None, StochasticWeightAveraging(swa_lrs=0.01))
+        assert_nothing_attached()
+
+
+class TestRefusals:
+    @pytest.mark.parametrize("kind", [FSDPStrategy, DeepSpeedStrategy])
+    def test_strategies_that_shard(self, kind):
+        run, callback = trainer(), precision()
+        run.strategy.__class__ = kind
+        with pytest.raises(NotImplementedError, match=f'{kind.__name__} shards .* use strategy="ddp"'):
+            callback.setup(run, Classifier(), "fit")
+
+    def test_lbfgs(self):
+        module = Classifier(lambda m: torch.optim.LBFGS(m.parameters()))
+        with pytest.raises(ValueError, match="LBFGS evaluates the loss several times"):
+            fit(module)
+        assert_nothing_attached()
+
+    def test_no_optimizer(self):
+        with pytest.raises(ValueError, match="no layer to quantise"):
+            fit(Classifier(lambda m: None))
+
+    def test_no_layer_in_any_of_several_optimizers(self):
+        class OnlyBiases(Adversaries):
+            def configure_optimizers(self):
+                return [
+                    torch.optim.SGD([p for p in part.parameters() if p.ndim < 2], lr=0.1) for part in self.children()
+                ]
+
+        with pytest.raises(ValueError, match="found no layer to quantise: configure_optimizers must return"):
+            fit(OnlyBiases())
+
+    def test_an_optimizer_without_layers_beside_one_with_layers_is_left_alone(self):
+        class Parts(Adversaries):
+            def configure_optimizers(self):
+                first = super().configure_optimizers()[0]
+                return [first, torch.optim.SGD([self.discriminator.bias], lr=0.1)]
+
+        callback, run = fit(Parts())
+        assert [controller.optimizer for controller in callback.controllers] == [run.optimizers[0]]
+
+    def test_nothing_stays_attached_when_the_second_optimizer_is_refused(self):
+        class Halves(Adversaries):
+            def configure_optimizers(self):
+                return [
+                    torch.optim.SGD(self.generator.parameters()),
+                    torch.optim.LBFGS(self.discriminator.parameters()),
+                ]
+
+        module = Halves()
+        before = weights(module)
+        callback = precision()
+        with pytest.raises(ValueError, match="LBFGS"):
+            fit(module, callback)
+        assert callback.controllers == []
+        assert same(weights(module), before)
+        assert_nothing_attached()
+
+    def test_half_precision_weights(self):
+        with pytest.raises(TypeError, match=r"net.0.weight is torch.bfloat16"):
+            fit(Classifier(), precision="bf16-true")
+        assert_nothing_attached()
+
+    def test_the_callback_twice(self):
+        with pytest.raises(ValueError, match="several AdaptivePrecision callbacks: one serves"):
+            fit(Classifier(), precision(), precision())
+
+    def test_nonsense_settings_are_refused_before_training(self):
+        with pytest.raises(ValueError, match="l1 must be"):
+            fit(Classifier(), precision(l1=-1.0))
+        assert_nothing_attached()
+
+    def test_the_trainer_of_the_other_package(self):
+        pytorch_lightning = pytest.importorskip("pytorch_lightning")
+
+        class Other(pytorch_lightning.LightningModule):
+            def __init__(self):
+                super().__init__()
+                self.net = nn.Linear(6, 3)
+
+            def training_step(self, batch, index):
+                return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+            def configure_optimizers(self):
+                return sgd(self)
+
+        run = pytorch_lightning.Trainer(
+            accelerator="cpu", callbacks=[precision()], logger=False, enable_checkpointing=False,
+            enable_progress_bar=False, enable_model_summary=False, max_epochs=1,
+        )  # fmt: skip
+        with pytest.raises(
+            TypeError, match=r"the trainer is a pytorch_lightning.* one: import Trainer.* from lightning"
+        ):
+            run.fit(Other(), loader())
+
+
+class TestARunThatIsTooShort:
+    def test_is_warned_about(self):
+        with pytest.warns(UserWarning, match=r"shortest lookback is 25 steps and the run has 18.*lookback such as"):
+            fit(Classifier(), AdaptivePrecision())
+
+    @pytest.mark.parametrize(
+        ("policy", "options"),
+        [
+            (adapt.AdaPT(lookback=(18, 100)), {}),
+            (adapt.Fixed(adapt.Precision(8, 4)), {}),
+            (adapt.AdaPT(), {"fast_dev_run": True}),
+            (adapt.AdaPT(), {"max_epochs": -1, "max_steps": 30}),
+        ],
+        ids=["long enough", "no lookback", "fast_dev_run", "a limit of steps"],
+    )
+    def test_others_are_not(self, policy, options, recwarn):
+        fit(Classifier(), AdaptivePrecision(policy), **options)
+        assert not [w for w in recwarn if "lookback" in str(w.message)]
+
+
+def test_importing_adapt_imports_no_lightning():
+    code = "import sys, adapt; assert not {'lightning', 'tensorboard', 'matplotlib'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_without_lightning_the_import_says_what_to_install():
+    code = (
+        "import importlib.util as u; found = u.find_spec\n"
+        "u.find_spec = lambda name, *rest: None if name == 'lightning' else found(name, *rest)\n"
+        "try:\n    import adapt.lightning\nexcept ImportError as error:\n    assert 'pip install' in str(error)\n"
+        "else:\n    raise SystemExit('imported')"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_callback_stands_first_and_the_others_keep_their_order():
+    first, second = Spy(None), Spy(None)
+    callback = precision()
+    run = trainer(first, callback, second)
+    callback.setup(run, Classifier(), "fit")
+    assert run.callbacks == [callback, first, second]
+
+
+def test_validation_alone_changes_nothing():
+    module, callback = Classifier(), precision()
+    before = weights(module)
+    run = trainer(callback)
+    run.validate(module, loader(2), verbose=False)
+    run.test(module, loader(2), verbose=False)
+    run.predict(module, loader(2).dataset.tensors[0][None])
+    assert same(weights(module), before)
+    assert isinstance(run, lightning.Trainer)

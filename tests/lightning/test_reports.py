@@ -1,0 +1,420 @@
+"""What a run logs, shows, draws and saves, and that it waits for the device only then."""
+
+import csv
+import math
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers.logger import Logger
+from torch import nn
+from torch.nn import functional as F
+
+import adapt
+from adapt import cli, perfmodel
+from adapt.controller import Controller
+from adapt.lightning import metrics
+from tests.lightning.modules import (
+    BATCHES,
+    RESTLESS,
+    Adversaries,
+    Classifier,
+    assert_same_run,
+    fit,
+    loader,
+    precision,
+    trainer,
+)
+
+FIELDS = ("word_length", "fraction_length", "nonzero", "lookback", "resolution", "diversity")
+AGGREGATES = ("mean_word_length", "nonzero", "size_ratio", "memory_ratio", "training_speedup", "inference_speedup")
+
+
+class Notebook(Logger):
+    """Keeps everything that it is given."""
+
+    name, version = "notebook", 0
+
+    def __init__(self):
+        super().__init__()
+        self.lines = []
+
+    def log_metrics(self, metrics, step=None):
+        self.lines.append((step, dict(metrics)))
+
+    def log_hyperparams(self, *args, **kwargs):
+        pass
+
+    def having(self, key):
+        return {step: line[key] for step, line in self.lines if key in line}
+
+
+class TestLogging:
+    def test_every_layer_at_every_logging_step_with_constant_keys(self):
+        book = Notebook()
+        callback, _ = fit(Classifier(), logger=book, log_every_n_steps=4)
+        keys = {f"{field}/{layer}" for field in FIELDS for layer in ("net.0.weight", "net.2.weight")}
+        lines = [(step, line) for step, line in book.lines if "word_length/net.0.weight" in line]
+        assert [step for step, _ in lines] == [3, 7, 11, 15]
+        for step, line in lines:
+            assert line.keys() == keys
+            row = callback.trace.step.tolist().index(step + 1)
+            for field in FIELDS:
+                for column, layer in enumerate(callback.trace.layers):
+                    assert line[f"{field}/{layer}"] == getattr(callback.trace, field)[row, column]
+
+    def test_the_whole_network_by_the_performance_model(self):
+        book, module = Notebook(), Classifier()
+        callback, run = fit(module, precision(l1=1e-2), logger=book, log_every_n_steps=3, accumulate_grad_batches=2)
+        counts = perfmodel.operations(module, torch.zeros(4, 6))
+        for name in AGGREGATES:
+            logged = book.having(f"adapt/{name}")
+            assert list(logged) == [2, 5, 8]
+            for step, value in logged.items():
+                summary = perfmodel.RunningSummary(counts, batch_size=4, accumulation=2).update(
+                    first_rows(callback.trace, step + 1)
+                )
+                assert value == pytest.approx(getattr(summary, name), rel=1e-6)
+            assert float(run.callback_metrics[f"adapt/{name}"]) == pytest.approx(value)
+
+    def test_there_is_something_to_monitor_from_the_first_step_on(self):
+        class Watches(Callback):
+            seen = ()
+
+            def on_train_batch_end(self, trainer, *args):
+                self.seen = (*self.seen, trainer.callback_metrics.get("adapt/mean_word_length"))
+
+        watch = Watches()
+        callback, _ = fit(Classifier(), None, watch, max_epochs=1)
+        # Nothing is logged in between, and the last step of an epoch is always fresh.
+        first, last = watch.seen[0], watch.seen[-1]
+        assert float(first) == pytest.approx(callback.trace.mean_word_length()[0])
+        assert float(last) == pytest.approx(callback.trace.mean_word_length()[-1])
+
+    def test_it_can_be_monitored_by_checkpoints_and_early_stopping(self, tmp_path):
+        keep = ModelCheckpoint(tmp_path, "best", monitor="adapt/size_ratio")
+        stop = EarlyStopping("adapt/size_ratio", patience=50)
+        fit(Classifier(), None, keep, stop, enable_checkpointing=True, val_check_interval=2)
+        assert (tmp_path / "best.ckpt").exists()
+        assert math.isfinite(float(keep.best_model_score))
+
+    def test_the_progress_bar_shows_word_length_and_speedup(self):
+        _, run = fit(Classifier(), None, TQDMProgressBar(refresh_rate=0), enable_progress_bar=True)
+        shown = {name for name in run.progress_bar_metrics if name.startswith("adapt/")}
+        assert shown == {"adapt/mean_word_length", "adapt/training_speedup"}
+
+    def test_nothing_is_said_about_loggers_where_there_are_none(self, recwarn):
+        fit(Classifier(), logger=False)
+        assert not [w for w in recwarn if "logger" in str(w.message)]
+
+    def test_barebones(self, recwarn):
+        callback = precision()
+        trainer(callback, barebones=True, **dict.fromkeys(("logger", "enable_progress_bar"), False)).fit(
+            Classifier(), loader()
+        )
+        assert callback.controller.step == 3 * BATCHES
+        assert not [w for w in recwarn if "self.log()" in str(w.message) and "adapt" in str(w.message)]
+
+    def test_a_csv_logger_keeps_one_set_of_columns(self, tmp_path):
+        logger = CSVLogger(tmp_path, flush_logs_every_n_steps=2)
+        fit(Classifier(), logger=logger, log_every_n_steps=2, val_check_interval=2)
+        with open(f"{logger.log_dir}/metrics.csv", newline="") as file:
+            rows = list(csv.DictReader(file))
+        for key in ("adapt/mean_word_length", *(f"{field}/net.0.weight" for field in FIELDS)):
+            assert sum(row[key] != "" for row in rows) == 3 * BATCHES // 2
+
+    def test_steps_of_two_optimizers(self):
+        book = Notebook()
+        callback, _ = fit(Adversaries(), logger=book, log_every_n_steps=4)
+        logged = book.having("adapt/mean_word_length")
+        assert list(logged) == [3, 7, 11, 15]
+        assert all(
+            list(book.having(f"word_length/{part}.weight")) == list(logged) for part in ("generator", "discriminator")
+        )
+        traces = [controller.trace for controller in callback.controllers]
+        sizes = [int(trace.numel.sum()) for trace in traces]
+        for batch, value in logged.items():
+            assert value == pytest.approx(np.average([trace.word_length[batch, 0] for trace in traces], weights=sizes))
+
+    def test_a_sparse_trace_logs_its_latest_row(self):
+        book = Notebook()
+        callback, _ = fit(Classifier(), precision(trace_every=5), logger=book, log_every_n_steps=1)
+        logged = book.having("word_length/net.0.weight")
+        assert len(logged) == 3 * BATCHES
+        assert math.isnan(logged[0])
+        assert logged[9] == callback.trace.word_length[1, 0]
+        assert min(book.having("adapt/mean_word_length")) == 4
+
+
+def first_rows(trace, rows):
+    """A trace of the first rows of another."""
+    part = adapt.Trace(trace.layers, trace.numel)
+    fields = (*FIELDS, "divergence")
+    part.append(trace.step[:rows], **{field: getattr(trace, field)[:rows] for field in fields})
+    return part
+
+
+class TestWaiting:
+    def test_the_trace_is_read_at_logging_steps_only(self, monkeypatch):
+        read = []
+        original = Controller.trace.fget
+        monkeypatch.setattr(Controller, "trace", property(lambda self: read.append(self.step) or original(self)))
+        fit(Classifier(), logger=Notebook(), log_every_n_steps=5, max_epochs=2)
+        # The first step, every fifth, the last of each epoch, and once more when training ends.
+        assert sorted(set(read)) == [1, 5, 6, 10, 12]
+        assert read.count(5) == 1
+
+    def test_logging_changes_nothing(self):
+        often, _ = fit(Classifier(), logger=Notebook(), log_every_n_steps=1)
+        never, _ = fit(Classifier(), logger=False, log_every_n_steps=0)
+        assert_same_run(often.controller, never.controller)
+
+
+class TestOperations:
+    """Where the multiply-adds come from."""
+
+    def counts(self, module, batch=None):
+        return metrics.count_operations(module, batch)
+
+    def test_the_example_of_the_module(self):
+        module = Classifier()
+        for example in (torch.zeros(2, 6), (torch.zeros(2, 6),), {"inputs": torch.zeros(2, 6)}):
+            module.example_input_array = example
+            assert self.counts(module) == ({"net.0.weight": 48, "net.2.weight": 24}, "")
+
+    @pytest.mark.parametrize(
+        "batch",
+        [
+            (torch.zeros(2, 6), torch.zeros(2)),
+            [torch.zeros(2, 6), torch.zeros(2)],
+            {"inputs": torch.zeros(2, 6), "targets": torch.zeros(2)},
+            torch.zeros(2, 6),
+        ],
+        ids=["tuple", "list", "dictionary", "tensor"],
+    )
+    def test_the_first_batch(self, batch):
+        assert self.counts(Classifier(), batch)[0] == {"net.0.weight": 48, "net.2.weight": 24}
+
+    def test_a_module_without_forward_is_its_only_network(self):
+        class Without(Classifier):
+            forward = Classifier.__mro__[1].forward
+
+            def training_step(self, batch, index):
+                return F.cross_entropy(self.net(batch[0]), batch[1])
+
+            validation_step = training_step
+
+        module = Without()
+        module.loss = nn.CrossEntropyLoss()
+        assert self.counts(module, (torch.zeros(2, 6), torch.zeros(2)))[0] == {"net.0.weight": 48, "net.2.weight": 24}
+        module.other = nn.Linear(2, 2)
+        assert self.counts(module, (torch.zeros(2, 6),)) == (None, "Without has no forward")
+
+    def test_counting_disturbs_neither_the_random_stream_nor_the_module(self):
+        module = Classifier()
+        module.net.append(nn.BatchNorm1d(3))
+        module.net.append(nn.Dropout(0.5))
+        state, stream = {n: v.clone() for n, v in module.state_dict().items()}, torch.get_rng_state()
+        assert self.counts(module, (torch.zeros(2, 6),))[0]["net.0.weight"] == 48
+        assert torch.equal(stream, torch.get_rng_state())
+        assert all(torch.equal(value, state[name]) for name, value in module.state_dict().items())
+        assert module.training
+
+    @pytest.mark.parametrize("broken", ["forward", "batch"])
+    def test_where_nothing_fits_the_speedups_are_left_out_and_it_says_how_to_have_them(self, broken, monkeypatch):
+        class Other(Classifier):
+            def forward(self, inputs):
+                if inputs.shape[1] != 6 or broken == "forward":
+                    raise ValueError("nothing of the kind")
+                return super().forward(inputs)
+
+            def training_step(self, batch, index):
+                batch = batch if broken == "forward" else batch["parts"]
+                return F.cross_entropy(self.net(batch[0]), batch[1])
+
+            validation_step = training_step
+
+        messages = []
+        monkeypatch.setattr("adapt.lightning.reports.rank_zero_info", messages.append)
+        pairs = [{"parts": pair} for pair in loader()] if broken == "batch" else list(loader())
+        batches = torch.utils.data.DataLoader(pairs, batch_size=None)
+        _, run = fit(Other(), loaders=(batches, batches))
+        assert len(messages) == 1
+        assert "leaves the speedups out" in messages[0]
+        assert "Set example_input_array of Other" in messages[0]
+        logged = {name for name in run.callback_metrics if name.startswith("adapt/")}
+        assert logged == {f"adapt/{name}" for name in AGGREGATES if "speedup" not in name}
+
+    def test_a_batch_without_a_clear_size_leaves_them_out(self):
+        assert metrics.batch_size((torch.zeros(2, 6), torch.zeros(3))) is None
+        assert metrics.batch_size({"a": torch.zeros(2, 6)}) == 2
+        assert metrics.batch_size(None) is None
+
+
+def trace_of(names, numel, rows, seed=0):
+    """A trace of random formats."""
+    random = np.random.default_rng(seed)
+    trace = adapt.Trace(names, numel)
+    shape = (rows, len(names))
+    trace.append(
+        np.arange(1, rows + 1),
+        word_length=random.integers(2, 33, shape),
+        fraction_length=random.integers(0, 9, shape),
+        nonzero=random.random(shape),
+        lookback=random.uniform(1, 50, shape),
+        resolution=random.integers(1, 99, shape),
+    )
+    return trace
+
+
+class TestAggregates:
+    def test_of_several_optimizers_are_those_of_one_with_all_layers(self):
+        names, numel, work = ["a", "b", "c"], [10, 20, 300], {"a": 7, "b": 11, "c": 5}
+        whole = trace_of(names, numel, 9)
+        parts = []
+        for columns in ([0, 2], [1]):
+            part = adapt.Trace([names[i] for i in columns], [numel[i] for i in columns])
+            part.append(whole.step, **{f: getattr(whole, f)[:, columns] for f in (*FIELDS, "divergence")})
+            parts.append(part)
+        sizes = dict(zip(names, numel, strict=True))
+        both = metrics.Aggregates(work, sizes, batch_size=8, accumulation=1).update(parts)
+        one = metrics.Aggregates(work, sizes, batch_size=8, accumulation=1).update([whole])
+        assert both == pytest.approx(one)
+        assert one.keys() == {f"adapt/{name}" for name in AGGREGATES}
+
+    def test_a_layer_without_products_counts_by_its_size_only(self):
+        trace, table = trace_of(["a"], [10], 5), trace_of(["table"], [90], 5, seed=1)
+        aggregates = metrics.Aggregates({"a": 7, "table": 0}, {"a": 10, "table": 90}, batch_size=8, accumulation=1)
+        alone = metrics.Aggregates({"a": 7}, {"a": 10}, batch_size=8, accumulation=1).update([trace])
+        both = aggregates.update([trace, table])
+        assert both["adapt/training_speedup"] == alone["adapt/training_speedup"]
+        assert both["adapt/mean_word_length"] == pytest.approx(
+            0.1 * trace.word_length[-1, 0] + 0.9 * table.word_length[-1, 0]
+        )
+
+    def test_a_trace_that_was_wound_back_is_read_anew(self):
+        aggregates = metrics.Aggregates({"a": 7}, {"a": 10}, batch_size=8, accumulation=1)
+        long, short = trace_of(["a"], [10], 9), trace_of(["a"], [10], 4, seed=2)
+        aggregates.update([long])
+        fresh = metrics.Aggregates({"a": 7}, {"a": 10}, batch_size=8, accumulation=1)
+        assert aggregates.update([short]) == fresh.update([short])
+
+    def test_before_the_first_row_there_are_none(self):
+        empty = adapt.Trace(["a"], [10])
+        aggregates = metrics.Aggregates({"a": 7}, {"a": 10}, batch_size=8, accumulation=1)
+        assert aggregates.update([empty]) == {}
+        begun = trace_of(["b"], [5], 2)
+        aggregates = metrics.Aggregates(None, {"a": 10, "b": 5}, batch_size=8, accumulation=1)
+        assert aggregates.update([empty, begun])["adapt/mean_word_length"] == begun.word_length[-1, 0]
+
+    def test_pictures_of_several_optimizers_show_the_steps_of_all(self):
+        first, second = trace_of(["a"], [1], 7), trace_of(["b", "c"], [2, 3], 4, seed=1)
+        merged = metrics.merged([first, second])
+        assert merged.layers == ("a", "b", "c")
+        assert merged.step.tolist() == [1, 2, 3, 4]
+        assert np.array_equal(merged.word_length[:, 0], first.word_length[:4, 0])
+        assert np.array_equal(merged.nonzero[:, 1:], second.nonzero)
+        assert metrics.merged([first]) is first
+
+
+class TestFiles:
+    def test_the_trace_lies_where_the_report_looks_for_it(self, tmp_path, capsys):
+        logger = CSVLogger(tmp_path)
+        callback, _ = fit(Classifier(), logger=logger, log_every_n_steps=5)
+        saved = adapt.Trace.load(f"{logger.log_dir}/trace.npz")
+        assert np.array_equal(saved.word_length, callback.trace.word_length)
+        assert cli.main(["report", logger.log_dir]) == 0
+        assert "net.0.weight" in capsys.readouterr().out
+
+    def test_two_optimizers_two_files(self, tmp_path):
+        logger = CSVLogger(tmp_path)
+        callback, _ = fit(Adversaries(), logger=logger, log_every_n_steps=5)
+        for index, controller in enumerate(callback.controllers):
+            saved = adapt.Trace.load(f"{logger.log_dir}/trace_{index}.npz")
+            assert saved.layers == tuple(controller.masters)
+
+    @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+    def test_the_trace_of_an_interrupted_run_is_saved_too(self, error, tmp_path):
+        class Broken(Classifier):
+            def on_train_batch_start(self, batch, index):
+                if index == 4:
+                    raise error
+
+        logger = CSVLogger(tmp_path)
+        with pytest.raises((error, SystemExit)):
+            fit(Broken(), logger=logger)
+        assert len(adapt.Trace.load(f"{logger.log_dir}/trace.npz")) == 4
+
+    def test_a_folder_that_cannot_be_written_costs_a_warning_and_not_the_run(self, tmp_path, monkeypatch):
+        def refuse(self, path):
+            raise PermissionError(13, "no room", str(path))
+
+        monkeypatch.setattr(adapt.Trace, "save", refuse)
+        with pytest.warns(UserWarning, match=r"could not be saved, the callback still has it.*no room"):
+            callback, _ = fit(Classifier(), logger=CSVLogger(tmp_path))
+        assert len(callback.trace) == 3 * BATCHES
+
+    def test_no_folder_is_made_where_no_logger_has_one(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        fit(Classifier(), logger=Notebook())
+        fit(Classifier(), logger=False)
+        fit(Classifier(), logger=CSVLogger(tmp_path / "dry"), fast_dev_run=True)
+        assert not list(tmp_path.rglob("*"))
+
+    def test_a_remote_folder_is_left_alone(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+
+        class Remote(Notebook):
+            log_dir = "s3://bucket/run"
+
+        assert metrics.save_traces([trace_of(["a"], [1], 2)], [Remote()]) == []
+        assert not list(tmp_path.iterdir())
+
+
+class TestTensorBoard:
+    def test_lines_from_the_logger_and_pictures_from_the_timeline(self, tmp_path):
+        pytest.importorskip("matplotlib")
+        accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+        logger = TensorBoardLogger(tmp_path)
+        callback, _ = fit(Classifier(), logger=logger, log_every_n_steps=2)
+        events = accumulator.EventAccumulator(logger.log_dir).Reload()
+        tags = events.Tags()
+        for field in FIELDS:
+            points = events.Scalars(f"{field}/net.0.weight")
+            assert [point.step for point in points] == list(range(1, 3 * BATCHES, 2))
+        assert {f"adapt/{name}" for name in AGGREGATES} <= set(tags["scalars"])
+        assert tags["images"] == ["adapt/word_length_heatmap", "adapt/timeline"]
+        assert events.Images("adapt/timeline")[-1].step == 3 * BATCHES == callback.trace.step[-1]
+        assert tags["histograms"] == ["adapt/word_length"]
+
+    def test_drawing_takes_a_small_share_of_the_time(self, tmp_path, monkeypatch):
+        drawn = []
+
+        class Slow:
+            def write(self, trace):
+                drawn.append(len(trace))
+                clock[0] += 1.0
+
+        clock = [0.0]
+        monkeypatch.setattr("adapt.lightning.reports.time.monotonic", lambda: clock[0])
+        monkeypatch.setattr("adapt.lightning.metrics.timelines", lambda loggers: [Slow()])
+
+        class Passes(Callback):
+            def on_train_epoch_end(self, *args):
+                clock[0] += 7.0
+
+        fit(Classifier(), None, Passes(), max_epochs=7)
+        # After the first picture, which took a second, comes the next one twenty seconds later.
+        assert drawn == [BATCHES, 4 * BATCHES, 7 * BATCHES, 7 * BATCHES]
+
+    def test_without_matplotlib_there_are_lines_only(self, tmp_path, monkeypatch):
+        pytest.importorskip("tensorboard")
+        logger = TensorBoardLogger(tmp_path)
+        real = metrics.importlib.util.find_spec
+        monkeypatch.setattr(
+            metrics.importlib.util, "find_spec", lambda name, *rest: None if name == "matplotlib" else real(name, *rest)
+        )
+        assert metrics.timelines([logger]) == []
+        fit(Classifier(), precision(RESTLESS), logger=logger, log_every_n_steps=2)
