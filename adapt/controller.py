@@ -170,7 +170,8 @@ class Controller:
     def evaluation_weights(self) -> contextlib.AbstractContextManager[None]:
         """Within the context the parameters hold the masters rounded to nearest, whatever mode the modules are in.
 
-        Needed only where no module was given to `attach`, or where its hooks do not run (`torch.compile`).
+        Needed only where no module was given to `attach`, or where its hooks do not run: in a module that was compiled
+        in place, or after attaching.
         """
         return self._pinned("evaluation")
 
@@ -664,7 +665,7 @@ def attach(
         optimizer: any torch optimizer that evaluates the loss once in a step.
         params: the module that the optimizer trains, or its named parameters, or its parameters. With a module,
             evaluation mode shows the weights rounded to nearest and `load_state_dict` sets the masters; without one,
-            see `Controller.evaluation_weights`.
+            see `Controller.evaluation_weights`. With `torch.compile`, pass the module that it returned.
         policy: what decides on the formats; `AdaPT()`, the paper's setting, if None.
         l1: α of the penalty α‖W‖₁ on every layer.
         l2: β of the penalty β/2·‖W‖₂².
