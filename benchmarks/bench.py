@@ -1,0 +1,63 @@
+"""Where, how and how much to measure."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from benchmarks.networks import ALEXNET, MLP, RESNET, Network
+from benchmarks.table import Row
+from benchmarks.timing import Clock, Times, calls_for, interleave, repeated
+
+LOOKBACK = 25
+"""Gradients in AdaPT's shortest window: no layer switches more often."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is measured.
+
+    Attributes:
+        networks: the networks to train.
+        elements: of the large tensor.
+        batch: pictures in a batch.
+        rounds: short rounds of the kernels.
+        windows: stretches of 25 steps of AdaPT and the baseline.
+        peer_rounds: steps of every other way of training.
+    """
+
+    networks: tuple[Network, ...] = (RESNET, ALEXNET, MLP)
+    elements: int = 4_000_000
+    batch: int = 128
+    rounds: int = 200
+    windows: int = 8
+    peer_rounds: int = 20
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where and how to measure."""
+
+    device: torch.device
+    clock: Clock
+    sizes: Sizes
+
+
+Section = Callable[[Bench], Iterator[Row]]
+"""A part of the benchmark: its rows, each as soon as it is measured."""
+
+CPU, CUDA = Sizes(), Sizes(elements=2**26, batch=512)
+
+
+def runnable(variants: dict[str, object]) -> tuple[dict[str, Callable[[], object]], dict[str, str]]:
+    """Variants that can run, and why the others cannot."""
+    missing = {name: reason for name, reason in variants.items() if isinstance(reason, str)}
+    return {name: run for name, run in variants.items() if callable(run)}, missing
+
+
+def many_calls(variants: dict[str, Callable[[], object]], bench: Bench, *, rounds: int | None = None) -> Times:
+    """Seconds of one call of each variant in each round; a short call is repeated until a round takes a while."""
+    calls = {name: calls_for(call, seconds=2e-3, clock=bench.clock) for name, call in variants.items()}
+    many = {name: repeated(call, calls[name]) for name, call in variants.items()}
+    times = interleave(many, rounds=rounds or bench.sizes.rounds, clock=bench.clock)
+    return {name: taken / calls[name] for name, taken in times.items()}

@@ -1,0 +1,53 @@
+"""What a measurement has to say about the machine it was taken on."""
+
+import os
+import platform
+import re
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGES = ("torch", "numpy", "numba", "triton", "qtorch", "brevitas")
+
+
+def processor() -> str:
+    """The processor's model, and the widest vectors it has where that is known."""
+    model, flags = platform.processor() or platform.machine(), ""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            key, _, value = line.partition(":")
+            model = value.strip() if key.strip() == "model name" else model
+            flags = value if key.strip() == "flags" else flags
+    except OSError:
+        pass
+    vectors = "AVX-512" if "avx512f" in flags else "AVX2" if "avx2" in flags else ""
+    return f"{model}, {vectors}" if vectors else model
+
+
+def describe(device: torch.device, threads: int) -> dict[str, Any]:
+    """The machine, the threads used and the versions of what takes part; None for a package that is not installed."""
+    return {
+        "processor": processor(),
+        "cores": os.cpu_count(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "threads": threads,
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+    }
+
+
+def slug(description: dict[str, Any]) -> str:
+    """A file name for the machine: the model of its GPU or processor, cores and threads; never the host's name."""
+    model = description["processor"] if description["device"] == "cpu" else description["device"]
+    text = f"{model} {description['cores']} cores {description['threads']} threads"
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

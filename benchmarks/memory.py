@@ -1,0 +1,41 @@
+"""What training keeps in memory between two steps."""
+
+import gc
+from collections.abc import Iterator
+
+from torch import Tensor
+
+from benchmarks.bench import Bench
+from benchmarks.networks import adaptive, plain
+from benchmarks.table import Row
+from benchmarks.timing import Ratio, repeated
+
+
+def memory(bench: Bench) -> Iterator[Row]:
+    """Bytes of all tensors that live between two steps, gradients included, / the same of float32 training."""
+    for network in bench.sizes.networks:
+        batches = network.batches(2, bench.device)
+        sizes = []
+        for make in (adaptive, plain):
+            before = live_bytes()
+            training = make(network, batches)
+            repeated(training, 3)()
+            sizes.append(live_bytes() - before)
+            del training
+        value = sizes[0] / sizes[1]
+        yield Row(
+            f"memory-{network.name}",
+            f"{network.name}: training state / float32 SGD with momentum",
+            Ratio(value, value, value),
+            target=1.67,
+            note=f"{sizes[0]} bytes against {sizes[1]}",
+        )
+
+
+def live_bytes() -> int:
+    """Bytes of the memory behind every tensor that Python can reach, and behind their gradients, each counted once."""
+    gc.collect()
+    tensors = [thing for thing in gc.get_objects() if issubclass(type(thing), Tensor)]
+    tensors += [tensor.grad for tensor in tensors if tensor.is_leaf and tensor.grad is not None]
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+    return sum(storages.values())

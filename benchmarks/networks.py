@@ -1,0 +1,122 @@
+"""The networks that are timed, on batches that need no data set."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import count
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import SGD, Optimizer
+
+import adapt
+from recipes.common.models import MODELS
+
+BATCHES = 16
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network and its input.
+
+    Attributes:
+        name: of the model in `recipes.common.models`, and in the table.
+        shape: of one picture, (channels, height, width).
+    """
+
+    name: str
+    shape: tuple[int, int, int] = (3, 32, 32)
+
+    def build(self, device: torch.device) -> nn.Module:
+        """The initialised network, in channels-last order where it has convolutions. Always the same weights."""
+        torch.manual_seed(0)
+        model = MODELS[self.name](10, self.shape).to(device)
+        return model.to(memory_format=self._memory_format(model))  # type: ignore[call-overload, no-any-return]
+
+    def batches(self, size: int, device: torch.device) -> list[tuple[Tensor, Tensor]]:
+        """Pictures of noise around ten patterns, one for each class, and their classes."""
+        generator = torch.Generator().manual_seed(0)
+        patterns = torch.randn(10, *self.shape, generator=generator)
+        batches = []
+        for _ in range(BATCHES):
+            classes = torch.randint(10, (size,), generator=generator)
+            pictures = patterns[classes] + 2 * torch.randn(size, *self.shape, generator=generator)
+            memory_format = self._memory_format(MODELS[self.name](10, self.shape))
+            batches.append((pictures.to(device).contiguous(memory_format=memory_format), classes.to(device)))
+        return batches
+
+    @staticmethod
+    def _memory_format(model: nn.Module) -> torch.memory_format:
+        convolves = any(isinstance(module, nn.Conv2d) for module in model.modules())
+        return torch.channels_last if convolves else torch.contiguous_format
+
+
+RESNET, ALEXNET, MLP = Network("resnet20"), Network("alexnet"), Network("mlp", (1, 28, 28))
+
+
+def sgd(model: nn.Module) -> SGD:
+    """The strongest plain baseline: momentum, one fused pass."""
+    return SGD(model.parameters(), lr=1e-3, momentum=0.9, fused=True)
+
+
+class Training:
+    """A network that trains, one call one step.
+
+    Args:
+        model: the network.
+        optimizer: its optimizer.
+        batches: taken in turns.
+        controller: the optimizer's controller, which is shown the loss.
+        autocast: run the forward pass under bfloat16 autocast.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        batches: list[tuple[Tensor, Tensor]],
+        *,
+        controller: adapt.Controller | None = None,
+        autocast: bool = False,
+    ) -> None:
+        self.model, self.optimizer, self.controller = model, optimizer, controller
+        self._batches, self._autocast, self._steps = batches, autocast, count()
+
+    def __call__(self) -> None:
+        """One optimizer step."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self.loss(*self.next_batch())
+        loss.backward()
+        self.update(loss)
+
+    def next_batch(self) -> tuple[Tensor, Tensor]:
+        """Inputs and classes, taken in turns."""
+        return self._batches[next(self._steps) % len(self._batches)]
+
+    def loss(self, x: Tensor, classes: Tensor) -> Tensor:
+        """The forward pass."""
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self._autocast):
+            return F.cross_entropy(self.model(x), classes)
+
+    def update(self, loss: Tensor) -> None:
+        """What follows on backward."""
+        if self.controller is not None:
+            self.controller.observe(loss)
+        self.optimizer.step()
+
+
+def plain(network: Network, batches: list[tuple[Tensor, Tensor]], *, autocast: bool = False) -> Training:
+    """Float32 training with fused SGD, channels-last; or bfloat16 autocast."""
+    model = network.build(batches[0][0].device)
+    return Training(model, sgd(model), batches, autocast=autocast)
+
+
+def adaptive(
+    network: Network, batches: list[tuple[Tensor, Tensor]], *, autocast: bool = False, **options: object
+) -> Training:
+    """The same at the paper's adaptive precision: `AdaPT()`, normalised gradients, L1 and L2."""
+    model = network.build(batches[0][0].device)
+    optimizer = sgd(model)
+    attach: Callable[..., adapt.Controller] = adapt.attach
+    controller = attach(optimizer, model, adapt.AdaPT(), l1=1e-5, l2=1e-4, **options)
+    return Training(model, optimizer, batches, controller=controller, autocast=autocast)
