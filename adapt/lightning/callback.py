@@ -46,13 +46,13 @@ class AdaptivePrecision(Callback):
     `word_length/<layer>` and so on. A TensorBoard logger gets pictures too, and the folder of a logger that has one
     gets `trace.npz`, or `trace_0.npz` and so on with several optimizers, for `adapt report`.
 
-    Works with `WeightAveraging`, which then averages the masters and evaluates their mean on the grid. Sharding
-    strategies (FSDP, DeepSpeed), `StochasticWeightAveraging` and optimizers that evaluate the loss several times in
-    a step (LBFGS) are refused.
+    Works with DDP, and with `WeightAveraging`, which then averages the masters and evaluates their mean on the grid.
+    Refused are strategies that shard (FSDP, DeepSpeed, ModelParallel), `StochasticWeightAveraging`, and optimizers
+    that evaluate the loss several times in a step (LBFGS).
 
     Args:
-        policy, l1, l2, rounding, seed, layers, quantize_biases, l1_by_word_length, trace_every: as in
-            `adapt.attach`.
+        policy, l1, l2, rounding, seed, layers, quantize_biases, l1_by_word_length, trace_every, activations,
+            quantize_errors: as in `adapt.attach`.
 
     Attributes:
         controllers: one for each optimizer with layers, of the running fit or the latest.
@@ -70,6 +70,8 @@ class AdaptivePrecision(Callback):
         quantize_biases: bool = False,
         l1_by_word_length: bool = False,
         trace_every: int = 1,
+        activations: str | None = None,
+        quantize_errors: bool = False,
     ) -> None:
         self._options: dict[str, Any] = {
             "policy": policy,
@@ -81,6 +83,8 @@ class AdaptivePrecision(Callback):
             "quantize_biases": quantize_biases,
             "l1_by_word_length": l1_by_word_length,
             "trace_every": trace_every,
+            "activations": activations,
+            "quantize_errors": quantize_errors,
         }
         self.controllers: list[Controller] = []
         self._losses = Losses((), ())

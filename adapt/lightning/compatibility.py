@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, StochasticWeightAveraging, WeightAveraging
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
@@ -32,10 +32,10 @@ def check_trainer(trainer: Any) -> None:
             f"AdaptivePrecision belongs to the package lightning, but the trainer is a {type(trainer).__module__} one: "
             "import Trainer, LightningModule and callbacks from lightning, none of them from pytorch_lightning"
         )
-    if isinstance(trainer.strategy, FSDPStrategy | DeepSpeedStrategy):
+    if isinstance(trainer.strategy, FSDPStrategy | DeepSpeedStrategy | ModelParallelStrategy):
         raise NotImplementedError(
-            f"{type(trainer.strategy).__name__} shards what the optimizer holds, but AdaptivePrecision needs whole "
-            'layers: use strategy="ddp", or one device'
+            f"{type(trainer.strategy).__name__} shards the parameters, and its checkpoints would lack the masters: use "
+            'strategy="ddp" or one device, or shard by torch.distributed.fsdp.fully_shard in a plain loop'
         )
     names = [type(callback).__name__ for callback in callbacks(trainer)]
     if any(isinstance(callback, StochasticWeightAveraging) for callback in callbacks(trainer)):

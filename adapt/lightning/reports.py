@@ -9,6 +9,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from adapt.controller import Controller
 from adapt.lightning import metrics
+from adapt.trace import Trace
 
 _BAR = ("adapt/mean_word_length", "adapt/training_speedup")
 _DRAWING_SHARE = 0.05
@@ -63,24 +64,26 @@ class Reports:
 
     def draw(self, controllers: Sequence[Controller]) -> None:
         """Draw the timeline, unless the last drawing was a short time ago compared with what it took."""
+        # Every process reads the traces, even where one draws: to bring them up to date may take all of them.
+        traces = [controller.trace for controller in controllers]
         start = time.monotonic()
-        if self._timelines and start >= self._draw_after:
-            self._draw(controllers)
+        if start >= self._draw_after:
+            self._draw(traces)
             end = time.monotonic()
             self._draw_after = end + (end - start) / _DRAWING_SHARE
 
     def end(self, trainer: Trainer, controllers: Sequence[Controller]) -> None:
         """Draw once more and save the traces."""
-        self._draw(controllers)
         traces = [controller.trace for controller in controllers]
+        self._draw(traces)
         if trainer.is_global_zero:
             try:
                 metrics.save_traces(traces, trainer.loggers)
             except OSError as error:
                 rank_zero_warn(f"the trace could not be saved, the callback still has it: {error}")
 
-    def _draw(self, controllers: Sequence[Controller]) -> None:
-        if self._timelines and controllers:
-            trace = metrics.merged([controller.trace for controller in controllers])
+    def _draw(self, traces: Sequence[Trace]) -> None:
+        if self._timelines and traces:
+            trace = metrics.merged(traces)
             for timeline in self._timelines:
                 timeline.write(trace)

@@ -402,6 +402,29 @@ def test_options_reach_the_controller():
     assert callback.controller.state_dict()["followers"].keys() == {"net.0.bias", "net.2.bias"}
 
 
+@pytest.mark.parametrize("mode", ["layer", "range"])
+def test_activations_and_errors(mode):
+    module = Classifier()
+    callback = precision(activations=mode, quantize_errors=True)
+    witness = Witness(module, callback)
+    fit(module, callback, val_check_interval=2)
+    witness.check("sanity_check", "train", "validate")
+    assert callback.controller.activation_precisions
+
+    plain = Classifier()
+    optimizer = sgd(plain)
+    controller = adapt.attach(optimizer, plain, RESTLESS, activations=mode, quantize_errors=True)
+    plain.train()
+    for _ in range(3):
+        for inputs, targets in loader():
+            optimizer.zero_grad()
+            loss = F.cross_entropy(plain(inputs), targets)
+            loss.backward()
+            controller.observe(loss)
+            optimizer.step()
+    assert_same_run(callback.controller, controller)
+
+
 def test_data_modules_and_uneven_last_batches():
     class Data(lightning.LightningDataModule):
         def train_dataloader(self):

@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import (
     StochasticWeightAveraging,
     WeightAveraging,
 )
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.tuner import Tuner
 from torch import nn
 
@@ -185,11 +185,11 @@ class TestWeightAveraging:
 
 
 class TestRefusals:
-    @pytest.mark.parametrize("kind", [FSDPStrategy, DeepSpeedStrategy])
+    @pytest.mark.parametrize("kind", [FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy])
     def test_strategies_that_shard(self, kind):
         run, callback = trainer(), precision()
         run.strategy.__class__ = kind
-        with pytest.raises(NotImplementedError, match=f'{kind.__name__} shards .* use strategy="ddp"'):
+        with pytest.raises(NotImplementedError, match=f'{kind.__name__} shards .* use strategy="ddp'):
             callback.setup(run, Classifier(), "fit")
 
     def test_lbfgs(self):
