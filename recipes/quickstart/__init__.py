@@ -1,0 +1,1 @@
+"""See `recipes.quickstart.__main__`."""

@@ -1,0 +1,155 @@
+"""AdaPT in two minutes: a small network learns real handwritten digits in float32 and at adaptive precision.
+
+    python -m recipes.quickstart
+
+Each is trained twice: by a plain PyTorch loop, in which the optimizer is swapped, and by a Lightning trainer, which
+gets one callback more. Both ways give the same weights. Shows a progress bar and, at the end, a table; writes pictures
+of the word lengths over time and TensorBoard logs under runs/quickstart.
+"""
+
+import argparse
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
+from torch.optim.lr_scheduler import OneCycleLR
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+import adapt
+from adapt.lightning import AdaptivePrecision
+from adapt.report import save_pictures
+from adapt.tensorboard import Timeline
+from recipes.common.batches import Batches
+from recipes.common.data import digits
+from recipes.common.models import small_cnn
+from recipes.common.results import costs, table
+from recipes.common.training import evaluate
+
+BATCH_SIZE = 32
+LEARNING_RATE = {"float32": 0.05, "adapt": 0.01}
+"""Peaks. AdaPT's gradients have norm 1 in every layer: there the rate says how far a step goes, whatever the loss."""
+
+
+class Classifier(lightning.LightningModule):
+    """A classifier as anyone would write it: nothing in it knows of precision."""
+
+    def __init__(self, method: str, steps: int, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.model = small_cnn()
+        self.options = {"lr": LEARNING_RATE[method], "momentum": 0.9, "nesterov": True}
+        self.steps = steps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
+        x, labels = batch
+        return F.cross_entropy(self(x), labels)
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], index: int) -> None:
+        x, labels = batch
+        self.log("accuracy", (self(x).argmax(1) == labels).float().mean(), prog_bar=True)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.SGD(self.parameters(), **self.options)
+        schedule = OneCycleLR(optimizer, self.options["lr"], total_steps=self.steps, cycle_momentum=False)
+        return [optimizer], [{"scheduler": schedule, "interval": "step"}]
+
+
+def plain(method: str, model: Classifier, training: Batches, test: Batches, epochs: int, folder: Path) -> Any:
+    """Train by a loop of one's own; the trace under AdaPT."""
+    if method == "adapt":
+        optimizer: Any = adapt.ASGD(model, **model.options)  # for torch.optim.SGD(model.parameters(), …)
+    else:
+        optimizer = torch.optim.SGD(model.parameters(), **model.options)
+    schedule = OneCycleLR(optimizer, model.options["lr"], total_steps=model.steps, cycle_momentum=False)
+    with tqdm(total=model.steps, desc=f"{method}, plain", unit="step") as bar:
+        for epoch in range(epochs):
+            training.set_epoch(epoch)
+            for x, labels in training:
+                optimizer.zero_grad()
+                loss = F.cross_entropy(model(x), labels)
+                loss.backward()
+                if method == "adapt":
+                    optimizer.controller.observe(loss)  # so that the strategy can follow it
+                optimizer.step()
+                schedule.step()
+                bar.update()
+        bar.set_postfix(accuracy=f"{evaluate(model, test)[1]:.3f}")
+    if method != "adapt":
+        return None
+    trace = optimizer.controller.trace
+    optimizer.controller.detach()
+    folder.mkdir(parents=True, exist_ok=True)
+    trace.save(folder / "trace.npz")
+    with SummaryWriter(folder) as writer:
+        Timeline(writer).write(trace)
+    return trace
+
+
+def in_lightning(method: str, model: Classifier, training: Batches, test: Batches, epochs: int, folder: Path) -> Any:
+    """Train by a Lightning trainer; the trace under AdaPT. The callback logs by itself."""
+    precision = AdaptivePrecision(adapt.AdaPT())
+    trainer = lightning.Trainer(
+        max_epochs=epochs,
+        callbacks=[precision] if method == "adapt" else [],
+        accelerator="cpu",
+        logger=TensorBoardLogger(folder.parent, name=folder.name, version=""),
+        log_every_n_steps=10,
+        check_val_every_n_epoch=10,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(model, training, test)
+    return precision.trace if method == "adapt" else None
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Train four times and show what came out."""
+    parser = argparse.ArgumentParser(
+        prog="python -m recipes.quickstart", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("runs/quickstart"), help="folder of logs and pictures")
+    options = parser.parse_args(arguments)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    torch.set_num_threads(1)  # in so small a network several threads only wait for each other
+    pictures, test_pictures = digits()
+    statistics = pictures.statistics()
+    training = Batches(pictures, BATCH_SIZE, *statistics, shuffle=True, seed=options.seed)
+    test = Batches(test_pictures, len(test_pictures), *statistics)
+
+    rows, traces = [], {}
+    for method in ("float32", "adapt"):
+        for way in (plain, in_lightning):
+            name = f"{method}-{way.__name__.removeprefix('in_')}"
+            model = Classifier(method, options.epochs * len(training), options.seed)
+            start = time.perf_counter()
+            trace = way(method, model, training, test, options.epochs, options.out / name)
+            seconds = time.perf_counter() - start
+            figures = costs(model, pictures.shape, trace, BATCH_SIZE)
+            rows.append({"run": name, "accuracy": evaluate(model, test)[1], "seconds": seconds, **figures})
+            if trace is not None:
+                traces[name] = trace
+
+    first, second = traces.values()
+    same = np.array_equal(first.word_length, second.word_length)
+    pictures_of_trace = save_pictures(first, options.out)
+    print(f"\n{table(rows)}\n")
+    print(f"Word lengths of the two AdaPT runs: {'the same in every step' if same else 'different'}.")
+    print(f"Pictures: {', '.join(map(str, pictures_of_trace))}")
+    print(f"Curves: tensorboard --logdir {options.out}    Layers: adapt report {options.out / next(iter(traces))}")
+
+
+if __name__ == "__main__":
+    main()
