@@ -216,9 +216,8 @@ def fitting(values: Tensor, word_length: int) -> Precision:
     largest = float(values.abs().max()) if values.numel() else 0.0
     if not 0 < largest < math.inf:
         return Precision(word_length, word_length - 1)
-    coarse = word_length - 1 - math.frexp(largest)[1]
-    fine = min(max(coarse + 1, LOWEST_FRACTION), HIGHEST_FRACTION)
-    precision = Precision(word_length, fine)
-    if largest <= precision.maximum + precision.step / 2:
+    finest = min(max(word_length - 1 - math.frexp(largest)[1], LOWEST_FRACTION), HIGHEST_FRACTION)
+    precision = Precision(word_length, finest)
+    if largest <= precision.maximum + precision.step / 2 or finest == LOWEST_FRACTION:
         return precision
-    return Precision(word_length, min(max(coarse, LOWEST_FRACTION), HIGHEST_FRACTION))
+    return Precision(word_length, finest - 1)

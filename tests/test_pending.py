@@ -1,0 +1,65 @@
+import numpy as np
+import pytest
+import torch
+
+from adapt.pending import Pending
+
+CPU = torch.device("cpu")
+
+
+def fill(row, step):
+    row.squared.copy_(torch.tensor([1.0, 2.0]) + step)
+    row.statistics.copy_(torch.tensor([[10.0, 20.0, 30.0], [11.0, 21.0, 31.0]]) + step)
+    row.nonzeros.copy_(torch.tensor([100.0, 200.0]) + step)
+    row.loss.fill_(0.5 + step)
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_what_goes_in_comes_out(steps):
+    pending = Pending(2, 3, CPU)
+    for step in range(steps):
+        assert len(pending) == step
+        fill(pending.add(), step)
+    assert pending.full is (steps == 3)
+    figures = pending.take()
+    added = np.arange(steps)[:, None]
+    np.testing.assert_array_equal(figures.squared, added + np.array([1.0, 2.0]))
+    np.testing.assert_array_equal(figures.squared_sums, added + np.array([10.0, 11.0]))
+    np.testing.assert_array_equal(figures.l1_norms, added + np.array([20.0, 21.0]))
+    np.testing.assert_array_equal(figures.squared_weights, added + np.array([30.0, 31.0]))
+    np.testing.assert_array_equal(figures.nonzeros, added + np.array([100.0, 200.0]))
+    np.testing.assert_array_equal(figures.losses, added[:, 0] + 0.5)
+    assert all(array.dtype == np.float64 for array in figures)
+
+
+def test_taking_empties_it_and_what_is_not_written_is_nan():
+    pending = Pending(2, 3, CPU)
+    for _ in range(2):
+        for step in range(3):
+            fill(pending.add(), step)
+        pending.take()
+    assert len(pending) == 0
+    assert not pending.full
+    row = pending.add()
+    row.squared[0] = 4.0
+    figures = pending.take()
+    assert figures.squared.tolist()[0][0] == 4.0
+    assert np.isnan(figures.squared[0, 1])
+    assert np.isnan(figures.losses).all()
+
+
+def test_what_was_taken_does_not_change():
+    pending = Pending(2, 3, CPU)
+    fill(pending.add(), 0)
+    figures = pending.take()
+    fill(pending.add(), 7)
+    assert figures.squared.tolist() == [[1.0, 2.0]]
+
+
+def test_rows_share_no_memory():
+    pending = Pending(2, 2, CPU)
+    first, second = pending.add(), pending.add()
+    fill(first, 0)
+    fill(second, 5)
+    assert first.squared.tolist() == [1.0, 2.0]
+    assert second.statistics.is_contiguous()
