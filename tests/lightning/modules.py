@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import adapt
+from adapt.layering import plain_name
 from adapt.lightning import AdaptivePrecision
 from tests.training import is_on_grid
 
@@ -194,7 +195,7 @@ class Witness:
             self.judge(part.weight, stage is not None and stage.value == "train")
 
     def judge(self, weight, training):
-        name = next(name for name, p in self.module.named_parameters() if p is weight)
+        name = plain_name(next(name for name, p in self.module.named_parameters() if p is weight))
         owners = [controller for controller in self.callback.controllers if name in controller.masters]
         if not owners:
             self.problems.append(f"{name} without a master")

@@ -28,6 +28,7 @@ from tests.lightning.modules import (
     trainer,
     weights,
 )
+from tests.training import is_on_grid
 
 EVERY_STAGE = ("sanity_check", "train", "validate", "test")
 
@@ -400,6 +401,34 @@ def test_options_reach_the_controller():
     assert (callback.trace.step % 2 == 0).all()
     assert callback.controller.state_dict()["stochastic"] is False
     assert callback.controller.state_dict()["followers"].keys() == {"net.0.bias", "net.2.bias"}
+
+
+@pytest.mark.parametrize("part", ["the whole", "a part"])
+def test_compiled_modules(part):
+    class Looks(Classifier):
+        def training_step(self, batch, index):
+            # Without self.log(), which does not compile.
+            return F.cross_entropy(self(batch[0]), batch[1])
+
+        validation_step = training_step
+
+        def on_validation_batch_end(self, *args):
+            for name, master in callback.controller.masters.items():
+                expected = adapt.quantize(master, callback.controller.precisions[name])
+                assert any(torch.equal(p, expected) for p in self.parameters())
+
+        def on_train_batch_start(self, batch, index):
+            # Compiled code calls no hooks, so what the parameters hold now is what its forward pass will see.
+            forms = callback.controller.precisions.values()
+            matrices = [p for p in self.parameters() if p.ndim > 1]
+            assert all(is_on_grid(p, form) for p, form in zip(matrices, forms, strict=True))
+
+    module, callback = Looks(), precision()
+    if part == "a part":
+        module.net = torch.compile(module.net, backend="eager")
+    fit(torch.compile(module, backend="eager") if part == "the whole" else module, callback, val_check_interval=2)
+    reference, _ = fit(Classifier(), val_check_interval=2)
+    assert_same_run(callback.controller, reference.controller)
 
 
 @pytest.mark.parametrize("mode", ["layer", "range"])
