@@ -1,0 +1,35 @@
+import numpy as np
+import torch
+
+from adapt.precision import Precision
+from adapt.switching.fixed import FOREVER, Fixed
+from adapt.switching.policy import Observation
+
+PRECISION = Precision(6, 4)
+
+
+def test_every_layer_is_in_the_one_format_for_ever():
+    policy = Fixed(PRECISION)
+    state = policy.start([torch.zeros(2), torch.ones(3)])
+    assert state.formats == (PRECISION, PRECISION)
+    assert policy.patience(state) == FOREVER
+    observation = Observation(
+        loss=None,
+        norms=np.ones(2),
+        norms_of_sums=np.zeros(2),
+        seen=np.array([True, False]),
+        sound=np.array([True, True]),
+        weights=[torch.zeros(2), torch.ones(3)],
+    )
+    assert policy.advance(state, observation) is state
+
+
+def test_it_needs_neither_sums_nor_gradients_nor_the_loss():
+    policy = Fixed(PRECISION)
+    assert not any([policy.sums_gradients, policy.keeps_gradients, policy.uses_loss])
+    assert not any([policy.normalize_gradients, policy.quantize_gradients])
+
+
+def test_there_is_no_window_to_tell_about():
+    policy = Fixed(PRECISION)
+    assert policy.record(policy.start([torch.zeros(2)] * 3)) == {}
