@@ -14,7 +14,7 @@ from adapt.precision import Precision
 from adapt.switching.diversity import diversity
 from adapt.switching.policy import Observation, State, check_flags
 from adapt.switching.pushdown import lowest_precision
-from adapt.switching.pushup import push_up, push_up_by_diversity
+from adapt.switching.pushup import checked_strategy, push_up, push_up_by_diversity
 from adapt.switching.tempo import next_lookback, next_resolution, next_strategy
 
 EIGHT_BITS = Precision(8, 4)
@@ -42,6 +42,12 @@ class AdaPTState(State):
     divergence: NDArray[np.float64]
     strategy: str
     losses: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        # A state may come out of a file.
+        checked_strategy(self.strategy)
+        if None in self.formats:
+            raise ValueError("formats must be fixed point for every layer: AdaPT never leaves it for float32")
 
 
 @dataclass(frozen=True)

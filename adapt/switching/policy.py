@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, get_args, get_type_hints
 
 import numpy as np
 import torch
@@ -169,8 +169,9 @@ def unpack(packed: Mapping[str, Any], fresh: S, layers: int) -> S:
                 raise ValueError(f"the policy's {name!r} should be numbers, but holds NaN")
             changes[name] = array.copy()
         elif isinstance(model, tuple):
-            if not isinstance(value, list):
-                raise ValueError(f"the policy's {name!r} should be a list, got {value!r:.80}")
+            kind = get_args(get_type_hints(type(fresh))[name])[0]
+            if not isinstance(value, list) or not all(type(item) is kind for item in value):
+                raise ValueError(f"the policy's {name!r} should be a list of {kind.__name__}, got {value!r:.80}")
             changes[name] = tuple(value)
         else:
             if type(value) is not type(model):
