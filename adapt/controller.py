@@ -357,7 +357,8 @@ class Controller:
         masters, policy = self._layers, self._policy
         gradients = masters.gradients()
         active = np.array([gradient is not None for gradient in gradients])
-        squared, statistics, nonzeros, loss = self._decisions.add(active, bool(self._micro_losses))
+        loss_shown = bool(self._micro_losses)
+        squared, statistics, nonzeros, loss = self._decisions.row
         nonzeros.copy_(masters.nonzeros)
         self._note_loss(loss)
         masters.square(gradients, squared, quantize=policy.quantize_gradients, step=self.step)
@@ -374,6 +375,7 @@ class Controller:
         if self._followers is not None:
             self._followers.restore_only()
         self.step += 1
+        self._decisions.add(self.step, active, loss_shown)
         self._updating = True
         if self._decisions.due:
             self._settle()
@@ -430,9 +432,7 @@ class Controller:
     def _settle(self) -> None:
         """Let the policy see the steps that wait, and act on what it decides."""
         before = self._decisions.formats
-        ended = self._decisions.settle(
-            self.step, Whole(self._layers.weights), self._layers.windows, self._l1_of_layers, self._l2
-        )
+        ended = self._decisions.settle(Whole(self._layers.weights), self._layers.windows, self._l1_of_layers, self._l2)
         self._layers.clear(ended)
         if ended or before != self._decisions.formats:
             changed = [i for i, f in enumerate(self._decisions.formats) if f != before[i]]

@@ -41,7 +41,7 @@ class Decisions:
         self.state, self.trace = state, trace
         self.skipped = np.zeros(len(trace.layers), np.int64)
         self._pending = Pending(len(trace.layers), 0, self._device)
-        self._hosts: list[tuple[NDArray[np.bool_], bool]] = []
+        self._hosts: list[tuple[int, NDArray[np.bool_], bool]] = []
         self._open_row: tuple[int, dict[str, NDArray[Any]]] | None = None
         self._closed_rows: list[tuple[int, dict[str, NDArray[Any]]]] = []
         self._wait()
@@ -66,28 +66,32 @@ class Decisions:
         """Whether the newest step may be one in which a layer switches, so that it cannot wait."""
         return len(self._pending) > self._patience or self._pending.full or self.policy.keeps_gradients
 
-    def add(self, active: NDArray[np.bool_], loss_shown: bool) -> Row:
-        """Open the row of the next step, for the caller to fill on the device.
+    @property
+    def row(self) -> Row:
+        """Where the figures of the next step go, on the device. They count with `add`."""
+        return self._pending.row
+
+    def add(self, step: int, active: NDArray[np.bool_], loss_shown: bool) -> None:
+        """Take the row that was filled in as the next step.
 
         Args:
+            step: the step's number, above all before it.
             active: which layers have a gradient, bool [layers].
-            loss_shown: whether the loss will be filled in.
+            loss_shown: whether the loss was filled in.
         """
-        self._hosts.append((active, loss_shown))
-        return self._pending.add()
+        self._hosts.append((step, active, loss_shown))
+        self._pending.add()
 
     def settle(
         self,
-        step: int,
         weights: Sequence[Tensor],
         windows: Sequence[list[Tensor]],
         l1: NDArray[np.float64],
         l2: float,
     ) -> list[int]:
-        """Show the policy all steps up to `step`, the newest in the buffer, and answer whose window ended.
+        """Show the policy all steps that wait, and answer whose window ended.
 
         Args:
-            step: number of the newest step.
             weights: the master weights.
             windows: the gradients of each layer's window, the newest included.
             l1: α of each layer.
@@ -98,12 +102,12 @@ class Decisions:
         figures = self._pending.take()
         hosts, self._hosts = self._hosts, []
         ended: list[int] = []
-        active, words = np.array([active for active, _ in hosts]), self.word_lengths
+        active, words = np.array([active for _, active, _ in hosts]), self.word_lengths
         norms, norms_of_sums = np.sqrt(figures.squared), np.sqrt(figures.squared_sums)
         seen, sound = active & np.isfinite(figures.squared), np.isfinite(figures.squared_weights)
         nonzero = figures.nonzeros / np.maximum(self.trace.numel, 1)
         healthy = np.all((seen == active) & sound & ((figures.nonzeros > 0) | (self.trace.numel == 0)), axis=1).tolist()
-        for i, (_, loss_shown) in enumerate(hosts):
+        for i, (step, _, loss_shown) in enumerate(hosts):
             # The forward pass of this step saw what the step before left.
             self.close_row(figures.nonzeros[i])
             if not healthy[i]:
@@ -128,7 +132,7 @@ class Decisions:
             if self.formats is not before.formats:
                 words = self.word_lengths
             ended = np.flatnonzero(seen[i] & (self.state.gradients == 0)).tolist()
-            self._open_row = (step - len(hosts) + 1 + i, self.policy.record(self.state))
+            self._open_row = (step, self.policy.record(self.state))
         self._wait()
         return ended
 

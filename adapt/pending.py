@@ -59,10 +59,14 @@ class Pending:
         """Whether there is no room for another step."""
         return self._rows == self.capacity
 
-    def add(self) -> Row:
-        """Open the next step's row. Squared norms in it are NaN until they are written."""
+    @property
+    def row(self) -> Row:
+        """Where the next step's figures go. It is NaN until something is written."""
+        return self._views[self._rows]
+
+    def add(self) -> None:
+        """Count the row as written: a step that failed before that leaves nothing behind."""
         self._rows += 1
-        return self._views[self._rows - 1]
 
     def take(self) -> Figures:
         """Bring all rows to the host in one transfer and forget them."""

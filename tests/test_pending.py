@@ -7,11 +7,13 @@ from adapt.pending import Pending
 CPU = torch.device("cpu")
 
 
-def fill(row, step):
+def fill(pending, step):
+    row = pending.row
     row.squared.copy_(torch.tensor([1.0, 2.0]) + step)
     row.statistics.copy_(torch.tensor([[10.0, 20.0, 30.0], [11.0, 21.0, 31.0]]) + step)
     row.nonzeros.copy_(torch.tensor([100.0, 200.0]) + step)
     row.loss.fill_(0.5 + step)
+    pending.add()
 
 
 @pytest.mark.parametrize("steps", [1, 3])
@@ -19,7 +21,7 @@ def test_what_goes_in_comes_out(steps):
     pending = Pending(2, 3, CPU)
     for step in range(steps):
         assert len(pending) == step
-        fill(pending.add(), step)
+        fill(pending, step)
     assert pending.full is (steps == 3)
     figures = pending.take()
     added = np.arange(steps)[:, None]
@@ -36,12 +38,12 @@ def test_taking_empties_it_and_what_is_not_written_is_nan():
     pending = Pending(2, 3, CPU)
     for _ in range(2):
         for step in range(3):
-            fill(pending.add(), step)
+            fill(pending, step)
         pending.take()
     assert len(pending) == 0
     assert not pending.full
-    row = pending.add()
-    row.squared[0] = 4.0
+    pending.row.squared[0] = 4.0
+    pending.add()
     figures = pending.take()
     assert figures.squared.tolist()[0][0] == 4.0
     assert np.isnan(figures.squared[0, 1])
@@ -50,16 +52,24 @@ def test_taking_empties_it_and_what_is_not_written_is_nan():
 
 def test_what_was_taken_does_not_change():
     pending = Pending(2, 3, CPU)
-    fill(pending.add(), 0)
+    fill(pending, 0)
     figures = pending.take()
-    fill(pending.add(), 7)
+    fill(pending, 7)
     assert figures.squared.tolist() == [[1.0, 2.0]]
 
 
 def test_rows_share_no_memory():
     pending = Pending(2, 2, CPU)
-    first, second = pending.add(), pending.add()
-    fill(first, 0)
-    fill(second, 5)
+    first = pending.row
+    fill(pending, 0)
+    assert pending.row.statistics.is_contiguous()
+    fill(pending, 5)
     assert first.squared.tolist() == [1.0, 2.0]
-    assert second.statistics.is_contiguous()
+
+
+def test_a_row_that_was_not_added_is_written_anew():
+    pending = Pending(2, 1, CPU)
+    pending.row.squared.fill_(9.0)
+    assert len(pending) == 0
+    fill(pending, 0)
+    assert pending.take().squared.tolist() == [[1.0, 2.0]]

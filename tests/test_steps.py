@@ -1,10 +1,12 @@
 """Steps that are not simple: optimizers that call others, closures that fail or are called twice, interruptions."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import adapt
+from adapt.masters import Masters
 from tests.training import RESTLESS, assembled, copies, is_on_grid, loss_of, net, train
 
 
@@ -113,6 +115,28 @@ def test_training_goes_on_after_an_interrupted_step(with_closure):
             step(number)
             assert not any(torch.equal(master, masters[name]) for name, master in controller.masters.items())
     assert controller.trace.step.tolist() == list(range(1, 9))
+
+
+def test_a_step_that_fails_before_its_update_leaves_no_row(monkeypatch):
+    model, optimizer, controller = assembled(policy=adapt.AdaPT(lookback=(4, 4)))
+    train(model, optimizer, 3, controller=controller)
+    before, masters = copies(model.named_parameters()), copies(controller.masters)
+
+    def fail(*args, **kwargs):
+        raise MemoryError
+
+    for _ in range(5):
+        loss_of(model, 3).backward()
+        controller.observe(1.0)
+        with monkeypatch.context() as patch:
+            patch.setattr(Masters, "restore", fail)
+            with pytest.raises(MemoryError):
+                optimizer.step()
+        assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+    assert all(torch.equal(master, masters[name]) for name, master in controller.masters.items())
+    train(model, optimizer, 9, 3, controller)
+    assert controller.trace.step.tolist() == list(range(1, 13))
+    assert set(np.flatnonzero(controller.trace.switches().any(axis=1))) <= {3, 7, 11}
 
 
 def test_a_closure_that_fails_leaves_everything_as_it_was():
