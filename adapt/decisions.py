@@ -11,6 +11,7 @@ from torch import Tensor
 
 from adapt import penalties
 from adapt.pending import Figures, Pending, Row
+from adapt.sharding import Whole
 from adapt.switching.policy import Format, Observation, Policy, State
 from adapt.trace import Trace
 
@@ -126,7 +127,7 @@ class Decisions:
                 seen=seen[i],
                 sound=sound[i],
                 weights=weights,
-                windows=windows,
+                windows=Whole(windows),
             )
             before, self.state = self.state, self.policy.advance(self.state, observation)
             if self.formats is not before.formats:
