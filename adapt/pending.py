@@ -49,6 +49,8 @@ class Pending:
         self._buffer = torch.full((capacity, 5 * n + 1), math.nan, dtype=torch.float64, device=device)
         # Views cost microseconds each: made once, not at every step.
         self._views = [Row(row[:n], row[n : 4 * n].view(n, 3), row[4 * n : 5 * n], row[5 * n]) for row in self._buffer]
+        # On the CPU the buffer is read and cleared where it is, at a tenth of what tensor operations take.
+        self._host = self._buffer.numpy() if device.type == "cpu" else None
         self._rows = 0
 
     def __len__(self) -> int:
@@ -70,8 +72,12 @@ class Pending:
 
     def take(self) -> Figures:
         """Bring all rows to the host in one transfer and forget them."""
-        rows = self._buffer[: self._rows].cpu().numpy().copy()
-        self._buffer[: self._rows] = math.nan
+        if self._host is None:
+            rows = self._buffer[: self._rows].cpu().numpy()
+            self._buffer[: self._rows] = math.nan
+        else:
+            rows = self._host[: self._rows].copy()
+            self._host[: self._rows] = math.nan
         self._rows = 0
         n = self._layers
         statistics = rows[:, n : 4 * n].reshape(-1, n, 3)
