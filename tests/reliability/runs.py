@@ -76,18 +76,21 @@ class Run:
         self.position = state["position"]
 
     def digest(self):
-        """One number for weights, masters, momentum, formats and trace, to the last bit."""
-        summary = hashlib.sha256()
-        for name, tensor in (*self.model.named_parameters(), *self.controller.masters.items()):
-            summary.update(name.encode() + tensor.detach().numpy().tobytes())
-        for state in self.optimizer.state.values():
-            summary.update(state["momentum_buffer"].numpy().tobytes())
-        summary.update(repr((self.controller.step, self.controller.precisions, self.controller.skipped)).encode())
-        for name, value in self.controller.trace.state_dict().items():
-            summary.update(
-                name.encode() + (repr(value).encode() if not torch.is_tensor(value) else value.numpy().tobytes())
-            )
-        return summary.hexdigest()
+        """One number for the run."""
+        return summed(self.controller, self.model)
+
+
+def summed(controller, model):
+    """One number for weights, masters, momentum, formats and trace, to the last bit."""
+    summary = hashlib.sha256()
+    for name, tensor in (*model.named_parameters(), *controller.masters.items()):
+        summary.update(name.encode() + tensor.detach().numpy().tobytes())
+    for state in controller.optimizer.state.values():
+        summary.update(state["momentum_buffer"].numpy().tobytes())
+    summary.update(repr((controller.step, controller.precisions, controller.skipped)).encode())
+    for name, value in controller.trace.state_dict().items():
+        summary.update(name.encode() + (value.numpy().tobytes() if torch.is_tensor(value) else repr(value).encode()))
+    return summary.hexdigest()
 
 
 def examples():

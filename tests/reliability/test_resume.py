@@ -93,27 +93,23 @@ def test_going_back_in_the_same_process():
     assert digests[0] == digests[1]
 
 
-def started(folder, setting, micro_batches):
+def started(folder, module, *arguments):
     return subprocess.Popen(
-        [sys.executable, "-m", "tests.reliability.runs", folder, setting, str(micro_batches)],
+        [sys.executable, "-m", f"tests.reliability.{module}", folder, *map(str, arguments)],
         cwd=ROOT,
         # Numba takes longer to import than these steps take; the back ends give the same bits.
         env={**os.environ, "ADAPT_BACKEND": "torch", "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
     )
 
 
-def finish(process):
-    _, errors = process.communicate(timeout=250)
-    assert process.returncode == 0, errors.decode()[-2000:]
-
-
-def survives_kills(folder, setting, kills, micro_batches, seed, longest):
-    """Kill the run `kills` times at random moments, let it finish, and answer its digest."""
-    moments, killed = random.Random(seed), 0
-    while killed < kills:
+def digest_of(folder, module, *arguments, kills=0, longest=0.0, seed=0):
+    """Kill the run so often at random moments, let it finish, and answer its digest."""
+    moments = random.Random(seed)
+    for _ in range(kills):
         (folder / "started").unlink(missing_ok=True)
-        process = started(folder, setting, micro_batches)
+        process = started(folder, module, *arguments)
         while not (folder / "started").exists():
             assert process.poll() is None, process.stderr.read().decode()[-2000:]
             time.sleep(0.002)
@@ -121,8 +117,9 @@ def survives_kills(folder, setting, kills, micro_batches, seed, longest):
         assert process.poll() is None, "the run ended before it was killed: give it more steps"
         process.send_signal(signal.SIGKILL)
         process.communicate()
-        killed += 1
-    finish(started(folder, setting, micro_batches))
+    process = started(folder, module, *arguments)
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors.decode()[-2000:]
     return (folder / "digest").read_text()
 
 
@@ -135,7 +132,8 @@ def expected_digest(setting, micro_batches, monkeypatch):
 
 
 def test_a_run_that_is_killed_three_times_ends_as_if_it_had_not_been(tmp_path, monkeypatch):
-    assert survives_kills(tmp_path, "paper", 3, 200, seed=1, longest=0.3) == expected_digest("paper", 200, monkeypatch)
+    expected = expected_digest("paper", 200, monkeypatch)
+    assert digest_of(tmp_path, "runs", "paper", 200, kills=3, longest=0.3) == expected
 
 
 @pytest.mark.long
@@ -143,7 +141,18 @@ def test_a_run_that_is_killed_three_times_ends_as_if_it_had_not_been(tmp_path, m
 @pytest.mark.parametrize("setting", ["paper", "algorithm 4"])
 def test_a_run_that_is_killed_twenty_times_ends_as_if_it_had_not_been(tmp_path, monkeypatch, setting):
     expected = expected_digest(setting, 3000, monkeypatch)
-    assert survives_kills(tmp_path, setting, 20, 3000, seed=2, longest=1.5) == expected
+    assert digest_of(tmp_path, "runs", setting, 3000, kills=20, longest=1.5) == expected
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1200)
+def test_a_lightning_run_that_is_killed_five_times_ends_as_if_it_had_not_been(tmp_path):
+    pytest.importorskip("lightning")
+    folders = tmp_path / "whole", tmp_path / "killed"
+    for folder in folders:
+        folder.mkdir()
+    expected = digest_of(folders[0], "lightning_runs", 300)
+    assert digest_of(folders[1], "lightning_runs", 300, kills=5, longest=1.0) == expected
 
 
 def test_a_kill_while_writing_leaves_the_previous_checkpoint(tmp_path):
