@@ -30,8 +30,8 @@ class Sizes:
     elements: int = 4_000_000
     batch: int = 128
     rounds: int = 200
-    windows: int = 8
-    peer_rounds: int = 20
+    windows: int = 6
+    peer_rounds: int = 10
 
 
 @dataclass(frozen=True)

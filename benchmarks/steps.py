@@ -1,18 +1,21 @@
 """Training steps at adaptive precision against float32 steps."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
 import adapt
 from benchmarks import peers
 from benchmarks.bench import LOOKBACK, Bench, runnable
-from benchmarks.networks import MLP, Training, adaptive, plain
-from benchmarks.table import Row
-from benchmarks.timing import interleave, ratio, repeated
+from benchmarks.networks import MLP, Network, Training, adaptive, plain
+from benchmarks.peers import Batches
+from benchmarks.table import Measured, Row
+from benchmarks.timing import Ratio, calls_for, interleave, ratio, repeated
 
-STEPS_PER_ROUND = 5
-
+SHORT = 5
+"""Steps between two changes of the variant. A network whose 25 steps fit into QUICK seconds takes all of them: what a
+change costs, because each variant finds the other's tensors in the cache, would otherwise count as the variant's."""
+QUICK = 1.0
 TARGETS = {"resnet20": (1.03, 1.10), "alexnet": (1.03, 1.10), "mlp": (1.10, 1.10)}
 """Of a step with weights quantised, and with activations and errors too."""
 
@@ -20,58 +23,68 @@ TARGETS = {"resnet20": (1.03, 1.10), "alexnet": (1.03, 1.10), "mlp": (1.10, 1.10
 def steps(bench: Bench) -> Iterator[Row]:
     """A training step with weights only, and with activations and errors, at AdaPT's precision / a float32 step."""
     for network in bench.sizes.networks:
-        target = TARGETS.get(network.name, (None, None))
         batches = network.batches(bench.sizes.batch, bench.device)
         own = {
             "float32": plain(network, batches),
-            "AdaPT": adaptive(network, batches),
-            "AdaPT, activations": adaptive(network, batches, activations="layer", quantize_errors=True),
+            "weights": adaptive(network, batches),
+            "activations": adaptive(network, batches, activations="layer", quantize_errors=True),
         }
-        for training in own.values():
-            repeated(training, LOOKBACK + STEPS_PER_ROUND)()
-        seen = {name: training.controller.step for name, training in own.items() if training.controller is not None}
-        calls = {name: repeated(training, STEPS_PER_ROUND) for name, training in own.items()}
-        window = LOOKBACK // STEPS_PER_ROUND
-        times = interleave(calls, rounds=bench.sizes.windows * window, clock=bench.clock)
-
-        others: dict[str, Training | str] = {
-            "float32": own["float32"],
-            "QPyTorch": peers.qpytorch(network, batches, activations=False),
-            "QPyTorch, activations": peers.qpytorch(network, batches, activations=True),
-            "brevitas W8A8": peers.brevitas(network, batches),
-        }
-        variants, missing = runnable(others)
-        for training in variants.values():
-            repeated(training, 2)()
-        peer_times = interleave(variants, rounds=bench.sizes.peer_rounds, clock=bench.clock)
-        found = {name: ratio(peer_times, name, "float32") for name in variants if name != "float32"} | missing
-        what = (
-            "step / float32 step with `SGD(fused=True)`, channels-last" if network is not MLP else "step / float32 step"
-        )
-        milliseconds = 1e3 * float(np.median(times["float32"])) / STEPS_PER_ROUND
-        for name, limit, compared in (
-            ("AdaPT", target[0], {"QPyTorch": found["QPyTorch"]}),
-            (
-                "AdaPT, activations",
-                target[1],
-                {"QPyTorch": found["QPyTorch, activations"], "brevitas W8A8": found["brevitas W8A8"]},
-            ),
+        milliseconds, ratios, switches = _windows(own, bench)
+        others = _peers(network, own["float32"], batches, bench)
+        baseline = "float32 step" if network is MLP else "float32 step with `SGD(fused=True)`, channels-last"
+        limits = TARGETS.get(network.name, (None, None))
+        for key, what, limit, names in (
+            ("weights", "weights-only", limits[0], ("QPyTorch",)),
+            ("activations", "weights, activations and errors", limits[1], ("QPyTorch, all", "brevitas W8A8")),
         ):
-            controller = own[name].controller
-            assert controller is not None
             yield Row(
-                f"{'activations' if name != 'AdaPT' else 'weights'}-{network.name}",
-                f"{network.name}: {'weights, activations and errors' if name != 'AdaPT' else 'weights-only'}, {what}",
-                ratio(times, name, "float32", window=window),
+                f"{key}-{network.name}",
+                f"{network.name}: {what}, AdaPT step / {baseline}",
+                ratios[key],
                 target=limit,
-                peers=compared,
+                peers={name.removesuffix(", all"): others[name] for name in names},
                 note=f"float32 step {milliseconds:.1f} ms, batch {bench.sizes.batch}; "
-                f"{_switches(controller, seen[name]):.2f} switches of a layer in {LOOKBACK} steps",
+                f"{switches[key]:.2f} switches of a layer in {LOOKBACK} steps",
             )
 
 
-def _switches(controller: adapt.Controller, first: int) -> float:
+def _windows(own: Mapping[str, Training], bench: Bench) -> tuple[float, dict[str, Ratio], dict[str, float]]:
+    """Milliseconds of a float32 step, the ratios to it, and the switches of a layer in 25 of the timed steps."""
+    for training in own.values():
+        repeated(training, LOOKBACK + SHORT)()
+    adapting = {name: training for name, training in own.items() if training.controller is not None}
+    first = {name: training.controller.step for name, training in adapting.items()}  # type: ignore[union-attr]
+    quick = calls_for(own["float32"], seconds=QUICK, clock=bench.clock) >= LOOKBACK
+    in_round = LOOKBACK if quick else SHORT
+    rounds = bench.sizes.windows * (4 if quick else LOOKBACK // SHORT)
+    calls = {name: repeated(training, in_round) for name, training in own.items()}
+    times = interleave(calls, rounds=rounds, clock=bench.clock)
+    return (
+        1e3 * float(np.median(times["float32"])) / in_round,
+        {name: ratio(times, name, "float32", window=LOOKBACK // in_round) for name in adapting},
+        {name: _switches(training.controller, first[name]) for name, training in adapting.items()},
+    )
+
+
+def _peers(network: Network, baseline: Training, batches: Batches, bench: Bench) -> dict[str, Measured]:
+    """How long steps of other software take / float32 steps."""
+    variants, missing = runnable(
+        {
+            "float32": baseline,
+            "QPyTorch": peers.qpytorch(network, batches, activations=False),
+            "QPyTorch, all": peers.qpytorch(network, batches, activations=True),
+            "brevitas W8A8": peers.brevitas(network, batches),
+        }
+    )
+    for training in variants.values():
+        repeated(training, 2)()
+    times = interleave(variants, rounds=bench.sizes.peer_rounds, clock=bench.clock)
+    return {name: ratio(times, name, "float32") for name in variants} | missing
+
+
+def _switches(controller: adapt.Controller | None, first: int) -> float:
     """How often a layer switched in 25 of the steps after the `first`."""
+    assert controller is not None
     divergence = controller.trace.divergence[first:]
     switched = (divergence[1:] != divergence[:-1]) & ~np.isnan(divergence[1:])
     return LOOKBACK * float(switched.mean())
