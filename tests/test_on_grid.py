@@ -490,6 +490,19 @@ def test_parameters_without_a_module():
     assert_trained(controller, witness, {"parameter_0": before["0.weight"], "parameter_2": before["2.weight"]})
 
 
+def test_group_added_without_a_module_joins_with_the_next_step():
+    model = net()
+    optimizer = torch.optim.SGD(model[2].parameters(), lr=0.05)
+    controller = adapt.attach(optimizer, list(model[2].parameters()), RESTLESS)
+    train(model, optimizer, 3, controller=controller)
+    optimizer.add_param_group({"params": model[0].parameters()})
+    train(model, optimizer, 1, 3, controller)
+    assert list(controller.precisions) == ["parameter_0", "parameter_2"]
+    witness = Witness(model, controller)
+    train(model, optimizer, 8, 4, controller)
+    witness.check(8)
+
+
 def test_the_witness_sees_what_is_off_the_grid():
     model = net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)

@@ -83,10 +83,26 @@ class Failing(torch.optim.SGD):
         return loss
 
 
+class FailingInside(torch.optim.SGD):
+    """An optimizer that is interrupted within its parent's step, which has the hooks too."""
+
+    interrupted = False
+
+    def step(self, closure=None):
+        return super().step(closure)
+
+    def _init_group(self, *args):
+        if self.interrupted:
+            raise KeyboardInterrupt
+        return super()._init_group(*args)
+
+
+@pytest.mark.parametrize("kind", [Failing, FailingInside])
 @pytest.mark.parametrize("with_closure", [False, True])
-def test_training_goes_on_after_an_interrupted_step(with_closure):
+def test_training_goes_on_after_an_interrupted_step(kind, with_closure):
+    torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
     model = net()
-    optimizer = Failing(model.parameters(), lr=0.05)
+    optimizer = kind(model.parameters(), lr=0.05)
     controller = adapt.attach(optimizer, model, RESTLESS)
 
     def step(number):
