@@ -1,6 +1,6 @@
 """Where, how and how much to measure."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -49,7 +49,7 @@ Section = Callable[[Bench], Iterator[Row]]
 CPU, CUDA = Sizes(), Sizes(elements=2**26, batch=512)
 
 
-def runnable(variants: dict[str, object]) -> tuple[dict[str, Callable[[], object]], dict[str, str]]:
+def runnable(variants: Mapping[str, object]) -> tuple[dict[str, Callable[[], object]], dict[str, str]]:
     """Variants that can run, and why the others cannot."""
     missing = {name: reason for name, reason in variants.items() if isinstance(reason, str)}
     return {name: run for name, run in variants.items() if callable(run)}, missing

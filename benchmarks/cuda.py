@@ -1,6 +1,6 @@
 """What only a GPU can show: steps as CUDA graphs, and a small GPT in bfloat16."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -29,7 +29,7 @@ def beyond(bench: Bench) -> Iterator[Row]:
     yield _compare("gpt", "GPT of 6 blocks, bf16 autocast: weights-only step / step without AdaPT", trained, bench)
 
 
-def _compare(key: str, what: str, variants: dict[str, "Training | Graphed"], bench: Bench) -> Row:
+def _compare(key: str, what: str, variants: Mapping[str, "Training | Graphed"], bench: Bench) -> Row:
     for training in variants.values():
         repeated(training, LOOKBACK)()
     calls = {name: repeated(training, LOOKBACK) for name, training in variants.items()}
@@ -70,7 +70,7 @@ class Graphed:
 
 @dataclass(frozen=True)
 class GPT:
-    """A small decoder-only language model on random text, with the interface of `benchmarks.networks.Network`."""
+    """A small decoder-only language model on random text."""
 
     name: str = "gpt"
     blocks: int = 6
@@ -104,7 +104,8 @@ class _Decoder(nn.Module):
         x = self.word(words) + self.place.weight[: words.shape[1]]
         for block in self.blocks:
             x = block(x)
-        return self.head(self.norm(x)).flatten(0, 1)  # type: ignore[no-any-return]
+        logits: Tensor = self.head(self.norm(x))
+        return logits.flatten(0, 1)
 
 
 class _Block(nn.Module):
@@ -122,4 +123,5 @@ class _Block(nn.Module):
         )
         mixed = F.scaled_dot_product_attention(queries, keys, values, is_causal=True)
         x = x + self.join(mixed.transpose(1, 2).flatten(2))
-        return x + self.down(F.gelu(self.up(self.norm2(x))))
+        result: Tensor = x + self.down(F.gelu(self.up(self.norm2(x))))
+        return result

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,16 @@ import adapt
 from recipes.common.models import MODELS
 
 BATCHES = 16
+
+
+class Trainable(Protocol):
+    """Something to time."""
+
+    def build(self, device: torch.device) -> nn.Module:
+        """The initialised network. Always the same weights."""
+
+    def batches(self, size: int, device: torch.device) -> list[tuple[Tensor, Tensor]]:
+        """Inputs and their classes."""
 
 
 @dataclass(frozen=True)
@@ -105,14 +116,14 @@ class Training:
         self.optimizer.step()
 
 
-def plain(network: Network, batches: list[tuple[Tensor, Tensor]], *, autocast: bool = False) -> Training:
+def plain(network: Trainable, batches: list[tuple[Tensor, Tensor]], *, autocast: bool = False) -> Training:
     """Float32 training with fused SGD, channels-last; or bfloat16 autocast."""
     model = network.build(batches[0][0].device)
     return Training(model, sgd(model), batches, autocast=autocast)
 
 
 def adaptive(
-    network: Network, batches: list[tuple[Tensor, Tensor]], *, autocast: bool = False, **options: object
+    network: Trainable, batches: list[tuple[Tensor, Tensor]], *, autocast: bool = False, **options: object
 ) -> Training:
     """The same at the paper's adaptive precision: `AdaPT()`, normalised gradients, L1 and L2."""
     model = network.build(batches[0][0].device)
