@@ -172,8 +172,8 @@ class Decisions:
             if windows[layer]:
                 windows[layer].pop()
             self.warn(
-                f"the gradient of {names[layer]} is not finite: its update is left out, now and whenever it happens "
-                "again (controller.skipped counts)"
+                f"the gradient of {names[layer]} is not finite: it counts as zero, now and whenever it happens again "
+                "(controller.skipped counts)"
             )
         for layer in np.flatnonzero(~np.isfinite(figures.squared_weights[i])).tolist():
             self.warn(f"the master weights of {names[layer]} are not finite: its precision stays as it is")

@@ -87,7 +87,7 @@ def check_optimizer(optimizer: Optimizer) -> None:
 
     Raises:
         TypeError: `optimizer` is no torch optimizer.
-        ValueError: it evaluates the loss several times in a step.
+        ValueError: it evaluates the loss several times in a step, or moves the weights between steps.
         NotImplementedError: it belongs to an engine that keeps weights or gradients for itself.
     """
     for kind in type(optimizer).__mro__:
@@ -104,6 +104,11 @@ def check_optimizer(optimizer: Optimizer) -> None:
         raise ValueError(
             f"optimizer {kind.__name__} evaluates the loss several times in one step, so all but its first forward "
             "pass would run on float32 masters: use one that evaluates once, such as SGD or AdamW"
+        )
+    if hasattr(kind, "train") and hasattr(kind, "eval"):
+        raise ValueError(
+            f"optimizer {kind.__name__} moves the weights between its steps, in train() and eval(), where masters "
+            "cannot follow: use one that moves them in step() alone, such as SGD or AdamW"
         )
 
 

@@ -60,6 +60,16 @@ class SharpnessAware(torch.optim.SGD):
         pass
 
 
+class ScheduleFree(torch.optim.SGD):
+    """The interface of the optimizers that show an average of the weights in evaluation."""
+
+    def train(self):
+        pass
+
+    def eval(self):
+        pass
+
+
 class Gathered(nn.Module):
     def __init__(self, parameter):
         super().__init__()
@@ -84,6 +94,11 @@ def with_parameter(values):
             lambda model: SharpnessAware(model.parameters(), lr=0.1),
             ValueError,
             "optimizer SharpnessAware evaluates the loss several times",
+        ),
+        (
+            lambda model: ScheduleFree(model.parameters(), lr=0.1),
+            ValueError,
+            r"optimizer ScheduleFree moves the weights between its steps, in train\(\) and eval\(\).*use one",
         ),
         (
             lambda model: sgd(net()),
