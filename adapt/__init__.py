@@ -1,7 +1,8 @@
 """adapt: train neural networks at adaptive fixed-point precision."""
 
 from adapt import perfmodel, switching
-from adapt.controller import Controller, attach
+from adapt.attachment import attach
+from adapt.controller import Controller
 from adapt.files import load, save
 from adapt.initialization import tnvs_
 from adapt.optim import ASGD

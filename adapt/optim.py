@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from adapt.controller import Controller, attach
+from adapt.attachment import attach
+from adapt.controller import Controller
 from adapt.layering import Parameters, named
 from adapt.switching.policy import Policy
 

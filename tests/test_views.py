@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import adapt
-from adapt.controller import attached
+from adapt.attachment import attached
 
 PRECISION = adapt.Precision(5, 4)
 

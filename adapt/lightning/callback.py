@@ -12,7 +12,8 @@ from torch.optim import Optimizer
 
 from adapt import checkpoint as persistence
 from adapt import layering
-from adapt.controller import Controller, attached
+from adapt.attachment import attached
+from adapt.controller import Controller
 from adapt.lightning.averaging import BeforeAveraging
 from adapt.lightning.compatibility import arrange, attach_all, check_trainer, disperse, untouched
 from adapt.lightning.losses import Losses

@@ -12,7 +12,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
-from adapt.controller import Controller, attach, attached
+from adapt.attachment import attach, attached
+from adapt.controller import Controller
 from adapt.layering import named, optimized, plain_name
 from adapt.lightning.averaging import AfterAveraging, BeforeAveraging
 from adapt.optim import ASGD

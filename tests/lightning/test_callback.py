@@ -10,7 +10,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torch.nn import functional as F
 
 import adapt
-from adapt import controller as core
+from adapt import attachment
 from tests.lightning.modules import (
     BATCHES,
     RESTLESS,
@@ -382,7 +382,7 @@ class TestAController:
 
 def assert_nothing_attached():
     gc.collect()
-    assert not list(core._live)
+    assert not attachment._live()
 
 
 def test_what_is_frozen_or_no_layer_is_left_alone():

@@ -1,0 +1,48 @@
+"""What a user can set of a controller beside the policy, checked once."""
+
+import math
+from dataclasses import dataclass
+from numbers import Real
+
+from adapt import layering
+from adapt.activations import MODES
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The options of `adapt.attach`, which says what each means.
+
+    Raises:
+        TypeError, ValueError: an option is no sensible one.
+    """
+
+    l1: float
+    l2: float
+    rounding: str
+    seed: int
+    layers: layering.Choice
+    quantize_biases: bool
+    l1_by_word_length: bool
+    trace_every: int
+    activations: str | None
+    quantize_errors: bool
+
+    def __post_init__(self) -> None:
+        for name in ("l1", "l2"):
+            value = getattr(self, name)
+            if not isinstance(value, Real):
+                raise TypeError(f"{name} must be a number, got {value!r}")
+            if not 0 <= float(value) < math.inf:
+                raise ValueError(f"{name} must be a finite number ≥ 0, got {value!r}")
+        if not callable(self.layers):
+            raise TypeError(f"layers must be a function of (name, parameter), got {self.layers!r}")
+        if self.rounding not in ("stochastic", "nearest"):
+            raise ValueError(f'rounding must be "stochastic" or "nearest", got {self.rounding!r}')
+        if not isinstance(self.seed, int):
+            raise TypeError(f"seed must be an integer, got {self.seed!r}")
+        if not isinstance(self.trace_every, int) or self.trace_every < 1:
+            raise ValueError(f"trace_every must be a whole number of steps ≥ 1, got {self.trace_every!r}")
+        if self.activations is not None and self.activations not in MODES:
+            raise ValueError(f'activations must be None, "layer" or "range", got {self.activations!r}')
+        if self.quantize_errors and self.activations is None:
+            raise ValueError('quantize_errors=True needs activations="layer" or "range"')
