@@ -43,6 +43,9 @@ SETTINGS = {
     ),
 }
 
+ACTIVATIONS = {"activations": "range", "quantize_errors": True, "rounding": "nearest"}
+"""Ranges are those of all processes. Nearest, because every process draws its own noise for its own samples."""
+
 
 def make_model(init=0):
     """Nine rows: five and four on two processes; three, three, three and none on four."""
@@ -60,8 +63,9 @@ def batch(step, size=16):
 class Training:
     """A model, its optimizer and its controller; every process feeds its share of the batch, or all of it."""
 
-    def __init__(self, setting, *, engine=None, init=0, shares=1, share=0):
+    def __init__(self, setting, *, engine=None, init=0, shares=1, share=0, more=None):
         policy, options = SETTINGS[setting]
+        options = options | (more or {})
         self.plain = model = make_model(init)
         if engine == "fsdp":
             fully_shard(model[2])
@@ -109,6 +113,16 @@ def whole(tensor):
 def ddp(folder, rank, size):
     """Every process its share of the batch."""
     return {s: Training(s, engine="ddp", shares=size, share=rank).train(STEPS).outcome() for s in SETTINGS}
+
+
+def activations(folder, rank, size):
+    """Activations and errors quantised as well, under either engine."""
+    results = {}
+    for engine in ("ddp", "fsdp"):
+        training = Training("paper", engine=engine, shares=size, share=rank, more=ACTIVATIONS).train(STEPS)
+        formats = {n: (p.word_length, p.fraction_length) for n, p in training.controller.activation_precisions.items()}
+        results[engine] = {**training.outcome(), "activations": formats}
+    return results
 
 
 def ddp_state_on_one_rank(folder, rank, size):

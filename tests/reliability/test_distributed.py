@@ -11,14 +11,23 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 import adapt
-from tests.reliability.ranks import HALF, SETTINGS, STEPS, Training, launch, states
+from tests.reliability.ranks import ACTIVATIONS, HALF, SETTINGS, STEPS, Training, launch, states
 
 torch.set_num_threads(1)
 
 TOLERANCE = 2e-6
 """Of weights and of relative figures, where the batch is split: the mean over its parts rounds in another order."""
 
-TWO = ("ddp", "ddp_state_on_one_rank", "fsdp", "fsdp_shares", "fsdp_views", "save_sharded", "load_sharded")
+TWO = (
+    "ddp",
+    "activations",
+    "ddp_state_on_one_rank",
+    "fsdp",
+    "fsdp_shares",
+    "fsdp_views",
+    "save_sharded",
+    "load_sharded",
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -114,6 +123,19 @@ def test_sharded_layers_train_bit_for_bit_as_whole_ones(two, four, alone, size, 
     """Every process sees the whole batch, so that only the sharding differs: no tolerance."""
     for result in {2: two, 4: four}[size]["fsdp"]:
         assert_equal(result[setting], alone[setting])
+
+
+@pytest.mark.parametrize("engine", ["ddp", "fsdp"])
+def test_activations_are_rounded_alike_everywhere(two, engine):
+    """Errors are left out: each process's loss is the mean over its share, so its errors are larger by `shares`."""
+    training = Training("paper", more=ACTIVATIONS).train(STEPS)
+    first, second = (result[engine] for result in two["activations"])
+    assert_equal(first, second)
+    assert_close(first, training.outcome())
+    alone = {n: (p.word_length, p.fraction_length) for n, p in training.controller.activation_precisions.items()}
+    values = [name for name in alone if not name.endswith("error")]
+    assert len(values) == 6
+    assert {n: first["activations"][n] for n in values} == {n: alone[n] for n in values}
 
 
 def test_one_rank_saves_alone_under_ddp_and_all_resume_from_it(two):
