@@ -30,7 +30,8 @@ def flat(tensor: Tensor) -> Tensor:
 
 def is_dense(tensor: Tensor) -> bool:
     """Whether the elements fill one piece of memory, in any order of the dimensions, without holes or overlap."""
-    if tensor.is_contiguous():
+    # The two usual orders are answered by torch, ten times as fast as by looking at the strides.
+    if tensor.is_contiguous() or (tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last)):
         return True
     expected = 1
     for stride, size in sorted(_strides_that_count(tensor)):
