@@ -177,7 +177,7 @@ class TestWeightAveraging:
         controller = callback.controller
         expected = {n: adapt.quantize(m, controller.precisions[n]) for n, m in controller.masters.items()}
         # What the callback still held open would now be closed, and write into the parameters.
-        del callback, controller
+        del callback, controller, module.trainer.callbacks
         assert_nothing_attached()
         assert all(torch.equal(module.get_parameter(name), weight) for name, weight in expected.items())
 
