@@ -29,9 +29,9 @@ class Sizes:
     networks: tuple[Network, ...] = (RESNET, ALEXNET, MLP)
     elements: int = 4_000_000
     batch: int = 128
-    rounds: int = 200
+    rounds: int = 100
     windows: int = 6
-    peer_rounds: int = 10
+    peer_rounds: int = 8
 
 
 @dataclass(frozen=True)
