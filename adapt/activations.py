@@ -13,17 +13,23 @@ import torch
 from torch import Tensor, nn
 
 from adapt import rounding
-from adapt.kernels.activation import FROZEN, NOISE, RECORD, TYPES, State, activation_kernels, mask_size
+from adapt.kernels.activation import (
+    FROZEN,
+    NOISE,
+    RECORD,
+    TYPES,
+    ActivationKernels,
+    State,
+    activation_kernels,
+    mask_size,
+)
 from adapt.kernels.stream import is_dense
 from adapt.layering import plain_name
 from adapt.masters import View
-from adapt.precision import HIGHEST_FRACTION, LOWEST_FRACTION, Precision
+from adapt.precision import Precision
 from adapt.switching.policy import Format
 
 MODES = ("layer", "range")
-
-RANGE_DECAY = 0.99
-"""What is left after a step of a range that is not reached any more: a bit in 69 steps."""
 
 _WITH_INPUT = (
     nn.Linear,
@@ -88,7 +94,6 @@ class Activations:
         self.seed, self.stochastic = seed, stochastic
         self.names: list[str] = []
         self._leaders: list[int] = []
-        follows: list[bool] = []
         found = []
         for name, owner, leader in _owners(module, layers):
             sites = []
@@ -98,7 +103,6 @@ class Activations:
                 if wanted:
                     self.names.append(f"{name}.{kind}")
                     self._leaders.append(leader)
-                    follows.append(mode == "range" or kind == "error")
             found.append((owner, sites))
         if not found:
             raise ValueError(
@@ -113,16 +117,17 @@ class Activations:
             peaks=torch.zeros(count, device=device),
         )
         self._ranges = torch.zeros(count, device=device)
-        self._follows = torch.tensor(follows, device=device)
-        self._any_follows = any(follows)
-        self._errors = torch.tensor([name.endswith(".error") for name in self.names], device=device)
+        self._errors = np.array([name.endswith(".error") for name in self.names])
+        self._follows = self._errors | (mode == "range")
         self._words = torch.zeros(count, dtype=torch.int32, device=device)
-        self._own = torch.zeros(count, 4, device=device)
+        self._following = torch.zeros_like(self._words)
+        self._otherwise = torch.zeros(count, 4, device=device)
         self._pin: View | None = None
         if old is not None:
             self.load_state_dict(old.state_dict(), strict=False)
 
-        self._hooks = [_Hooks(self._state, *sites) for _, sites in found]
+        kernels = activation_kernels(device)
+        self._hooks = [_Hooks(self._state, kernels, type(owner) in _FRESH_OUTPUT, *sites) for owner, sites in found]
         handles = []
         for (owner, _), hooks in zip(found, self._hooks, strict=True):
             if isinstance(owner, _WITH_INPUT):
@@ -138,27 +143,30 @@ class Activations:
     def use(self, formats: Sequence[Format]) -> None:
         """Note the layers' formats; rounding follows with the next `resume`."""
         chosen = [formats[leader] for leader in self._leaders]
-        self._own.copy_(torch.from_numpy(np.stack([rounding.grid(form) for form in chosen])))
-        self._words.copy_(torch.tensor([0 if form is None else form.word_length for form in chosen]))
+        words = np.array([0 if form is None else form.word_length for form in chosen], np.int32)
+        rows = np.stack([rounding.grid(form) for form in chosen])
+        rows[self._errors] = 0
+        self._words.copy_(torch.from_numpy(words))
+        self._following.copy_(torch.from_numpy(words * self._follows))
+        self._otherwise.copy_(torch.from_numpy(rows))
         for hooks in self._hooks:
             hooks.idle = chosen[hooks.output] is None
 
     @torch.no_grad()
     def advance(self) -> None:
         """Take in what was met in the step that ends here; `resume` must follow."""
-        if self._any_follows:
-            peaks = self._state.peaks
-            _largest_over_ranks(peaks)
-            faded = torch.maximum(peaks, self._ranges * RANGE_DECAY)
-            self._ranges.copy_(torch.where(peaks > 0, faded, self._ranges))
-        self._state.peaks.zero_()
+        _largest_over_ranks(self._state.peaks)
         self._state.drawn.zero_()
+        self._write(fold=True)
 
     @torch.no_grad()
     def resume(self, step: int) -> None:
         """Round in the present formats from now on, and draw with the keys of `step`."""
         keys = rounding.stream_keys(self.seed, step, _of_rank(self.names))
         self._state.keys.copy_(torch.from_numpy(keys.view(np.int64)))
+        kernels = activation_kernels(self._ranges.device)
+        for hooks in self._hooks:
+            hooks.kernels = kernels
         self._write()
 
     def pin(self, view: View | None) -> None:
@@ -207,19 +215,15 @@ class Activations:
             if ours:
                 tensor[ours] = state[field][theirs].to(tensor)
 
-    def _write(self) -> None:
+    def _write(self, *, fold: bool = False) -> None:
         """The formats in which the sites round: their layers' own, or what their ranges ask for."""
-        rows = self._own
-        if self._any_follows:
-            met = (self._ranges > 0)[:, None]
-            unmet = torch.where(self._errors[:, None], 0, rows)
-            following = torch.where(met, _grids(self._ranges, self._words), unmet)
-            rows = torch.where(self._follows[:, None] & (self._words > 0)[:, None], following, rows)
-        mode = FROZEN if self._pin is not None else NOISE if self.stochastic else RECORD
-        # A compiled program may hold the table for backward; what it must see then are the bytes, not their version.
+        kernels = activation_kernels(self._ranges.device)
+        kernels.follow(self._state, self._ranges, self._following, self._otherwise, fold=fold)
+        # A compiled program may hold the table for its backward pass, and needs its content then, not its version.
         formats = self._state.formats.data
-        formats[:, :4] = 0 if self._pin == "masters" else rows
-        formats[:, 4] = mode
+        formats[:, 4] = FROZEN if self._pin is not None else NOISE if self.stochastic else RECORD
+        if self._pin == "masters":
+            formats[:, :4] = 0
 
 
 def check_state(state: Mapping[str, Any], names: Sequence[str], *, strict: bool) -> None:
@@ -242,83 +246,75 @@ def check_state(state: Mapping[str, Any], names: Sequence[str], *, strict: bool)
             )
 
 
-def fitting_fraction(ranges: Tensor, word_lengths: Tensor) -> Tensor:
-    """The largest fraction lengths with which words hold values up to `ranges`, saturating by at most half a step.
-
-    Args:
-        ranges: float32, any shape, positive and finite.
-        word_lengths: int32, of the same shape.
-
-    Returns:
-        int32, cut to what `Precision` and float32 allow.
-    """
-    mantissa, exponent = torch.frexp(ranges)
-    beyond = mantissa > 1 - _power_of_two(-word_lengths)
-    fraction = word_lengths - 1 - exponent - beyond.int()
-    lowest = (word_lengths - 128).clamp_(min=LOWEST_FRACTION)
-    return torch.maximum(fraction, lowest).clamp_(max=HIGHEST_FRACTION)
-
-
-def _grids(ranges: Tensor, word_lengths: Tensor) -> Tensor:
-    """Rows of `adapt.rounding.grid` for the formats that hold `ranges`, made on the device: float32 [S, 4]."""
-    fraction = fitting_fraction(ranges, word_lengths)
-    half = _power_of_two(word_lengths - 1)
-    unit = _power_of_two((word_lengths - 25).clamp_(min=0))
-    return torch.stack([_power_of_two(fraction), _power_of_two(-fraction), -half, half - unit], dim=1)
-
-
-def _power_of_two(exponent: Tensor) -> Tensor:
-    """2^exponent for int32 from −126 to 127, made of its bits: no library's function is trusted to be exact."""
-    return ((exponent + 127) << 23).view(torch.float32)
-
-
 class _StraightThrough(torch.autograd.Function):
     """The straight-through estimator for values that were rounded already."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, rounded: list[Tensor], mask: Tensor | None, state: State, error: int) -> Tensor:
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        rounded: list[Tensor],
+        mask: Tensor | None,
+        kernels: ActivationKernels,
+        state: State,
+        error: int,
+    ) -> Tensor:
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(mask)
-        ctx.state, ctx.error = state, error
-        if not rounded:
+        ctx.kernels, ctx.state, ctx.error = kernels, state, error
+        if rounded:
+            # In a list, since a tensor among the arguments could not be the result without becoming a view.
+            (x,) = rounded
+        else:
             ctx.mark_dirty(x)
-            ctx.strides = x.stride()
-            return x
-        # In a list, since a tensor among the arguments could not be the result without becoming a view.
-        ctx.strides = rounded[0].stride()
-        return rounded[0]
+        ctx.strides = x.stride()
+        return x
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         (gradient,), (mask,) = gradients, ctx.saved_tensors
         if gradient is not None and (mask is not None or ctx.error >= 0):
-            gradient = _through(gradient, mask, ctx.state, ctx.error, ctx.strides)
-        return gradient, None, None, None, None
+            gradient = _through(gradient, mask, ctx.kernels, ctx.state, ctx.error, ctx.strides)
+        return gradient, None, None, None, None, None
 
 
-def _through(gradient: Tensor, mask: Tensor | None, state: State, error: int, strides: Sequence[int]) -> Tensor:
+def _through(
+    gradient: Tensor,
+    mask: Tensor | None,
+    kernels: ActivationKernels,
+    state: State,
+    error: int,
+    strides: Sequence[int],
+) -> Tensor:
     """Q(gradient) where the mask says inside, 0 elsewhere, laid out as the forward pass's result was."""
     gradient = gradient.detach()
     output = torch.empty_strided(gradient.shape, strides, dtype=gradient.dtype, device=gradient.device)
     if gradient.stride() != output.stride():
         gradient = output.copy_(gradient)
-    activation_kernels(output.device).backward(gradient, output, mask, state, error)
+    kernels.backward(gradient, output, mask, state, error)
     return output
 
 
 def _rounded(
-    x: Tensor, mask: Tensor | None, state: State, site: int, *, training: bool, in_place: bool
+    x: Tensor,
+    mask: Tensor | None,
+    kernels: ActivationKernels,
+    state: State,
+    site: int,
+    *,
+    training: bool,
+    in_place: bool = False,
 ) -> tuple[Tensor, bool]:
     """Q(x), and whether the mask is needed. A new tensor unless in place."""
     source = output = x.detach()
     if not in_place:
         output = torch.empty_like(source)
-        if output.stride() != source.stride() or not is_dense(source):
+        # Of a dense tensor the new one has the strides; another is laid out anew.
+        if output.stride() != source.stride():
             source = output.copy_(source)
     # Inside backward, a forward pass is one that activation checkpointing repeats.
     replay = training and torch._C._current_graph_task_id() != -1
-    needed = activation_kernels(x.device).forward(source, output, mask, state, site, training=training, replay=replay)
-    return output, needed
+    return output, kernels.forward(source, output, mask, state, site, training=training, replay=replay)
 
 
 class _Hooks:
@@ -326,51 +322,49 @@ class _Hooks:
 
     Args:
         state: what the sites share; None in a copy.
+        kernels: the passes.
+        fresh: whether the layer's output is a new tensor that nobody else holds.
         input, output, error: the layer's sites, −1 where there is none.
     """
 
     idle = False
+    """Whether the layer is in float32."""
 
-    def __init__(self, state: State | None, input: int, output: int, error: int) -> None:
-        self.state, self.input, self.output, self.error = state, input, output, error
+    def __init__(
+        self, state: State | None, kernels: ActivationKernels, fresh: bool, input: int, output: int, error: int
+    ) -> None:
+        self.state, self.kernels, self.fresh = state, kernels, fresh
+        self.input, self.output, self.error = input, output, error
 
     def before(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Round the first argument, or the one that is called input."""
-        if self.state is None:
-            return None
         if args:
-            return (self._apply(module, args[0], self.input), *args[1:]), kwargs
+            return (self._apply(args[0], self.input, module.training), *args[1:]), kwargs
         if "input" in kwargs:
-            return args, {**kwargs, "input": self._apply(module, kwargs["input"], self.input)}
+            return args, {**kwargs, "input": self._apply(kwargs["input"], self.input, module.training)}
         return None
 
     def after(self, module: nn.Module, args: Any, output: Any) -> Any:
         """Round the output."""
-        if self.state is None:
-            return None
-        return self._apply(module, output, self.output, self.error if module.training else -1)
+        return self._apply(output, self.output, module.training, fresh=self.fresh, error=self.error)
 
-    def _apply(self, module: nn.Module, x: Any, site: int, error: int = -1) -> Any:
-        if self.state is None or not isinstance(x, Tensor) or x.dtype not in TYPES:
+    def _apply(self, x: Any, site: int, training: bool, *, fresh: bool = False, error: int = -1) -> Any:
+        state = self.state
+        if state is None or not isinstance(x, Tensor) or x.dtype not in TYPES:
             return x
+        if not training:
+            error = -1
         if torch.compiler.is_compiling():
-            state = self.state
             tables = (state.formats, state.keys, state.drawn, state.peaks)
-            return torch.ops.adapt.quantize_activation(x, *tables, site, error, module.training)[0]
+            return torch.ops.adapt.quantize_activation(x, *tables, site, error, training)[0]
         if self.idle:
             return x
-        in_place = (
-            site == self.output
-            and type(module) in _FRESH_OUTPUT
-            and "forward" not in module.__dict__
-            and not x._is_view()
-            and is_dense(x)
-        )
+        in_place = fresh and not x._is_view() and is_dense(x)
         learning = x.requires_grad and torch.is_grad_enabled()
         mask = torch.empty(mask_size(x.numel()), dtype=torch.uint8, device=x.device) if learning else None
-        rounded, needed = _rounded(x, mask, self.state, site, training=module.training, in_place=in_place)
+        rounded, needed = _rounded(x, mask, self.kernels, state, site, training=training, in_place=in_place)
         if in_place:
             torch.autograd.graph.increment_version(x)
         if not learning:
@@ -378,14 +372,17 @@ class _Hooks:
         if in_place and not needed and error < 0:
             return x
         return _StraightThrough.apply(  # type: ignore[no-untyped-call]
-            x, [] if in_place else [rounded], mask if needed else None, self.state, error
+            x, [] if in_place else [rounded], mask if needed else None, self.kernels, state, error
         )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "_Hooks":
-        return _Hooks(None, -1, -1, -1)
+        return _Hooks(*_NOTHING)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _Hooks, (None, -1, -1, -1)
+        return _Hooks, _NOTHING
+
+
+_NOTHING: tuple[Any, ...] = (None, None, False, -1, -1, -1)
 
 
 # What torch.compile puts into its graphs: the sites' tables are inputs of the operators, so a precision that moves
@@ -398,7 +395,7 @@ def _quantize_activation(
 ) -> tuple[Tensor, Tensor]:
     mask = torch.empty(mask_size(x.numel()), dtype=torch.uint8, device=x.device)
     state = State(formats, keys, drawn, peaks)
-    return _rounded(x, mask, state, site, training=training, in_place=False)[0], mask
+    return _rounded(x, mask, activation_kernels(x.device), state, site, training=training)[0], mask
 
 
 @_quantize_activation.register_fake
@@ -419,7 +416,8 @@ def _quantize_error(
     error: int,
     strides: Sequence[int],
 ) -> Tensor:
-    return _through(gradient, mask, State(formats, keys, drawn, peaks), error, strides)
+    state = State(formats, keys, drawn, peaks)
+    return _through(gradient, mask, activation_kernels(gradient.device), state, error, strides)
 
 
 @_quantize_error.register_fake

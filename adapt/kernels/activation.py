@@ -19,8 +19,11 @@ FROZEN, RECORD, NOISE = 0, 1, 2
 """What a training pass does at a site: round to nearest and remember nothing; remember the largest magnitude and the
 draws; round stochastically as well."""
 
-MASKED = 4096
+MASKED = 256
 """Elements behind each flag of a mask."""
+
+DECAY = 0.99
+"""What is left after a step of a range that is not reached any more: it loses a bit in 69 steps."""
 
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
 """Element types that can be rounded; every other is left as it is."""
@@ -84,6 +87,20 @@ class ActivationKernels(Protocol):
         """output ← Q(gradient) where the mask says inside, 0 elsewhere; without rounding where `site` is −1.
 
         The rounding is that of a training pass. The output may be the gradient.
+        """
+
+    def follow(self, state: State, ranges: Tensor, words: Tensor, otherwise: Tensor, *, fold: bool) -> None:
+        """Write the formats (not the modes) that hold what was met.
+
+        Where words[i] > 0 and ranges[i] > 0 the row is that of words[i] bits with the largest fraction length that
+        holds values up to ranges[i], saturating by at most half a step; elsewhere it is otherwise[i].
+
+        Args:
+            ranges: float32 [S], the running maximum of |x|.
+            words: int32 [S], the word length of a format that follows its range, 0 for one that does not.
+            otherwise: float32 [S, 4].
+            fold: first take the step's peaks into the ranges, where there are any: the larger of the peak and of
+                DECAY times the range; and set them to 0.
         """
 
 

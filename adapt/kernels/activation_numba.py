@@ -14,14 +14,16 @@ from numba.extending import intrinsic
 from torch import Tensor
 
 from adapt.kernels import activation_torch
-from adapt.kernels.activation import FROZEN, MASKED, NOISE, State
-from adapt.kernels.numba_ import CHUNK, chunks_of, run
+from adapt.kernels.activation import DECAY, FROZEN, MASKED, NOISE, State
+from adapt.kernels.numba_ import CHUNK, CHUNKS_PER_THREAD, Chunks, chunks_of, run
 from adapt.kernels.numba_device import compiled, pointer, round_chunk
+from adapt.precision import HIGHEST_FRACTION, LOWEST_FRACTION
 
-assert CHUNK == MASKED, "the chunks of a pass are those of a mask"
+assert CHUNK % MASKED == 0, "every flag of a mask belongs to one chunk"
 
 _BYTES = {torch.float32: 4, torch.bfloat16: 2}
-_ZERO, _ZERO_BITS = np.float32(0), np.int32(0)
+_ZERO, _ONE, _ZERO_BITS = np.float32(0), np.float32(1), np.int32(0)
+_DECAY = np.float32(DECAY)
 _LARGEST_BITS, _INFINITE_BITS = np.int32(0x7FFFFFFF), np.int32(0x7F800000)
 _BFLOAT16_BITS = np.int32(-0x10000)
 
@@ -133,28 +135,35 @@ def _keep(address: int, mask: int, numel: int) -> None:
 
 
 @compiled
-def _begin(formats: Any, keys: Any, drawn: Any, site: int, numel: int, training: bool, replay: bool) -> Any:
-    """The key, the first element's place in the stream and whether to draw at all; moves on in the stream."""
-    noise = training and formats[site, 4] == NOISE
+def _begin(formats: Any, keys: Any, drawn: Any, site: int, width: int, numel: int, training: bool, replay: bool) -> Any:
+    """What a pass over a site needs: its grid, its key, its first draw's place in the stream, whether to draw at all.
+
+    Moves on in the stream. The grid's upper bound is the largest that a type of `width` bytes holds; it is all zero,
+    and the rest idle, where there is no site.
+    """
+    grid = np.zeros(4, np.float32)
+    if site < 0:
+        return grid, np.uint64(0), 0, False
+    grid[:] = formats[site, :4]
+    if width == 2 and grid[0] != _ZERO:
+        grid[3] = _from_bits(_bits(grid[3] * grid[1]) & _BFLOAT16_BITS) * grid[0]
     offset = drawn[site]
     if replay:
         offset -= numel
     elif training and formats[site, 4] != FROZEN:
         drawn[site] += numel
-    return np.uint64(keys[site]), offset, noise
+    return grid, np.uint64(keys[site]), offset, training and formats[site, 4] == NOISE
 
 
 @compiled
-def _remember(tops: Any, saturated: Any, formats: Any, peaks: Any, site: int, record: bool) -> bool:
-    """Keep the largest finite magnitude; answer whether anything saturated."""
-    top, outside = _bits(peaks[site]), False
-    for c in range(len(tops)):
-        outside |= saturated[c] != 0
-        if top < tops[c] < _INFINITE_BITS:
-            top = tops[c]
-    if record and formats[site, 4] != FROZEN:
+def _remember(tops: Any, formats: Any, peaks: Any, site: int) -> None:
+    """Keep the largest finite magnitude."""
+    if site >= 0 and formats[site, 4] != FROZEN:
+        top = _bits(peaks[site])
+        for c in range(len(tops)):
+            if top < tops[c]:
+                top = tops[c]
         peaks[site] = _from_bits(top)
-    return outside
 
 
 @compiled
@@ -167,32 +176,42 @@ def _forward_pass(
     bytes_in: int,
     bytes_out: int,
     mask: int,
+    flags: int,
     grid: Any,
     key: Any,
     offset: int,
     noise: bool,
     tops: Any,
-    saturated: Any,
+    outside: Any,
 ) -> None:
     scratch = np.empty(MASKED, np.float32)
+    saturated = numba.carray(_pointer_to(flags, np.uint8), last * CHUNK // MASKED)
     minimum, maximum = grid[2] * grid[1], grid[3] * grid[1]
     # A grid without a scale leaves values as they are: all lie inside.
     limit = _LARGEST_BITS if grid[0] == _ZERO else _bits(maximum)
     for c in range(first, last):
-        start, numel = chunks[c, 1], chunks[c, 2]
-        x, y = source + bytes_in * start, output + bytes_out * start
-        if bytes_in == 2:
-            _widen(x, scratch.ctypes.data, numel)
-            x = scratch.ctypes.data
-        tops[c] = _largest(x, numel)
-        saturated[c] = tops[c] > limit
-        if mask and saturated[c]:
-            _inside(x, mask + start, numel, minimum, maximum)
-        if bytes_out == 2:
-            round_chunk(x, scratch.ctypes.data, numel, grid, key, offset + start, noise)
-            _narrow(scratch.ctypes.data, y, numel)
-        else:
-            round_chunk(x, y, numel, grid, key, offset + start, noise)
+        highest, beyond = _ZERO_BITS, False
+        # Small blocks, so that the next one comes from memory while this one is rounded.
+        for start in range(chunks[c, 1], chunks[c, 1] + chunks[c, 2], MASKED):
+            numel = min(MASKED, chunks[c, 1] + chunks[c, 2] - start)
+            x, y = source + bytes_in * start, output + bytes_out * start
+            if bytes_in == 2:
+                _widen(x, scratch.ctypes.data, numel)
+                x = scratch.ctypes.data
+            top = _largest(x, numel)
+            if highest < top < _INFINITE_BITS:
+                highest = top
+            if mask:
+                saturated[start // MASKED] = top > limit
+                if top > limit:
+                    beyond = True
+                    _inside(x, mask + start, numel, minimum, maximum)
+            if bytes_out == 2:
+                round_chunk(x, scratch.ctypes.data, numel, grid, key, offset + start, noise)
+                _narrow(scratch.ctypes.data, y, numel)
+            else:
+                round_chunk(x, y, numel, grid, key, offset + start, noise)
+        tops[c], outside[c] = highest, beyond
 
 
 @compiled
@@ -204,7 +223,7 @@ def _backward_pass(
     output: int,
     width: int,
     mask: int,
-    saturated: Any,
+    flags: int,
     grid: Any,
     key: Any,
     offset: int,
@@ -212,29 +231,107 @@ def _backward_pass(
     tops: Any,
 ) -> None:
     scratch = np.empty(MASKED, np.float32)
+    saturated = numba.carray(_pointer_to(flags, np.uint8), last * CHUNK // MASKED)
     for c in range(first, last):
-        start, numel = chunks[c, 1], chunks[c, 2]
-        g, e = gradient + width * start, output + width * start
-        if width == 2:
-            _widen(g, scratch.ctypes.data, numel)
-            g = e = scratch.ctypes.data
-        tops[c] = _largest(g, numel)
-        round_chunk(g, e, numel, grid, key, offset + start, noise)
-        if mask and saturated[c]:
-            _keep(e, mask + start, numel)
-        if width == 2:
-            _narrow(scratch.ctypes.data, output + width * start, numel)
+        highest = _ZERO_BITS
+        for start in range(chunks[c, 1], chunks[c, 1] + chunks[c, 2], MASKED):
+            numel = min(MASKED, chunks[c, 1] + chunks[c, 2] - start)
+            g, e = gradient + width * start, output + width * start
+            if width == 2:
+                _widen(g, scratch.ctypes.data, numel)
+                g = e = scratch.ctypes.data
+            top = _largest(g, numel)
+            if highest < top < _INFINITE_BITS:
+                highest = top
+            round_chunk(g, e, numel, grid, key, offset + start, noise)
+            if mask and saturated[start // MASKED]:
+                _keep(e, mask + start, numel)
+            if width == 2:
+                _narrow(e, output + width * start, numel)
+        tops[c] = highest
 
 
 @compiled
-def _grid(formats: Any, site: int, width: int) -> Any:
-    """The row of a site; its upper bound is the largest that a type of this width holds. All zero for no site."""
-    grid = np.zeros(4, np.float32)
-    if site >= 0:
-        grid[:] = formats[site, :4]
-        if width == 2 and grid[0] != _ZERO:
-            grid[3] = _from_bits(_bits(grid[3] * grid[1]) & _BFLOAT16_BITS) * grid[0]
-    return grid
+def _forward_alone(
+    chunks: Any,
+    source: int,
+    output: int,
+    bytes_in: int,
+    bytes_out: int,
+    mask: int,
+    flags: int,
+    formats: Any,
+    keys: Any,
+    drawn: Any,
+    peaks: Any,
+    site: int,
+    numel: int,
+    training: bool,
+    replay: bool,
+) -> bool:
+    """The whole of a forward pass on one thread: a small one takes no longer than its call."""
+    count = len(chunks)
+    grid, key, offset, noise = _begin(formats, keys, drawn, site, bytes_out, numel, training, replay)
+    tops, outside = np.empty(count, np.int32), np.empty(count, np.bool_)
+    _forward_pass(
+        0, count, chunks, source, output, bytes_in, bytes_out, mask, flags, grid, key, offset, noise, tops, outside
+    )
+    if training and not replay:
+        _remember(tops, formats, peaks, site)
+    return bool(outside.any())
+
+
+@compiled
+def _backward_alone(
+    chunks: Any,
+    gradient: int,
+    output: int,
+    width: int,
+    mask: int,
+    flags: int,
+    formats: Any,
+    keys: Any,
+    drawn: Any,
+    peaks: Any,
+    site: int,
+    numel: int,
+) -> None:
+    """The whole of a backward pass on one thread."""
+    count = len(chunks)
+    grid, key, offset, noise = _begin(formats, keys, drawn, site, width, numel, True, False)
+    tops = np.empty(count, np.int32)
+    _backward_pass(0, count, chunks, gradient, output, width, mask, flags, grid, key, offset, noise, tops)
+    _remember(tops, formats, peaks, site)
+
+
+@compiled
+def _power_of_two(exponent: int) -> Any:
+    return _from_bits(np.int32((exponent + 127) << 23))
+
+
+@compiled
+def _follow(formats: Any, peaks: Any, ranges: Any, words: Any, otherwise: Any, fold: bool) -> None:
+    for i in range(len(ranges)):
+        if fold:
+            if peaks[i] > _ZERO:
+                ranges[i] = max(peaks[i], ranges[i] * _DECAY)
+            peaks[i] = _ZERO
+        formats[i, :4] = otherwise[i]
+        word = words[i]
+        if word and ranges[i] > _ZERO:
+            # 2^exponent is the smallest power of two above the range. Subnormal numbers end at the highest fraction.
+            exponent, mantissa = (_bits(ranges[i]) >> 23) - 126, (_bits(ranges[i]) & 0x7FFFFF) | 0x3F000000
+            fraction = word - 1 - exponent
+            if _from_bits(np.int32(mantissa)) > _ONE - _power_of_two(-word):
+                fraction -= 1
+            fraction = min(max(fraction, word - 128, LOWEST_FRACTION), HIGHEST_FRACTION)
+            half, unit = _power_of_two(word - 1), _power_of_two(max(word - 25, 0))
+            formats[i, 0], formats[i, 1] = _power_of_two(fraction), _power_of_two(-fraction)
+            formats[i, 2], formats[i, 3] = -half, half - unit
+
+
+def _alone(chunks: Chunks) -> bool:
+    return len(chunks.table) < 2 * CHUNKS_PER_THREAD or torch.get_num_threads() == 1
 
 
 def forward(
@@ -242,56 +339,43 @@ def forward(
 ) -> bool:
     if source.dtype not in _BYTES or output.dtype not in _BYTES:
         return activation_torch.forward(source, output, mask, state, site, training=training, replay=replay)
-    formats, keys, drawn, peaks = state.host
     numel, width = source.numel(), _BYTES[output.dtype]
+    if not numel:
+        return False
     chunks = chunks_of((numel,))
-    count = len(chunks.table)
-    key, offset, noise = _begin(formats, keys, drawn, site, numel, training, replay)
-    tops = np.empty(count, np.int32)
-    saturated = np.empty(count, np.uint8) if mask is None else mask.numpy()[numel:]
-    run(
-        _forward_pass,
-        chunks,
-        source.data_ptr(),
-        output.data_ptr(),
-        _BYTES[source.dtype],
-        width,
-        0 if mask is None else mask.data_ptr(),
-        _grid(formats, site, width),
-        np.uint64(key),
-        offset,
-        noise,
-        tops,
-        saturated,
-    )
-    return _remember(tops, saturated, formats, peaks, site, training and not replay)  # type: ignore[no-any-return]
+    bits = 0 if mask is None else mask.data_ptr()
+    tensors = source.data_ptr(), output.data_ptr(), _BYTES[source.dtype], width, bits, bits + numel
+    if _alone(chunks):
+        return _forward_alone(chunks.table, *tensors, *state.host, site, numel, training, replay)  # type: ignore[no-any-return]
+    formats, keys, drawn, peaks = state.host
+    grid, key, offset, noise = _begin(formats, keys, drawn, site, width, numel, training, replay)
+    tops, outside = np.empty(len(chunks.table), np.int32), np.empty(len(chunks.table), np.bool_)
+    run(_forward_pass, chunks, *tensors, grid, np.uint64(key), offset, noise, tops, outside)
+    if training and not replay:
+        _remember(tops, formats, peaks, site)
+    return bool(outside.any())
 
 
 def backward(gradient: Tensor, output: Tensor, mask: Tensor | None, state: State, site: int) -> None:
     if gradient.dtype not in _BYTES or output.dtype != gradient.dtype:
         activation_torch.backward(gradient, output, mask, state, site)
         return
-    formats, keys, drawn, peaks = state.host
     numel, width = gradient.numel(), _BYTES[gradient.dtype]
+    if not numel:
+        return
     chunks = chunks_of((numel,))
-    key, offset, noise = 0, 0, False
-    if site >= 0:
-        key, offset, noise = _begin(formats, keys, drawn, site, numel, True, False)
+    bits = 0 if mask is None else mask.data_ptr()
+    tensors = gradient.data_ptr(), output.data_ptr(), width, bits, bits + numel
+    if _alone(chunks):
+        _backward_alone(chunks.table, *tensors, *state.host, site, numel)
+        return
+    formats, keys, drawn, peaks = state.host
+    grid, key, offset, noise = _begin(formats, keys, drawn, site, width, numel, True, False)
     tops = np.empty(len(chunks.table), np.int32)
-    saturated = np.empty(0, np.uint8) if mask is None else mask.numpy()[numel:]
-    run(
-        _backward_pass,
-        chunks,
-        gradient.data_ptr(),
-        output.data_ptr(),
-        width,
-        0 if mask is None else mask.data_ptr(),
-        saturated,
-        _grid(formats, site, width),
-        np.uint64(key),
-        offset,
-        noise,
-        tops,
-    )
-    if site >= 0:
-        _remember(tops, saturated[:0], formats, peaks, site, True)
+    run(_backward_pass, chunks, *tensors, grid, np.uint64(key), offset, noise, tops)
+    _remember(tops, formats, peaks, site)
+
+
+def follow(state: State, ranges: Tensor, words: Tensor, otherwise: Tensor, *, fold: bool) -> None:
+    formats, _, _, peaks = state.host
+    _follow(formats, peaks, ranges.numpy(), words.numpy(), otherwise.numpy(), fold)

@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adapt.kernels.activation import FROZEN, MASKED, NOISE, State
+from adapt.kernels.activation import DECAY, FROZEN, MASKED, NOISE, State
 from adapt.kernels.stream import flat
 from adapt.kernels.torch_ import _rounded
+from adapt.precision import HIGHEST_FRACTION, LOWEST_FRACTION
 
 
 def _begin(state: State, site: int, numel: int, *, training: bool, replay: bool) -> tuple[int, int, bool]:
@@ -80,3 +81,23 @@ def backward(gradient: Tensor, output: Tensor, mask: Tensor | None, state: State
 def _unflagged(mask: Tensor, numel: int) -> Tensor:
     """The elements that no flag speaks of."""
     return (mask[numel:] == 0).repeat_interleave(MASKED)[:numel]
+
+
+@torch.no_grad()
+def follow(state: State, ranges: Tensor, words: Tensor, otherwise: Tensor, *, fold: bool) -> None:
+    if fold:
+        met = torch.maximum(state.peaks, ranges * DECAY)
+        ranges.copy_(torch.where(state.peaks > 0, met, ranges))
+        state.peaks.zero_()
+    mantissa, exponent = torch.frexp(ranges)
+    beyond = mantissa > 1 - _power_of_two(-words)
+    fraction = words - 1 - exponent - beyond.int()
+    fraction = torch.maximum(fraction, (words - 128).clamp_(min=LOWEST_FRACTION)).clamp_(max=HIGHEST_FRACTION)
+    half, unit = _power_of_two(words - 1), _power_of_two((words - 25).clamp_(min=0))
+    rows = torch.stack([_power_of_two(fraction), _power_of_two(-fraction), -half, half - unit], dim=1)
+    state.formats.data[:, :4] = torch.where(((words > 0) & (ranges > 0))[:, None], rows, otherwise)
+
+
+def _power_of_two(exponent: Tensor) -> Tensor:
+    """2^exponent for int32 from −126 to 127, made of its bits: no library's function is trusted to be exact."""
+    return ((exponent + 127) << 23).view(torch.float32)
