@@ -54,14 +54,15 @@ def soak(steps, checked_every):
 
 def held():
     """Bytes that Python and NumPy hold, and those of every tensor that is alive."""
-    alive = [o for o in gc.get_objects() if issubclass(type(o), torch.Tensor)]
+    kinds = (torch.Tensor, nn.Parameter)
+    alive = [o for o in gc.get_objects() if type(o) in kinds and o.layout == torch.strided]
     tensors = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in alive}
     return tracemalloc.get_traced_memory()[0] + sum(tensors.values())
 
 
 def drift(model, controller):
     """The layers whose weights are not their masters rounded with the key of this step, in either view."""
-    masters = controller._layers
+    masters = controller._run.layers
     wrong = []
     for index, (name, master) in enumerate(controller.masters.items()):
         precision, weight = controller.precisions[name], model.get_parameter(name)
