@@ -62,7 +62,7 @@ def test_an_optimizer_that_calls_its_parents_step_makes_one_step(kind, with_clos
             torch.testing.assert_close(controller.masters[name], expected)
             assert is_on_grid(dict(model.named_parameters())[name], controller.precisions[name])
     assert controller.trace.step.tolist() == [1, 2, 3]
-    assert controller._decisions.state.gradients.tolist() == [3, 3]
+    assert controller._run.decisions.state.gradients.tolist() == [3, 3]
 
 
 class Failing(torch.optim.SGD):

@@ -150,7 +150,7 @@ def fsdp(folder, rank, size):
         training = Training(setting, engine="fsdp").train(STEPS)
         assert isinstance(training.model, FSDPModule)
         for master, parameter in zip(
-            training.controller.masters.values(), training.controller._layers.parameters, strict=True
+            training.controller.masters.values(), training.controller._run.layers.parameters, strict=True
         ):
             assert type(master) is type(parameter.data), "masters are sharded like their parameters"
             assert master.to_local().numel() < master.numel()
@@ -191,7 +191,7 @@ def fsdp_views(folder, rank, size):
         controller.state_dict()
     return {
         "views": views,
-        "training": [whole(controller._layers.parameters[i].detach()) for i in range(3)],
+        "training": [whole(controller._run.layers.parameters[i].detach()) for i in range(3)],
         "masters": [whole(m) for m in controller.masters.values()],
         "precisions": formats_of(controller),
         "saved": {n: whole(v) for n, v in model.state_dict().items()},

@@ -1,0 +1,269 @@
+"""What a run must remember between two steps, and what a step does to it."""
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from adapt import checkpoint, penalties
+from adapt.activations import Activations, check_state
+from adapt.biases import Biases
+from adapt.decisions import Decisions
+from adapt.masters import Masters
+from adapt.settings import Settings
+from adapt.sharding import Whole
+from adapt.switching.policy import Policy, carry, pack, unpack
+from adapt.trace import Trace
+
+
+class Run:
+    """The state of a controller, and what one optimizer step does to it. It knows neither optimizer nor hooks.
+
+    Args:
+        policy: what decides on the formats.
+        settings: the options of `adapt.attach`.
+        layers: the layers by name; their values now are the masters.
+
+    Attributes:
+        layers: masters, sums and copies of the layers' weights.
+        biases: those of the biases, where they are quantised.
+        activations: what rounds activations, where they are quantised.
+        decisions: the policy's state and the trace.
+        step: optimizer steps begun so far.
+        micro_losses: losses shown since the last step.
+    """
+
+    def __init__(self, policy: Policy[Any], settings: Settings, layers: Mapping[str, Tensor]) -> None:
+        self.policy, self.settings, self.step = policy, settings, 0
+        self.seed, self.stochastic = settings.seed, settings.rounding == "stochastic"
+        self.micro_losses: list[Tensor | float] = []
+        self.layers = self._masters(layers, sums=policy.sums_gradients)
+        self.biases: Biases | None = None
+        self.activations: Activations | None = None
+        self.decisions = Decisions(policy, self.layers.device, trace_every=settings.trace_every)
+        self.decisions.go_on(policy.start(Whole(self.layers.weights)), Trace(self.layers.names, self.layers.numel))
+
+    @property
+    def banks(self) -> list[Masters]:
+        """The masters of the layers and, where they are quantised too, of the biases."""
+        return [self.layers] if self.biases is None else [self.layers, self.biases.masters]
+
+    @property
+    def trace(self) -> Trace:
+        """What happened in every step so far. Reading it waits for the device."""
+        self.settle()
+        self.decisions.close_row(self.layers.nonzeros.cpu().numpy())
+        self.decisions.write()
+        return self.decisions.trace
+
+    # Who takes part
+
+    def _masters(self, parameters: Mapping[str, Tensor], *, sums: bool, old: Masters | None = None) -> Masters:
+        return Masters(parameters, seed=self.seed, stochastic=self.stochastic, sums=sums, old=old)
+
+    def join(self, layers: Mapping[str, Tensor]) -> None:
+        """Take in layers that are new among `layers`, which begins with those that are there."""
+        old, trace, skipped = self.layers, self.trace, self.decisions.skipped
+        count = len(old.names)
+        self.layers = self._masters(layers, sums=self.policy.sums_gradients, old=old)
+        if len(layers) > count:
+            trace.add_layers(self.layers.names[count:], self.layers.numel[count:])
+        fresh = self.policy.start(Whole(self.layers.weights))
+        self.decisions.go_on(carry(self.decisions.state, fresh, {i: i for i in range(count)}), trace)
+        self.decisions.skipped[: len(skipped)] = skipped
+
+    def follow(self, biases: Mapping[str, tuple[Tensor, int]], module: nn.Module | None) -> None:
+        """Let biases, each with the index of its layer, and the module's activations follow the present layers."""
+        if biases:
+            tensors = {name: parameter for name, (parameter, _) in biases.items()}
+            old = None if self.biases is None else self.biases.masters
+            self.biases = Biases(self._masters(tensors, sums=False, old=old), [leader for _, leader in biases.values()])
+        if self.settings.activations is not None and module is not None:
+            before = self.activations
+            self.activations = Activations(
+                module,
+                {id(p): i for i, p in enumerate(self.layers.parameters)},
+                mode=self.settings.activations,
+                errors=self.settings.quantize_errors,
+                seed=self.seed,
+                stochastic=self.stochastic,
+                device=self.layers.device,
+                old=before,
+            )
+            if before is not None:
+                before.remove()
+        self._use_formats(range(len(self.layers.names)))
+        self.renew()
+
+    # One step
+
+    def before_update(self) -> None:
+        """p ← W, statistics and treatment of G, and the policy's turn where it is due."""
+        masters, policy = self.layers, self.policy
+        gradients = masters.gradients()
+        active = np.array([gradient is not None for gradient in gradients])
+        loss_shown = bool(self.micro_losses)
+        row = self.decisions.row
+        row.nonzeros.copy_(masters.nonzeros)
+        self._note_loss(row.loss)
+        masters.square(gradients, row.squared, quantize=policy.quantize_gradients, step=self.step)
+        if policy.keeps_gradients:
+            masters.keep(gradients)
+        masters.restore(
+            gradients,
+            row.squared,
+            row.statistics,
+            l1=self.l1_of_layers,
+            l2=self.settings.l2,
+            normalize=policy.normalize_gradients,
+        )
+        if self.biases is not None:
+            self.biases.masters.restore_only()
+        self.step += 1
+        self.decisions.add(self.step, active, loss_shown)
+        if self.decisions.due:
+            self.settle()
+
+    def after_update(self) -> None:
+        """W ← p, p ← Ŵ."""
+        if self.activations is not None:
+            self.activations.advance()
+        self._store()
+
+    def renew(self) -> None:
+        """p ← Ŵ from the masters, whatever p holds."""
+        for masters in self.banks:
+            masters.show("masters", anew=True)
+        self._store()
+
+    def _store(self) -> None:
+        for masters in self.banks:
+            masters.store(self.step)
+        if self.activations is not None:
+            self.activations.resume(self.step)
+
+    def _note_loss(self, out: Tensor) -> None:
+        """The mean of the micro-batches' losses, over all processes, into `out`."""
+        micro, self.micro_losses = self.micro_losses, []
+        if micro:
+            out.fill_(micro[0] if len(micro) == 1 else 0.0)
+            for loss in micro if len(micro) > 1 else ():
+                out += (loss.to(out) if isinstance(loss, Tensor) else loss) / len(micro)
+            _average_over_ranks(out)
+        elif self.policy.uses_loss:
+            self.decisions.warn(
+                "the controller never saw the loss of this step, so the push-up strategy stays where it is: pass a "
+                "closure to step(), or call controller.observe(loss) before it"
+            )
+
+    def settle(self) -> None:
+        """Let the policy see the steps that wait, and act on what it decides."""
+        before = self.decisions.formats
+        ended = self.decisions.settle(
+            Whole(self.layers.weights), self.layers.windows, self.l1_of_layers, self.settings.l2
+        )
+        self.layers.clear(ended)
+        if ended or before != self.decisions.formats:
+            changed = [i for i, f in enumerate(self.decisions.formats) if f != before[i]]
+            self._use_formats({*ended, *changed})
+
+    def _use_formats(self, changed: Collection[int]) -> None:
+        """Round to the present formats from now on; biases that follow a changed layer get a new fraction length."""
+        formats, words = self.decisions.formats, self.decisions.word_lengths
+        self.layers.use(formats)
+        if self.activations is not None:
+            self.activations.use(formats)
+        if self.biases is not None:
+            self.biases.use(formats, changed)
+        l1 = self.settings.l1
+        by_word_length = self.settings.l1_by_word_length
+        self.l1_of_layers = penalties.l1_by_word_length(l1, words) if by_word_length else np.full(len(words), l1)
+
+    # Persistence
+
+    def state_dict(self, optimized: Mapping[str, Tensor]) -> dict[str, Any]:
+        """All of it in plain containers, numbers and tensors. Between micro-batches, their gradients too.
+
+        Args:
+            optimized: every parameter of the optimizer, by name.
+        """
+        trace, masters = self.trace, self.layers
+        biases, activations = self.biases, self.activations
+        gradients = checkpoint.copied(optimized, (p.grad for p in optimized.values()))
+        return {
+            "version": checkpoint.VERSION,
+            "step": self.step,
+            "seed": self.seed,
+            "stochastic": self.stochastic,
+            "policy": type(self.policy).__name__,
+            "layers": list(masters.names),
+            "state": pack(self.decisions.state),
+            "masters": checkpoint.copied(masters.names, masters.weights),
+            "sums": checkpoint.copied(masters.names, masters.sums),
+            "windows": {n: [g.clone() for g in w] for n, w in zip(masters.names, masters.windows, strict=True)},
+            "skipped": dict(zip(masters.names, self.decisions.skipped.tolist(), strict=True)),
+            **({"followers": {}, "follower_formats": {}} if biases is None else biases.state_dict()),
+            "micro_losses": [float(loss) for loss in self.micro_losses],
+            "gradients": gradients if self.micro_losses else {},
+            "activations": {} if activations is None else activations.state_dict(),
+            "trace": checkpoint.sealed(trace.state_dict()),
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Any], optimized: Mapping[str, Tensor], *, strict: bool) -> None:
+        """Go on from `state_dict`: look at all of it first, then change.
+
+        Raises:
+            ValueError: the state is of another kind, version, policy or network.
+        """
+        policy, masters, decisions = self.policy, self.layers, self.decisions
+        biases, activations = self.biases, self.activations
+        names = masters.names
+        checkpoint.check(
+            state,
+            policy=type(policy).__name__,
+            weights=dict(zip(names, masters.weights, strict=True)),
+            sums=policy.sums_gradients,
+            strict=strict,
+        )
+        old_names = list(state["layers"])
+        old = unpack(state["state"], policy.start(Whole(masters.weights[:1] * len(old_names))), len(old_names))
+        places = {i: old_names.index(name) for i, name in enumerate(names) if name in old_names}
+        policy_state = carry(old, policy.start(Whole(masters.weights)), places)
+        if policy.keeps_gradients:
+            checkpoint.check_windows(state["windows"], dict(zip(old_names, old.gradients.tolist(), strict=True)))
+        same = tuple(old_names) == names
+        trace = Trace.from_state_dict(checkpoint.opened(state["trace"])) if same else Trace(names, masters.numel)
+        gradients = {name: p for name, p in optimized.items() if name in state["gradients"]}
+        checkpoint.check_tensors("gradients", state["gradients"], gradients)
+        if biases is not None:
+            biases.check(state, strict=strict)
+        if activations is not None:
+            check_state(state["activations"], activations.names, strict=strict)
+
+        self.step, self.seed, self.stochastic = state["step"], state["seed"], state["stochastic"]
+        decisions.go_on(policy_state, trace)
+        for i in places:
+            masters.load(i, state["masters"], state["sums"], state["windows"])
+            decisions.skipped[i] = state["skipped"].get(names[i], 0)
+        self._use_formats(range(len(names)))
+        if biases is not None:
+            biases.load(state)
+        for bank in self.banks:
+            bank.seed, bank.stochastic = self.seed, self.stochastic
+        if activations is not None:
+            activations.seed, activations.stochastic = self.seed, self.stochastic
+            activations.load_state_dict(state["activations"], strict=strict)
+        self.micro_losses = list(state["micro_losses"])
+        for name, parameter in gradients.items():
+            parameter.grad = state["gradients"][name].to(parameter.device, copy=True)
+        self.renew()
+
+
+def _average_over_ranks(value: Tensor) -> None:
+    """The mean over all processes, in place, so that every rank decides alike."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(value)
+        value /= torch.distributed.get_world_size()
