@@ -6,9 +6,9 @@ Each is trained twice: by a plain PyTorch loop, in which the optimizer is swappe
 gets one callback more. Both ways give the same weights. Shows a progress bar and, at the end, a table; writes pictures
 of the word lengths over time and TensorBoard logs under runs/quickstart.
 
-Measured with the default seed: accuracy 0.992 in float32 and 0.997 with AdaPT (one of the 360 test pictures is 0.003), a
-mean word length of 18.1 bits, a size ratio of 0.44, a training speedup of 1.24 and an inference speedup of 2.3 by the
-paper's performance model; half a minute on 2 cores.
+Measured with the default seed: accuracy 0.992 in float32 and 0.997 with AdaPT (one of the 360 test pictures is
+0.003), a mean word length of 18.1 bits, a size ratio of 0.44, a training speedup of 1.24 and an inference speedup of
+2.3 by the paper's performance model; half a minute on 2 cores.
 """
 
 import argparse
