@@ -121,6 +121,17 @@ def _largest(address: int, numel: int) -> Any:
 
 
 @compiled
+def _largest_finite(address: int, numel: int) -> Any:
+    """The bits of max|x| over the finite elements."""
+    x = numba.carray(pointer(address), numel)
+    top = _ZERO_BITS
+    for i in range(numel):
+        if np.isfinite(x[i]):
+            top = _larger_magnitude(x[i], top)
+    return top
+
+
+@compiled
 def _inside(address: int, mask: int, numel: int, minimum: Any, maximum: Any) -> None:
     x, m = numba.carray(pointer(address), numel), numba.carray(_pointer_to(mask, np.uint8), numel)
     for i in range(numel):
@@ -199,8 +210,8 @@ def _forward_pass(
                 _widen(x, scratch.ctypes.data, numel)
                 x = scratch.ctypes.data
             top = _largest(x, numel)
-            if highest < top < _INFINITE_BITS:
-                highest = top
+            finite = top if top < _INFINITE_BITS else _largest_finite(x, numel)
+            highest = finite if finite > highest else highest
             if mask:
                 saturated[start // MASKED] = top > limit
                 if top > limit:
@@ -241,8 +252,8 @@ def _backward_pass(
                 _widen(g, scratch.ctypes.data, numel)
                 g = e = scratch.ctypes.data
             top = _largest(g, numel)
-            if highest < top < _INFINITE_BITS:
-                highest = top
+            finite = top if top < _INFINITE_BITS else _largest_finite(g, numel)
+            highest = finite if finite > highest else highest
             round_chunk(g, e, numel, grid, key, offset + start, noise)
             if mask and saturated[start // MASKED]:
                 _keep(e, mask + start, numel)

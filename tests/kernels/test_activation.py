@@ -1,0 +1,294 @@
+"""The passes over activations: what each does to an element, and the same bits from every back end."""
+
+import math
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from adapt import Precision, quantize
+from adapt.kernels import set_backend
+from adapt.kernels.activation import FROZEN, MASKED, NOISE, RECORD, State, activation_kernels, mask_size
+from adapt.kernels.stream import flat
+from adapt.kernels.torch_ import uniform
+from adapt.rounding import grid, stream_keys
+from tests.references import activations as reference
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICES = {"triton": "cpu"} if INTERPRETED else {"torch": "cpu", "numba": "cpu"}
+if torch.cuda.is_available() and not INTERPRETED:
+    DEVICES |= {"triton": "cuda"}
+
+TYPES = [torch.float32, torch.bfloat16, torch.float16]
+FORMATS = [Precision(8, 4), Precision(3, 0), Precision(16, 2), Precision(16, 30), Precision(25, 3), Precision(32, -3)]
+FORMATS = FORMATS[::3] if INTERPRETED else FORMATS
+
+
+@pytest.fixture(params=DEVICES)
+def kernels(request):
+    """The passes of one back end on its device."""
+    set_backend(request.param)
+    yield activation_kernels(torch.device(DEVICES[request.param]))
+    set_backend(None)
+
+
+@pytest.fixture(params=[name for name in DEVICES if name != "torch"])
+def fast(request):
+    """The passes of a fast back end, those of torch, and the device of the former."""
+    device = torch.device(DEVICES[request.param])
+    set_backend(request.param)
+    passes = activation_kernels(device)
+    set_backend("torch")
+    yield passes, activation_kernels(torch.device("cpu")), device
+    set_backend(None)
+
+
+def state_of(precision, mode=NOISE, *, drawn=0, device="cpu"):
+    """Two sites of one format."""
+    keys = torch.from_numpy(stream_keys(3, 5, ["layer.input", "layer.error"]).view(np.int64).copy())
+    formats = torch.zeros(2, 5)
+    formats[:, :4], formats[:, 4] = torch.tensor(grid(precision)), mode
+    tables = formats, keys, torch.full((2,), drawn, dtype=torch.int64), torch.zeros(2)
+    return State(*(table.to(device) for table in tables))
+
+
+def values(numel, dtype=torch.float32, *, special=True, scale=3.0):
+    """Some of every magnitude from 0.001 to 10000, and what is no number."""
+    generator = torch.Generator().manual_seed(numel)
+    powers = 10.0 ** torch.randint(-3, 5, (numel,), generator=generator)
+    x = (torch.randn(numel, generator=generator) * scale * powers).to(dtype)
+    odd = [math.inf, -math.inf, math.nan, 0.0, -0.0, 7.9375, -8.0, 7.94, -8.01]
+    if special and numel >= len(odd):
+        x[: len(odd)] = torch.tensor(odd)
+    return x
+
+
+def forward(kernels, x, state, *, training=True, replay=False, masked=True):
+    output = torch.empty_like(x)
+    mask = torch.empty(mask_size(x.numel()), dtype=torch.uint8, device=x.device) if masked else None
+    needed = kernels.forward(x, output, mask, state, 0, training=training, replay=replay)
+    return output, mask, needed
+
+
+def inside_of(mask, numel):
+    """What a mask says of each element."""
+    flags = mask[numel:].repeat_interleave(MASKED)[:numel]
+    return torch.where(flags != 0, mask[:numel], 1).bool()
+
+
+def same(a, b):
+    a, b = a.cpu(), b.cpu()
+    return torch.equal(a.isnan(), b.isnan()) and torch.equal(a.nan_to_num(nan=0.0), b.nan_to_num(nan=0.0))
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("precision", FORMATS, ids=str)
+def test_evaluation_rounds_to_nearest_and_remembers_nothing(kernels, precision, dtype):
+    state = state_of(precision)
+    x = values(700, dtype)
+    output, mask, _ = forward(kernels, x, state, training=False)
+    assert same(output, quantize(x, precision))
+    assert state.drawn.tolist() == [0, 0]
+    assert state.peaks.tolist() == [0, 0]
+    ones = torch.ones(700)
+    assert torch.equal(inside_of(mask, 700).float(), reference.straight_through(x, ones, precision))
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+def test_training_draws_the_stream_and_remembers_the_largest_finite_magnitude(kernels, dtype):
+    precision, x = Precision(8, 4), values(5000, dtype)
+    state = state_of(precision, drawn=77)
+    output, _, _ = forward(kernels, x, state)
+    u = uniform(5000, int(state.keys[0]) % 2**64, 77, dtype=torch.float64, device=torch.device("cpu"))
+    steps = x.double() * 16
+    expected = (steps.floor() + (u < steps - steps.floor())).clamp(-128, 127) / 16
+    assert same(output.double(), expected)
+    assert state.drawn.tolist() == [5077, 77]
+    assert state.peaks.tolist() == [reference.largest_finite(x), 0]
+
+
+def test_a_stream_goes_on_and_a_replay_draws_again(kernels):
+    x = values(3000, special=False)
+    whole, parts = state_of(Precision(8, 4)), state_of(Precision(8, 4))
+    expected, _, _ = forward(kernels, x, whole)
+    first, _, _ = forward(kernels, x[:1000], parts)
+    second, _, _ = forward(kernels, x[1000:], parts)
+    again, _, _ = forward(kernels, x[1000:], parts, replay=True)
+    assert torch.equal(torch.cat([first, second]), expected)
+    assert torch.equal(again, second)
+    assert parts.drawn.tolist() == [3000, 0]
+
+
+def test_modes(kernels):
+    x = values(1000, special=False)
+    nearest = quantize(x, Precision(8, 4))
+    for mode, drawn, met in ((FROZEN, 0, False), (RECORD, 1000, True)):
+        state = state_of(Precision(8, 4), mode)
+        assert torch.equal(forward(kernels, x, state)[0], nearest)
+        assert state.drawn[0] == drawn
+        assert bool(state.peaks[0] > 0) == met
+
+
+def test_without_a_grid_values_stay_and_all_lie_inside(kernels):
+    x, state = values(600), state_of(None)
+    output, mask, _ = forward(kernels, x, state)
+    assert same(output, x)
+    assert inside_of(mask, 600).all()
+    assert state.peaks[0] == reference.largest_finite(x)
+
+
+def test_in_place(kernels):
+    x = values(5000)
+    expected, mask, _ = forward(kernels, x, state_of(Precision(8, 4)))
+    other = torch.empty_like(mask)
+    kernels.forward(x, x, other, state_of(Precision(8, 4)), 0, training=True, replay=False)
+    assert same(x, expected)
+    assert torch.equal(inside_of(mask, 5000), inside_of(other, 5000))
+
+
+def test_a_mask_is_needed_only_where_something_saturates(kernels):
+    x = values(5000, special=False).clamp(-8, 7.9375)
+    if forward(kernels, x, state_of(Precision(8, 4)))[2]:
+        pytest.skip("this back end does not wait to know")
+    x[4321] = 7.94
+    _, mask, needed = forward(kernels, x, state_of(Precision(8, 4)))
+    assert needed
+    assert inside_of(mask, 5000).logical_not().nonzero().tolist() == [[4321]]
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+def test_errors_are_rounded_and_masked(kernels, dtype):
+    x, g = values(5000, dtype), values(5000, dtype, special=False, scale=1e-3)
+    state = state_of(Precision(8, 4))
+    _, mask, _ = forward(kernels, x, state)
+    kept = reference.straight_through(x, g, Precision(8, 4))
+    error = torch.empty_like(g)
+    kernels.backward(g, error, mask, state, -1)
+    assert torch.equal(error, kept)
+    kernels.backward(g, error, mask, state, 1)
+    u = uniform(5000, int(state.keys[1]) % 2**64, 0, dtype=torch.float64, device=torch.device("cpu"))
+    steps = g.double() * 16
+    rounded = (steps.floor() + (u < steps - steps.floor())).clamp(-128, 127) / 16
+    assert torch.equal(error.double(), torch.where(inside_of(mask, 5000), rounded, 0))
+    assert state.drawn[1] == 5000
+    assert state.peaks[1] == reference.largest_finite(g)
+
+
+@pytest.mark.parametrize("precision", [*FORMATS, None], ids=str)
+@pytest.mark.parametrize("numel", [0, 1, 255, 256, 257, 4097, 9001])
+def test_back_ends_agree(fast, precision, numel):
+    passes, slow, device = fast
+    for dtype in TYPES:
+        results = []
+        for kernels, place in ((slow, torch.device("cpu")), (passes, device)):
+            state = state_of(precision, drawn=2**32 - 100, device=place)
+            x, g = values(numel, dtype).to(place), values(numel + 1, dtype)[1:].clone().to(place)
+            output, mask, _ = forward(kernels, x, state)
+            error = torch.empty_like(g)
+            kernels.backward(g, error, mask, state, 1)
+            nearest, _, _ = forward(kernels, x, state, training=False, masked=False)
+            results.append((output, inside_of(mask, numel), error, nearest, state.drawn, state.peaks))
+        for mine, theirs in zip(*results, strict=True):
+            assert same(mine.double(), theirs.double())
+
+
+@pytest.mark.skipif(INTERPRETED, reason="about threads of the CPU")
+def test_the_number_of_threads_changes_nothing():
+    set_backend("numba")
+    kernels, results, threads = activation_kernels(torch.device("cpu")), [], torch.get_num_threads()
+    x = values(1 << 20)
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            state = state_of(Precision(8, 4))
+            output, mask, _ = forward(kernels, x, state)
+            error = torch.empty_like(x)
+            kernels.backward(x, error, mask, state, 1)
+            results.append((output, inside_of(mask, 1 << 20), error, state.peaks))
+    finally:
+        torch.set_num_threads(threads)
+        set_backend(None)
+    for other in results[1:]:
+        assert all(same(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+positive = st.floats(2.0**-149, 2.0**126, width=32, allow_subnormal=True) | st.floats(0.25, 4, width=32)
+
+
+@pytest.mark.parametrize("name", ["torch", "numba"])
+@given(before=positive | st.just(0.0), peak=positive | st.just(0.0), word=st.integers(2, 32))
+def test_formats_follow_what_was_met(name, before, peak, word):
+    set_backend(name)
+    state, ranges = state_of(Precision(8, 4)), torch.tensor([before, before], dtype=torch.float32)
+    state.peaks.fill_(peak)
+    words = torch.tensor([word, 0], dtype=torch.int32)
+    activation_kernels(torch.device("cpu")).follow(state, ranges, words, torch.full((2, 4), 5.0), fold=True)
+    set_backend(None)
+    expected = reference.next_range(before, peak)
+    assert ranges.tolist() == [expected, expected]
+    assert state.peaks.tolist() == [0, 0]
+    assert state.formats[1, :4].tolist() == [5, 5, 5, 5]
+    if expected == 0:
+        assert state.formats[0, :4].tolist() == [5, 5, 5, 5]
+    else:
+        fraction = max(reference.fitting_fraction_length(expected, word), word - 128)
+        assert np.array_equal(state.formats[0, :4], grid(Precision(word, fraction)))
+
+
+def test_without_folding_peaks_wait(kernels):
+    state, ranges = state_of(Precision(8, 4)), torch.ones(2)
+    state.peaks.fill_(9.0)
+    kernels.follow(state, ranges, torch.tensor([8, 8], dtype=torch.int32), torch.zeros(2, 4), fold=False)
+    assert ranges.tolist() == [1, 1]
+    assert state.peaks.tolist() == [9, 9]
+
+
+def test_memory_order_decides_on_the_draw(kernels):
+    x = torch.randn(3, 4, 5, 6).to(memory_format=torch.channels_last)
+    straight, _, _ = forward(kernels, flat(x).clone(), state_of(Precision(8, 4)))
+    output, _, _ = forward(kernels, x, state_of(Precision(8, 4)))
+    assert torch.equal(flat(output), straight)
+
+
+@pytest.mark.skipif(INTERPRETED, reason="this is what the other process runs")
+def test_the_interpreter_gives_the_bits_of_torch():
+    """In a process of its own: Triton looks at the variable when it is imported."""
+    pytest.importorskip("triton")
+    command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", __file__]
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout[-3000:]
+    assert int(re.search(r"(\d+) passed", result.stdout).group(1)) > 30
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
+@pytest.mark.parametrize("half", [0, 16, 19])
+@pytest.mark.parametrize("name", ["forward_pass", "backward_pass"])
+def test_the_compiled_code_rounds_where_the_others_do_and_moves_sixteen_bytes_at_a_time(name, half):
+    triton = pytest.importorskip("triton")
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from adapt.kernels import activation_triton_device
+
+    function = getattr(activation_triton_device, name)
+    flags = {"TRAINING": True, "REPLAY": False} if name == "forward_pass" else {"ROUND": True}
+    constants = {"HALF": half, "HAS_MASK": True, **flags, "MASKED": 256, "BLOCK": 2048}
+    element = {0: "*fp32", 16: "*fp16", 19: "*bf16"}[half]
+    types = [element, element, "*u8", "*fp32", "*i64", "*i64", "*fp32", "i32"]
+    source = ASTSource(
+        fn=function,
+        signature={**dict(zip(function.arg_names, types, strict=False)), **dict.fromkeys(constants, "constexpr")},
+        constexprs={(function.arg_names.index(key),): value for key, value in constants.items()},
+        attrs={(i,): [["tt.divisibility", 16]] for i in range(2)},
+    )
+    code = triton.compile(source, target=GPUTarget("cuda", 80, 32), options={"enable_fp_fusion": False}).asm["ptx"]
+    assert not re.search(r"fma\.rn\.f32|\.ftz", code), "one rounding instead of two, or subnormal numbers lost"
+    assert re.search(r"ld\.global[.\w]*v4", code)
+    assert re.search(r"st\.global[.\w]*v4", code)
