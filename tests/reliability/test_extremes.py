@@ -43,7 +43,6 @@ def test_ten_thousand_layers():
 
 def measure_large(elements):
     """Train one layer of so many weights to its first switches; print seconds and GiB."""
-    torch.set_num_threads(2)
 
     def report(what, started):
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
@@ -85,13 +84,6 @@ def test_a_layer_of_five_hundred_million_weights():
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-def test_a_layer_of_four_million_weights():
+def test_a_layer_of_a_million_weights():
     """The same on a scale for every day."""
-    done = subprocess.run(
-        [sys.executable, "-c", "from tests.reliability.test_extremes import measure_large; measure_large(4_000_000)"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    measure_large(1_000_000)
