@@ -108,7 +108,7 @@ class Controller:
 
     @property
     def skipped(self) -> dict[str, int]:
-        """How many gradients of each layer were not finite: they moved neither weights nor statistics."""
+        """How many gradients of each layer were not finite: zero to the optimizer, and left out of the statistics."""
         self._run.settle()
         return dict(zip(self._run.layers.names, self._run.decisions.skipped.tolist(), strict=True))
 
@@ -145,7 +145,8 @@ class Controller:
     def evaluation_weights(self) -> contextlib.AbstractContextManager[None]:
         """Within the context the parameters hold the masters rounded to nearest, whatever mode the modules are in.
 
-        Needed only where no module was given to `attach`, or where its hooks do not run (`torch.compile`).
+        Needed only where no module was given to `attach`, or where its hooks do not run: in a module that was compiled
+        in place, or after attaching.
         """
         return self._pinned("evaluation")
 

@@ -191,7 +191,7 @@ class Run:
         """
         trace, masters = self.trace, self.layers
         biases, activations = self.biases, self.activations
-        gradients = checkpoint.copied(optimized, (p.grad for p in optimized.values()))
+        gradients = (p.grad for p in optimized.values())
         return {
             "version": checkpoint.VERSION,
             "step": self.step,
@@ -206,7 +206,7 @@ class Run:
             "skipped": dict(zip(masters.names, self.decisions.skipped.tolist(), strict=True)),
             **({"followers": {}, "follower_formats": {}} if biases is None else biases.state_dict()),
             "micro_losses": [float(loss) for loss in self.micro_losses],
-            "gradients": gradients if self.micro_losses else {},
+            "gradients": checkpoint.copied(optimized, gradients) if self.micro_losses else {},
             "activations": {} if activations is None else activations.state_dict(),
             "trace": checkpoint.sealed(trace.state_dict()),
         }
@@ -240,6 +240,8 @@ class Run:
         checkpoint.check_tensors("gradients", state["gradients"], gradients)
         if biases is not None:
             biases.check(state, strict=strict)
+        elif strict and state["followers"]:
+            raise ValueError("the precision state holds quantised biases: attach with quantize_biases=True")
         if activations is not None:
             check_state(state["activations"], activations.names, strict=strict)
 

@@ -407,6 +407,41 @@ def test_biases_and_norms_can_be_quantised_in_their_layers_word_length():
     assert set(controller.trace.layers) == {"0.weight", "3.weight"}
 
 
+def test_biases_are_fitted_anew_when_the_window_of_their_layer_ends():
+    policy = adapt.AdaPT(lookback=(4, 4), initial=adapt.Precision(8, 7))
+    model, optimizer, controller = assembled(policy=policy, quantize_biases=True, lr=1.0)
+    for step in range(1, 9):
+        # Both biases grow far beyond their first format, but only the second layer gets gradients.
+        for name, parameter in model.named_parameters():
+            parameter.grad = torch.full_like(parameter, -4.0) if "bias" in name else None
+        model[2].weight.grad = torch.full_like(model[2].weight, 1e-3)
+        controller.observe(1.0)
+        optimizer.step()
+        assert (model[2].bias.max() > 4).item() is (step >= 4), step
+        assert model[0].bias.max() < 1, "saturated, since the window of its layer never ends"
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_gradients_in_another_order_in_memory_are_the_same_gradients(momentum):
+    runs = []
+    for transposed in (False, True):
+        model = net()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=momentum)
+        controller = adapt.attach(optimizer, model, RESTLESS, l1=1e-3)
+        for step in range(10):
+            for index, parameter in enumerate(model.parameters()):
+                generator = torch.Generator().manual_seed(7 * step + index)
+                gradient = torch.randn(parameter.shape, generator=generator)
+                if transposed and gradient.ndim == 2:
+                    gradient = gradient.t().contiguous().t()
+                    assert not gradient.is_contiguous()
+                parameter.grad = gradient
+            controller.observe(1.0)
+            optimizer.step()
+        runs.append(copies(controller.masters))
+    assert all(torch.equal(master, runs[1][name]) for name, master in runs[0].items())
+
+
 def test_biases_stay_in_float32_otherwise():
     model, optimizer, controller = assembled()
     before = model[0].bias.detach().clone()

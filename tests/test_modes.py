@@ -87,6 +87,34 @@ def test_parts_of_a_network_may_be_in_different_modes():
     assert shows(model, {"0.weight": training["0.weight"], "2.weight": evaluation["2.weight"]})
 
 
+class Borrowing(nn.Module):
+    """Uses the weight of a module that it never calls, as attention does with its output projection."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.lent = nn.Linear(6, 3)
+
+    def forward(self, inputs):
+        return nn.functional.linear(inputs, self.lent.weight)
+
+
+def test_the_mode_of_the_module_that_owns_a_weight_counts():
+    model = Borrowing()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    controller = adapt.attach(optimizer, model, RESTLESS)
+    train(model, optimizer, 5, controller=controller)
+    training = layers(model, controller)
+    model.lent.eval()
+    model(batch(0)[0])
+    assert shows(model, nearest(controller))
+    assert not shows(model, training)
+    model.eval()
+    model.lent.train()
+    model(batch(0)[0])
+    assert shows(model, training)
+
+
 def test_a_frozen_backbone_in_evaluation_mode_is_trained_through():
     torch.manual_seed(0)
     stem, backbone, head = nn.Linear(6, 8), nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8)), nn.Linear(8, 3)

@@ -231,6 +231,22 @@ def test_a_state_of_another_run_changes_nothing(make, policy, message):
     assert same(picture(model, optimizer, controller), before)
 
 
+def test_a_state_with_quantised_biases_needs_quantised_biases():
+    with_biases = trained(quantize_biases=True)[2].state_dict()
+    without = trained()[2].state_dict()
+    for options, state, message in (
+        ({}, with_biases, "holds quantised biases: attach with quantize_biases=True"),
+        ({"quantize_biases": True}, without, r"should hold 'followers' of 0\.bias"),
+    ):
+        model, optimizer, controller = trained(3, **options)
+        before = picture(model, optimizer, controller)
+        with pytest.raises(ValueError, match=message):
+            controller.load_state_dict(state)
+        assert same(picture(model, optimizer, controller), before)
+        controller.load_state_dict(state, strict=False)
+        assert controller.step == 7
+
+
 def test_a_state_of_other_groups_changes_nothing():
     model, optimizer, controller = trained()
     before = picture(model, optimizer, controller)
