@@ -122,6 +122,8 @@ class Activations:
         self._words = torch.zeros(count, dtype=torch.int32, device=device)
         self._following = torch.zeros_like(self._words)
         self._otherwise = torch.zeros(count, 4, device=device)
+        self._streams = tuple(_of_rank(self.names))
+        self._step, self._ended = 0, False
         self._pin: View | None = None
         if old is not None:
             self.load_state_dict(old.state_dict(), strict=False)
@@ -152,27 +154,39 @@ class Activations:
         for hooks in self._hooks:
             hooks.idle = chosen[hooks.output] is None
 
-    @torch.no_grad()
     def advance(self) -> None:
-        """Take in what was met in the step that ends here; `resume` must follow."""
-        _largest_over_ranks(self._state.peaks)
-        self._state.drawn.zero_()
-        self._write(fold=True)
+        """The step ends here; `resume` must follow."""
+        self._ended = True
 
     @torch.no_grad()
     def resume(self, step: int) -> None:
-        """Round in the present formats from now on, and draw with the keys of `step`."""
-        keys = rounding.stream_keys(self.seed, step, _of_rank(self.names))
-        self._state.keys.copy_(torch.from_numpy(keys.view(np.int64)))
-        kernels = activation_kernels(self._ranges.device)
-        for hooks in self._hooks:
-            hooks.kernels = kernels
-        self._write()
+        """Round in the present formats from now on, which hold what was met, and draw with the keys of `step`."""
+        if self._ended:
+            _largest_over_ranks(self._state.peaks)
+        self._step = step
+        self._renew(ended=self._ended)
+        self._ended = False
 
     def pin(self, view: View | None) -> None:
         """Until the next call with None: "evaluation" rounds to nearest in every mode, "masters" does not round."""
         self._pin = view
-        self._write()
+        self._renew(ended=False)
+
+    def _renew(self, *, ended: bool) -> None:
+        kernels = activation_kernels(self._ranges.device)
+        kernels.renew(
+            self._state,
+            rounding.stream_keys(self.seed, self._step, self._streams),
+            self._ranges,
+            self._following,
+            self._otherwise,
+            mode=FROZEN if self._pin is not None else NOISE if self.stochastic else RECORD,
+            ended=ended,
+        )
+        if self._pin == "masters":
+            self._state.formats.data[:, :4] = 0
+        for hooks in self._hooks:
+            hooks.kernels = kernels
 
     @property
     def precisions(self) -> dict[str, Format]:
@@ -214,16 +228,6 @@ class Activations:
         ):
             if ours:
                 tensor[ours] = state[field][theirs].to(tensor)
-
-    def _write(self, *, fold: bool = False) -> None:
-        """The formats in which the sites round: their layers' own, or what their ranges ask for."""
-        kernels = activation_kernels(self._ranges.device)
-        kernels.follow(self._state, self._ranges, self._following, self._otherwise, fold=fold)
-        # A compiled program may hold the table for its backward pass, and needs its content then, not its version.
-        formats = self._state.formats.data
-        formats[:, 4] = FROZEN if self._pin is not None else NOISE if self.stochastic else RECORD
-        if self._pin == "masters":
-            formats[:, :4] = 0
 
 
 def check_state(state: Mapping[str, Any], names: Sequence[str], *, strict: bool) -> None:

@@ -9,6 +9,7 @@ from functools import cache, cached_property
 from importlib import import_module
 from typing import Any, Protocol, cast
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -89,18 +90,30 @@ class ActivationKernels(Protocol):
         The rounding is that of a training pass. The output may be the gradient.
         """
 
-    def follow(self, state: State, ranges: Tensor, words: Tensor, otherwise: Tensor, *, fold: bool) -> None:
-        """Write the formats (not the modes) that hold what was met.
+    def renew(
+        self,
+        state: State,
+        keys: NDArray[np.uint64],
+        ranges: Tensor,
+        words: Tensor,
+        otherwise: Tensor,
+        *,
+        mode: int,
+        ended: bool,
+    ) -> None:
+        """Write the keys and the formats of the passes that follow.
 
         Where words[i] > 0 and ranges[i] > 0 the row is that of words[i] bits with the largest fraction length that
         holds values up to ranges[i], saturating by at most half a step; elsewhere it is otherwise[i].
 
         Args:
+            keys: uint64 [S], of `adapt.rounding.stream_keys`.
             ranges: float32 [S], the running maximum of |x|.
             words: int32 [S], the word length of a format that follows its range, 0 for one that does not.
             otherwise: float32 [S, 4].
-            fold: first take the step's peaks into the ranges, where there are any: the larger of the peak and of
-                DECAY times the range; and set them to 0.
+            mode: FROZEN, RECORD or NOISE, for all sites.
+            ended: whether a step has ended. Then the streams start anew, and the step's peaks, where there are any,
+                are first taken into the ranges: the larger of the peak and of DECAY times the range.
         """
 
 

@@ -11,6 +11,7 @@ import torch
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
+from numpy.typing import NDArray
 from torch import Tensor
 
 from adapt.kernels import activation_torch
@@ -321,13 +322,16 @@ def _power_of_two(exponent: int) -> Any:
 
 
 @compiled
-def _follow(formats: Any, peaks: Any, ranges: Any, words: Any, otherwise: Any, fold: bool) -> None:
+def _renew(
+    formats: Any, drawn: Any, peaks: Any, ranges: Any, words: Any, otherwise: Any, mode: int, ended: bool
+) -> None:
     for i in range(len(ranges)):
-        if fold:
+        if ended:
+            drawn[i] = 0
             if peaks[i] > _ZERO:
                 ranges[i] = max(peaks[i], ranges[i] * _DECAY)
             peaks[i] = _ZERO
-        formats[i, :4] = otherwise[i]
+        formats[i, :4], formats[i, 4] = otherwise[i], mode
         word = words[i]
         if word and ranges[i] > _ZERO:
             # 2^exponent is the smallest power of two above the range. Subnormal numbers end at the highest fraction.
@@ -387,6 +391,16 @@ def backward(gradient: Tensor, output: Tensor, mask: Tensor | None, state: State
     _remember(tops, formats, peaks, site)
 
 
-def follow(state: State, ranges: Tensor, words: Tensor, otherwise: Tensor, *, fold: bool) -> None:
-    formats, _, _, peaks = state.host
-    _follow(formats, peaks, ranges.numpy(), words.numpy(), otherwise.numpy(), fold)
+def renew(
+    state: State,
+    keys: NDArray[np.uint64],
+    ranges: Tensor,
+    words: Tensor,
+    otherwise: Tensor,
+    *,
+    mode: int,
+    ended: bool,
+) -> None:
+    formats, own_keys, drawn, peaks = state.host
+    own_keys[:] = keys.view(np.int64)
+    _renew(formats, drawn, peaks, ranges.numpy(), words.numpy(), otherwise.numpy(), mode, ended)

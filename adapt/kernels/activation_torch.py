@@ -8,6 +8,7 @@ import math
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from adapt.kernels.activation import DECAY, FROZEN, MASKED, NOISE, State
@@ -22,17 +23,17 @@ def _begin(state: State, site: int, numel: int, *, training: bool, replay: bool)
     if replay:
         offset -= numel
     elif training and mode != FROZEN:
-        state.drawn[site] += numel
+        state.drawn.data[site] += numel
     return int(state.keys[site]) & 0xFFFFFFFFFFFFFFFF, offset, training and mode == NOISE
 
 
 def _remember(x: Tensor, state: State, site: int) -> None:
     if int(state.formats[site, 4]) != FROZEN and x.numel():
         magnitude = torch.where(x.isfinite(), x, 0).abs().max()
-        state.peaks[site] = torch.maximum(state.peaks[site], magnitude)
+        state.peaks.data[site] = torch.maximum(state.peaks[site], magnitude)
 
 
-def _grid(state: State, site: int, dtype: torch.dtype) -> np.ndarray:
+def _grid(state: State, site: int, dtype: torch.dtype) -> NDArray[np.float32]:
     """The row of a site, its bounds cut to what the type holds."""
     row = state.formats[site, :4].cpu().numpy().copy()
     scale, step, low, high = row.tolist()
@@ -84,11 +85,23 @@ def _unflagged(mask: Tensor, numel: int) -> Tensor:
 
 
 @torch.no_grad()
-def follow(state: State, ranges: Tensor, words: Tensor, otherwise: Tensor, *, fold: bool) -> None:
-    if fold:
+def renew(
+    state: State,
+    keys: NDArray[np.uint64],
+    ranges: Tensor,
+    words: Tensor,
+    otherwise: Tensor,
+    *,
+    mode: int,
+    ended: bool,
+) -> None:
+    # A compiled program may hold the tables for its backward pass, and needs their content then, not their version.
+    state.keys.data.copy_(torch.from_numpy(keys.view(np.int64)))
+    if ended:
+        state.drawn.data.zero_()
         met = torch.maximum(state.peaks, ranges * DECAY)
         ranges.copy_(torch.where(state.peaks > 0, met, ranges))
-        state.peaks.zero_()
+        state.peaks.data.zero_()
     mantissa, exponent = torch.frexp(ranges)
     beyond = mantissa > 1 - _power_of_two(-words)
     fraction = words - 1 - exponent - beyond.int()
@@ -96,6 +109,7 @@ def follow(state: State, ranges: Tensor, words: Tensor, otherwise: Tensor, *, fo
     half, unit = _power_of_two(words - 1), _power_of_two((words - 25).clamp_(min=0))
     rows = torch.stack([_power_of_two(fraction), _power_of_two(-fraction), -half, half - unit], dim=1)
     state.formats.data[:, :4] = torch.where(((words > 0) & (ranges > 0))[:, None], rows, otherwise)
+    state.formats.data[:, 4] = mode
 
 
 def _power_of_two(exponent: Tensor) -> Tensor:

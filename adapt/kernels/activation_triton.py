@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from adapt.kernels.activation import MASKED, State
-from adapt.kernels.activation_torch import follow
+from adapt.kernels.activation_torch import renew
 from adapt.kernels.activation_triton_device import backward_pass, forward_pass, move_on
 
-__all__ = ["backward", "follow", "forward"]
+__all__ = ["backward", "forward", "renew"]
 
 BLOCK = 8 * MASKED
 

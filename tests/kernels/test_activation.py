@@ -228,12 +228,15 @@ def test_formats_follow_what_was_met(name, before, peak, word):
     state, ranges = state_of(Precision(8, 4)), torch.tensor([before, before], dtype=torch.float32)
     state.peaks.fill_(peak)
     words = torch.tensor([word, 0], dtype=torch.int32)
-    activation_kernels(torch.device("cpu")).follow(state, ranges, words, torch.full((2, 4), 5.0), fold=True)
+    keys = stream_keys(1, 2, ["a", "b"])
+    passes = activation_kernels(torch.device("cpu"))
+    passes.renew(state, keys, ranges, words, torch.full((2, 4), 5.0), mode=RECORD, ended=True)
     set_backend(None)
     expected = reference.next_range(before, peak)
     assert ranges.tolist() == [expected, expected]
-    assert state.peaks.tolist() == [0, 0]
-    assert state.formats[1, :4].tolist() == [5, 5, 5, 5]
+    assert state.peaks.tolist() == state.drawn.tolist() == [0, 0]
+    assert np.array_equal(state.keys.numpy().view(np.uint64), keys)
+    assert state.formats[1].tolist() == [5, 5, 5, 5, RECORD]
     if expected == 0:
         assert state.formats[0, :4].tolist() == [5, 5, 5, 5]
     else:
@@ -241,12 +244,14 @@ def test_formats_follow_what_was_met(name, before, peak, word):
         assert np.array_equal(state.formats[0, :4], grid(Precision(word, fraction)))
 
 
-def test_without_folding_peaks_wait(kernels):
-    state, ranges = state_of(Precision(8, 4)), torch.ones(2)
+def test_within_a_step_peaks_and_streams_wait(kernels):
+    state, ranges = state_of(Precision(8, 4), drawn=7), torch.ones(2)
     state.peaks.fill_(9.0)
-    kernels.follow(state, ranges, torch.tensor([8, 8], dtype=torch.int32), torch.zeros(2, 4), fold=False)
+    words = torch.tensor([8, 8], dtype=torch.int32)
+    kernels.renew(state, stream_keys(1, 2, ["a", "b"]), ranges, words, torch.zeros(2, 4), mode=NOISE, ended=False)
     assert ranges.tolist() == [1, 1]
     assert state.peaks.tolist() == [9, 9]
+    assert state.drawn.tolist() == [7, 7]
 
 
 def test_memory_order_decides_on_the_draw(kernels):
