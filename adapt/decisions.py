@@ -103,6 +103,7 @@ class Decisions:
         figures = self._pending.take()
         hosts, self._hosts = self._hosts, []
         ended: list[int] = []
+        # Only the newest step can switch a layer, so all of them ran in these words.
         active, words = np.array([active for _, active, _ in hosts]), self.word_lengths
         norms, norms_of_sums = np.sqrt(figures.squared), np.sqrt(figures.squared_sums)
         seen, sound = active & np.isfinite(figures.squared), np.isfinite(figures.squared_weights)
@@ -129,9 +130,7 @@ class Decisions:
                 weights=weights,
                 windows=Whole(windows),
             )
-            before, self.state = self.state, self.policy.advance(self.state, observation)
-            if self.formats is not before.formats:
-                words = self.word_lengths
+            self.state = self.policy.advance(self.state, observation)
             ended = np.flatnonzero(seen[i] & (self.state.gradients == 0)).tolist()
             self._open_row = (step, self.policy.record(self.state))
         self._wait()

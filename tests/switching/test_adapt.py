@@ -69,6 +69,8 @@ def test_lookback_and_resolution_are_adapted_before_the_window_is_measured():
     assert state.lookback.tolist() == [2.0]
     assert state.resolution.tolist() == [10]
     assert state.gradients.tolist() == [0]
+    state = observed(policy, state, norms=1.0, norms_of_sums=1.0)
+    assert state.lookback.tolist() == [2.0], "nor does the first one of the next window"
 
 
 def test_a_layer_without_a_gradient_stands_still():
