@@ -3,6 +3,7 @@
 import gc
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor
 
 from benchmarks.bench import Bench
@@ -37,5 +38,7 @@ def live_bytes() -> int:
     gc.collect()
     tensors = [thing for thing in gc.get_objects() if issubclass(type(thing), Tensor)]
     tensors += [tensor.grad for tensor in tensors if tensor.is_leaf and tensor.grad is not None]
+    # Whatever else the process keeps alive is looked at too, and a sparse tensor has no storage of its own.
+    tensors = [tensor for tensor in tensors if tensor.layout == torch.strided]
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
     return sum(storages.values())

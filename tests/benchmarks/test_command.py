@@ -78,6 +78,13 @@ def test_live_bytes_counts_memory_once_and_gradients_too():
     assert live_bytes() == before
 
 
+def test_live_bytes_passes_over_sparse_tensors():
+    before = live_bytes()
+    sparse = torch.eye(100).to_sparse()
+    assert live_bytes() == before
+    del sparse
+
+
 def test_training_in_float32_and_at_adaptive_precision_starts_from_the_same_weights():
     batches = SMALL.batches(4, torch.device("cpu"))
     first, second = plain(SMALL, batches), adaptive(SMALL, batches)
