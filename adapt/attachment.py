@@ -37,6 +37,8 @@ def attach(
     trace_every: int = 1,
     activations: str | None = None,
     quantize_errors: bool = False,
+    execution: str | None = None,
+    execution_backward: bool = True,
 ) -> Controller:
     """Train the layers of an optimizer at adaptive precision from its next step on.
 
@@ -65,6 +67,10 @@ def attach(
             attention only the weights are quantised. Needs the module in `params`.
         quantize_errors: quantise the gradients that come back to the outputs of these layers too, in the layer's word
             length with the fraction length that their range asks for.
+        execution: really run the products of linear layers and convolutions in "bfloat16" (words of up to 8 bits) or
+            "float16" (up to 11), as long as their words fit; see `adapt.execution.Execution` for what is rounded where.
+            Needs the module in `params`.
+        execution_backward: run the products for the gradients of these layers in the short type too.
 
     Returns:
         The controller. It lives as long as the optimizer.
@@ -89,6 +95,8 @@ def attach(
         trace_every=trace_every,
         activations=activations,
         quantize_errors=quantize_errors,
+        execution=execution,
+        execution_backward=execution_backward,
     )
     if (l1 or l2) and any(group.get("maximize") for group in optimizer.param_groups):
         raise ValueError(
@@ -98,6 +106,8 @@ def attach(
     module = params if isinstance(params, nn.Module) else None
     if activations is not None and module is None:
         raise ValueError("activations are quantised by hooks on the layers: pass the module itself as params")
+    if execution is not None and module is None:
+        raise ValueError("execution changes how the layers compute: pass the module itself as params")
     parameters = layering.named(params)
     _refuse_second(optimizer, parameters)
     controller = Controller(optimizer, module, parameters, policy, settings)

@@ -155,12 +155,12 @@ class Controller:
         outer = self._views.pin
         with self._views.pinned(view):
             try:
-                if self._run.activations is not None:
-                    self._run.activations.pin(view)
+                for follower in self._run.hooked:
+                    follower.pin(view)
                 yield
             finally:
-                if self._run.activations is not None:
-                    self._run.activations.pin(outer)
+                for follower in self._run.hooked:
+                    follower.pin(outer)
 
     @torch.no_grad()
     def quantize_(self) -> None:
@@ -187,8 +187,8 @@ class Controller:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        if self._run.activations is not None:
-            self._run.activations.remove()
+        for follower in self._run.hooked:
+            follower.remove()
 
     # Following optimizer and modules
 

@@ -11,6 +11,7 @@ from adapt import checkpoint, penalties
 from adapt.activations import Activations, check_state
 from adapt.biases import Biases
 from adapt.decisions import Decisions
+from adapt.execution import Execution
 from adapt.masters import Masters
 from adapt.settings import Settings
 from adapt.sharding import Whole
@@ -30,6 +31,7 @@ class Run:
         layers: masters, sums and copies of the layers' weights.
         biases: those of the biases, where they are quantised.
         activations: what rounds activations, where they are quantised.
+        execution: what runs products in a short type, where that is wanted.
         decisions: the policy's state and the trace.
         step: optimizer steps begun so far.
         micro_losses: losses shown since the last step.
@@ -42,6 +44,7 @@ class Run:
         self.layers = self._masters(layers, sums=policy.sums_gradients)
         self.biases: Biases | None = None
         self.activations: Activations | None = None
+        self.execution: Execution | None = None
         self.decisions = Decisions(policy, self.layers.device, trace_every=settings.trace_every)
         self.decisions.go_on(policy.start(Whole(self.layers.weights)), Trace(self.layers.names, self.layers.numel))
 
@@ -49,6 +52,11 @@ class Run:
     def banks(self) -> list[Masters]:
         """The masters of the layers and, where they are quantised too, of the biases."""
         return [self.layers] if self.biases is None else [self.layers, self.biases.masters]
+
+    @property
+    def hooked(self) -> list[Activations | Execution]:
+        """What acts on the module's layers by hooks."""
+        return [part for part in (self.activations, self.execution) if part is not None]
 
     @property
     def trace(self) -> Trace:
@@ -75,16 +83,17 @@ class Run:
         self.decisions.skipped[: len(skipped)] = skipped
 
     def follow(self, biases: Mapping[str, tuple[Tensor, int]], module: nn.Module | None) -> None:
-        """Let biases, each with the index of its layer, and the module's activations follow the present layers."""
+        """Let biases, each with the index of its layer, and the module's hooks follow the present layers."""
         if biases:
             tensors = {name: parameter for name, (parameter, _) in biases.items()}
             old = None if self.biases is None else self.biases.masters
             self.biases = Biases(self._masters(tensors, sums=False, old=old), [leader for _, leader in biases.values()])
+        places = {id(p): i for i, p in enumerate(self.layers.parameters)}
         if self.settings.activations is not None and module is not None:
             before = self.activations
             self.activations = Activations(
                 module,
-                {id(p): i for i, p in enumerate(self.layers.parameters)},
+                places,
                 mode=self.settings.activations,
                 errors=self.settings.quantize_errors,
                 seed=self.seed,
@@ -94,6 +103,12 @@ class Run:
             )
             if before is not None:
                 before.remove()
+        if self.settings.execution is not None and module is not None:
+            if self.execution is not None:
+                self.execution.remove()
+            self.execution = Execution(
+                module, places, execution=self.settings.execution, backward=self.settings.execution_backward
+            )
         self._use_formats(range(len(self.layers.names)))
         self.renew()
 
@@ -143,6 +158,8 @@ class Run:
             masters.store(self.step)
         if self.activations is not None:
             self.activations.resume(self.step)
+        if self.execution is not None:
+            self.execution.resume()
 
     def _note_loss(self, out: Tensor) -> None:
         """The mean of the micro-batches' losses, over all processes, into `out`."""
@@ -175,6 +192,8 @@ class Run:
         self.layers.use(formats)
         if self.activations is not None:
             self.activations.use(formats)
+        if self.execution is not None:
+            self.execution.use(formats)
         if self.biases is not None:
             self.biases.use(formats, changed)
         l1 = self.settings.l1

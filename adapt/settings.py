@@ -6,6 +6,7 @@ from numbers import Real
 
 from adapt import layering
 from adapt.activations import MODES
+from adapt.execution import EXECUTIONS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,8 @@ class Settings:
     trace_every: int
     activations: str | None
     quantize_errors: bool
+    execution: str | None
+    execution_backward: bool
 
     def __post_init__(self) -> None:
         for name in ("l1", "l2"):
@@ -46,3 +49,5 @@ class Settings:
             raise ValueError(f'activations must be None, "layer" or "range", got {self.activations!r}')
         if self.quantize_errors and self.activations is None:
             raise ValueError('quantize_errors=True needs activations="layer" or "range"')
+        if self.execution is not None and self.execution not in EXECUTIONS:
+            raise ValueError(f'execution must be None, "bfloat16" or "float16", got {self.execution!r}')

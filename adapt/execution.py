@@ -1,0 +1,246 @@
+"""Reduced-precision execution: layers whose words fit a short floating point type really compute in it."""
+
+import weakref
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adapt.masters import View
+from adapt.precision import Precision
+from adapt.products import Geometry, reduced_product
+from adapt.switching.policy import Format
+
+EXECUTIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+_LONGEST_WORD = {torch.bfloat16: 8, torch.float16: 11}
+
+_REDUCED = {
+    nn.Linear,
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+}
+"""Exactly these: what a derived class does in its forward is not known."""
+
+
+class Execution:
+    """Runs the products of a module's layers in bfloat16 or float16, where the layer's word fits, while it fits.
+
+    Layers are `nn.Linear` and the convolutions of `torch.nn`, plain, grouped and transposed. A layer runs in bfloat16
+    at 8 bits or less, in float16 at 11 bits or less if its values lie in float16's range. All others, and a layer
+    that has grown too long, run in float32 as if nothing were set. Masters, the optimizer, the gradients of the
+    parameters and `state_dict()` stay float32; the choice is made anew in every forward pass.
+
+    What is exact and what is rounded, compared with the simulation in float32:
+
+    * The weights are exact: every value of such a format is one of the short type.
+    * The input is exact where `activations` quantises it at such a word length, or where a layer before answered in
+      the short type. Otherwise it is rounded to the nearest value of the short type.
+    * Products and sums are float32. The product of two such operands is exact in float32; the sums are those of the
+      platform's kernel, in its order.
+    * A bias is rounded to the short type before it is added.
+    * The output is rounded once, to the short type: by up to 2^−9 of its magnitude in bfloat16, 2^−12 in float16.
+      What follows (normalisation, activation functions, …) runs on the short type as torch does it, until the
+      outermost module answers; that answer is float32 again.
+    * With `backward`, the products for the gradients run in the short type too: the error that comes back and the
+      gradients of input, weight and bias are each rounded to it once, and the latter two are then widened to float32.
+      Without, these products run in float32 on the operands of the forward product, and only the error that passes
+      between two layers is of the short type.
+
+    So a layer's output is the simulated one, rounded once, as long as its operands are exact and its sums fit 24 bits.
+    What comes after it differs.
+
+    Operations of the network's own that mix these activations with float32 parameters need `torch.autocast`, as
+    with all short types; layers that do not fit stay in float32 under it.
+
+    The layout of 4-dimensional tensors is the one that torch would choose, channels last if input or weight have it:
+    `model.to(memory_format=torch.channels_last)` is what is fast. On the CPU small pictures of many channels are
+    computed, and answered, in the plain layout, because that is faster there. An input's gradient that lost the
+    channels-last layout, as that of a slice does, gets it back.
+
+    Under `torch.compile` both ways are one operator, so nothing is recompiled when a precision moves. Its answer is
+    rounded like the layer's here, but is float32, and what follows runs in float32.
+
+    Args:
+        module: the module whose layers to run.
+        layers: the index of each quantised parameter, by the parameter's id.
+        execution: "bfloat16" or "float16".
+        backward: whether the products for the gradients run in the short type too.
+
+    Raises:
+        ValueError: no layer of the module can run in the short type.
+    """
+
+    def __init__(self, module: nn.Module, layers: Mapping[int, int], *, execution: str, backward: bool) -> None:
+        self._dtype = EXECUTIONS[execution]
+        self._formats: list[Format] = [None] * len(layers)
+        self._pin: View | None = None
+        # On the host, whatever the device: formats are decided there, and kernels chosen.
+        self._fits = torch.zeros(len(layers), dtype=torch.bool)
+        owners = {m: layers[id(m.weight)] for m in module.modules() if _can_run(m) and id(m.weight) in layers}
+        if not owners:
+            raise ValueError(
+                f"execution={execution!r} was asked for, but params has no linear layer or convolution that is "
+                "quantised: leave execution=None"
+            )
+        outermost, handles = _Outermost(), []
+        for owner, index in owners.items():
+            owner.__dict__["forward"] = _Forward(owner, self._fits, index, self._dtype, backward, outermost)
+            if isinstance(owner, nn.Conv2d):
+                handles.append(owner.register_forward_pre_hook(_Layout(), prepend=True))
+        for container in module.modules():
+            if container not in owners and any(part in owners for part in container.modules()):
+                handles.append(container.register_forward_pre_hook(outermost.enter, prepend=True))
+                handles.append(container.register_forward_hook(outermost.leave, always_call=True))
+        self._remove = weakref.finalize(self, _restore, handles, [weakref.ref(owner) for owner in owners])
+
+    def remove(self) -> None:
+        """Give the layers their own forward back and take the hooks away."""
+        self._remove()
+
+    def use(self, formats: Sequence[Format]) -> None:
+        """Note the layers' formats; execution follows with the next `resume`."""
+        self._formats = list(formats)
+
+    def resume(self) -> None:
+        """Decide by these formats from now on."""
+        exact = self._pin != "masters"
+        fits = [exact and form is not None and fits_into(form, self._dtype) for form in self._formats]
+        self._fits.copy_(torch.tensor(fits))
+
+    def pin(self, view: View | None) -> None:
+        """Until the next call with None: "masters", which lie on no grid, run in float32."""
+        self._pin = view
+        self.resume()
+
+
+def fits_into(precision: Precision, dtype: torch.dtype) -> bool:
+    """Whether a format is short enough to run in bfloat16 or float16: every one of its values is one of the type's."""
+    if precision.word_length > _LONGEST_WORD[dtype]:
+        return False
+    # bfloat16 has float32's exponents, which hold every format.
+    information = torch.finfo(dtype)
+    smallest = information.smallest_normal * information.eps
+    return dtype == torch.bfloat16 or (precision.step >= smallest and -precision.minimum <= information.max)
+
+
+def _can_run(module: nn.Module) -> bool:
+    return type(module) in _REDUCED and "forward" not in module.__dict__ and "weight" in module._parameters
+
+
+class _Forward:
+    """A layer's forward: in the short type where its word fits, in float32 otherwise.
+
+    In a copy of the module it is the forward of the copy's class and nothing else.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        fits: Tensor | None,
+        index: int,
+        dtype: torch.dtype,
+        backward: bool,
+        outermost: "_Outermost",
+    ) -> None:
+        self.module: Any = module
+        self.fits, self.index = fits, index
+        self.dtype, self.backward, self.outermost = dtype, backward, outermost
+
+    def __call__(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        plain = type(self.module).forward
+        if self.fits is None:
+            return plain(self.module, input, *args, **kwargs)  # type: ignore[no-any-return]
+        compiling = torch.compiler.is_compiling()
+        if not compiling and not self.fits[self.index]:
+            with torch.autocast(input.device.type, enabled=False):
+                return plain(self.module, input.float(), *args, **kwargs)  # type: ignore[no-any-return]
+        x, geometry = Geometry.of(self.module, input, *args, **kwargs)
+        module = self.module
+        y = reduced_product(
+            x,
+            module.weight,
+            module.bias,
+            geometry,
+            self.dtype,
+            backward=self.backward,
+            fits=self.fits,
+            index=self.index,
+        )
+        if geometry is not None and input.dim() < x.dim():
+            y = y.squeeze(0)
+        return y if compiling or self.outermost.depth else y.float()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "fits": None, "outermost": None}
+
+
+class _Outermost:
+    """Counts how many modules are at work inside each other, and lets the outermost one answer in float32.
+
+    In a copy of a module it does nothing.
+    """
+
+    def __init__(self, active: bool = True) -> None:
+        self.depth, self.active = 0, active
+
+    def enter(self, module: nn.Module, args: Any) -> None:
+        """A module begins."""
+        if self.active and not torch.compiler.is_compiling():
+            self.depth += 1
+
+    def leave(self, module: nn.Module, args: Any, output: Any) -> Any:
+        """A module ends, by an exception perhaps."""
+        if not self.active or torch.compiler.is_compiling():
+            return None
+        self.depth -= 1
+        return output if self.depth else _widened(output)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Outermost":
+        return _Outermost(False)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Outermost, (False,)
+
+
+def _widened(output: Any) -> Any:
+    def widen(tensor: Tensor) -> Tensor:
+        return tensor.float() if tensor.dtype in _LONGEST_WORD else tensor
+
+    return torch.utils._pytree.tree_map_only(Tensor, widen, output)
+
+
+class _Layout:
+    """Keeps the gradient of a channels-last input in that layout, which sums and slices may lose.
+
+    Elementwise functions are ten times slower on two tensors of different layout.
+    """
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        if torch.compiler.is_compiling() or not args or not isinstance(args[0], Tensor):
+            return
+        x = args[0]
+        if x.requires_grad and not x.is_leaf and not x.is_contiguous() and _is_channels_last(x):
+            x.register_hook(_channels_last)  # type: ignore[no-untyped-call]
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    return x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+
+
+def _channels_last(gradient: Tensor) -> Tensor:
+    return gradient.contiguous(memory_format=torch.channels_last)
+
+
+def _restore(handles: Sequence[Any], owners: Sequence["weakref.ref[nn.Module]"]) -> None:
+    for handle in handles:
+        handle.remove()
+    for reference in owners:
+        owner = reference()
+        if owner is not None and isinstance(owner.__dict__.get("forward"), _Forward):
+            del owner.__dict__["forward"]
