@@ -13,7 +13,8 @@ ROOT = Path(adapt.__file__).parent
 
 # From the ground up. A module may import from its own floor and from those below.
 FLOORS = (
-    ("precision", "kernels", "hooks", "files", "checkpoint", "penalties", "pending", "initialization", "perfmodel"),
+    ("precision", "kernels", "hooks", "files", "checkpoint", "penalties", "pending", "products"),
+    ("initialization", "perfmodel"),
     ("rounding", "archive", "sharding"),
     ("trace", "switching", "layering"),
     ("figures", "masters", "steps", "decisions"),
