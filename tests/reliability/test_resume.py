@@ -132,8 +132,8 @@ def expected_digest(setting, micro_batches, monkeypatch):
 
 
 def test_a_run_that_is_killed_three_times_ends_as_if_it_had_not_been(tmp_path, monkeypatch):
-    expected = expected_digest("paper", 200, monkeypatch)
-    assert digest_of(tmp_path, "runs", "paper", 200, kills=3, longest=0.3) == expected
+    expected = expected_digest("paper", 600, monkeypatch)
+    assert digest_of(tmp_path, "runs", "paper", 600, kills=3, longest=0.2) == expected
 
 
 @pytest.mark.long
@@ -151,8 +151,8 @@ def test_a_lightning_run_that_is_killed_five_times_ends_as_if_it_had_not_been(tm
     folders = tmp_path / "whole", tmp_path / "killed"
     for folder in folders:
         folder.mkdir()
-    expected = digest_of(folders[0], "lightning_runs", 300)
-    assert digest_of(folders[1], "lightning_runs", 300, kills=5, longest=1.0) == expected
+    expected = digest_of(folders[0], "lightning_runs", 1500)
+    assert digest_of(folders[1], "lightning_runs", 1500, kills=5, longest=1.0) == expected
 
 
 def test_a_kill_while_writing_leaves_the_previous_checkpoint(tmp_path):
