@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from adapt.masters import View
+from adapt.normalization import NORMALIZATIONS, can_normalize, normalize
 from adapt.precision import Precision
-from adapt.products import Geometry, reduced_product
+from adapt.products import Companions, Geometry, reduced_product
 from adapt.switching.policy import Format
 
 EXECUTIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -46,7 +47,8 @@ class Execution:
     * A bias is rounded to the short type before it is added.
     * The output is rounded once, to the short type: by up to 2^−9 of its magnitude in bfloat16, 2^−12 in float16.
       What follows (normalisation, activation functions, …) runs on the short type as torch does it, until the
-      outermost module answers; that answer is float32 again.
+      outermost module answers; that answer is float32 again. Batch normalisation of bfloat16 in training has a
+      kernel of its own on the CPU, with float32 statistics and one rounding, where channels are innermost.
     * With `backward`, the products for the gradients run in the short type too: the error that comes back and the
       gradients of input, weight and bias are each rounded to it once, and the latter two are then widened to float32.
       Without, these products run in float32 on the operands of the forward product, and only the error that passes
@@ -90,14 +92,19 @@ class Execution:
             )
         outermost, handles = _Outermost(), []
         for owner, index in owners.items():
-            owner.__dict__["forward"] = _Forward(owner, self._fits, index, self._dtype, backward, outermost)
-            if isinstance(owner, nn.Conv2d):
-                handles.append(owner.register_forward_pre_hook(_Layout(), prepend=True))
+            forward = _Layer(owner, self._fits, index, self._dtype, backward, outermost)
+            owner.__dict__["forward"] = forward
+            # Before activations are rounded: it is the gradient of what comes in that others add to.
+            handles.append(owner.register_forward_pre_hook(forward.watch, prepend=True))
+        normalizations = [m for m in module.modules() if type(m) in NORMALIZATIONS and "forward" not in m.__dict__]
+        for normalization in normalizations:
+            normalization.__dict__["forward"] = _Normalization(normalization)
         for container in module.modules():
             if container not in owners and any(part in owners for part in container.modules()):
                 handles.append(container.register_forward_pre_hook(outermost.enter, prepend=True))
                 handles.append(container.register_forward_hook(outermost.leave, always_call=True))
-        self._remove = weakref.finalize(self, _restore, handles, [weakref.ref(owner) for owner in owners])
+        overridden = [weakref.ref(m) for m in (*owners, *normalizations)]
+        self._remove = weakref.finalize(self, _restore, handles, overridden)
 
     def remove(self) -> None:
         """Give the layers their own forward back and take the hooks away."""
@@ -133,51 +140,73 @@ def _can_run(module: nn.Module) -> bool:
     return type(module) in _REDUCED and "forward" not in module.__dict__ and "weight" in module._parameters
 
 
-class _Forward:
-    """A layer's forward: in the short type where its word fits, in float32 otherwise.
+class _Override:
+    """Stands in for a module's forward. In a copy of the module it is the forward of the copy's class."""
 
-    In a copy of the module it is the forward of the copy's class and nothing else.
-    """
+    def __init__(self, module: nn.Module) -> None:
+        self.module: Any = module
+        self.active = True
+
+    def plain(self, *args: Any, **kwargs: Any) -> Any:
+        """What the module's class does."""
+        return type(self.module).forward(self.module, *args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"module": self.module, "active": False}
+
+
+class _Layer(_Override):
+    """A layer's forward: in the short type where its word fits, in float32 otherwise."""
 
     def __init__(
         self,
         module: nn.Module,
-        fits: Tensor | None,
+        fits: Tensor,
         index: int,
         dtype: torch.dtype,
         backward: bool,
         outermost: "_Outermost",
     ) -> None:
-        self.module: Any = module
-        self.fits, self.index = fits, index
-        self.dtype, self.backward, self.outermost = dtype, backward, outermost
+        super().__init__(module)
+        self.fits, self.index, self.dtype = fits, index, dtype
+        self.backward, self.outermost, self.companions = backward, outermost, Companions()
 
-    def __call__(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        plain = type(self.module).forward
-        if self.fits is None:
-            return plain(self.module, input, *args, **kwargs)  # type: ignore[no-any-return]
+    def __call__(self, input: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if not self.active:
+            return self.plain(input, *args, **kwargs)
         compiling = torch.compiler.is_compiling()
         if not compiling and not self.fits[self.index]:
             with torch.autocast(input.device.type, enabled=False):
-                return plain(self.module, input.float(), *args, **kwargs)  # type: ignore[no-any-return]
+                return self.plain(input.float(), *args, **kwargs)
         x, geometry = Geometry.of(self.module, input, *args, **kwargs)
-        module = self.module
         y = reduced_product(
             x,
-            module.weight,
-            module.bias,
+            self.module.weight,
+            self.module.bias,
             geometry,
             self.dtype,
             backward=self.backward,
             fits=self.fits,
             index=self.index,
+            companions=self.companions,
         )
         if geometry is not None and input.dim() < x.dim():
             y = y.squeeze(0)
         return y if compiling or self.outermost.depth else y.float()
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "fits": None, "outermost": None}
+    def watch(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        """Keep an eye on the layout of the input's gradient."""
+        if self.active and args and isinstance(args[0], Tensor) and not torch.compiler.is_compiling():
+            self.companions.watch(args[0])
+
+
+class _Normalization(_Override):
+    """The forward of a batch normalisation: its own kernel for bfloat16 where there is one."""
+
+    def __call__(self, input: Tensor) -> Any:
+        if self.active and not torch.compiler.is_compiling() and can_normalize(self.module, input):
+            return normalize(self.module, input)
+        return self.plain(input)
 
 
 class _Outermost:
@@ -215,32 +244,10 @@ def _widened(output: Any) -> Any:
     return torch.utils._pytree.tree_map_only(Tensor, widen, output)
 
 
-class _Layout:
-    """Keeps the gradient of a channels-last input in that layout, which sums and slices may lose.
-
-    Elementwise functions are ten times slower on two tensors of different layout.
-    """
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        if torch.compiler.is_compiling() or not args or not isinstance(args[0], Tensor):
-            return
-        x = args[0]
-        if x.requires_grad and not x.is_leaf and not x.is_contiguous() and _is_channels_last(x):
-            x.register_hook(_channels_last)  # type: ignore[no-untyped-call]
-
-
-def _is_channels_last(x: Tensor) -> bool:
-    return x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
-
-
-def _channels_last(gradient: Tensor) -> Tensor:
-    return gradient.contiguous(memory_format=torch.channels_last)
-
-
 def _restore(handles: Sequence[Any], owners: Sequence["weakref.ref[nn.Module]"]) -> None:
     for handle in handles:
         handle.remove()
     for reference in owners:
         owner = reference()
-        if owner is not None and isinstance(owner.__dict__.get("forward"), _Forward):
+        if owner is not None and isinstance(owner.__dict__.get("forward"), _Override):
             del owner.__dict__["forward"]

@@ -101,6 +101,27 @@ def _short(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -
     return x_short, weight_short, None if bias is None else bias.to(dtype)
 
 
+class Companions:
+    """How the gradients are laid out that meet a layer's own at the layer's input.
+
+    A slice, a padding or a pooling there answers in the plain layout even where the input is channels last, and torch
+    adds bfloat16 tensors of different layout ten times slower.
+    """
+
+    def __init__(self) -> None:
+        self.plain = False
+
+    def watch(self, x: Tensor) -> None:
+        """Look at the whole gradient of a channels-last input, and lay it out as the input is."""
+        if x.requires_grad and not x.is_leaf and x.dim() == 4 and _is_channels_last(x):
+            x.register_hook(self._look)  # type: ignore[no-untyped-call]
+
+    def _look(self, gradient: Tensor) -> Tensor:
+        restored = gradient.contiguous(memory_format=torch.channels_last)
+        self.plain |= restored is not gradient
+        return restored
+
+
 class _ReducedProduct(torch.autograd.Function):
     """The product of x and weight, plus bias, in a short type, answered in that type."""
 
@@ -113,10 +134,11 @@ class _ReducedProduct(torch.autograd.Function):
         geometry: Geometry | None,
         dtype: torch.dtype,
         backward: bool,
+        companions: "Companions",
     ) -> Tensor:
         operands = _short(x, weight, bias, dtype)
         ctx.save_for_backward(*operands[:2])
-        ctx.type_of_x, ctx.geometry, ctx.short = x.dtype, geometry, backward
+        ctx.type_of_x, ctx.geometry, ctx.short, ctx.companions = x.dtype, geometry, backward, companions
         return _product(*operands, geometry)
 
     @staticmethod
@@ -126,11 +148,14 @@ class _ReducedProduct(torch.autograd.Function):
         if not ctx.short:
             error, x, weight = error.float(), x.float(), weight.float()
         of_x, of_weight, of_bias = _gradients(error, x, weight, ctx.geometry, ctx.needs_input_grad[:3])
+        if of_x is not None:
+            of_x = of_x.to(ctx.type_of_x)
+            of_x = of_x.contiguous() if ctx.companions.plain else of_x
         return (
-            None if of_x is None else of_x.to(ctx.type_of_x),
+            of_x,
             None if of_weight is None else of_weight.float(),
             None if of_bias is None else of_bias.float(),
-            *[None] * 3,
+            *[None] * 4,
         )
 
 
@@ -144,6 +169,7 @@ def reduced_product(
     backward: bool,
     fits: Tensor,
     index: int,
+    companions: Companions,
 ) -> Tensor:
     """The product of a layer, with operands and result in a short type and float32 sums.
 
@@ -158,9 +184,10 @@ def reduced_product(
         backward: whether the products for the gradients run in the short type too.
         fits: bool [layers], on the host.
         index: the layer's place in it.
+        companions: of the layer.
     """
     if not torch.compiler.is_compiling():
-        return _ReducedProduct.apply(x, weight, bias, geometry, dtype, backward)  # type: ignore[no-any-return, no-untyped-call]
+        return _ReducedProduct.apply(x, weight, bias, geometry, dtype, backward, companions)  # type: ignore[no-any-return, no-untyped-call]
     numbers = geometry or Geometry((), (), (), False, (), 0)
     return torch.ops.adapt.reduced_product(  # type: ignore[no-any-return]
         x, weight, bias, fits, index, dtype, backward, *numbers
