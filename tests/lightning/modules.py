@@ -1,8 +1,10 @@
 """Small LightningModules, loaders that resume, and a witness of the weights that every forward pass saw."""
 
 import collections
+import gc
 import logging
 import warnings
+import weakref
 
 import lightning
 import torch
@@ -12,6 +14,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import adapt
+from adapt import attachment
 from adapt.layering import plain_name
 from adapt.lightning import AdaptivePrecision
 from tests.training import is_on_grid
@@ -232,3 +235,19 @@ def assert_same_run(first, second):
             torch.testing.assert_close(value, other[name], rtol=0, atol=0, equal_nan=True)
         else:
             assert value == other[name], name
+
+
+_attached_before = weakref.WeakSet()
+
+
+def remember_attached():
+    """Note the controllers that are attached now: what an earlier test left behind is none of the next one's."""
+    gc.collect()
+    _attached_before.clear()
+    _attached_before.update(attachment._live())
+
+
+def assert_nothing_attached():
+    """No controller is attached that was not when the test began."""
+    gc.collect()
+    assert not set(attachment._live()) - set(_attached_before)

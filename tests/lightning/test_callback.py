@@ -1,7 +1,5 @@
 """Every way of training in Lightning keeps every forward pass on the grid, and fit leaves the module as promised."""
 
-import gc
-
 import lightning
 import pytest
 import torch
@@ -10,7 +8,6 @@ from lightning.pytorch.loggers import CSVLogger
 from torch.nn import functional as F
 
 import adapt
-from adapt import attachment
 from tests.lightning.modules import (
     BATCHES,
     RESTLESS,
@@ -18,6 +15,7 @@ from tests.lightning.modules import (
     Classifier,
     Scaled,
     Witness,
+    assert_nothing_attached,
     assert_same_run,
     data,
     fit,
@@ -378,11 +376,6 @@ class TestAController:
 
         callback, _ = fit(Classifier(configure), precision(None))
         assert set(callback.controller.precisions.values()) == {adapt.Precision(5, 3)}
-
-
-def assert_nothing_attached():
-    gc.collect()
-    assert not attachment._live()
 
 
 def test_what_is_frozen_or_no_layer_is_left_alone():

@@ -27,6 +27,7 @@ from tests.lightning.modules import (
     Adversaries,
     Classifier,
     Witness,
+    assert_nothing_attached,
     assert_same_run,
     fit,
     loader,
@@ -36,7 +37,6 @@ from tests.lightning.modules import (
     trainer,
     weights,
 )
-from tests.lightning.test_callback import assert_nothing_attached
 from tests.training import is_on_grid
 
 
