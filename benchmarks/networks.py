@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ import adapt
 from recipes.common.models import MODELS
 
 BATCHES = 16
+PAPER = adapt.AdaPT()
 
 
 class Trainable(Protocol):
@@ -123,11 +124,16 @@ def plain(network: Trainable, batches: list[tuple[Tensor, Tensor]], *, autocast:
 
 
 def adaptive(
-    network: Trainable, batches: list[tuple[Tensor, Tensor]], *, autocast: bool = False, **options: object
+    network: Trainable,
+    batches: list[tuple[Tensor, Tensor]],
+    *,
+    policy: Any = PAPER,
+    autocast: bool = False,
+    **options: object,
 ) -> Training:
-    """The same at the paper's adaptive precision: `AdaPT()`, normalised gradients, L1 and L2."""
+    """The same at adaptive precision with L1 and L2; by default the paper's, `AdaPT()`, with normalised gradients."""
     model = network.build(batches[0][0].device)
     optimizer = sgd(model)
     attach: Callable[..., adapt.Controller] = adapt.attach
-    controller = attach(optimizer, model, adapt.AdaPT(), l1=1e-5, l2=1e-4, **options)
+    controller = attach(optimizer, model, policy, l1=1e-5, l2=1e-4, **options)
     return Training(model, optimizer, batches, controller=controller, autocast=autocast)
