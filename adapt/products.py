@@ -50,16 +50,31 @@ class Geometry(NamedTuple):
         )
 
 
+def is_native(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether the platform multiplies this short type and adds up in float32."""
+    if device.type != "cpu":
+        return True
+    known = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
+    return dtype not in known or bool(getattr(torch.ops.mkldnn, known[dtype])())
+
+
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry | None) -> Tensor:
-    if geometry is None:
-        return F.linear(x, weight, bias)
-    return torch.convolution(x, weight, bias, *geometry)
+    """x·weight + bias in the type of x, with float32 sums."""
+    dtype = x.dtype
+    if not is_native(dtype, x.device):
+        x, weight, bias = x.float(), weight.float(), None if bias is None else bias.float()
+    y = F.linear(x, weight, bias) if geometry is None else torch.convolution(x, weight, bias, *geometry)
+    return y.to(dtype)
 
 
 def _gradients(
     error: Tensor, x: Tensor, weight: Tensor, geometry: Geometry | None, wanted: Sequence[bool]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """The gradients of x, weight and bias, those that are wanted."""
+    """The gradients of x, weight and bias, those that are wanted, in their type, with float32 sums."""
+    dtype = x.dtype
+    if not is_native(dtype, x.device):
+        short = _gradients(error.float(), x.float(), weight.float(), geometry, wanted)
+        return tuple(None if gradient is None else gradient.to(dtype) for gradient in short)  # type: ignore[return-value]
     if geometry is not None:
         return torch.ops.aten.convolution_backward(  # type: ignore[no-any-return]
             error, x, weight, [error.shape[1]], *geometry, list(wanted)

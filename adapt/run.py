@@ -104,10 +104,12 @@ class Run:
             if before is not None:
                 before.remove()
         if self.settings.execution is not None and module is not None:
-            if self.execution is not None:
-                self.execution.remove()
             self.execution = Execution(
-                module, places, execution=self.settings.execution, backward=self.settings.execution_backward
+                module,
+                places,
+                execution=self.settings.execution,
+                backward=self.settings.execution_backward,
+                old=self.execution,
             )
         self._use_formats(range(len(self.layers.names)))
         self.renew()
