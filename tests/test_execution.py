@@ -435,13 +435,28 @@ def test_layers_that_join_later_run_in_the_short_type_too():
     assembled(model, SHORT, execution="bfloat16")
     types = Types(model)
     model(torch.ones(2, 6))
-    assert types[:2] == [torch.bfloat16] * 2
+    assert types == [torch.bfloat16, torch.bfloat16, torch.float32]
     types.clear()
     model[2].weight.requires_grad_(True)
     model(torch.ones(2, 6))
     types.clear()
     model(torch.ones(2, 6))
     assert types == [torch.bfloat16] * 3
+
+
+def test_two_optimizers_of_one_module():
+    model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
+    first = torch.optim.SGD(model[0].parameters(), lr=0.1)
+    second = torch.optim.SGD(model[2].parameters(), lr=0.1)
+    options = {"policy": SHORT, "execution": "bfloat16"}
+    controllers = [adapt.attach(optimizer, model, **options) for optimizer in (first, second)]
+    types = Types(model)
+    assert model(torch.randn(4, 6)).dtype == torch.float32
+    assert types == [torch.bfloat16, torch.bfloat16, torch.bfloat16]
+    controllers[0].detach()
+    types.clear()
+    model(torch.randn(4, 6)).sum().backward()
+    assert types == [torch.float32, torch.float32, torch.bfloat16]
 
 
 @pytest.mark.parametrize(

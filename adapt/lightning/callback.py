@@ -53,7 +53,7 @@ class AdaptivePrecision(Callback):
 
     Args:
         policy, l1, l2, rounding, seed, layers, quantize_biases, l1_by_word_length, trace_every, activations,
-            quantize_errors: as in `adapt.attach`.
+            quantize_errors, execution, execution_backward: as in `adapt.attach`.
 
     Attributes:
         controllers: one for each optimizer with layers, of the running fit or the latest.
@@ -73,6 +73,8 @@ class AdaptivePrecision(Callback):
         trace_every: int = 1,
         activations: str | None = None,
         quantize_errors: bool = False,
+        execution: str | None = None,
+        execution_backward: bool = True,
     ) -> None:
         self._options: dict[str, Any] = {
             "policy": policy,
@@ -86,6 +88,8 @@ class AdaptivePrecision(Callback):
             "trace_every": trace_every,
             "activations": activations,
             "quantize_errors": quantize_errors,
+            "execution": execution,
+            "execution_backward": execution_backward,
         }
         self.controllers: list[Controller] = []
         self._losses = Losses((), ())

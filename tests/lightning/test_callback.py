@@ -3,7 +3,7 @@
 import lightning
 import pytest
 import torch
-from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor
+from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, LearningRateMonitor
 from lightning.pytorch.loggers import CSVLogger
 from torch.nn import functional as F
 
@@ -445,6 +445,59 @@ def test_activations_and_errors(mode):
             controller.observe(loss)
             optimizer.step()
     assert_same_run(callback.controller, controller)
+
+
+EXECUTION = {"execution": "bfloat16", "execution_backward": False}
+
+
+class TestExecution:
+    """In bfloat16, whose words the restless policy outgrows and comes back to."""
+
+    def test_reaches_the_layers_while_their_words_fit(self):
+        module, callback, seen = Classifier(), precision(**EXECUTION), []
+
+        def look(layer, args, output):
+            name = "net.0.weight" if layer is module.net[0] else "net.2.weight"
+            fits = callback.controller.precisions[name].word_length <= 8
+            seen.append((module.trainer.state.stage.value, fits, output.dtype))
+
+        for index in (0, 2):
+            module.net[index].register_forward_hook(look)
+        module.register_forward_hook(lambda _, args, output: seen.append(("answer", False, output.dtype)))
+        witness = Witness(module, callback)
+        fit(module, callback, val_check_interval=2)
+        witness.check("sanity_check", "train", "validate")
+        for stage, fits, dtype in seen:
+            assert dtype == (torch.bfloat16 if fits else torch.float32), stage
+        fitted = {(stage, fits) for stage, fits, _ in seen}
+        assert {("train", True), ("train", False), ("validate", True), ("validate", False)} <= fitted
+        assert not any("forward" in part.__dict__ for part in module.modules())
+
+    @pytest.mark.parametrize("others", [[], [EMAWeightAveraging(decay=0.9)]], ids=["alone", "averaging"])
+    def test_gives_the_run_of_the_plain_loop(self, others):
+        callback, _ = fit(Classifier(), precision(**EXECUTION), *others, val_check_interval=2)
+        plain = Classifier()
+        optimizer = sgd(plain)
+        controller = adapt.attach(optimizer, plain, RESTLESS, **EXECUTION)
+        plain.train()
+        for _ in range(3):
+            for inputs, targets in loader():
+                optimizer.zero_grad()
+                loss = F.cross_entropy(plain(inputs), targets)
+                loss.backward()
+                controller.observe(loss)
+                optimizer.step()
+        assert_same_run(callback.controller, controller)
+        simulated, _ = fit(Classifier(), val_check_interval=2)
+        assert not same(simulated.controller.masters, callback.controller.masters)
+
+    def test_with_two_optimizers(self):
+        module, callback = Adversaries(toggle=True), precision(**EXECUTION)
+        witness = Witness(module, callback)
+        fit(module, callback)
+        assert not witness.problems
+        assert len(callback.controllers) == 2
+        assert not any("forward" in part.__dict__ for part in module.modules())
 
 
 def test_data_modules_and_uneven_last_batches():
