@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from recipes.common.data import DataError, load
+from recipes.common.methods import names
 from recipes.common.results import report, table
 from recipes.common.training import SCHEDULES, Settings, recommended, train
 
@@ -22,7 +23,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         prog="python -m recipes.cifar10", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", choices=("resnet20", "alexnet", "lenet5"), default="resnet20")
-    parser.add_argument("--method", default="adapt", help="adapt, float32, or fixed and a word length: fixed8")
+    parser.add_argument("--method", default="adapt", help=f"one of {', '.join(names())}")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--schedule", choices=SCHEDULES, default="onecycle")

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +48,7 @@ def costs(
     if trace is None:
         return dict(FLOAT32)
     counts = perfmodel.operations(model, torch.zeros(1, *shape))
-
-    def summary(**form: Any) -> perfmodel.Summary:
-        return perfmodel.RunningSummary(counts, batch_size=batch_size, **form).update(trace)
-
-    paper, physical, printed = summary(backward_factor=1), summary(), summary(form="paper")
+    paper, physical, printed = summaries(counts, trace, batch_size).values()
     return {
         "mean_word_length": float(trace.word_length.mean()),
         "final_word_length": float(trace.word_length[-1].mean()),
@@ -64,6 +60,24 @@ def costs(
         "training_speedup": paper.training_speedup,
         "training_speedup_physical": physical.training_speedup,
         "training_speedup_printed": printed.training_speedup,
+    }
+
+
+FORMS: dict[str, dict[str, Any]] = {"paper": {"backward_factor": 1}, "physical": {}, "printed": {"form": "paper"}}
+"""How the performance model may count: backward as one product per layer, as the paper's tables do, but layers by their
+elements; backward as the two products that it takes; and the paper's printed formulas, to which layers count alike."""
+
+
+def summaries(
+    operations: Mapping[str, int], trace: adapt.Trace | None, batch_size: int
+) -> dict[str, perfmodel.Summary]:
+    """The performance model's figures of a run in each of `FORMS`; trivial for float32, which has no trace."""
+    if trace is None:
+        float32 = perfmodel.Summary(1.0, 1.0, 1.0, 1.0, 32.0, 1.0, 32.0, 1.0)
+        return dict.fromkeys(FORMS, float32)
+    return {
+        name: perfmodel.RunningSummary(operations, batch_size=batch_size, **form).update(trace)
+        for name, form in FORMS.items()
     }
 
 

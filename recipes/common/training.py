@@ -21,6 +21,7 @@ from adapt import files
 from adapt.controller import Controller
 from recipes.common.batches import Batches
 from recipes.common.data import Pictures
+from recipes.common.methods import buffer_bits, method
 from recipes.common.models import MODELS
 
 SCHEDULES = ("onecycle", "plateau")
@@ -32,12 +33,12 @@ class Settings:
 
     Args:
         data_set, model: names in `recipes.common.data.DATA_SETS` (or "digits") and `recipes.common.models.MODELS`.
-        method: "float32", "adapt", or "fixed" and a word length: "fixed8" trains at ⟨8, 6⟩, range ±2.
+        method: a name in `recipes.common.methods.METHODS`, which says policy and rounding.
         epochs, batch_size, seed: as usual.
         schedule: "onecycle" (`lr` is its peak) or "plateau" (`lr` is its start; a tenth after six epochs in which the
             training loss did not fall).
-        lr: learning rate. AdaPT divides each layer's gradient by its norm: a step then moves a layer by about `lr`,
-            whatever the loss, so its rates do not compare with those of the others.
+        lr: learning rate. Rates of methods that divide each layer's gradient by its norm do not compare with those of
+            the others; see `recipes.common.methods.normalized_rates`.
         momentum: of SGD, with Nesterov's correction.
         l1, l2: penalty coefficients α and β of the weights of convolutions and dense layers; added after normalisation.
         buffer_bits: AdaPT's; the paper takes 4, and 8 for residual networks and CIFAR-100.
@@ -75,40 +76,34 @@ class Settings:
         policy(self)
 
 
-def policy(settings: Settings) -> Any:
+def policy(settings: Settings, steps_per_epoch: int = 1) -> Any:
     """The policy that a method's name stands for; None for float32.
 
     Raises:
         ValueError: no such method.
     """
-    if settings.method == "float32":
-        return None
-    if settings.method == "adapt":
-        return adapt.AdaPT(buffer_bits=settings.buffer_bits)
-    if settings.method.startswith("fixed") and settings.method[5:].isdecimal():
-        word_length = int(settings.method[5:])
-        return adapt.Fixed(adapt.Precision(word_length, word_length - 2))
-    raise ValueError(f"method must be float32, adapt or fixed and a word length (fixed8), got {settings.method!r}")
+    return method(settings.method).policy(settings.buffer_bits, steps_per_epoch)
 
 
-def recommended(model: str, method: str) -> dict[str, Any]:
-    """Learning rate, penalties and buffer bits for one-cycle training on CIFAR-10 at batch 128, found by short runs.
-
-    AdaPT's l2 keeps lr·l2, which governs how fast the weights of a normalised network turn, at that of float32.
-    """
-    buffer_bits = 8 if model == "resnet20" else 4
-    if method == "adapt":
-        return {"lr": 0.05, "l1": 1e-5, "l2": 1e-3, "buffer_bits": buffer_bits}
-    return {"lr": 0.1 if model == "resnet20" else 0.05, "l1": 0.0, "l2": 5e-4, "buffer_bits": buffer_bits}
+def recommended(model: str, name: str, data_set: str = "cifar10") -> dict[str, Any]:
+    """Learning rate, penalties and buffer bits with which the method `name` trains `model`; rates found on CIFAR-10."""
+    return {**method(name).rates(model), "buffer_bits": buffer_bits(model, data_set)}
 
 
-def make_optimizer(settings: Settings, model: nn.Module) -> tuple[Optimizer, Controller | None]:
+def make_optimizer(settings: Settings, model: nn.Module, steps_per_epoch: int) -> tuple[Optimizer, Controller | None]:
     """SGD for float32, `adapt.ASGD` for everything else: the one line that differs."""
-    chosen = policy(settings)
+    chosen = policy(settings, steps_per_epoch)
     options: dict[str, Any] = {"lr": settings.lr, "momentum": settings.momentum, "nesterov": settings.momentum > 0}
     if chosen is not None:
         optimizer = adapt.ASGD(
-            model, **options, fused=True, policy=chosen, l1=settings.l1, l2=settings.l2, seed=settings.seed
+            model,
+            **options,
+            fused=True,
+            policy=chosen,
+            l1=settings.l1,
+            l2=settings.l2,
+            seed=settings.seed,
+            rounding=method(settings.method).rounding,
         )
         return optimizer, optimizer.controller
     weights = [p for p in model.parameters() if p.ndim > 1]
@@ -210,8 +205,11 @@ def train(
         progress: whether a bar shows steps, loss and accuracy.
 
     Raises:
-        ValueError: the folder holds another run; the loss stopped being a number.
+        ValueError: there are fewer pictures than the subset or a batch asks for; the folder holds another run; the loss
+            stopped being a number.
     """
+    if settings.subset is not None and not 1 <= settings.subset <= len(splits[0]):
+        raise ValueError(f"subset must lie between 1 and the {len(splits[0])} pictures, got {settings.subset}")
     training, test = (split.to(device) for split in (splits[0].first(settings.subset), splits[1]))
     mean, deviation = training.statistics()
     natural = settings.data_set.startswith("cifar")
@@ -224,7 +222,7 @@ def train(
     torch.manual_seed(settings.seed)
     model = MODELS[settings.model](training.classes, training.shape)
     model = model.to(device=device, memory_format=torch.channels_last)
-    optimizer, controller = make_optimizer(settings, model)
+    optimizer, controller = make_optimizer(settings, model, len(batches))
     schedule = make_schedule(settings, optimizer, settings.epochs * len(batches))
     run = Run(settings, model, optimizer, controller, schedule, training.shape)
     checkpoint = None if folder is None else folder / "checkpoint.pt"

@@ -66,9 +66,9 @@ def test_a_subset_and_a_plateau_can_be_asked_for(command, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--method", "muppet9"], "method must be float32, adapt or fixed"),
+        (["--method", "muppet9"], "method must be one of float32, adapt"),
         (["--batch-size", "1000"], "batch_size must lie between 1 and the 192 pictures, got 1000"),
-        (["--subset", "0"], "number must lie between 1 and the 192 pictures"),
+        (["--subset", "0"], "subset must lie between 1 and the 192 pictures, got 0"),
         (["--data", "nowhere"], r"nowhere lacks .*put the folder cifar-10-batches-bin or the archive"),
     ],
 )

@@ -1,0 +1,1 @@
+"""See `recipes.adapt_tables.__main__`."""

@@ -1,0 +1,49 @@
+"""A JSON-lines file of finished runs: a line per run, appended whole, found again by what decided how the run went."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+Line = dict[str, Any]
+
+
+def append(path: Path, line: Mapping[str, Any]) -> None:
+    """Add one line in a single write, so that runs side by side may share the file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab", buffering=0) as file:
+        file.write((json.dumps(line, ensure_ascii=False) + "\n").encode())
+        os.fsync(file.fileno())
+
+
+def read(path: Path) -> list[Line]:
+    """All lines, oldest first; none where there is no file.
+
+    Raises:
+        ValueError: a line is no JSON object.
+    """
+    if not path.exists():
+        return []
+    lines = []
+    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError:
+            line = None
+        if not isinstance(line, dict):
+            raise ValueError(f"{path} is damaged in line {number}: delete that line, and its run is made again")
+        lines.append(line)
+    return lines
+
+
+def is_finished(lines: list[Line], identity: Mapping[str, Any]) -> bool:
+    """Whether a line agrees with `identity` in every key that it has."""
+    wanted = json.loads(json.dumps(identity))
+    return any(all(line.get(key) == value for key, value in wanted.items()) for line in lines)
+
+
+def digest(identity: Mapping[str, Any]) -> str:
+    """Eight hexadecimal digits that tell one identity from another in names of files."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]

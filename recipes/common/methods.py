@@ -1,0 +1,113 @@
+"""The methods that the recipes compare, by name: each is a policy, a rounding and default rates.
+
+| name                        | what it is                                               |
+|-----------------------------|----------------------------------------------------------|
+| float32                     | plain SGD, no controller                                 |
+| adapt                       | AdaPT as printed                                         |
+| adapt-algorithm4            | pushed up by algorithm 4 in place of equation 4          |
+| adapt-unnormalized          | gradients keep their norms, so float32's rates apply     |
+| adapt-unpenalized           | neither L1 nor L2                                        |
+| adapt-nearest               | rounded to nearest in training too                       |
+| adapt-tolerance-0, -0.1, -1 | so many bits of divergence may be given up (adapt: 0.01) |
+| fixed2 … fixed32            | one word length throughout, range ±2                     |
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import adapt
+from adapt.precision import LONGEST_WORD, SHORTEST_WORD
+from adapt.switching.policy import Policy
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to train.
+
+    Args:
+        policy: called with buffer_bits and steps_per_epoch, answers the policy; None for float32.
+        rates: called with a network's name, answers lr, l1 and l2 for one-cycle training on CIFAR-10 at batch 128,
+            found by short runs.
+        rounding: of the weights in training, "stochastic" or "nearest".
+    """
+
+    policy: Callable[[int, int], Policy[Any] | None]
+    rates: Callable[[str], dict[str, float]]
+    rounding: str = "stochastic"
+
+
+def plain_rates(network: str) -> dict[str, float]:
+    """Rates for gradients that keep their norms."""
+    return {"lr": 0.1 if network == "resnet20" else 0.05, "l1": 0.0, "l2": 5e-4}
+
+
+def normalized_rates(network: str) -> dict[str, float]:
+    """Rates for gradients of norm 1, whose steps are about `lr` long in every layer, whatever the loss.
+
+    The l2 keeps lr·l2, which governs how fast the weights of a normalised network turn, near that of float32.
+    """
+    return {"lr": 0.05, "l1": 1e-5, "l2": 1e-3}
+
+
+def _float32(buffer_bits: int, steps_per_epoch: int) -> None:
+    return None
+
+
+def _adapt(buffer_bits: int, steps_per_epoch: int, **options: Any) -> Policy[Any]:
+    return adapt.AdaPT(buffer_bits=buffer_bits, **options)
+
+
+def _fixed(word_length: int, buffer_bits: int, steps_per_epoch: int) -> Policy[Any]:
+    return adapt.Fixed(adapt.Precision(word_length, word_length - 2))
+
+
+METHODS: Mapping[str, Method] = {
+    "float32": Method(_float32, plain_rates),
+    "adapt": Method(_adapt, normalized_rates),
+    "adapt-algorithm4": Method(partial(_adapt, push_up="diversity"), normalized_rates),
+    "adapt-unnormalized": Method(
+        partial(_adapt, normalize_gradients=False), lambda network: {**plain_rates(network), "l1": 1e-5}
+    ),
+    "adapt-unpenalized": Method(_adapt, lambda network: {**normalized_rates(network), "l1": 0.0, "l2": 0.0}),
+    "adapt-nearest": Method(_adapt, normalized_rates, rounding="nearest"),
+    **{
+        f"adapt-tolerance-{bits:g}": Method(partial(_adapt, kl_tolerance=bits), normalized_rates)
+        for bits in (0.0, 0.1, 1.0)
+    },
+    **{f"fixed{bits}": Method(partial(_fixed, bits), plain_rates) for bits in range(SHORTEST_WORD, LONGEST_WORD + 1)},
+}
+
+
+def method(name: str) -> Method:
+    """The method of that name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if name not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(names())}, got {name!r}")
+    return METHODS[name]
+
+
+def names() -> list[str]:
+    """The methods' names, with one entry for all fixed word lengths."""
+    fixed = f"fixed8 (or another word length from {SHORTEST_WORD} to {LONGEST_WORD})"
+    return [*(name for name in METHODS if not name.startswith("fixed")), fixed]
+
+
+def buffer_bits(network: str, data_set: str) -> int:
+    """AdaPT's buffer bits in the paper: 8 for residual networks and for CIFAR-100, 4 for others."""
+    return 8 if network == "resnet20" or data_set == "cifar100" else 4
+
+
+def description(policy: Policy[Any] | None) -> dict[str, Any] | None:
+    """A policy and all its hyperparameters as JSON has them; None for float32."""
+    if policy is None:
+        return None
+    fields = dataclasses.asdict(policy)  # type: ignore[call-overload]
+    described: dict[str, Any] = json.loads(json.dumps({"name": type(policy).__name__, **fields}))
+    return described
