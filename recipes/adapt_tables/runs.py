@@ -15,7 +15,7 @@ from adapt import perfmodel
 from adapt.figures import thinned
 from recipes.common import ledger
 from recipes.common.data import Pictures
-from recipes.common.methods import description, method
+from recipes.common.methods import description, method, signature
 from recipes.common.results import FORMS, summaries
 from recipes.common.training import Run, Settings, policy, provenance, train
 
@@ -33,7 +33,7 @@ def identity(settings: Settings, pictures: int) -> dict[str, Any]:
     steps_per_epoch = (settings.subset or pictures) // settings.batch_size
     return {
         "settings": dataclasses.asdict(settings),
-        "policy": description(policy(settings, max(steps_per_epoch, 1))),
+        "policy": signature(policy(settings, max(steps_per_epoch, 1))),
         "rounding": None if settings.method == "float32" else method(settings.method).rounding,
     }
 
@@ -78,6 +78,7 @@ def _outcome(run: Run, device: str) -> dict[str, Any]:
         "accuracy": run.history[-1]["accuracy"],
         "seconds": sum(epoch["seconds"] for epoch in run.history),
         "parameters": sum(sizes.values()),
+        "hyperparameters": description(None if run.controller is None else run.controller.policy),
         "performance": {form: dataclasses.asdict(summary) for form, summary in forms.items()},
         "layers": layers,
         "history": _with_speedups(run, counts),

@@ -111,3 +111,17 @@ def description(policy: Policy[Any] | None) -> dict[str, Any] | None:
     fields = dataclasses.asdict(policy)  # type: ignore[call-overload]
     described: dict[str, Any] = json.loads(json.dumps({"name": type(policy).__name__, **fields}))
     return described
+
+
+def signature(policy: Policy[Any] | None) -> dict[str, Any] | None:
+    """The part of `description` that tells policies apart: the name and what is not at its default.
+
+    A hyperparameter that a later version adds leaves it as it is.
+    """
+    if policy is None:
+        return None
+    described = description(policy)
+    assert described is not None
+    defaults = {field.name: field.default for field in dataclasses.fields(policy)}  # type: ignore[arg-type]
+    changed = (name for name, default in defaults.items() if getattr(policy, name) != default)
+    return {name: described[name] for name in ("name", *changed)}

@@ -4,7 +4,7 @@ import pytest
 
 import adapt
 from recipes.common import methods
-from recipes.common.methods import METHODS, buffer_bits, description
+from recipes.common.methods import METHODS, buffer_bits, description, signature
 from recipes.common.training import Settings, recommended
 
 
@@ -63,3 +63,13 @@ def test_a_description_names_every_hyperparameter_in_json():
 def test_an_unknown_name_is_refused():
     with pytest.raises(ValueError, match=r"method must be one of float32, .* got 'adapt9'"):
         methods.method("adapt9")
+
+
+def test_a_signature_names_what_differs_from_the_defaults():
+    assert signature(None) is None
+    assert signature(adapt.AdaPT()) == {"name": "AdaPT"}
+    assert signature(adapt.AdaPT(lookback=(5, 9))) == {"name": "AdaPT", "lookback": [5, 9]}
+    assert signature(policy("fixed8")) == {"name": "Fixed", "precision": {"word_length": 8, "fraction_length": 6}}
+    signatures = [json.dumps(signature(policy(name))) for name in METHODS if not name.startswith("fixed")]
+    # float32 apart, these three differ in rounding and rates alone.
+    assert len(set(signatures)) == len(signatures) - len({"adapt-unpenalized", "adapt-nearest"})

@@ -38,8 +38,8 @@ def test_a_line_says_what_was_run_and_what_came_out(command, tmp_path):
     command("cifar10-lenet5", "--methods", "adapt-nearest", "--seeds", "1", "--subset", "128")
     (line,) = lines(tmp_path)
     assert line["rounding"] == "nearest"
-    assert line["policy"]["name"] == "AdaPT"
-    assert line["policy"]["buffer_bits"] == 4
+    assert line["policy"] == {"name": "AdaPT"}
+    assert line["hyperparameters"]["buffer_bits"] == 4
     assert line["settings"]["subset"] == 128
     trace = adapt.Trace.load(tmp_path / "out" / line["trace"])
     assert trace.step[-1] == 4
