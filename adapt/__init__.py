@@ -10,6 +10,7 @@ from adapt.precision import Precision
 from adapt.rounding import quantize
 from adapt.switching.adapt import AdaPT
 from adapt.switching.fixed import Fixed
+from adapt.switching.muppet import MuPPET
 from adapt.trace import Trace
 
 __version__ = "0.1.0"
@@ -19,6 +20,7 @@ __all__ = [
     "AdaPT",
     "Controller",
     "Fixed",
+    "MuPPET",
     "Precision",
     "Trace",
     "attach",

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from adapt import rounding
+from adapt.blockfloat import BlockFloat
 from adapt.kernels.activation import (
     FROZEN,
     NOISE,
@@ -55,7 +56,8 @@ class Activations:
     Two modes: "layer" rounds in the layer's own ⟨WL, FL⟩; "range" keeps WL and lets FL follow what was met, as the
     fewest integer bits that hold the running maximum of |x|. That maximum stays on the device and moves the format
     once in an optimizer step; it falls by 1 % in a step that does not reach it. Before the first step "range" rounds
-    as "layer" does. Errors always follow their range, in the layer's WL, and stay float32 in the first step.
+    as "layer" does. Errors always follow their range, in the layer's WL, and stay float32 in the first step. So do
+    all activations of a layer in block floating point, whose scale is each tensor's own matter.
 
     Noise comes from the stream of (seed, step, name of the site), a site's name being its weight's name and ".input",
     ".output" or ".error". Several passes through a layer in one step (accumulation, shared layers) continue its
@@ -146,10 +148,11 @@ class Activations:
         """Note the layers' formats; rounding follows with the next `resume`."""
         chosen = [formats[leader] for leader in self._leaders]
         words = np.array([0 if form is None else form.word_length for form in chosen], np.int32)
-        rows = np.stack([rounding.grid(form) for form in chosen])
+        blocks = np.array([isinstance(form, BlockFloat) for form in chosen])
+        rows = np.stack([rounding.grid(form if isinstance(form, Precision) else None) for form in chosen])
         rows[self._errors] = 0
         self._words.copy_(torch.from_numpy(words))
-        self._following.copy_(torch.from_numpy(words * self._follows))
+        self._following.copy_(torch.from_numpy(words * (self._follows | blocks)))
         self._otherwise.copy_(torch.from_numpy(rows))
         for hooks in self._hooks:
             hooks.idle = chosen[hooks.output] is None

@@ -6,12 +6,15 @@ from typing import Any
 from adapt import checkpoint
 from adapt.layering import fitting
 from adapt.masters import Masters
+from adapt.precision import Precision
 from adapt.sharding import whole
-from adapt.switching.policy import Format, unpack_formats
+from adapt.switching.policy import Format, pack_formats, unpack_formats
 
 
 class Biases:
     """Masters of biases, and their formats: their leader's word length, with the fraction length that fits them.
+
+    Behind a leader in block floating point they are in block floating point themselves.
 
     Args:
         masters: their masters.
@@ -28,16 +31,15 @@ class Biases:
         for i, (leader, weight) in enumerate(zip(self._leaders, self.masters.weights, strict=True)):
             form = formats[leader]
             if leader in changed:
-                self._formats[i] = None if form is None else fitting(whole(weight), form.word_length)
+                self._formats[i] = fitting(whole(weight), form.word_length) if isinstance(form, Precision) else form
         self.masters.use(self._formats)
 
     def state_dict(self) -> dict[str, Any]:
         """Masters and formats by name, in plain containers."""
         names = self.masters.names
-        formats = [None if f is None else [f.word_length, f.fraction_length] for f in self._formats]
         return {
             "followers": checkpoint.copied(names, self.masters.weights),
-            "follower_formats": dict(zip(names, formats, strict=True)),
+            "follower_formats": dict(zip(names, pack_formats(self._formats), strict=True)),
         }
 
     def check(self, state: Mapping[str, Any], *, strict: bool) -> None:

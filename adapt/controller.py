@@ -80,8 +80,11 @@ class Controller:
 
     @property
     def precisions(self) -> dict[str, Precision]:
-        """The format of every layer, by the weight's name. A layer that a policy runs in float32 has None."""
-        return dict(zip(self._run.layers.names, self._run.decisions.formats, strict=True))  # type: ignore[arg-type]
+        """The format of every layer, by the weight's name. A layer that a policy runs in float32 has None.
+
+        Of a layer in block floating point, the format in which its weights now are.
+        """
+        return dict(zip(self._run.layers.names, self._run.layers.precisions, strict=True))  # type: ignore[arg-type]
 
     @property
     def activation_precisions(self) -> dict[str, Precision]:

@@ -42,7 +42,7 @@ class Decisions:
         self.state, self.trace = state, trace
         self.skipped = np.zeros(len(trace.layers), np.int64)
         self._pending = Pending(len(trace.layers), 0, self._device)
-        self._hosts: list[tuple[int, NDArray[np.bool_], bool]] = []
+        self._hosts: list[tuple[int, NDArray[np.bool_], NDArray[np.int64], bool]] = []
         self._open_row: tuple[int, dict[str, NDArray[Any]]] | None = None
         self._closed_rows: list[tuple[int, dict[str, NDArray[Any]]]] = []
         self._wait()
@@ -58,9 +58,9 @@ class Decisions:
         return np.array([penalties.LONGEST_WORD if f is None else f.word_length for f in self.formats], np.int64)
 
     @property
-    def fraction_lengths(self) -> NDArray[np.int64]:
-        """Bits behind the binary point, [layers]; 0 for a layer in float32."""
-        return np.array([0 if f is None else f.fraction_length for f in self.formats], np.int64)
+    def can_switch(self) -> bool:
+        """Whether the next step may be one in which a layer switches."""
+        return len(self._pending) >= self._patience
 
     @property
     def due(self) -> bool:
@@ -72,15 +72,17 @@ class Decisions:
         """Where the figures of the next step go, on the device. They count with `add`."""
         return self._pending.row
 
-    def add(self, step: int, active: NDArray[np.bool_], loss_shown: bool) -> None:
+    def add(self, step: int, active: NDArray[np.bool_], fraction_lengths: NDArray[np.int64], loss_shown: bool) -> None:
         """Take the row that was filled in as the next step.
 
         Args:
             step: the step's number, above all before it.
             active: which layers have a gradient, bool [layers].
+            fraction_lengths: bits behind the binary point of the Ŵ that the step's forward pass saw, [layers]; 0 in
+                float32.
             loss_shown: whether the loss was filled in.
         """
-        self._hosts.append((step, active, loss_shown))
+        self._hosts.append((step, active, fraction_lengths, loss_shown))
         self._pending.add()
 
     def settle(
@@ -104,14 +106,14 @@ class Decisions:
         hosts, self._hosts = self._hosts, []
         ended: list[int] = []
         # Only the newest step can switch a layer, so all of them ran in these words.
-        active, words = np.array([active for _, active, _ in hosts]), self.word_lengths
+        active, words = np.array([active for _, active, *_ in hosts]), self.word_lengths
         norms, norms_of_sums = np.sqrt(figures.squared), np.sqrt(figures.squared_sums)
         seen, sound = active & np.isfinite(figures.squared), np.isfinite(figures.squared_weights)
         nonzero = figures.nonzeros / np.maximum(self.trace.numel, 1)
         healthy = np.all((seen == active) & sound & ((figures.nonzeros > 0) | (self.trace.numel == 0)), axis=1).tolist()
-        for i, (step, _, loss_shown) in enumerate(hosts):
+        for i, (step, _, fraction_lengths, loss_shown) in enumerate(hosts):
             # The forward pass of this step saw what the step before left.
-            self.close_row(figures.nonzeros[i])
+            self.close_row(figures.nonzeros[i], fraction_lengths)
             if not healthy[i]:
                 self._check(figures, i, active[i], windows)
             loss = None
@@ -130,8 +132,9 @@ class Decisions:
                 weights=weights,
                 windows=Whole(windows),
             )
+            before = self.state.gradients
             self.state = self.policy.advance(self.state, observation)
-            ended = np.flatnonzero(seen[i] & (self.state.gradients == 0)).tolist()
+            ended = np.flatnonzero((seen[i] | (before > 0)) & (self.state.gradients == 0)).tolist()
             self._open_row = (step, self.policy.record(self.state))
         self._wait()
         return ended
@@ -143,14 +146,14 @@ class Decisions:
         if rows > self._pending.capacity:
             self._pending = Pending(len(self.trace.layers), rows, self._device)
 
-    def close_row(self, nonzeros: NDArray[np.float64]) -> None:
-        """Complete the newest step's row of the trace, now that the non-zeros it left are known."""
+    def close_row(self, nonzeros: NDArray[np.float64], fraction_lengths: NDArray[np.int64]) -> None:
+        """Complete the newest step's row of the trace, now that the Ŵ it left is known."""
         if self._open_row is None:
             return
         (step, record), self._open_row = self._open_row, None
         if step % self._trace_every == 0:
             record["word_length"] = self.word_lengths
-            record["fraction_length"] = self.fraction_lengths
+            record["fraction_length"] = fraction_lengths
             record["nonzero"] = nonzeros / np.maximum(self.trace.numel, 1)
             self._closed_rows.append((step, record))
         if len(self._closed_rows) == CAPACITY:

@@ -12,7 +12,6 @@ from adapt.masters import View
 from adapt.normalization import NORMALIZATIONS, can_normalize, normalize
 from adapt.precision import Precision
 from adapt.products import Companions, Geometry, is_native, reduced_product
-from adapt.switching.policy import Format
 
 EXECUTIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -100,7 +99,7 @@ class Execution:
         if old is not None:
             old.remove()
         self._dtype = EXECUTIONS[execution]
-        self._formats: list[Format] = [None] * len(layers)
+        self._precisions: list[Precision | None] = [None] * len(layers)
         self._pin: View | None = None
         # On the host, whatever the device: formats are decided there, and kernels chosen.
         if old is None and not is_native(self._dtype, next(module.parameters()).device):
@@ -143,14 +142,14 @@ class Execution:
         """Give the layers their own forward back and take the hooks away."""
         self._remove()
 
-    def use(self, formats: Sequence[Format]) -> None:
-        """Note the layers' formats; execution follows with the next `resume`."""
-        self._formats = list(formats)
+    def use(self, precisions: Sequence[Precision | None]) -> None:
+        """Note the layers' formats as they are; execution follows with the next `resume`."""
+        self._precisions = list(precisions)
 
     def resume(self) -> None:
         """Decide by these formats from now on."""
         exact = self._pin != "masters"
-        fits = [exact and form is not None and fits_into(form, self._dtype) for form in self._formats]
+        fits = [exact and form is not None and fits_into(form, self._dtype) for form in self._precisions]
         self._fits.copy_(torch.tensor(fits))
 
     def pin(self, view: View | None) -> None:

@@ -9,9 +9,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from adapt import rounding
+from adapt.blockfloat import BlockFloat
 from adapt.kernels import Kernels
 from adapt.kernels.stream import is_dense
-from adapt.sharding import OnPieces, is_sharded, local, placed
+from adapt.precision import Precision
+from adapt.sharding import OnPieces, extremes, is_sharded, local, placed
 from adapt.switching.policy import Format
 
 View = Literal["training", "evaluation", "masters"]
@@ -31,6 +33,10 @@ class Masters:
         stochastic: whether training rounds stochastically; evaluation rounds to nearest.
         sums: whether to keep a running sum of the gradients.
         old: masters to take over where a parameter is among theirs.
+
+    Attributes:
+        precisions: what each parameter is rounded to: its format, or the one in which block floating point put its
+            master at the latest rounding.
 
     Raises:
         ValueError: a parameter's memory has gaps or overlaps.
@@ -74,12 +80,40 @@ class Masters:
         self.nonzeros = torch.zeros(len(self.parameters), dtype=torch.float64, device=self.device)
         self.views: list[View] = ["masters"] * len(self.parameters)
         self._offsets = np.zeros(len(self.parameters), np.int64)
-        self._grids = np.zeros((len(self.parameters), 4), np.float32)
+        self.use([None] * len(self.parameters))
         self._keys = np.zeros(len(self.parameters), np.uint64)
 
     def use(self, formats: Sequence[Format]) -> None:
         """Round to these formats from now on, one for each parameter; the parameters change with the next `store`."""
-        self._grids = np.stack([rounding.grid(form) for form in formats])
+        self._formats = list(formats)
+        self._in_blocks = any(isinstance(form, BlockFloat) for form in formats)
+        self._take(self._resolved(range(len(formats)), self.weights))
+
+    def _resolved(self, indices: Sequence[int], tensors: Sequence[Tensor]) -> list[Precision | None]:
+        """In what the formats of the parameters `indices` put these tensors, one for each."""
+        formats = [self._formats[i] for i in indices]
+        blocks = [(at, form) for at, form in enumerate(formats) if isinstance(form, BlockFloat)]
+        found = extremes([tensors[at] for at, _ in blocks]) if blocks else []
+        for (at, form), ends in zip(blocks, found, strict=True):
+            formats[at] = form.precision(*ends)
+        return formats  # type: ignore[return-value]
+
+    def _grids_for(self, indices: Sequence[int], tensors: Sequence[Tensor]) -> NDArray[np.floating]:
+        """The grids of the parameters `indices` for these tensors, which are not their masters."""
+        if not self._in_blocks:
+            return self._grids[indices]
+        return np.stack([rounding.grid(precision) for precision in self._resolved(indices, tensors)])
+
+    def _take(self, precisions: Sequence[Precision | None]) -> None:
+        self.precisions = tuple(precisions)
+        self.fraction_lengths = np.array([0 if p is None else p.fraction_length for p in precisions], np.int64)
+        self._grids = np.stack([rounding.grid(precision) for precision in precisions])
+
+    def _follow(self, indices: Sequence[int], tensors: Sequence[Tensor]) -> None:
+        """Let block floating point follow what these parameters' masters are, or are about to be."""
+        if self._in_blocks:
+            fresh = dict(zip(indices, self._resolved(indices, tensors), strict=True))
+            self._take([fresh.get(i, precision) for i, precision in enumerate(self.precisions)])
 
     def gradients(self) -> list[Tensor | None]:
         """Each parameter's gradient, laid out in memory as the parameter is.
@@ -116,7 +150,8 @@ class Masters:
         if quantize:
             raw = squared.clone()
             keys = rounding.stream_keys(self.seed, step, [f"{self.names[i]}.grad" for i in active])
-            kernels.quantize_(tensors, tensors, self._grids[active], keys, self._offsets[active], stochastic=True)
+            grids = self._grids_for(active, tensors)
+            kernels.quantize_(tensors, tensors, grids, keys, self._offsets[active], stochastic=True)
             kernels.squared_norms_(tensors, squared)
             squared.copy_(torch.where(torch.isfinite(raw), squared, raw))
         if squared is not out:
@@ -145,6 +180,7 @@ class Masters:
         l1: NDArray[np.float64],
         l2: float,
         normalize: bool,
+        add: bool = True,
     ) -> None:
         """p ← W, ΣG += G and G ← G/‖G‖ + α·sign(W) + β·W, in one pass.
 
@@ -157,12 +193,13 @@ class Masters:
             l1: α for each parameter.
             l2: β.
             normalize: whether to divide by ‖G‖.
+            add: whether to add to ΣG. Otherwise ‖ΣG‖ comes out as 0.
         """
         self._kernels().restore_(
             self.parameters,
             self.weights,
             gradients,
-            self.sums,
+            self.sums if add else [None] * len(self.sums),
             squared,
             l1,
             np.full(len(self.parameters), l2),
@@ -182,6 +219,7 @@ class Masters:
     def store(self, step: int) -> None:
         """W ← p, p ← Q(W) with the key of `step`, and count the non-zeros of Ŵ, in one pass."""
         self._keys = rounding.stream_keys(self.seed, step, self.names)
+        self._follow(range(len(self.parameters)), self.parameters)
         self._kernels().store_(
             self.parameters,
             self.weights,
@@ -223,9 +261,8 @@ class Masters:
 
     def round_parameters(self) -> None:
         """Round to nearest, in place, what the parameters hold now."""
-        self._kernels().quantize_(
-            self.parameters, self.parameters, self._grids, self._keys, self._offsets, stochastic=False
-        )
+        grids = self._grids_for(range(len(self.parameters)), self.parameters)
+        self._kernels().quantize_(self.parameters, self.parameters, grids, self._keys, self._offsets, stochastic=False)
 
     def seen(self, index: int, view: View) -> Tensor:
         """A master as this view of it shows it: a new tensor, or the master itself."""
@@ -269,6 +306,7 @@ class Masters:
 
     def _round(self, indices: Sequence[int], outputs: Sequence[Tensor], *, stochastic: bool) -> None:
         at = np.asarray(indices)
+        self._follow(indices, [self.weights[i] for i in indices])
         self._kernels().quantize_(
             [self.weights[i] for i in indices],
             outputs,

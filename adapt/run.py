@@ -62,7 +62,7 @@ class Run:
     def trace(self) -> Trace:
         """What happened in every step so far. Reading it waits for the device."""
         self.settle()
-        self.decisions.close_row(self.layers.nonzeros.cpu().numpy())
+        self.decisions.close_row(self.layers.nonzeros.cpu().numpy(), self.layers.fraction_lengths)
         self.decisions.write()
         return self.decisions.trace
 
@@ -135,11 +135,12 @@ class Run:
             l1=self.l1_of_layers,
             l2=self.settings.l2,
             normalize=policy.normalize_gradients,
+            add=self.decisions.can_switch or not policy.samples_gradients,
         )
         if self.biases is not None:
             self.biases.masters.restore_only()
         self.step += 1
-        self.decisions.add(self.step, active, loss_shown)
+        self.decisions.add(self.step, active, masters.fraction_lengths, loss_shown)
         if self.decisions.due:
             self.settle()
 
@@ -161,6 +162,8 @@ class Run:
         if self.activations is not None:
             self.activations.resume(self.step)
         if self.execution is not None:
+            # Block floating point has followed the weights.
+            self.execution.use(self.layers.precisions)
             self.execution.resume()
 
     def _note_loss(self, out: Tensor) -> None:
@@ -195,7 +198,7 @@ class Run:
         if self.activations is not None:
             self.activations.use(formats)
         if self.execution is not None:
-            self.execution.use(formats)
+            self.execution.use(self.layers.precisions)
         if self.biases is not None:
             self.biases.use(formats, changed)
         l1 = self.settings.l1

@@ -57,6 +57,27 @@ def whole(tensors: Tensor | Sequence[Tensor]) -> Tensor | Sequence[Tensor]:
     return tensors.full_tensor() if is_sharded(tensors) else tensors
 
 
+def extremes(tensors: Sequence[Tensor]) -> list[tuple[float, float]]:
+    """Smallest and largest element of each tensor, with the pieces of all processes, in one transfer from the device.
+
+    (∞, −∞) where there is no element, NaN for both where one is NaN. Every process has to ask.
+    """
+    ends = torch.stack([_ends(local(tensor)) for tensor in tensors])
+    for group, indices in _groups(tensors).items():
+        part = ends[indices]
+        torch.distributed.all_reduce(part, torch.distributed.ReduceOp.MAX, group=group)
+        ends[indices] = part
+    return [(-negative, maximum) for negative, maximum in ends.tolist()]
+
+
+def _ends(tensor: Tensor) -> Tensor:
+    """The negative minimum and the maximum, [2]."""
+    if not tensor.numel():
+        return tensor.new_full((2,), -torch.inf)
+    minimum, maximum = tensor.aminmax()
+    return torch.stack((-minimum, maximum))
+
+
 class Whole(Sequence[Any]):
     """Tensors, or lists of them, that are put together when they are looked at."""
 
@@ -171,12 +192,17 @@ def _offset(tensor: Tensor) -> int:
 
 def _add_up(figures: Tensor, tensors: Sequence[Tensor]) -> None:
     """Replace the figures [layers, …] of pieces by those of whole layers."""
+    for group, indices in _groups(tensors).items():
+        part = figures[indices]
+        torch.distributed.all_reduce(part, group=group)
+        figures[indices] = part
+
+
+def _groups(tensors: Sequence[Tensor]) -> dict[Any, list[int]]:
+    """The processes that hold the pieces of sharded tensors → the tensors' indices."""
     groups: dict[Any, list[int]] = {}
     for index, tensor in enumerate(tensors):
         axis = _axis(tensor)
         if axis is not None and is_sharded(tensor):
             groups.setdefault(tensor.device_mesh.get_group(axis), []).append(index)
-    for group, indices in groups.items():
-        part = figures[indices]
-        torch.distributed.all_reduce(part, group=group)
-        figures[indices] = part
+    return groups

@@ -2,14 +2,17 @@
 
 from adapt.switching.divergence import divergence
 from adapt.switching.diversity import diversity, log_diversity
+from adapt.switching.muppet import MuPPET, inter_epoch_diversity, switching_threshold
 from adapt.switching.pushdown import push_down
 from adapt.switching.pushup import STRATEGIES, push_up, push_up_by_diversity, suggest
 from adapt.switching.tempo import next_lookback, next_resolution, next_strategy
 
 __all__ = [
     "STRATEGIES",
+    "MuPPET",
     "divergence",
     "diversity",
+    "inter_epoch_diversity",
     "log_diversity",
     "next_lookback",
     "next_resolution",
@@ -18,4 +21,5 @@ __all__ = [
     "push_up",
     "push_up_by_diversity",
     "suggest",
+    "switching_threshold",
 ]

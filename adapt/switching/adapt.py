@@ -12,7 +12,7 @@ from torch import Tensor
 
 from adapt.precision import Precision
 from adapt.switching.diversity import diversity
-from adapt.switching.policy import Observation, State, check_flags
+from adapt.switching.policy import Format, Observation, State, check_flags
 from adapt.switching.pushdown import lowest_precision
 from adapt.switching.pushup import checked_strategy, push_up, push_up_by_diversity
 from adapt.switching.tempo import next_lookback, next_resolution, next_strategy
@@ -46,7 +46,7 @@ class AdaPTState(State):
     def __post_init__(self) -> None:
         # A state may come out of a file.
         checked_strategy(self.strategy)
-        if None in self.formats:
+        if set(map(type, self.formats)) - {Precision}:
             raise ValueError("formats must be fixed point for every layer: AdaPT never leaves it for float32")
 
 
@@ -82,6 +82,7 @@ class AdaPT:
     push_up: PushUp = "suggestion"
 
     sums_gradients = True
+    samples_gradients = False
     uses_loss = True
 
     def __post_init__(self) -> None:
@@ -138,7 +139,7 @@ class AdaPT:
     def advance(self, state: AdaPTState, observation: Observation) -> AdaPTState:
         """Algorithm 2: adapt strategy, lookback and resolution, and switch the layers whose window is full."""
         strategy, losses = self._strategy(state, observation.loss)
-        formats: tuple[Precision | None, ...] = state.formats
+        formats = state.formats
         # Lists: reading one number of an array takes longer than all that is done with it.
         gradients, lookback, resolution = state.gradients.tolist(), state.lookback.tolist(), state.resolution.tolist()
         sum_of_norms, diversities = state.sum_of_norms.tolist(), state.diversity.tolist()
@@ -196,13 +197,13 @@ class AdaPT:
         resolution: int,
         delta: float,
         strategy: str,
-        current: Precision | None,
+        current: Format,
         window: Sequence[Tensor],
     ) -> tuple[Precision, float]:
         lowest, given_up = lowest_precision(weights, resolution=resolution, tolerance=self.kl_tolerance)
         if self.push_up == "suggestion":
             return push_up(lowest, delta, strategy, self.buffer_bits), given_up
-        assert current is not None  # AdaPT never leaves fixed point
+        assert isinstance(current, Precision)  # AdaPT never leaves fixed point
         return push_up_by_diversity(lowest, current, window, buffer_bits=self.buffer_bits), given_up
 
     def record(self, state: AdaPTState) -> dict[str, NDArray[Any]]:

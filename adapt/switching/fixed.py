@@ -29,6 +29,7 @@ class Fixed:
     quantize_gradients: bool = False
 
     sums_gradients = False
+    samples_gradients = False
     keeps_gradients = False
     uses_loss = False
 

@@ -9,10 +9,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from adapt.blockfloat import BlockFloat
 from adapt.precision import Precision
 
-Format = Precision | None
-"""A layer's number format: fixed point, or None where the layer runs in float32."""
+Format = Precision | BlockFloat | None
+"""A layer's number format: fixed point, block floating point, or None where the layer runs in float32."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,10 @@ class Policy(Protocol[S]):
         """Keep the running sum ΣG of each layer: one more tensor per layer."""
 
     @property
+    def samples_gradients(self) -> bool:
+        """Add to ΣG only the gradients of steps in which, by `patience`, a layer can switch, instead of all."""
+
+    @property
     def keeps_gradients(self) -> bool:
         """Keep every gradient of the window as well: as many tensors per layer as the window is long."""
 
@@ -135,7 +140,7 @@ def pack(state: State) -> dict[str, Any]:
     for field in fields(state):
         value = getattr(state, field.name)
         if field.name == "formats":
-            packed["formats"] = [None if f is None else [f.word_length, f.fraction_length] for f in value]
+            packed["formats"] = pack_formats(value)
         elif isinstance(value, np.ndarray):
             packed[field.name] = torch.from_numpy(value.copy())
         else:
@@ -180,15 +185,39 @@ def unpack(packed: Mapping[str, Any], fresh: S, layers: int) -> S:
     return replace(fresh, **changes)
 
 
+def pack_formats(formats: Iterable[Format]) -> list[Any]:
+    """Answer formats as [word length, fraction length], ["block", word length] or None."""
+    return [
+        None
+        if f is None
+        else ["block", f.word_length]
+        if isinstance(f, BlockFloat)
+        else [f.word_length, f.fraction_length]
+        for f in formats
+    ]
+
+
 def unpack_formats(packed: Iterable[Any]) -> tuple[Format, ...]:
-    """Answer formats that were packed as [word length, fraction length] or None.
+    """Answer formats that `pack_formats` packed.
 
     Raises:
         ValueError: one is nothing of the kind.
     """
     formats: list[Format] = []
-    for pair in packed:
-        if pair is not None and not (isinstance(pair, list) and len(pair) == 2 and all(type(n) is int for n in pair)):
-            raise ValueError(f"a format should be packed as [word length, fraction length] or None, got {pair!r:.80}")
-        formats.append(None if pair is None else Precision(*pair))
+    for item in packed:
+        if item is None:
+            formats.append(None)
+        elif not isinstance(item, list) or len(item) != 2 or type(item[1]) is not int:
+            raise ValueError(_BADLY_PACKED.format(item))
+        elif item[0] == "block":
+            formats.append(BlockFloat(item[1]))
+        elif type(item[0]) is int:
+            formats.append(Precision(*item))
+        else:
+            raise ValueError(_BADLY_PACKED.format(item))
     return tuple(formats)
+
+
+_BADLY_PACKED = (
+    'a format should be packed as [word length, fraction length], ["block", word length] or None, got {!r:.80}'
+)
