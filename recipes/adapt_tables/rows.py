@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-METHODS = ("float32", "adapt")
+METHODS = ("float32", "adapt", "muppet")
 ABLATIONS = (
     "adapt-algorithm4",
     "adapt-unnormalized",

@@ -9,7 +9,10 @@
 | adapt-unpenalized           | neither L1 nor L2                                        |
 | adapt-nearest               | rounded to nearest in training too                       |
 | adapt-tolerance-0, -0.1, -1 | so many bits of divergence may be given up (adapt: 0.01) |
+| muppet                      | block floating point, raised at epoch ends               |
 | fixed2 … fixed32            | one word length throughout, range ±2                     |
+
+All of them quantise the weights alone, so that they compare; MuPPET's authors round activations and errors too.
 """
 
 import dataclasses
@@ -65,6 +68,10 @@ def _fixed(word_length: int, buffer_bits: int, steps_per_epoch: int) -> Policy[A
     return adapt.Fixed(adapt.Precision(word_length, word_length - 2))
 
 
+def _muppet(buffer_bits: int, steps_per_epoch: int) -> Policy[Any]:
+    return adapt.MuPPET(steps_per_epoch=steps_per_epoch)
+
+
 METHODS: Mapping[str, Method] = {
     "float32": Method(_float32, plain_rates),
     "adapt": Method(_adapt, normalized_rates),
@@ -78,6 +85,7 @@ METHODS: Mapping[str, Method] = {
         f"adapt-tolerance-{bits:g}": Method(partial(_adapt, kl_tolerance=bits), normalized_rates)
         for bits in (0.0, 0.1, 1.0)
     },
+    "muppet": Method(_muppet, plain_rates),
     **{f"fixed{bits}": Method(partial(_fixed, bits), plain_rates) for bits in range(SHORTEST_WORD, LONGEST_WORD + 1)},
 }
 

@@ -38,6 +38,10 @@ def test_ablations_differ_from_adapt_in_what_their_name_says():
     assert rates["adapt-unnormalized"] == rates["float32"] | {"l1": rates["adapt"]["l1"]}
 
 
+def test_muppet_learns_how_long_an_epoch_is():
+    assert description(policy("muppet")) == description(adapt.MuPPET(steps_per_epoch=7))
+
+
 def test_methods_that_normalise_have_rates_of_their_own():
     for name in METHODS:
         chosen = policy(name)

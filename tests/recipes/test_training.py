@@ -11,7 +11,7 @@ from recipes.common.results import costs, report, table
 from recipes.common.training import Settings, evaluate, train
 
 SETTINGS = Settings("digits", "small-cnn", "float32", 3, 32, "onecycle", 0.05, subset=320)
-METHODS = ("float32", "adapt", "adapt-nearest", "fixed8")
+METHODS = ("float32", "adapt", "adapt-nearest", "muppet", "fixed8")
 
 
 @pytest.fixture(autouse=True)

@@ -163,3 +163,10 @@ def test_what_cannot_be_ends_in_one_sentence(command, tmp_path, monkeypatch, arg
         command("cifar10-lenet5", *arguments)
     assert "\n" not in str(caught.value)
     assert lines(tmp_path) == []
+
+
+def test_muppet_knows_the_steps_of_an_epoch_of_the_subset(command, tmp_path):
+    command("cifar10-lenet5", "--methods", "muppet", "--seeds", "0", "--subset", "130")
+    (line,) = lines(tmp_path)
+    assert line["policy"] == {"name": "MuPPET", "steps_per_epoch": 2}
+    assert {layer["word_length"] for layer in line["layers"].values()} == {8}
