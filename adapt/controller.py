@@ -75,8 +75,20 @@ class Controller:
 
     @property
     def policy(self) -> Policy[Any]:
-        """The policy that decides."""
+        """The policy that decides. One of the same kind, with other hyperparameters, may take its place between steps.
+
+        Raises:
+            TypeError: the new policy is of another kind, or needs other tensors of every layer.
+        """
         return self._run.policy
+
+    @policy.setter
+    def policy(self, policy: Policy[Any]) -> None:
+        before = self._run.policy
+        needs = ("sums_gradients", "samples_gradients", "keeps_gradients")
+        if type(policy) is not type(before) or any(getattr(policy, n) != getattr(before, n) for n in needs):
+            raise TypeError(f"policy must be one like {before!r}, whose state it takes over, got {policy!r}")
+        self._run.go_on_by(policy)
 
     @property
     def precisions(self) -> dict[str, Precision]:

@@ -47,6 +47,11 @@ class Decisions:
         self._closed_rows: list[tuple[int, dict[str, NDArray[Any]]]] = []
         self._wait()
 
+    def go_on_by(self, policy: Policy[Any]) -> None:
+        """Go on by a policy of the same kind; no step may wait."""
+        self.policy = policy
+        self._wait()
+
     @property
     def formats(self) -> tuple[Format, ...]:
         """The format of every layer."""
@@ -102,9 +107,9 @@ class Decisions:
         """
         if not len(self._pending):
             return []
+        can_end = len(self._pending) > self._patience
         figures = self._pending.take()
         hosts, self._hosts = self._hosts, []
-        ended: list[int] = []
         # Only the newest step can switch a layer, so all of them ran in these words.
         active, words = np.array([active for _, active, *_ in hosts]), self.word_lengths
         norms, norms_of_sums = np.sqrt(figures.squared), np.sqrt(figures.squared_sums)
@@ -134,10 +139,10 @@ class Decisions:
             )
             before = self.state.gradients
             self.state = self.policy.advance(self.state, observation)
-            ended = np.flatnonzero((seen[i] | (before > 0)) & (self.state.gradients == 0)).tolist()
             self._open_row = (step, self.policy.record(self.state))
         self._wait()
-        return ended
+        ended = (self.state.gradients == 0) & (seen[-1] | (before > 0))
+        return np.flatnonzero(ended).tolist() if can_end else []
 
     def _wait(self) -> None:
         """Ask how long nothing can happen, and make room for the figures of as many steps."""

@@ -277,6 +277,7 @@ class Masters:
         value, views = self.parameters[index].detach(), get_args(View)
         if not any(torch.equal(value, self.seen(index, view)) for view in views):
             self.weights[index].copy_(value)
+            self._follow([index], [self.weights[index]])
         self.show(self.views[index], [index], anew=True)
 
     def load(
@@ -306,7 +307,6 @@ class Masters:
 
     def _round(self, indices: Sequence[int], outputs: Sequence[Tensor], *, stochastic: bool) -> None:
         at = np.asarray(indices)
-        self._follow(indices, [self.weights[i] for i in indices])
         self._kernels().quantize_(
             [self.weights[i] for i in indices],
             outputs,

@@ -114,6 +114,12 @@ class Run:
         self._use_formats(range(len(self.layers.names)))
         self.renew()
 
+    def go_on_by(self, policy: Policy[Any]) -> None:
+        """Let a policy of the same kind, with other hyperparameters, decide from the next step on."""
+        self.settle()
+        self.policy = policy
+        self.decisions.go_on_by(policy)
+
     # One step
 
     def before_update(self) -> None:

@@ -15,7 +15,15 @@ from adapt import layering
 from adapt.attachment import attached
 from adapt.controller import Controller
 from adapt.lightning.averaging import BeforeAveraging
-from adapt.lightning.compatibility import arrange, attach_all, check_trainer, disperse, untouched
+from adapt.lightning.compatibility import (
+    arrange,
+    attach_all,
+    check_trainer,
+    disperse,
+    tell_steps_per_epoch,
+    until_known,
+    untouched,
+)
 from adapt.lightning.losses import Losses
 from adapt.lightning.reports import Reports
 from adapt.switching.policy import Policy
@@ -46,6 +54,8 @@ class AdaptivePrecision(Callback):
     logger gets each layer's word_length, fraction_length, nonzero, lookback, resolution and diversity, as
     `word_length/<layer>` and so on. A TensorBoard logger gets pictures too, and the folder of a logger that has one
     gets `trace.npz`, or `trace_0.npz` and so on with several optimizers, for `adapt report`.
+
+    A policy that must know the optimizer steps of an epoch, such as `adapt.MuPPET()`, is told when training starts.
 
     Works with DDP, and with `WeightAveraging`, which then averages the masters and evaluates their mean on the grid.
     Refused are strategies that shard (FSDP, DeepSpeed, ModelParallel), `StochasticWeightAveraging`, and optimizers
@@ -134,7 +144,8 @@ class AdaptivePrecision(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Attach."""
-        self.controllers += attach_all(trainer.optimizers, pl_module, self._options)
+        options = self._options | {"policy": until_known(self._options["policy"])}
+        self.controllers += attach_all(trainer.optimizers, pl_module, options)
         self._losses = Losses(trainer.optimizers, self.controllers)
         if any(getattr(callback, "save_weights_only", False) for callback in trainer.checkpoint_callbacks):
             rank_zero_info(
@@ -143,7 +154,15 @@ class AdaptivePrecision(Callback):
             )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Warn of a run that is too short for a switch. Its length is not known before the data are set up."""
+        """Tell the policy how long an epoch is, and warn of a run that is too short for a switch.
+
+        Neither is known before the data are set up.
+        """
+        policy = self._options["policy"]
+        told = tell_steps_per_epoch(policy, trainer, pl_module)
+        for controller in self.controllers:
+            if told is not policy and controller.policy == until_known(policy):
+                controller.policy = told
         steps = trainer.estimated_stepping_batches
         for controller in self.controllers:
             shortest = getattr(controller.policy, "lookback", (0,))[0]

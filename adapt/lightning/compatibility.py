@@ -1,12 +1,19 @@
 """What adaptive precision works together with in Lightning, and what not."""
 
 import inspect
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, StochasticWeightAveraging, WeightAveraging
+from lightning.pytorch.callbacks import (
+    Callback,
+    GradientAccumulationScheduler,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
@@ -18,6 +25,7 @@ from adapt.layering import named, optimized, plain_name
 from adapt.lightning.averaging import AfterAveraging, BeforeAveraging
 from adapt.optim import ASGD
 from adapt.rounding import quantize
+from adapt.switching.fixed import FOREVER
 
 
 def check_trainer(trainer: Any) -> None:
@@ -119,6 +127,38 @@ def attach_all(
             controller.detach("evaluation" if controller.step else "masters")
         raise
     return controllers
+
+
+def until_known(policy: Any) -> Any:
+    """The policy, with an endless epoch where it asks for the epoch's length and was not told."""
+    return replace(policy, steps_per_epoch=FOREVER) if _asks(policy) else policy
+
+
+def tell_steps_per_epoch(policy: Any, trainer: Trainer, pl_module: LightningModule) -> Any:
+    """The policy, with the optimizer steps of an epoch where it asks for them. Known once the data are set up.
+
+    Raises:
+        ValueError: the trainer cannot know them.
+    """
+    if not _asks(policy):
+        return policy
+    batches = trainer.num_training_batches
+    if not pl_module.automatic_optimization:
+        reason = "in manual optimization the module decides when its optimizers step"
+    elif any(isinstance(callback, GradientAccumulationScheduler) for callback in callbacks(trainer)):
+        reason = "GradientAccumulationScheduler changes their number"
+    elif math.isinf(batches):
+        reason = "the training data have no length"
+    else:
+        return replace(policy, steps_per_epoch=math.ceil(batches / trainer.accumulate_grad_batches))
+    raise ValueError(
+        f"{type(policy).__name__} must know how many optimizer steps an epoch has, but {reason}: give it "
+        "steps_per_epoch=…"
+    )
+
+
+def _asks(policy: Any) -> bool:
+    return getattr(policy, "steps_per_epoch", 0) is None
 
 
 def _has_layers(optimizer: Optimizer, pl_module: LightningModule, options: Mapping[str, Any]) -> bool:
