@@ -2,10 +2,12 @@
 
     python -m recipes.adapt_tables cifar10-resnet20 --epochs 10 --subset 25000 --seeds 0 1 2   # one row
     python -m recipes.adapt_tables all                                                         # every row
+    python -m recipes.adapt_tables report --readme README.md                                   # tables and figures
 
 A row trains one network on one data set by each method with each seed. Every finished run is appended as one line to
-adapt_tables.jsonl under --out, and its trace, thinned, to traces/. The same command given again skips what is finished
-and goes on with what was interrupted, from its last whole epoch.
+adapt_tables.jsonl under --out, and its trace, thinned, goes to traces/. The same command given again skips what is
+finished and goes on with what was interrupted, from its last whole epoch. `report` needs these files alone: it writes
+adapt_tables.md and figures/ beside them and prints a summary, which --readme puts between two marks of a Markdown file.
 """
 
 import argparse
@@ -14,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from recipes.adapt_tables.report import put, write
 from recipes.adapt_tables.rows import ROWS
 from recipes.adapt_tables.runs import LEDGER, finish, identity
 from recipes.common import ledger
@@ -26,7 +29,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m recipes.adapt_tables", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=(*ROWS, "all"), metavar="WHAT", help=", ".join((*ROWS, "all")))
+    parser.add_argument(
+        "what", choices=(*ROWS, "all", "report"), metavar="WHAT", help=", ".join((*ROWS, "all", "report"))
+    )
     parser.add_argument("--methods", nargs="+", help="default: those of the row")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=100)
@@ -36,6 +41,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the data sets")
     parser.add_argument("--no-download", action="store_true", help="stop with an error where the data are missing")
     parser.add_argument("--out", type=Path, default=Path("recipes/results"), help="folder of the results")
+    parser.add_argument("--readme", type=Path, help="with report: a Markdown file whose marked part is the summary")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, help="CPU threads")
     return parser.parse_args(arguments)
@@ -73,7 +79,12 @@ def main(arguments: list[str] | None = None) -> None:
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     try:
-        train_rows(options)
+        if options.what == "report":
+            print(text := write(options.out))
+            if options.readme is not None:
+                put(text, options.readme)
+        else:
+            train_rows(options)
     except (DataError, ValueError) as error:
         raise SystemExit(f"recipes.adapt_tables: {error}") from error
 

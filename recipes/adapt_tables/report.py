@@ -1,0 +1,141 @@
+"""Everything that the results say: a Markdown file with the figures beside it, and the table of the README."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from adapt import files
+from recipes.adapt_tables import paper, tables
+from recipes.adapt_tables.evidence import Group, gather
+from recipes.adapt_tables.rows import ROWS, Row
+
+DOCUMENT = "adapt_tables.md"
+START, END = "<!-- from python -m recipes.adapt_tables report -->", "<!-- to here -->"
+NOTES = """\
+Ours are means over seeds, ± the standard error of the mean. Δ is the accuracy less that of float32 with the same seed,
+in points, ± the standard error of that difference. The performance model compares with float32 training of the same
+steps and batches and reads every step of the trace. MEM and SZ count layers by their elements; "layers alike" as
+printed, where a small layer counts like a large one. SU¹ counts backward as one product per layer, as the paper does,
+"physical" as the two that it takes; both count the overhead of switching once per step. SU² counts our cost up to the
+first epoch that is as accurate as float32's last one. SU³ compares with MuPPET's float32 training, another schedule,
+and is the paper's alone. All methods quantise the weights alone. The paper's figures are of single runs; the captions
+of its tables 1 and 2 are interchanged."""
+
+TARGETS = {
+    ("cifar10", "resnet20"): ["≤ 0.17", "≥ 1.65", "≥ 5.5", "≤ 1.18"],
+    ("cifar10", "alexnet"): ["≤ 0.10", "≥ 1.7", "≥ 9", "≤ 1.13"],
+}
+"""What compact is to reach at an accuracy not below float32's: size, training and inference speedup, memory."""
+
+
+def summary(groups: Sequence[Group]) -> str:
+    """The table of the README, the schedules below it, and what was not run."""
+    shown = {"float32": "float32", **tables.METHODS}
+    rows, schedules = [], []
+    for group in groups:
+        network = tables.NETWORKS[group.key[1]]
+        if group.key[0] != "cifar10":
+            network += f", {tables.DATA_SETS[group.key[0]]}"
+        if group.key in paper.ADAPT_ACCURACY:
+            rows.append([f"{network}, AdaPT in the paper", *_printed(group.key)])
+        for method, name in shown.items():
+            if method in group.methods:
+                rows.append([f"{network}, {name}", *_cells(group, method)])
+            else:
+                rows.append([f"{network}, {name}", tables.NOT_RUN, *[""] * 6])
+            if method == "compact" and group.key in TARGETS:
+                rows.append([f"{network}, target of compact", "", "≥ 0", "", *TARGETS[group.key]])
+        schedules.append(f"{network} {group.schedule}, {_seeds(group)}")
+    head = [
+        "",
+        "accuracy, %",
+        "Δ to float32, points",
+        "bits",
+        "size",
+        "training speedup",
+        "inference speedup",
+        "memory",
+    ]
+    missing = [f"{tables.NETWORKS[row.model]} on {tables.DATA_SETS[row.data_set]}" for row in _missing(groups)]
+    below = f"Schedules: {'; '.join(schedules) or 'none yet'}. Not run: {', '.join(missing) or 'nothing'}."
+    return f"{tables.markdown(head, rows)}\n\n{below}"
+
+
+def document(groups: Sequence[Group], figures: Sequence[Path]) -> str:
+    """The report: the paper's tables with ours beside them, every method, where it comes from, the figures."""
+    parts = ["# AdaPT's tables and figures, ours beside the paper's", NOTES]
+    for numbers, table, data_set in (
+        ("Table 1", tables.accuracies, "cifar100"),
+        ("Table 2", tables.accuracies, "cifar10"),
+        ("Table 3", tables.training, "cifar10"),
+        ("Table 4", tables.training, "cifar100"),
+        ("Table 5", tables.sparsities, "cifar10"),
+        ("Table 5", tables.sparsities, "cifar100"),
+        ("Table 6", tables.inference, "cifar10"),
+        ("Table 6", tables.inference, "cifar100"),
+        *(("Not in the paper", tables.accuracies, name) for name in ("mnist", "fashion-mnist")),
+    ):
+        parts += [f"## {numbers}, {tables.DATA_SETS[data_set]}", table(groups, data_set)]
+    for group in groups:
+        data_set, network = group.key
+        parts.append(f"## {tables.NETWORKS[network]} on {tables.DATA_SETS[data_set]}: {group.schedule}")
+        parts += [tables.methods(group), tables.sources(group)]
+    parts += [
+        f"![Figure {path.stem.removeprefix('figure')} of the paper, ours]({path.parent.name}/{path.name})"
+        for path in figures
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def write(folder: Path) -> str:
+    """Write the report and the figures of the results in `folder`; answer the summary.
+
+    Raises:
+        ValueError: there are no results, or their file is damaged.
+    """
+    from recipes.adapt_tables.figures import draw
+
+    groups = gather(folder)
+    if not groups:
+        raise ValueError(f"{folder} holds no results yet: run a row first")
+    figures = draw(groups, folder, folder / "figures")
+    with files.replacing(folder / DOCUMENT) as file:
+        file.write(document(groups, figures).encode())
+    return summary(groups)
+
+
+def put(text: str, path: Path) -> None:
+    """Put the summary between the two marks of a Markdown file.
+
+    Raises:
+        ValueError: the file lacks the marks.
+    """
+    before, start, rest = path.read_text(encoding="utf-8").partition(START)
+    _, end, after = rest.partition(END)
+    if not (start and end):
+        raise ValueError(f"{path} must hold the lines {START} and {END}, between which the summary goes")
+    with files.replacing(path) as file:
+        file.write(f"{before}{START}\n{text}\n{END}{after}".encode())
+
+
+def _cells(group: Group, method: str) -> list[str]:
+    accuracy, difference, bits, _, *others = tables.method_figures(group, method)
+    return [accuracy, difference, bits, *others]
+
+
+def _printed(key: paper.Key) -> list[str]:
+    accuracy, training, inference = paper.ADAPT_ACCURACY[key], paper.ADAPT_TRAINING[key], paper.ADAPT_INFERENCE[key]
+    return [
+        f"{accuracy.quantized}", f"{accuracy.quantized - accuracy.float32:+.1f}", tables.NOTHING,
+        f"{inference.size:.2f}", f"{training.speedup:.2f}", f"{inference.speedup:.2f}", f"{training.memory:.2f}",
+    ]  # fmt: skip
+
+
+def _seeds(group: Group) -> str:
+    numbers = [len(runs) for method, runs in group.methods.items() if method in ("float32", *tables.METHODS)]
+    fewest, most = min(numbers, default=0), max(numbers, default=0)
+    return f"{most if fewest == most else f'{fewest} to {most}'} seed{'' if most == 1 else 's'}"
+
+
+def _missing(groups: Sequence[Group]) -> list[Row]:
+    run = {group.key for group in groups}
+    return [row for row in ROWS.values() if (row.data_set, row.model) not in run]
