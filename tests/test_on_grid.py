@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import adapt
-from tests.training import RESTLESS, Witness, batch, loss_of, net, train
+from tests.training import CLIMBING, RESTLESS, Witness, batch, loss_of, net, train
 
 STEPS = 12
 
@@ -74,7 +74,9 @@ def test_every_optimizer(make, with_closure):
 
 
 @pytest.mark.parametrize("rounding", ["stochastic", "nearest"])
-@pytest.mark.parametrize("policy", [RESTLESS, adapt.Fixed(adapt.Precision(4, 3))], ids=["AdaPT", "Fixed"])
+@pytest.mark.parametrize(
+    "policy", [RESTLESS, adapt.Fixed(adapt.Precision(4, 3)), CLIMBING], ids=["AdaPT", "Fixed", "MuPPET"]
+)
 def test_both_roundings_and_evaluation_in_between(policy, rounding):
     model = net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)

@@ -11,7 +11,7 @@ from torch import nn
 
 import adapt
 from adapt.checkpoint import KEY
-from tests.training import RESTLESS, assembled, batch, copies, is_on_grid, loss_of, net, train
+from tests.training import CLIMBING, RESTLESS, assembled, batch, copies, is_on_grid, loss_of, net, train
 
 
 def trained(steps=7, seed=0, **options):
@@ -63,8 +63,9 @@ def same(first, second):
         {"quantize_biases": True, "l1": 1e-3, "l1_by_word_length": True},
         {"policy": adapt.AdaPT(lookback=(3, 6), push_up="diversity")},
         {"policy": adapt.Fixed(adapt.Precision(6, 5)), "trace_every": 3},
+        {"policy": CLIMBING, "quantize_biases": True},
     ],
-    ids=["AdaPT", "nearest", "biases", "algorithm 4", "Fixed"],
+    ids=["AdaPT", "nearest", "biases", "algorithm 4", "Fixed", "MuPPET"],
 )
 def test_a_resumed_run_is_the_uninterrupted_run(options, stop):
     def fresh(seed):
@@ -86,7 +87,16 @@ def test_a_resumed_run_is_the_uninterrupted_run(options, stop):
     assert same(copies(other.masters), copies(controller.masters))
     assert other.precisions == controller.precisions
     assert other.step == controller.step
-    for field in ("step", "word_length", "nonzero", "lookback", "resolution", "diversity", "divergence"):
+    for field in (
+        "step",
+        "word_length",
+        "fraction_length",
+        "nonzero",
+        "lookback",
+        "resolution",
+        "diversity",
+        "divergence",
+    ):
         np.testing.assert_array_equal(getattr(other.trace, field), getattr(controller.trace, field), field)
     other_model.eval()(batch(0)[0])
     model.eval()(batch(0)[0])

@@ -8,6 +8,9 @@ import adapt
 RESTLESS = adapt.AdaPT(lookback=(2, 4), resolution=(8, 16))
 """The paper's rules at a pace at which a few steps see several switches."""
 
+CLIMBING = adapt.MuPPET(steps_per_epoch=2, window=2, violations=1, threshold=(1.0, 0.0, 0.0))
+"""MuPPET's rules at a pace at which a few dozen steps climb to float32."""
+
 
 def net(seed=0):
     """Two layers, one bias each."""
@@ -62,7 +65,7 @@ class Witness:
     """Holds every forward pass against the grid: the weights of the layers in and below each module that ran.
 
     Every trainable weight of the optimizer with two dimensions or more must be on its grid; in evaluation mode it must
-    be the master rounded to nearest.
+    be the master rounded to nearest. In float32 it must be the master.
     """
 
     def __init__(self, model, controller):
@@ -86,6 +89,10 @@ class Witness:
             self.problems.append(f"a layer of shape {tuple(parameter.shape)} that is not quantised")
             return
         precision = self.controller.precisions[name]
+        if precision is None:
+            if not torch.equal(parameter, self.controller.masters[name]):
+                self.problems.append(f"{name} in float32, but not its master")
+            return
         if not is_on_grid(parameter, precision):
             self.problems.append(f"{name} off the grid")
         if not training and not torch.equal(parameter, adapt.quantize(self.controller.masters[name], precision)):
@@ -96,4 +103,5 @@ class Witness:
         assert not self.problems, self.problems[:5]
         assert self.passes >= passes
         for name, master in self.controller.masters.items():
-            assert not is_on_grid(master, self.controller.precisions[name]), f"the master of {name} is on the grid"
+            precision = self.controller.precisions[name]
+            assert precision is None or not is_on_grid(master, precision), f"the master of {name} is on the grid"

@@ -41,6 +41,11 @@ SETTINGS = {
         adapt.AdaPT(push_up="diversity", quantize_gradients=True, **QUICK),
         {"quantize_biases": True, "l1": 1e-4, "l2": 1e-3},
     ),
+    "MuPPET": (
+        # Every window raises the word length.
+        adapt.MuPPET(2, (4, 8, 12, 14, 16), 2, 1, threshold=(0.0, 0.0, 0.0), quantize_gradients=True),
+        {"quantize_biases": True},
+    ),
 }
 
 ACTIVATIONS = {"activations": "range", "quantize_errors": True, "rounding": "nearest"}
@@ -103,7 +108,7 @@ class Training:
 
 
 def formats_of(controller):
-    return [(p.word_length, p.fraction_length) for p in controller.precisions.values()]
+    return [None if p is None else (p.word_length, p.fraction_length) for p in controller.precisions.values()]
 
 
 def whole(tensor):

@@ -25,6 +25,10 @@ SETTINGS = {
     "compact": (adapt.AdaPT(buffer_bits=0, kl_tolerance=0.3, **QUICK), {"rounding": "nearest", "l1": 1e-4, "l2": 1e-3}),
     "algorithm 4": (adapt.AdaPT(push_up="diversity", quantize_gradients=True, **QUICK), {"l1_by_word_length": True}),
     "biases": (adapt.AdaPT(normalize_gradients=False, **QUICK), {"quantize_biases": True, "trace_every": 3}),
+    "MuPPET": (
+        adapt.MuPPET(steps_per_epoch=2, window=2, violations=1, threshold=(1.0, 0.0, 0.0)),
+        {"quantize_biases": True, "activations": "range", "quantize_errors": True},
+    ),
     "fixed": (adapt.Fixed(adapt.Precision(6, 4)), {"seed": 5}),
 }
 
