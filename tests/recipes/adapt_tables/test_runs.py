@@ -1,5 +1,4 @@
 import json
-import math
 
 import numpy as np
 import pytest
@@ -126,17 +125,6 @@ def test_a_run_that_was_cut_goes_on_and_ends_the_same(command, tmp_path, monkeyp
         for epoch in run["history"]:
             epoch.pop("seconds")
     assert line == expected
-
-
-def test_long_traces_are_thinned_and_keep_their_ends():
-    trace = adapt.Trace(["a"], [3])
-    steps = np.arange(1, 5001)
-    trace.append(steps, word_length=8, fraction_length=4, nonzero=(steps % 7 / 7)[:, None])
-    part = runs.selected(trace, runs.thinned(0, len(trace), runs.TRACE_ROWS))
-    assert len(part) <= runs.TRACE_ROWS + 1
-    assert (part.step[0], part.step[-1]) == (1, 5000)
-    assert part.nonzero[:, 0] == pytest.approx(part.step % 7 / 7)
-    assert math.isnan(part.divergence[0, 0])
 
 
 def test_the_rows_are_those_of_the_paper_and_their_methods_exist():
