@@ -152,7 +152,7 @@ def _traced(group: Group, folder: Path) -> dict[str, tuple[ledger.Line, adapt.Tr
     """Of each method of the paper's tables the run with the lowest seed whose trace is there."""
     found = {}
     for method in METHODS:
-        runs = group.methods.get(method, {})
+        runs = group.runs(method)
         there = (line for _, line in sorted(runs.items()) if line["trace"] and (folder / line["trace"]).is_file())
         if (line := next(there, None)) is not None:
             found[method] = (line, adapt.Trace.load(folder / line["trace"]))

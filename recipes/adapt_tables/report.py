@@ -7,6 +7,7 @@ from adapt import files
 from recipes.adapt_tables import paper, tables
 from recipes.adapt_tables.evidence import Group, gather
 from recipes.adapt_tables.rows import ROWS, Row
+from recipes.common.evidence import NOT_RUN, NOTHING, markdown
 
 DOCUMENT = "adapt_tables.md"
 START, END = "<!-- from python -m recipes.adapt_tables report -->", "<!-- to here -->"
@@ -41,7 +42,7 @@ def summary(groups: Sequence[Group]) -> str:
             if method in group.methods:
                 rows.append([f"{network}, {name}", *_cells(group, method)])
             else:
-                rows.append([f"{network}, {name}", tables.NOT_RUN, *[""] * 6])
+                rows.append([f"{network}, {name}", NOT_RUN, *[""] * 6])
             if method == "compact" and group.key in TARGETS:
                 rows.append([f"{network}, target of compact", "", "≥ 0", "", *TARGETS[group.key]])
         schedules.append(f"{network} {group.schedule}, {_seeds(group)}")
@@ -57,7 +58,7 @@ def summary(groups: Sequence[Group]) -> str:
     ]
     missing = [f"{tables.NETWORKS[row.model]} on {tables.DATA_SETS[row.data_set]}" for row in _missing(groups)]
     below = f"Schedules: {'; '.join(schedules) or 'none yet'}. Not run: {', '.join(missing) or 'nothing'}."
-    return f"{tables.markdown(head, rows)}\n\n{below}"
+    return f"{markdown(head, rows)}\n\n{below}"
 
 
 def document(groups: Sequence[Group], figures: Sequence[Path]) -> str:
@@ -118,14 +119,15 @@ def put(text: str, path: Path) -> None:
 
 
 def _cells(group: Group, method: str) -> list[str]:
-    accuracy, difference, bits, _, *others = tables.method_figures(group, method)
-    return [accuracy, difference, bits, *others]
+    cells = tables.result(group, method)
+    del cells["bits on average"]
+    return list(cells.values())
 
 
 def _printed(key: paper.Key) -> list[str]:
     accuracy, training, inference = paper.ADAPT_ACCURACY[key], paper.ADAPT_TRAINING[key], paper.ADAPT_INFERENCE[key]
     return [
-        f"{accuracy.quantized}", f"{accuracy.quantized - accuracy.float32:+.1f}", tables.NOTHING,
+        f"{accuracy.quantized}", f"{accuracy.quantized - accuracy.float32:+.1f}", NOTHING,
         f"{inference.size:.2f}", f"{training.speedup:.2f}", f"{inference.speedup:.2f}", f"{training.memory:.2f}",
     ]  # fmt: skip
 

@@ -1,34 +1,17 @@
 """The paper's tables with ours beside them, as Markdown. What was not run says so."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 from recipes.adapt_tables import paper
-from recipes.adapt_tables.evidence import Figure, Group, Value
+from recipes.adapt_tables.evidence import Group, percent
 from recipes.adapt_tables.rows import ROWS
+from recipes.common import evidence
+from recipes.common.evidence import NOT_RUN, NOTHING, Value, costs, figure, markdown, performance, text
 
 NETWORKS = {"alexnet": "AlexNet", "resnet20": "ResNet-20", "lenet5": "LeNet-5"}
 DATA_SETS = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "mnist": "MNIST", "fashion-mnist": "Fashion-MNIST"}
 METHODS = {"adapt": "AdaPT", "compact": "compact", "muppet": "MuPPET"}
 """The methods of the paper's tables, and ours."""
-NOTHING = "–"
-NOT_RUN = "not run"
-
-
-def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def performance(form: str, name: str) -> Value:
-    """Reads a figure of the performance model off a line."""
-    return lambda line: float(line["performance"][form][name])
-
-
-def percent(line: Mapping[str, Any]) -> float:
-    """Accuracy in percent."""
-    return 100 * float(line["accuracy"])
 
 
 def sparsity(name: str) -> Value:
@@ -36,18 +19,13 @@ def sparsity(name: str) -> Value:
     return lambda line: 1 - float(line["performance"]["paper"][name])
 
 
-def text(figure: Figure | None, form: str = ".2f") -> str:
-    """A figure as the tables show it."""
-    return NOTHING if figure is None else figure.text(form)
-
-
 def accuracies(groups: Sequence[Group], data_set: str) -> str:
     """Tables 1 (CIFAR-100) and 2 (CIFAR-10); for other data sets, of which the paper has no table, ours alone."""
 
     def ours(group: Group, method: str) -> list[str]:
         return [
-            text(group.figure("float32", percent), ".1f"),
-            text(group.figure(method, percent), ".1f"),
+            text(figure(group.runs("float32"), percent), ".1f"),
+            text(figure(group.runs(method), percent), ".1f"),
             text(group.difference(method), "+.1f"),
             f"{group.schedule}, {seeds(group, method)}",
         ]
@@ -67,10 +45,10 @@ def training(groups: Sequence[Group], data_set: str) -> str:
 
     def ours(group: Group, method: str) -> list[str]:
         return [
-            text(group.figure(method, performance("paper", "memory_ratio"))),
-            text(group.figure(method, performance("printed", "memory_ratio"))),
-            text(group.figure(method, performance("paper", "training_speedup"))),
-            text(group.figure(method, performance("physical", "training_speedup"))),
+            text(figure(group.runs(method), performance("paper", "memory_ratio"))),
+            text(figure(group.runs(method), performance("printed", "memory_ratio"))),
+            text(figure(group.runs(method), performance("paper", "training_speedup"))),
+            text(figure(group.runs(method), performance("physical", "training_speedup"))),
             _iso_accuracy(group, method),
             NOTHING,
         ]
@@ -94,7 +72,7 @@ def sparsities(groups: Sequence[Group], data_set: str) -> str:
     """Table 5."""
 
     def ours(group: Group, method: str) -> list[str]:
-        return [text(group.figure(method, sparsity(name))) for name in ("nonzero", "run_nonzero")]
+        return [text(figure(group.runs(method), sparsity(name))) for name in ("nonzero", "run_nonzero")]
 
     theirs = {key: [f"{p.final_sparsity:.2f}", f"{p.sparsity:.2f}"] for key, p in paper.ADAPT_INFERENCE.items()}
     return _table(["share of zeros", "final model", "average"], groups, data_set, ours, {"adapt": theirs})
@@ -105,65 +83,47 @@ def inference(groups: Sequence[Group], data_set: str) -> str:
 
     def ours(group: Group, method: str) -> list[str]:
         return [
-            text(group.figure(method, performance("paper", "size_ratio"))),
-            text(group.figure(method, performance("printed", "size_ratio"))),
-            text(group.figure(method, performance("paper", "inference_speedup"))),
+            text(figure(group.runs(method), performance("paper", "size_ratio"))),
+            text(figure(group.runs(method), performance("printed", "size_ratio"))),
+            text(figure(group.runs(method), performance("paper", "inference_speedup"))),
         ]
 
     theirs = {key: [NOTHING, f"{p.size:.2f}", f"{p.speedup:.2f}"] for key, p in paper.ADAPT_INFERENCE.items()}
     return _table(["inference", "SZ", "SZ, layers alike", "SU"], groups, data_set, ours, {"adapt": theirs})
 
 
-METHOD_HEAD = (
-    "accuracy, %", "Δ to float32, points", "bits at the end", "bits on average", "size ratio", "training speedup",
-    "inference speedup", "memory ratio",
-)  # fmt: skip
-
-
-def method_figures(group: Group, method: str) -> list[str]:
-    """A method's figures in the order of `METHOD_HEAD`, all by elements and as the paper counts backward."""
-    names = (
-        "mean_word_length", "run_mean_word_length", "size_ratio", "training_speedup", "inference_speedup",
-        "memory_ratio",
-    )  # fmt: skip
-    forms = (".1f", ".1f", ".3f", ".2f", ".2f", ".2f")
-    return [
-        text(group.figure(method, percent), ".1f"),
-        NOTHING if method == "float32" else text(group.difference(method), "+.1f"),
-        *(
-            text(group.figure(method, performance("paper", name)), form)
-            for name, form in zip(names, forms, strict=True)
-        ),
-    ]
-
-
 def methods(group: Group) -> str:
     """Every method that was run on one network under one schedule."""
-    rows = [[name, *method_figures(group, name), str(len(group.methods[name]))] for name in group.methods]
-    return markdown(["method", *METHOD_HEAD, "seeds"], rows)
+    rows = [[name, *result(group, name).values(), str(len(runs))] for name, runs in group.methods.items()]
+    return markdown(["method", *result(group, next(iter(group.methods))), "seeds"], rows)
+
+
+def result(group: Group, method: str) -> dict[str, str]:
+    """What a method reached and what it cost, a cell for each column of `methods`."""
+    return {
+        "accuracy, %": text(figure(group.runs(method), percent), ".1f"),
+        "Δ to float32, points": NOTHING if method == "float32" else text(group.difference(method), "+.1f"),
+        **costs(group.runs(method)),
+    }
 
 
 def sources(group: Group) -> str:
-    """Which lines the figures of a group come from."""
-    return "\n".join(
-        f"- {name}: {', '.join(f'{percent(line):.2f}' for line in runs.values())} % for the seeds "
-        f"{' '.join(map(str, runs))}; the first by `{next(iter(runs.values()))['provenance']['command']}`"
-        for name, runs in group.methods.items()
-    )
+    """The accuracy of every run, and where it comes from."""
+    return evidence.sources(group.methods, percent, ".2f", "%")
 
 
 def seeds(group: Group, method: str) -> str:
     """How many runs stand behind a method's figures."""
-    number = len(group.methods.get(method, {}))
+    number = len(group.runs(method))
     return f"{number} seed{'' if number == 1 else 's'}"
 
 
 def _iso_accuracy(group: Group, method: str) -> str:
-    figure = group.iso_accuracy(method)
-    pairs = len(group.methods.get(method, {}).keys() & group.methods.get("float32", {}).keys())
-    if figure is None:
+    reached = group.iso_accuracy(method)
+    pairs = len(group.runs(method).keys() & group.runs("float32").keys())
+    if reached is None:
         return "not reached" if pairs else NOTHING
-    return figure.text() if figure.seeds == pairs else f"{figure.text()} ({figure.seeds} of {pairs} seeds)"
+    return reached.text() if reached.seeds == pairs else f"{reached.text()} ({reached.seeds} of {pairs} seeds)"
 
 
 def _table(

@@ -72,7 +72,7 @@ class Batches:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         images, labels = self.pictures.images, self.pictures.labels
         number, device = len(self.pictures), images.device
-        generator = torch.Generator().manual_seed(_epoch_seed(self.seed, self.epoch))
+        generator = torch.Generator().manual_seed(epoch_seed(self.seed, self.epoch))
         # All draws of the epoch at once: one transfer instead of three per batch on a device.
         order = torch.randperm(number, generator=generator) if self.shuffle else torch.arange(number)
         corners = torch.randint(2 * self.padding + 1, (number, 2), generator=generator).to(device)
@@ -109,6 +109,6 @@ def crop(images: Tensor, corners: Tensor, mirrored: Tensor, padding: int) -> Ten
     return padded.flatten(2).gather(2, places).view(images.shape)
 
 
-def _epoch_seed(seed: int, epoch: int) -> int:
+def epoch_seed(seed: int, epoch: int) -> int:
     """Seeds of neighbouring runs and epochs that share nothing."""
     return int(np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)[0])

@@ -142,7 +142,7 @@ class Run:
     optimizer: Optimizer
     controller: Controller | None
     schedule: LRScheduler | ReduceLROnPlateau
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     history: list[dict[str, float]] = dataclasses.field(default_factory=list)
 
     @property

@@ -1,19 +1,7 @@
-import math
-
 import pytest
 
-from recipes.adapt_tables.evidence import Figure, gather
+from recipes.adapt_tables.evidence import gather
 from tests.recipes.adapt_tables.made import line, store
-
-
-def test_a_figure_is_the_mean_and_its_standard_error():
-    figure = Figure.of([1.0, 2.0, 4.0])
-    assert figure.mean == pytest.approx(7 / 3)
-    assert figure.error == pytest.approx(math.sqrt(((4 / 3) ** 2 + (1 / 3) ** 2 + (5 / 3) ** 2) / 2 / 3))
-    assert figure.text() == "2.33 ± 0.88"
-    assert Figure.of([-0.25]).text("+.2f") == "−0.25"
-    assert Figure.of([-2.0, -1.0]).text("+.1f") == "−1.5 ± 0.5"
-    assert Figure.of([]) is None
 
 
 def test_differences_pair_runs_of_one_seed(tmp_path):
@@ -30,7 +18,7 @@ def test_differences_pair_runs_of_one_seed(tmp_path):
     difference = group.difference("adapt")
     assert (difference.mean, difference.error, difference.seeds) == (pytest.approx(2), pytest.approx(1), 2)
     assert group.difference("muppet") is None
-    assert group.figure("muppet", lambda run: run["accuracy"]) is None
+    assert not group.runs("muppet")
     assert list(group.methods["adapt"]) == [0, 1, 5]
 
 

@@ -1,0 +1,1 @@
+"""See `recipes.char_gpt.__main__`."""

@@ -1,0 +1,36 @@
+import math
+
+import pytest
+
+from recipes.common.evidence import Figure, difference, figure, gather, markdown, text
+
+
+def test_a_figure_is_the_mean_and_its_standard_error():
+    figure = Figure.of([1.0, 2.0, 4.0])
+    assert figure.mean == pytest.approx(7 / 3)
+    assert figure.error == pytest.approx(math.sqrt(((4 / 3) ** 2 + (1 / 3) ** 2 + (5 / 3) ** 2) / 2 / 3))
+    assert figure.text() == "2.33 ± 0.88"
+    assert Figure.of([-0.25]).text("+.2f") == "−0.25"
+    assert Figure.of([-2.0, -1.0]).text("+.1f") == "−1.5 ± 0.5"
+    assert Figure.of([]) is None
+
+
+def test_what_was_not_run_has_no_figure():
+    assert figure({}, lambda line: line["x"]) is None
+    assert difference({0: {"x": 1.0}}, {1: {"x": 1.0}}, lambda line: line["x"]) is None
+    assert text(None) == "–"
+
+
+def test_differences_pair_equal_seeds():
+    found = difference(
+        {0: {"x": 1.0}, 1: {"x": 5.0}, 2: {"x": 9.0}}, {1: {"x": 3.0}, 0: {"x": 2.0}}, lambda line: line["x"]
+    )
+    assert (found.mean, found.error, found.seeds) == (0.5, pytest.approx(1.5), 2)
+
+
+def test_tables_are_markdown():
+    assert markdown(["a", "b"], [["1", "2"]]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"
+
+
+def test_no_file_gives_nothing(tmp_path):
+    assert gather(tmp_path / "none.jsonl") == []
