@@ -226,6 +226,8 @@ class Controller:
         biases = layering.followers(self._known, names, self.optimizer) if with_biases else {}
         with torch.no_grad():
             self._run.follow(biases, self._module)
+        for masters in self.banks:
+            masters.lends = layering.updates_in_place(self.optimizer)
         self._views.hook(self.banks)
         self._views.renew()
 

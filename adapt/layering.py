@@ -112,6 +112,15 @@ def check_optimizer(optimizer: Optimizer) -> None:
         )
 
 
+def updates_in_place(optimizer: Optimizer) -> bool:
+    """Whether all that moves a parameter is `step()`, by operations in place on what it finds in the parameter.
+
+    Known of torch's own optimizers and ours; any other may keep views of the parameters, or put new tensors into them.
+    """
+    known = type(optimizer).__module__.startswith(("torch.optim.", "adapt."))
+    return known and not any(group.get("differentiable") for group in optimizer.param_groups)
+
+
 def optimized(optimizer: Optimizer) -> Iterator[Tensor]:
     """Every parameter of the optimizer, group by group."""
     for group in optimizer.param_groups:

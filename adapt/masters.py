@@ -6,7 +6,8 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd.graph import increment_version
 
 from adapt import rounding
 from adapt.blockfloat import BlockFloat
@@ -37,6 +38,9 @@ class Masters:
     Attributes:
         precisions: what each parameter is rounded to: its format, or the one in which block floating point put its
             master at the latest rounding.
+        lends: whether `restore` may lend the parameters the masters themselves, until `store`, where copies would go
+            forth and back: for an optimizer that updates in place what it finds in a parameter. An update that is cut
+            short then leaves half of the masters updated, as it would leave the parameters of a plain optimizer.
 
     Raises:
         ValueError: a parameter's memory has gaps or overlaps.
@@ -76,6 +80,9 @@ class Masters:
                 self.windows.append([])
         self.device = self.parameters[0].device
         self.sharded = any(is_sharded(parameter) for parameter in self.parameters)
+        self.lends = False
+        self._plain = all(type(parameter) in (Tensor, nn.Parameter) for parameter in self.parameters)
+        self._own: dict[int, Tensor] = {}
         self.numel = np.array([p.numel() for p in self.parameters], np.int64)
         self.nonzeros = torch.zeros(len(self.parameters), dtype=torch.float64, device=self.device)
         self.views: list[View] = ["masters"] * len(self.parameters)
@@ -195,8 +202,9 @@ class Masters:
             normalize: whether to divide by ‖G‖.
             add: whether to add to ΣG. Otherwise ‖ΣG‖ comes out as 0.
         """
+        lend = self.lends and self._plain
         self._kernels().restore_(
-            self.parameters,
+            None if lend else self.parameters,
             self.weights,
             gradients,
             self.sums if add else [None] * len(self.sums),
@@ -206,6 +214,8 @@ class Masters:
             statistics,
             normalize=normalize,
         )
+        if lend:
+            self._lend()
         self.views = ["masters"] * len(self.parameters)
 
     def restore_only(self) -> None:
@@ -220,16 +230,29 @@ class Masters:
         """W ← p, p ← Q(W) with the key of `step`, and count the non-zeros of Ŵ, in one pass."""
         self._keys = rounding.stream_keys(self.seed, step, self.names)
         self._follow(range(len(self.parameters)), self.parameters)
-        self._kernels().store_(
-            self.parameters,
-            self.weights,
-            self._grids,
-            self._keys,
-            self._offsets,
-            self.nonzeros,
-            stochastic=self.stochastic,
-        )
+        tables = self._grids, self._keys, self._offsets, self.nonzeros
+        if self._own:
+            self._take_back(range(len(self.parameters)), updated=True)
+            self._kernels().quantize_(self.weights, self.parameters, *tables, stochastic=self.stochastic)
+        else:
+            self._kernels().store_(self.parameters, self.weights, *tables, stochastic=self.stochastic)
         self.views = ["training"] * len(self.parameters)
+
+    def _lend(self) -> None:
+        """Let the parameters be the masters, until `_take_back`."""
+        for i, (parameter, weight) in enumerate(zip(self.parameters, self.weights, strict=True)):
+            self._own.setdefault(i, parameter.data)
+            parameter.data = weight
+        increment_version(self.parameters)
+
+    def _take_back(self, indices: Iterable[int], *, updated: bool = False) -> None:
+        """Give the parameters their own memory again; W ← p where one that was `updated` had it already."""
+        for i in indices:
+            memory = self._own.pop(i, None)
+            if memory is not None:
+                self.parameters[i].data = memory
+            elif updated:
+                self.weights[i].copy_(self.parameters[i])
 
     @torch.no_grad()
     def show(self, view: View, indices: Sequence[int] | None = None, *, anew: bool = False) -> None:
@@ -243,6 +266,8 @@ class Masters:
         chosen = [i for i in (range(len(self.views)) if indices is None else indices) if anew or self.views[i] != view]
         if not chosen:
             return
+        # An update may have been interrupted.
+        self._take_back(chosen)
         self._require_unmoved(chosen)
         parameters = [self.parameters[i] for i in chosen]
         if view == "masters":
@@ -255,6 +280,7 @@ class Masters:
     @torch.no_grad()
     def hand_over(self, view: View) -> None:
         """Leave this view of the masters to the parameters, wherever they are by now."""
+        self._take_back(range(len(self.parameters)))
         for index, parameter in enumerate(self.parameters):
             parameter.copy_(self.seen(index, view))
             self.views[index] = view

@@ -122,11 +122,14 @@ class OnPieces:
         grids: NDArray[np.floating],
         keys: NDArray[np.uint64],
         offsets: NDArray[np.int64],
+        nonzeros: Tensor | None = None,
         *,
         stochastic: bool,
     ) -> None:
         pieces = _pieces(sources), _pieces(outputs)
-        self._kernels.quantize_(*pieces, grids, keys, offsets + _offsets(sources), stochastic=stochastic)
+        self._kernels.quantize_(*pieces, grids, keys, offsets + _offsets(sources), nonzeros, stochastic=stochastic)
+        if nonzeros is not None:
+            _add_up(nonzeros, sources)
 
     def store_(
         self,
@@ -149,7 +152,7 @@ class OnPieces:
 
     def restore_(
         self,
-        parameters: Sequence[Tensor],
+        parameters: Sequence[Tensor] | None,
         masters: Sequence[Tensor],
         gradients: Sequence[Tensor | None],
         sums: Sequence[Tensor | None],
@@ -160,7 +163,8 @@ class OnPieces:
         *,
         normalize: bool,
     ) -> None:
-        pieces = _pieces(parameters), _pieces(masters), _pieces(gradients), _pieces(sums)
+        written = None if parameters is None else _pieces(parameters)
+        pieces = written, _pieces(masters), _pieces(gradients), _pieces(sums)
         self._kernels.restore_(*pieces, squared, l1, l2, statistics, normalize=normalize)
         _add_up(statistics, masters)
 

@@ -38,10 +38,14 @@ class Kernels(Protocol):
         grids: NDArray[np.floating],
         keys: NDArray[np.uint64],
         offsets: NDArray[np.int64],
+        nonzeros: Tensor | None = None,
         *,
         stochastic: bool,
     ) -> None:
-        """outputs[i] ← Q(sources[i]). An output may be its own source."""
+        """outputs[i] ← Q(sources[i]). An output may be its own source.
+
+        `nonzeros`, where it is given, is a float64 tensor [L] on the device: it counts what is not zero in the outputs.
+        """
 
     def store_(
         self,
@@ -64,7 +68,7 @@ class Kernels(Protocol):
 
     def restore_(
         self,
-        parameters: Sequence[Tensor],
+        parameters: Sequence[Tensor] | None,
         masters: Sequence[Tensor],
         gradients: Sequence[Tensor | None],
         sums: Sequence[Tensor | None],
@@ -83,6 +87,7 @@ class Kernels(Protocol):
         A layer without a gradient keeps its sum; a layer without a sum has none to add to.
 
         Args:
+            parameters: None where nothing is to be written but gradients and sums.
             squared: float64 [L] on the device; entries of layers without a gradient are not read.
             l1, l2: penalty coefficients [L], used in float32.
             statistics: float64 [L, 3] on the device ← (‖sum‖₂² afterwards, ‖m‖₁, ‖m‖₂²); 0 where there is no sum.

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from adapt.kernels.numba_device import norm_pass, quantize_pass, restore_pass, store_pass
+from adapt.kernels.numba_device import norm_pass, quantize_and_count_pass, quantize_pass, restore_pass, store_pass
 from adapt.kernels.stream import require_layout
 
 CHUNK = 4096
@@ -81,12 +81,18 @@ def quantize_(
     grids: NDArray[np.floating],
     keys: NDArray[np.uint64],
     offsets: NDArray[np.int64],
+    nonzeros: Tensor | None = None,
     *,
     stochastic: bool,
 ) -> None:
-    sizes = require_layout(torch.float32, sources=sources, outputs=outputs)
+    chunks = chunks_of(require_layout(torch.float32, sources=sources, outputs=outputs))
     tables = np.array(grids, np.float32), np.array(keys, np.uint64), np.array(offsets, np.int64)
-    run(quantize_pass, chunks_of(sizes), _addresses(sources), _addresses(outputs), *tables, stochastic)
+    if nonzeros is None:
+        run(quantize_pass, chunks, _addresses(sources), _addresses(outputs), *tables, stochastic)
+    else:
+        counts = np.empty(len(chunks.table))
+        run(quantize_and_count_pass, chunks, _addresses(sources), _addresses(outputs), *tables, counts, stochastic)
+        nonzeros.numpy()[:] = np.add.reduceat(counts, chunks.first)
     increment_version(outputs)
 
 
@@ -116,7 +122,7 @@ def squared_norms_(tensors: Sequence[Tensor], out: Tensor) -> None:
 
 
 def restore_(
-    parameters: Sequence[Tensor],
+    parameters: Sequence[Tensor] | None,
     masters: Sequence[Tensor],
     gradients: Sequence[Tensor | None],
     sums: Sequence[Tensor | None],
@@ -127,13 +133,15 @@ def restore_(
     *,
     normalize: bool,
 ) -> None:
+    written = [None] * len(masters) if parameters is None else parameters
     chunks = chunks_of(
-        require_layout(torch.float32, parameters=parameters, masters=masters, gradients=gradients, sums=sums)
+        require_layout(torch.float32, masters=masters, parameters=written, gradients=gradients, sums=sums)
     )
-    addresses = [_addresses(tensors) for tensors in (parameters, masters, gradients, sums)]
+    addresses = [_addresses(tensors) for tensors in (written, masters, gradients, sums)]
     tables = np.array(squared.numpy(), np.float64), np.array(l1, np.float32), np.array(l2, np.float32)
     partial = np.empty((len(chunks.table), 3))
     run(restore_pass, chunks, *addresses, *tables, partial, normalize)
     statistics.numpy()[:] = np.add.reduceat(partial, chunks.first)
-    increment_version(parameters)
+    if parameters is not None:
+        increment_version(parameters)
     increment_version([gradient for gradient in gradients if gradient is not None])

@@ -152,6 +152,19 @@ def _store(parameter: int, master: int, numel: int, grid: Any, key: Any, offset:
 
 
 @compiled
+def _quantize_and_count(
+    source: int, output: int, numel: int, grid: Any, key: Any, offset: int, stochastic: bool
+) -> np.int32:
+    """output ← Q(source) for one chunk; how many of the results are not zero."""
+    round_chunk(source, output, numel, grid, key, offset, stochastic)
+    o = numba.carray(pointer(output), numel)
+    count = np.int32(0)
+    for i in range(numel):
+        count = np.int32(count + (o[i] != _ZERO))
+    return count
+
+
+@compiled
 def _squared_norm(address: int, numel: int) -> float:
     x = numba.carray(pointer(address), numel)
     total = 0.0
@@ -161,12 +174,11 @@ def _squared_norm(address: int, numel: int) -> float:
 
 
 @compiled
-def _restore(parameter: int, master: int, numel: int) -> tuple[float, float]:
-    """parameter ← master for one chunk; its ‖m‖₁ and ‖m‖₂²."""
-    p, m = numba.carray(pointer(parameter), numel), numba.carray(pointer(master), numel)
+def _norms(address: int, numel: int) -> tuple[float, float]:
+    """‖m‖₁ and ‖m‖₂² of one chunk."""
+    m = numba.carray(pointer(address), numel)
     absolute, squares = 0.0, 0.0
     for i in range(numel):
-        p[i] = m[i]
         wide = np.float64(m[i])
         absolute = _add(absolute, abs(wide))
         squares = _add(squares, wide * wide)
@@ -229,6 +241,25 @@ def quantize_pass(
 
 
 @compiled
+def quantize_and_count_pass(
+    first: int,
+    last: int,
+    chunks: Any,
+    sources: Any,
+    outputs: Any,
+    grids: Any,
+    keys: Any,
+    offsets: Any,
+    counts: Any,
+    stochastic: bool,
+) -> None:
+    for c in range(first, last):
+        i, start, numel = chunks[c, 0], chunks[c, 1], chunks[c, 2]
+        source, output = sources[i] + 4 * start, outputs[i] + 4 * start
+        counts[c] = _quantize_and_count(source, output, numel, grids[i], keys[i], offsets[i] + start, stochastic)
+
+
+@compiled
 def store_pass(
     first: int,
     last: int,
@@ -272,7 +303,9 @@ def restore_pass(
     for c in range(first, last):
         i, start, numel = chunks[c, 0], chunks[c, 1], chunks[c, 2]
         master, gradient, total = masters[i] + 4 * start, gradients[i] + 4 * start, sums[i] + 4 * start
-        partial[c, 1], partial[c, 2] = _restore(parameters[i] + 4 * start, master, numel)
+        if parameters[i]:
+            _copy(master, parameters[i] + 4 * start, numel)
+        partial[c, 1], partial[c, 2] = _norms(master, numel)
         use = gradients[i] != 0 and np.isfinite(squared[i])
         factor = _ONE
         if normalize and squared[i] > 0.0:

@@ -55,12 +55,16 @@ def quantize_(
     grids: NDArray[np.floating],
     keys: NDArray[np.uint64],
     offsets: NDArray[np.int64],
+    nonzeros: Tensor | None = None,
     *,
     stochastic: bool,
 ) -> None:
     require_layout(None, sources=sources, outputs=outputs)
     for i, (source, output) in enumerate(zip(sources, outputs, strict=True)):
-        flat(output).copy_(_rounded(flat(source), grids[i], int(keys[i]), int(offsets[i]), stochastic))
+        quantized = _rounded(flat(source), grids[i], int(keys[i]), int(offsets[i]), stochastic)
+        flat(output).copy_(quantized)
+        if nonzeros is not None:
+            nonzeros[i] = quantized.count_nonzero()
 
 
 @torch.no_grad()
@@ -75,11 +79,9 @@ def store_(
     stochastic: bool,
 ) -> None:
     require_layout(None, parameters=parameters, masters=masters)
-    for i, (parameter, master) in enumerate(zip(parameters, masters, strict=True)):
+    for parameter, master in zip(parameters, masters, strict=True):
         master.copy_(parameter)
-        quantized = _rounded(flat(master), grids[i], int(keys[i]), int(offsets[i]), stochastic)
-        flat(parameter).copy_(quantized)
-        nonzeros[i] = quantized.count_nonzero()
+    quantize_(masters, parameters, grids, keys, offsets, nonzeros, stochastic=stochastic)
 
 
 @torch.no_grad()
@@ -91,7 +93,7 @@ def squared_norms_(tensors: Sequence[Tensor], out: Tensor) -> None:
 
 @torch.no_grad()
 def restore_(
-    parameters: Sequence[Tensor],
+    parameters: Sequence[Tensor] | None,
     masters: Sequence[Tensor],
     gradients: Sequence[Tensor | None],
     sums: Sequence[Tensor | None],
@@ -102,11 +104,13 @@ def restore_(
     *,
     normalize: bool,
 ) -> None:
-    require_layout(None, parameters=parameters, masters=masters, gradients=gradients, sums=sums)
+    written = [None] * len(masters) if parameters is None else parameters
+    require_layout(None, masters=masters, parameters=written, gradients=gradients, sums=sums)
     finite = squared.isfinite()
     factors = _factors(squared, normalize)
-    for i, (parameter, master, gradient, total) in enumerate(zip(parameters, masters, gradients, sums, strict=True)):
-        parameter.copy_(master)
+    for i, (parameter, master, gradient, total) in enumerate(zip(written, masters, gradients, sums, strict=True)):
+        if parameter is not None:
+            parameter.copy_(master)
         if gradient is not None:
             if total is not None:
                 total.copy_(torch.where(finite[i], total + gradient, total))

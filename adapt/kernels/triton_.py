@@ -19,7 +19,14 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from adapt.kernels.stream import require_layout
-from adapt.kernels.triton_device import add_up, norm_pass, quantize_pass, restore_pass, store_pass
+from adapt.kernels.triton_device import (
+    add_up,
+    norm_pass,
+    quantize_and_count_pass,
+    quantize_pass,
+    restore_pass,
+    store_pass,
+)
 
 BLOCK = 2048
 
@@ -99,11 +106,13 @@ def quantize_(
     grids: NDArray[np.floating],
     keys: NDArray[np.uint64],
     offsets: NDArray[np.int64],
+    nonzeros: Tensor | None = None,
     *,
     stochastic: bool,
 ) -> None:
     tensors = {"sources": sources, "outputs": outputs}
-    _run(quantize_pass, tensors, _rounding_columns(grids, keys, offsets), STOCHASTIC=stochastic)
+    kernel = quantize_pass if nonzeros is None else quantize_and_count_pass
+    _run(kernel, tensors, _rounding_columns(grids, keys, offsets), out=nonzeros, STOCHASTIC=stochastic)
     increment_version(outputs)
 
 
@@ -127,7 +136,7 @@ def squared_norms_(tensors: Sequence[Tensor], out: Tensor) -> None:
 
 
 def restore_(
-    parameters: Sequence[Tensor],
+    parameters: Sequence[Tensor] | None,
     masters: Sequence[Tensor],
     gradients: Sequence[Tensor | None],
     sums: Sequence[Tensor | None],
@@ -138,8 +147,10 @@ def restore_(
     *,
     normalize: bool,
 ) -> None:
-    tensors = {"parameters": parameters, "masters": masters, "gradients": gradients, "sums": sums}
+    written = [None] * len(masters) if parameters is None else parameters
+    tensors = {"masters": masters, "parameters": written, "gradients": gradients, "sums": sums}
     penalties = _bits(np.stack([l1, l2], axis=-1))
     _run(restore_pass, tensors, [penalties], [squared.contiguous()], statistics, NORMALIZE=normalize)
-    increment_version(parameters)
+    if parameters is not None:
+        increment_version(parameters)
     increment_version([gradient for gradient in gradients if gradient is not None])

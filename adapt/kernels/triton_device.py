@@ -118,12 +118,38 @@ def quantize_pass(
 
 
 @triton.jit
+def _count(rounded, position, numel):
+    return tl.sum((rounded != 0.0).to(tl.int32) * (position < numel)).to(tl.float64)
+
+
+@triton.jit
+def _quantize_and_count_block(
+    row, position, numel, partial, STOCHASTIC: tl.constexpr, ALIGNED: tl.constexpr, FULL: tl.constexpr
+):
+    rounded = _round(_load(_pointer(row, 1, ALIGNED), position, numel, FULL), position, row, 3, STOCHASTIC)
+    _store(_pointer(row, 2, ALIGNED), position, rounded, numel, FULL)
+    tl.store(partial, _count(rounded, position, numel))
+
+
+@triton.jit
+def quantize_and_count_pass(
+    blocks, table, partial, WIDTH: tl.constexpr, STOCHASTIC: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr
+):
+    row, _, position, numel, full = _place(blocks, table, WIDTH, BLOCK)
+    partial += tl.program_id(0)
+    if full:
+        _quantize_and_count_block(row, position, numel, partial, STOCHASTIC, ALIGNED, True)
+    else:
+        _quantize_and_count_block(row, position, numel, partial, STOCHASTIC, ALIGNED, False)
+
+
+@triton.jit
 def _store_block(row, position, numel, partial, STOCHASTIC: tl.constexpr, ALIGNED: tl.constexpr, FULL: tl.constexpr):
     x = _load(_pointer(row, 1, ALIGNED), position, numel, FULL)
     rounded = _round(x, position, row, 3, STOCHASTIC)
     _store(_pointer(row, 2, ALIGNED), position, x, numel, FULL)
     _store(_pointer(row, 1, ALIGNED), position, rounded, numel, FULL)
-    tl.store(partial, tl.sum((rounded != 0.0).to(tl.int32) * (position < numel)).to(tl.float64))
+    tl.store(partial, _count(rounded, position, numel))
 
 
 @triton.jit
@@ -153,8 +179,9 @@ def _restore_block(
     row, position, numel, squared, partial, NORMALIZE: tl.constexpr, ALIGNED: tl.constexpr, FULL: tl.constexpr
 ):
     has_gradient, has_sum, finite = tl.load(row + 3) != 0, tl.load(row + 4) != 0, squared < float("inf")
-    master = _load(_pointer(row, 2, ALIGNED), position, numel, FULL)
-    _store(_pointer(row, 1, ALIGNED), position, master, numel, FULL)
+    master = _load(_pointer(row, 1, ALIGNED), position, numel, FULL)
+    if tl.load(row + 2) != 0:
+        _store(_pointer(row, 2, ALIGNED), position, master, numel, FULL)
     gradient = tl.zeros_like(master)
     if has_gradient:
         gradient = _load(_pointer(row, 3, ALIGNED), position, numel, FULL)

@@ -85,8 +85,11 @@ def test_quantize(fast, seed, stochastic):
     kernels.quantize_(before, outputs, *tables, stochastic=stochastic)
     assert_same_bits(outputs, expected)
     assert_same_bits(before, sources)
-    kernels.quantize_(before, before, *tables, stochastic=stochastic)
-    assert_same_bits(before, expected)
+    for targets in (outputs, before):
+        counts = doubles(device, len(SHAPES))
+        kernels.quantize_(before, targets, *tables, counts, stochastic=stochastic)
+        assert_same_bits(targets, expected)
+        assert counts.tolist() == [float((tensor != 0).sum()) for tensor in expected]
 
 
 @pytest.mark.parametrize("stochastic", [False, True])
@@ -225,16 +228,17 @@ def test_restore(fast, penalty, normalize):
     kernels, device = fast
     l1, l2 = (np.full(len(SHAPES), value) for value in penalty)
     results = []
-    for back, where in ((torch_, "cpu"), (kernels, device)):
+    for back, where, written in ((torch_, "cpu", True), (kernels, device, True), (kernels, device, False)):
         parameters, masters, gradients, sums, squared = training_state(23)
-        lists = [on(where, tensors) for tensors in (parameters, masters, gradients, sums)]
-        statistics = doubles(where, len(SHAPES), 3)
-        back.restore_(*lists, squared.to(where), l1, l2, statistics, normalize=normalize)
-        results.append((lists, statistics.cpu()))
-    (expected, expected_statistics), (actual, statistics) = results
-    for left, right in zip(actual, expected, strict=True):
-        assert_same_bits(left, right)
-    torch.testing.assert_close(statistics, expected_statistics, rtol=1e-13, atol=0)
+        parameters, *lists = (on(where, tensors) for tensors in (parameters, masters, gradients, sums))
+        statistics, written = doubles(where, len(SHAPES), 3), parameters if written else None
+        back.restore_(written, *lists, squared.to(where), l1, l2, statistics, normalize=normalize)
+        results.append((lists if written is None else [parameters, *lists], statistics.cpu()))
+    expected, expected_statistics = results[0]
+    for actual, statistics in results[1:]:
+        for left, right in zip(actual, expected[-len(actual) :], strict=True):
+            assert_same_bits(left, right)
+        torch.testing.assert_close(statistics, expected_statistics, rtol=1e-13, atol=0)
 
 
 @pytest.mark.parametrize("stochastic", [False, True])
