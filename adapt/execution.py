@@ -67,8 +67,9 @@ class Execution:
 
     The layout of 4-dimensional tensors is the one that torch would choose, channels last if input or weight have it:
     `model.to(memory_format=torch.channels_last)` is what is fast. On the CPU small pictures of many channels are
-    computed, and answered, in the plain layout, because that is faster there. An input's gradient that lost the
-    channels-last layout, as that of a slice does, gets it back.
+    computed, and answered, in the plain layout, because that is faster there, and the gradient of their weight is
+    computed as a convolution over the batch. An input's gradient that lost the channels-last layout, as that of a slice
+    does, gets it back.
 
     int8 is not used. Its forward product takes about two thirds of the time of bfloat16's (measured with oneDNN's VNNI
     kernels), but only on activations that are quantised, and in training rounding them costs more than that saves.

@@ -1,6 +1,7 @@
 """The products of linear layers and convolutions in a short floating point type, forward and backward."""
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -9,8 +10,12 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 _SMALL_PICTURE, _MANY_CHANNELS = 36, 256
-"""Measured with oneDNN 3.12 on AVX-512: kernels of several taps take up to 1.4 times as long in channels-last layout
+"""Measured with oneDNN 3.12 on AVX-512: kernels of several taps take up to 1.8 times as long in channels-last layout
 where pictures have no more elements and layers no fewer channels than this."""
+
+_FEW_POSITIONS = 8192
+"""There, up to so many elements of an output channel, its kernel for the weight's gradient takes 1.2 to 4 times as long
+as `_correlation`."""
 
 
 class Geometry(NamedTuple):
@@ -50,6 +55,7 @@ class Geometry(NamedTuple):
         )
 
 
+@cache
 def is_native(dtype: torch.dtype, device: torch.device) -> bool:
     """Whether the platform multiplies this short type and adds up in float32."""
     if device.type != "cpu":
@@ -75,16 +81,46 @@ def _gradients(
     if not is_native(dtype, x.device):
         short = _gradients(error.float(), x.float(), weight.float(), geometry, wanted)
         return tuple(None if gradient is None else gradient.to(dtype) for gradient in short)  # type: ignore[return-value]
-    if geometry is not None:
-        return torch.ops.aten.convolution_backward(  # type: ignore[no-any-return]
-            error, x, weight, [error.shape[1]], *geometry, list(wanted)
+    if geometry is None:
+        rows = error.reshape(-1, error.shape[-1])
+        return (
+            error @ weight if wanted[0] else None,
+            rows.t() @ x.reshape(-1, x.shape[-1]) if wanted[1] else None,
+            rows.sum(0) if wanted[2] else None,
         )
-    rows = error.reshape(-1, error.shape[-1])
-    return (
-        error @ weight if wanted[0] else None,
-        rows.t() @ x.reshape(-1, x.shape[-1]) if wanted[1] else None,
-        rows.sum(0) if wanted[2] else None,
+    if not (wanted[1] and _correlates_fast(error, x, weight, geometry)):
+        return _convolution_gradients(error, x, weight, geometry, wanted)
+    of_x, _, _ = _convolution_gradients(error, x, weight, geometry, (wanted[0], False, False))
+    return of_x, _correlation(error, x, weight, geometry), error.sum((0, 2, 3)) if wanted[2] else None
+
+
+def _convolution_gradients(
+    error: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, wanted: Sequence[bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    if not any(wanted):
+        return None, None, None
+    return torch.ops.aten.convolution_backward(  # type: ignore[no-any-return]
+        error, x, weight, [error.shape[1]], *geometry, list(wanted)
     )
+
+
+def _correlates_fast(error: Tensor, x: Tensor, weight: Tensor, geometry: Geometry) -> bool:
+    """Whether `_correlation` is faster than the platform's own kernel for the weight's gradient."""
+    plain = geometry.groups == 1 and not geometry.transposed
+    few = len(error) * error.shape[2:].numel() <= _FEW_POSITIONS
+    return plain and few and x.dtype == torch.bfloat16 and _is_small(x, weight)
+
+
+def _correlation(error: Tensor, x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
+    """The gradient of a convolution's weight, itself a convolution over the batch: of x with the error as the weight.
+
+    dW[o, c, i, j] = Σ x[n, c, s·h + d·i, s·w + d·j] · g[n, o, h, w], so batch and channels swap, and so do stride and
+    dilation.
+    """
+    swapped = [tensor.transpose(0, 1).contiguous() for tensor in (x, error)]
+    taps = geometry._replace(stride=geometry.dilation, dilation=geometry.stride)
+    height, width = weight.shape[2:]
+    return torch.convolution(*swapped, None, *taps)[:, :, :height, :width].transpose(0, 1)
 
 
 def _layout(x: Tensor, weight: Tensor) -> torch.memory_format:
@@ -95,12 +131,18 @@ def _layout(x: Tensor, weight: Tensor) -> torch.memory_format:
 
 def _fast_layout(x: Tensor, weight: Tensor) -> torch.memory_format:
     """The same, or a faster one."""
-    if weight.dim() != 4:
-        return torch.contiguous_format
-    small = x.shape[2] * x.shape[3] <= _SMALL_PICTURE and weight.shape[2:].numel() > 1
-    if small and x.device.type == "cpu" and max(weight.shape[:2]) >= _MANY_CHANNELS:
-        return torch.contiguous_format
-    return _layout(x, weight)
+    return torch.contiguous_format if _is_small(x, weight) else _layout(x, weight)
+
+
+def _is_small(x: Tensor, weight: Tensor) -> bool:
+    """Whether a layer convolves small pictures of many channels, several elements at a time, on the CPU."""
+    return (
+        x.device.type == "cpu"
+        and weight.dim() == 4
+        and x.shape[2] * x.shape[3] <= _SMALL_PICTURE
+        and weight.shape[2:].numel() > 1
+        and max(weight.shape[:2]) >= _MANY_CHANNELS
+    )
 
 
 def _is_channels_last(tensor: Tensor) -> bool:

@@ -32,6 +32,12 @@ LAYERS = {
     "transposed2d": (lambda: nn.ConvTranspose2d(4, 2, 3, stride=2, output_padding=1), (2, 4, 5, 5)),
     "transposed3d": (lambda: nn.ConvTranspose3d(2, 2, 2), (1, 2, 3, 3, 3)),
     "small pictures": (lambda: nn.Conv2d(4, 256, 3, padding=1), (2, 4, 4, 4)),
+    "small pictures, sparsely": (
+        lambda: nn.Conv2d(4, 256, (3, 2), stride=(2, 3), padding=(1, 2), dilation=(2, 1)),
+        (2, 4, 6, 5),
+    ),
+    "small pictures in groups": (lambda: nn.Conv2d(4, 256, 2, groups=2), (2, 4, 5, 6)),
+    "small pictures transposed": (lambda: nn.ConvTranspose2d(256, 4, 3, stride=2), (2, 256, 3, 3)),
 }
 
 
