@@ -1,5 +1,7 @@
 """MuPPET through the public face: a plain loop, its trace, evaluation, loading, and everything that follows formats."""
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
@@ -80,6 +82,27 @@ def test_the_diversity_is_that_of_the_epochs_last_gradients():
         expected = (first.square().sum() + second.square().sum()) / (first + second).square().sum()
         assert controller.trace.diversity[-1, layer] == pytest.approx(expected.item(), rel=1e-5)
     assert np.isinf(controller.trace.diversity[:-1]).all()
+
+
+def test_a_layer_without_a_gradient_at_the_windows_end_starts_anew_like_the_others():
+    model, optimizer, controller = assembled(policy=adapt.MuPPET(steps_per_epoch=1, window=2))
+    gradients = []
+    for step in range(4):
+        optimizer.zero_grad()
+        loss_of(model, step).backward()
+        gradients.append(model[0].weight.grad.double())
+        if step == 1:
+            model[0].weight.grad = None
+        elif step == 3:
+            model[2].weight.grad.fill_(torch.nan)
+        with pytest.warns(UserWarning, match=r"gradient of 2\.weight is not finite") if step == 3 else nullcontext():
+            optimizer.step()
+    found = controller.trace.diversity
+    assert found[1, 0] == pytest.approx(1), "of the one gradient that there was"
+    first, second = gradients[2:]
+    expected = (first.square().sum() + second.square().sum()) / (first + second).square().sum()
+    assert found[3, 0] == pytest.approx(expected.item(), rel=1e-5)
+    assert found[3, 1] == pytest.approx(1)
 
 
 @pytest.mark.parametrize("look", [1, 3])
