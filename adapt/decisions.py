@@ -93,6 +93,7 @@ class Decisions:
     def settle(
         self,
         weights: Sequence[Tensor],
+        sums: Sequence[Tensor],
         windows: Sequence[list[Tensor]],
         l1: NDArray[np.float64],
         l2: float,
@@ -101,6 +102,7 @@ class Decisions:
 
         Args:
             weights: the master weights.
+            sums: the running sums of the gradients, where the policy asks for them.
             windows: the gradients of each layer's window, the newest included.
             l1: α of each layer.
             l2: β.
@@ -135,6 +137,7 @@ class Decisions:
                 seen=seen[i],
                 sound=sound[i],
                 weights=weights,
+                sums=sums,
                 windows=Whole(windows),
             )
             before = self.state.gradients

@@ -190,7 +190,11 @@ class Run:
         """Let the policy see the steps that wait, and act on what it decides."""
         before = self.decisions.formats
         ended = self.decisions.settle(
-            Whole(self.layers.weights), self.layers.windows, self.l1_of_layers, self.settings.l2
+            Whole(self.layers.weights),
+            Whole(self.layers.sums),
+            self.layers.windows,
+            self.l1_of_layers,
+            self.settings.l2,
         )
         self.layers.clear(ended)
         if ended or before != self.decisions.formats:

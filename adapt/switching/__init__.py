@@ -2,6 +2,7 @@
 
 from adapt.switching.divergence import divergence
 from adapt.switching.diversity import diversity, log_diversity
+from adapt.switching.frugality import fewest_integer_bits, push_up_by_loss, rounding_cost
 from adapt.switching.muppet import MuPPET, inter_epoch_diversity, switching_threshold
 from adapt.switching.pushdown import push_down
 from adapt.switching.pushup import STRATEGIES, push_up, push_up_by_diversity, suggest
@@ -12,6 +13,7 @@ __all__ = [
     "MuPPET",
     "divergence",
     "diversity",
+    "fewest_integer_bits",
     "inter_epoch_diversity",
     "log_diversity",
     "next_lookback",
@@ -20,6 +22,8 @@ __all__ = [
     "push_down",
     "push_up",
     "push_up_by_diversity",
+    "push_up_by_loss",
+    "rounding_cost",
     "suggest",
     "switching_threshold",
 ]

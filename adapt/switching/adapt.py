@@ -4,7 +4,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any, Literal, get_args
+from statistics import fmean
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,13 +13,14 @@ from torch import Tensor
 
 from adapt.precision import Precision
 from adapt.switching.diversity import diversity
+from adapt.switching.frugality import fewest_integer_bits, push_up_by_loss, rounding_cost
 from adapt.switching.policy import Format, Observation, State, check_flags
 from adapt.switching.pushdown import lowest_precision
 from adapt.switching.pushup import checked_strategy, push_up, push_up_by_diversity
 from adapt.switching.tempo import next_lookback, next_resolution, next_strategy
 
 EIGHT_BITS = Precision(8, 4)
-PushUp = Literal["suggestion", "diversity"]
+PushUp = Literal["suggestion", "diversity", "loss"]
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,16 @@ class AdaPTState(State):
             raise ValueError("formats must be fixed point for every layer: AdaPT never leaves it for float32")
 
 
+class Window(NamedTuple):
+    """A window of gradients that ended: its layer, how many there were, their Δs, the strategy and the mean loss."""
+
+    layer: int
+    gradients: int
+    diversity: float
+    strategy: str
+    loss: float | None
+
+
 @dataclass(frozen=True)
 class AdaPT:
     """The paper's policy: algorithm 2 and its hyperparameters, with the paper's values as defaults.
@@ -65,7 +77,9 @@ class AdaPT:
         normalize_gradients: divide each layer's gradient by its norm before the update.
         quantize_gradients: quantise each layer's gradient stochastically in the layer's format, before anything
             else looks at it.
-        push_up: "suggestion" (equation 4) or "diversity" (algorithm 4, which keeps every gradient of the window).
+        push_up: "suggestion" (equation 4), "diversity" (algorithm 4, which keeps every gradient of the window) or
+            "loss" (`compact`'s).
+        loss_tolerance: with "loss", the share of the loss that rounding one layer may cost before it gets a bit more.
 
     Raises:
         TypeError, ValueError: a hyperparameter is no sensible one.
@@ -80,6 +94,7 @@ class AdaPT:
     normalize_gradients: bool = True
     quantize_gradients: bool = False
     push_up: PushUp = "suggestion"
+    loss_tolerance: float = 0.001
 
     sums_gradients = True
     samples_gradients = False
@@ -104,6 +119,27 @@ class AdaPT:
         check_flags(self, "normalize_gradients", "quantize_gradients")
         if self.push_up not in get_args(PushUp):
             raise ValueError(f"push_up must be one of {get_args(PushUp)}, got {self.push_up!r}")
+        if not isinstance(self.loss_tolerance, Real) or not 0 < self.loss_tolerance < math.inf:
+            raise ValueError(f"loss_tolerance must be a share of the loss above 0, got {self.loss_tolerance!r}")
+
+    @classmethod
+    def compact(cls) -> "AdaPT":
+        """The policy that wastes no bits: both directions, layer by layer, as in the paper, at a fifth of its bits.
+
+        Train with `rounding="nearest"`, as what is evaluated and shipped is rounded too. What replaces the paper's
+        rules:
+
+        * Push-down gives up 2 bits of divergence instead of none: weights need no more levels than training can feel.
+        * Push-up measures what rounding costs, ⟨ΣG/n, Q(W) − W⟩ of the window, instead of testing one batch's loss: a
+          layer gets one bit more where that is above `loss_tolerance` of the loss, and gives one back, down to what
+          push-down asks for, where it is far below. As the loss falls, the same error weighs more, so bits return late.
+        * Integer bits are the fewest for which saturation adds no more squared error than rounding does, and there are
+          no buffer bits: a few outliers are clipped.
+        * Gradients keep their norms, so learning rates and penalties are those of float32.
+
+        Without losses (see `Controller.observe`) push-down alone decides.
+        """
+        return cls(buffer_bits=0, kl_tolerance=2.0, normalize_gradients=False, push_up="loss")
 
     @property
     def keeps_gradients(self) -> bool:
@@ -162,14 +198,10 @@ class AdaPT:
             )
             if gradients[layer] >= math.ceil(lookback[layer]):
                 if observation.sound[layer]:
-                    form, divergences[layer] = self._switch(
-                        observation.weights[layer],
-                        resolution[layer],
-                        delta,
-                        strategy,
-                        formats[layer],
-                        observation.windows[layer] if self.keeps_gradients else (),
+                    window = Window(
+                        layer, gradients[layer], delta, strategy, fmean(losses[-gradients[layer] :]) if losses else None
                     )
+                    form, divergences[layer] = self._switch(window, resolution[layer], formats[layer], observation)
                     formats = (*formats[:layer], form, *formats[layer + 1 :])
                 gradients[layer], sum_of_norms[layer] = 0, 0.0
         return AdaPTState(
@@ -192,19 +224,22 @@ class AdaPT:
         return strategy, (*state.losses, loss)[-self.lookback[1] :]
 
     def _switch(
-        self,
-        weights: Tensor,
-        resolution: int,
-        delta: float,
-        strategy: str,
-        current: Format,
-        window: Sequence[Tensor],
+        self, window: "Window", resolution: int, current: Format, observation: Observation
     ) -> tuple[Precision, float]:
+        weights = observation.weights[window.layer]
         lowest, given_up = lowest_precision(weights, resolution=resolution, tolerance=self.kl_tolerance)
         if self.push_up == "suggestion":
-            return push_up(lowest, delta, strategy, self.buffer_bits), given_up
+            return push_up(lowest, window.diversity, window.strategy, self.buffer_bits), given_up
         assert isinstance(current, Precision)  # AdaPT never leaves fixed point
-        return push_up_by_diversity(lowest, current, window, buffer_bits=self.buffer_bits), given_up
+        if self.push_up == "diversity":
+            kept = observation.windows[window.layer]
+            return push_up_by_diversity(lowest, current, kept, buffer_bits=self.buffer_bits), given_up
+        fraction_length = lowest.fraction_length
+        if window.loss is not None:
+            cost = rounding_cost(observation.sums[window.layer], window.gradients, weights, current)
+            fraction_length = push_up_by_loss(lowest, current, cost, self.loss_tolerance * abs(window.loss))
+        integer_length = fewest_integer_bits(weights, fraction_length)
+        return Precision(integer_length + fraction_length, fraction_length), given_up
 
     def record(self, state: AdaPTState) -> dict[str, NDArray[Any]]:
         """The columns of algorithm 2."""

@@ -41,6 +41,7 @@ class Observation:
         sound: True where the layer's master weights are all finite, bool [layers].
         weights: the master weights. They belong to the newest step: a policy may read them only in a step that
             its `patience` named as one in which a layer can switch.
+        sums: the running sums ΣG, this gradient included, where `sums_gradients` asks for them; read them as `weights`.
         windows: the gradients behind each running sum, oldest first, where `keeps_gradients` asks for them.
     """
 
@@ -50,6 +51,7 @@ class Observation:
     seen: NDArray[np.bool_]
     sound: NDArray[np.bool_]
     weights: Sequence[Tensor]
+    sums: Sequence[Tensor] = ()
     windows: Sequence[Sequence[Tensor]] = ()
 
 

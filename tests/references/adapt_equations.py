@@ -160,3 +160,36 @@ def next_strategy(strategy, loss, previous_losses):
     if abs(average) <= abs(loss):
         return {"min": "mean", "mean": "max", "max": "max"}[strategy]
     return "min"
+
+
+def rounding_cost(gradients, weights, word_length, fraction_length):
+    """⟨mean of G, Q(W) − W⟩."""
+    total = sum(np.asarray(gradient, np.float64) for gradient in gradients)
+    cost = 0.0
+    for weight, gradient in zip(np.ravel(weights), np.ravel(total), strict=True):
+        error = float(nearest(weight, word_length, fraction_length)) - float(weight)
+        cost += float(gradient) * error
+    return cost / len(gradients)
+
+
+def fewest_integer_bits(weights, fraction_length):
+    """The shortest integer part whose saturation adds at most n·step²/12 of squared error, tried from the shortest."""
+    values = [Fraction(float(weight)) for weight in np.ravel(weights)]
+    step = Fraction(2) ** -fraction_length
+    for bits in range(2 - fraction_length, 33 - fraction_length):
+        top = Fraction(2) ** (bits - 1) - step
+        lost = sum((abs(value) - top) ** 2 for value in values if abs(value) > top)
+        if lost <= len(values) * step**2 / 12:
+            return bits
+    return 32 - fraction_length
+
+
+def push_up_by_loss(lowest, current, cost, allowed, weights):
+    """A bit more where rounding costs too much, a bit less where it costs less than an eighth of that."""
+    fraction_length = current[1]
+    if cost > allowed:
+        fraction_length += 1
+    if 8 * cost < allowed:
+        fraction_length -= 1
+    fraction_length = max(fraction_length, lowest[1])
+    return fraction_length + fewest_integer_bits(weights, fraction_length), fraction_length

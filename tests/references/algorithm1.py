@@ -135,6 +135,11 @@ class Algorithm1:
         lowest = equations.push_down(self.masters[layer.name], layer.resolution, policy.kl_tolerance)
         if policy.push_up == "diversity":
             return equations.push_up_by_diversity(lowest, layer.precision, layer.gradients, policy.buffer_bits)
+        if policy.push_up == "loss":
+            master, losses = self.masters[layer.name], self.losses[-len(layer.gradients) :]
+            cost = equations.rounding_cost(layer.gradients, master, *layer.precision)
+            allowed = policy.loss_tolerance * sum(losses) / len(losses)
+            return equations.push_up_by_loss(lowest, layer.precision, cost, allowed, master)
         return equations.push_up(*lowest, layer.diversity, self.strategy, policy.buffer_bits)
 
     def treated(self, master, gradient):

@@ -1,0 +1,86 @@
+"""Where AdaPT wastes no bits: precision that the loss asks for, integer bits that pay (`AdaPT.compact()`)."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from adapt.precision import HIGHEST_FRACTION, LONGEST_WORD, SHORTEST_WORD, Precision
+from adapt.rounding import quantize
+
+LOWERING_MARGIN = 8.0
+"""How far below the tolerance the cost must lie before a bit is given back: a bit less makes rounding errors twice as
+large and, near a minimum, their cost four times, so a margin of four would let a format swing to and fro."""
+
+
+def rounding_cost(sum_of_gradients: Tensor, gradients: int, weights: Tensor, precision: Precision) -> float:
+    """⟨ΣG/n, Q(W) − W⟩: by how much the loss would fall, to first order, if the weights moved from Q(W) to W.
+
+    G is measured at Q(W). For a loss of curvature H the difference L(Q(W)) − L(W) is this less ½·EᵀHE with
+    E = Q(W) − W, so near a minimum between half of it and all of it is what rounding the layer costs.
+
+    Args:
+        sum_of_gradients: ΣG over the window, of the weights' shape.
+        gradients: n, how many there are, at least 1.
+        weights: the layer's master weights.
+        precision: the format in which the window ran; rounding is to nearest.
+
+    Returns:
+        The cost in units of the loss. Negative where rounding happens to help.
+
+    Raises:
+        ValueError: there is no gradient.
+    """
+    if gradients < 1:
+        raise ValueError(f"gradients must be at least 1, got {gradients}: a window has some")
+    error = quantize(weights, precision).sub_(weights)
+    return float(torch.dot(sum_of_gradients.reshape(-1).double(), error.reshape(-1).double())) / gradients
+
+
+def push_up_by_loss(lowest: Precision, current: Precision, cost: float, allowed: float) -> int:
+    """The fraction length that the loss asks for: a bit more where rounding costs too much, else towards FL_min.
+
+    Args:
+        lowest: ⟨WL_min, FL_min⟩ from PushDown, the floor.
+        current: the layer's format during the window.
+        cost: what rounding cost, from `rounding_cost`.
+        allowed: what it may cost, above 0, in the same units.
+
+    Returns:
+        FL + 1 where cost > allowed, FL − 1 where it is far below, FL between; at least FL_min.
+    """
+    fraction_length = current.fraction_length
+    if cost > allowed:
+        fraction_length += 1
+    elif cost * LOWERING_MARGIN < allowed:
+        fraction_length -= 1
+    return min(max(fraction_length, lowest.fraction_length), HIGHEST_FRACTION)
+
+
+def fewest_integer_bits(weights: Tensor, fraction_length: int) -> int:
+    """The fewest integer bits, sign included, for which saturation adds no more squared error than rounding does.
+
+    Rounding n weights to a grid of step 2^−FL costs n·4^−FL/12 on average. Bits that only a few outliers would use are
+    not worth more than that.
+
+    Args:
+        weights: a layer's master weights, finite.
+        fraction_length: FL in bits.
+
+    Returns:
+        IL, such that IL + FL lies between 2 and 32 bits.
+    """
+    step = math.ldexp(1.0, -fraction_length)
+    magnitudes = weights.detach().abs().reshape(-1)
+    largest = float(magnitudes.max()) if magnitudes.numel() else 0.0
+    shortest, longest = SHORTEST_WORD - fraction_length, LONGEST_WORD - fraction_length
+    # One bit more than holds the largest: the top of a range lies a step below its power of two.
+    needed = min(max(math.frexp(largest)[1] + 2, shortest), longest)
+    worthwhile = magnitudes.numel() * step * step / 12
+    while needed > shortest:
+        top = math.ldexp(1.0, needed - 2) - step
+        outliers = magnitudes[magnitudes > top].double()
+        if float((outliers - top).square().sum()) > worthwhile:
+            break
+        needed -= 1
+    return needed
