@@ -9,6 +9,7 @@
 | adapt-unpenalized           | neither L1 nor L2                                        |
 | adapt-nearest               | rounded to nearest in training too                       |
 | adapt-tolerance-0, -0.1, -1 | so many bits of divergence may be given up (adapt: 0.01) |
+| compact                     | `AdaPT.compact()`, rounded to nearest in training too    |
 | muppet                      | block floating point, raised at epoch ends               |
 | fixed2 … fixed32            | one word length throughout, range ±2                     |
 
@@ -64,6 +65,10 @@ def _adapt(buffer_bits: int, steps_per_epoch: int, **options: Any) -> Policy[Any
     return adapt.AdaPT(buffer_bits=buffer_bits, **options)
 
 
+def _compact(buffer_bits: int, steps_per_epoch: int) -> Policy[Any]:
+    return adapt.AdaPT.compact()
+
+
 def _fixed(word_length: int, buffer_bits: int, steps_per_epoch: int) -> Policy[Any]:
     return adapt.Fixed(adapt.Precision(word_length, word_length - 2))
 
@@ -85,6 +90,7 @@ METHODS: Mapping[str, Method] = {
         f"adapt-tolerance-{bits:g}": Method(partial(_adapt, kl_tolerance=bits), normalized_rates)
         for bits in (0.0, 0.1, 1.0)
     },
+    "compact": Method(_compact, plain_rates, rounding="nearest"),
     "muppet": Method(_muppet, plain_rates),
     **{f"fixed{bits}": Method(partial(_fixed, bits), plain_rates) for bits in range(SHORTEST_WORD, LONGEST_WORD + 1)},
 }
