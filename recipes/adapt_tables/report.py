@@ -10,6 +10,8 @@ from recipes.adapt_tables.rows import ROWS, Row
 from recipes.common.evidence import NOT_RUN, NOTHING, markdown
 
 DOCUMENT = "adapt_tables.md"
+NOTE = "note.md"
+"""What should be known of the runs in a folder of results; it is put into the report as it is."""
 START, END = "<!-- from python -m recipes.adapt_tables report -->", "<!-- to here -->"
 NOTES = """\
 Ours are means over seeds, ± the standard error of the mean. Δ is the accuracy less that of float32 with the same seed,
@@ -61,9 +63,9 @@ def summary(groups: Sequence[Group]) -> str:
     return f"{markdown(head, rows)}\n\n{below}"
 
 
-def document(groups: Sequence[Group], figures: Sequence[Path]) -> str:
+def document(groups: Sequence[Group], figures: Sequence[Path], note: str = "") -> str:
     """The report: the paper's tables with ours beside them, every method, where it comes from, the figures."""
-    parts = ["# AdaPT's tables and figures, ours beside the paper's", NOTES]
+    parts = ["# AdaPT's tables and figures, ours beside the paper's", *([note.strip()] if note else []), NOTES]
     for numbers, table, data_set in (
         ("Table 1", tables.accuracies, "cifar100"),
         ("Table 2", tables.accuracies, "cifar10"),
@@ -99,8 +101,9 @@ def write(folder: Path) -> str:
     if not groups:
         raise ValueError(f"{folder} holds no results yet: run a row first")
     figures = draw(groups, folder, folder / "figures")
+    note = (folder / NOTE).read_text(encoding="utf-8") if (folder / NOTE).exists() else ""
     with files.replacing(folder / DOCUMENT) as file:
-        file.write(document(groups, figures).encode())
+        file.write(document(groups, figures, note).encode())
     return summary(groups)
 
 

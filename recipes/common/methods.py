@@ -54,7 +54,7 @@ def normalized_rates(network: str) -> dict[str, float]:
 
     The l2 keeps lr·l2, which governs how fast the weights of a normalised network turn, near that of float32.
     """
-    return {"lr": 0.05, "l1": 1e-5, "l2": 1e-3}
+    return {"lr": 0.02 if network == "alexnet" else 0.05, "l1": 1e-5, "l2": 1e-3}
 
 
 def _float32(buffer_bits: int, steps_per_epoch: int) -> None:

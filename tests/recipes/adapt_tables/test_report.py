@@ -75,6 +75,15 @@ def test_every_method_has_a_row_and_its_command(results):
     assert "`python -m recipes.adapt_tables cifar10-resnet20 --methods adapt-nearest`" in text
 
 
+def test_what_should_be_known_of_the_runs_is_told(results):
+    write(results)
+    without = (results / "adapt_tables.md").read_text()
+    (results / "note.md").write_text("The pictures are noise.\n")
+    write(results)
+    told = (results / "adapt_tables.md").read_text()
+    assert told.replace("The pictures are noise.\n\n", "") == without != told
+
+
 def test_figures_are_drawn_from_the_traces_that_are_there(tmp_path):
     for network in ("resnet20", "alexnet"):
         made = [line(method, model=network) for method in ("adapt", "muppet")]

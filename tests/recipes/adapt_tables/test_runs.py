@@ -135,6 +135,23 @@ def test_the_rows_are_those_of_the_paper_and_their_methods_exist():
         assert {"float32", "adapt"} <= set(row.methods)
 
 
+def test_all_rows_can_be_run_by_one_command(command, tmp_path):
+    command("all", "--methods", "adapt", "--seeds", "0", "--epochs", "1", "--subset", "64")
+    assert ["-".join((line["settings"]["data_set"], line["settings"]["model"])) for line in lines(tmp_path)] == list(
+        ROWS
+    )
+    for line in lines(tmp_path):
+        wide = line["settings"]["model"] == "resnet20" or line["settings"]["data_set"] == "cifar100"
+        assert line["hyperparameters"]["buffer_bits"] == (8 if wide else 4)
+        *_, head = line["layers"].values()
+        classes = 100 if line["settings"]["data_set"] == "cifar100" else 10
+        assert (
+            head["weights"]
+            == head["operations"]
+            == classes * {"resnet20": 64, "alexnet": 1024, "lenet5": 84}[line["settings"]["model"]]
+        )
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
