@@ -117,10 +117,10 @@ def _correlation(error: Tensor, x: Tensor, weight: Tensor, geometry: Geometry) -
     dW[o, c, i, j] = Σ x[n, c, s·h + d·i, s·w + d·j] · g[n, o, h, w], so batch and channels swap, and so do stride and
     dilation.
     """
-    swapped = [tensor.transpose(0, 1).contiguous() for tensor in (x, error)]
+    x, error = x.transpose(0, 1).contiguous(), error.transpose(0, 1).contiguous()
     taps = geometry._replace(stride=geometry.dilation, dilation=geometry.stride)
     height, width = weight.shape[2:]
-    return torch.convolution(*swapped, None, *taps)[:, :, :height, :width].transpose(0, 1)
+    return torch.convolution(x, error, None, *taps)[:, :, :height, :width].transpose(0, 1)
 
 
 def _layout(x: Tensor, weight: Tensor) -> torch.memory_format:
