@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-METHODS = ("float32", "adapt", "muppet")
+METHODS = ("float32", "adapt", "compact", "muppet")
 ABLATIONS = (
     "adapt-algorithm4",
     "adapt-unnormalized",

@@ -1,6 +1,6 @@
 """A small GPT over characters: bits per character on held-out text in float32 and at precisions that adapt.
 
-    python -m recipes.char_gpt --methods float32 adapt muppet --seeds 0 1 2      # what is missing of these runs
+    python -m recipes.char_gpt --methods float32 compact --seeds 0 1 2           # what is missing of these runs
     python -m recipes.char_gpt report                                            # the table of those there are
 
 AdamW with a controller attached trains every method for the same steps from the same start on the same excerpts; the
@@ -30,7 +30,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         prog="python -m recipes.char_gpt", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("what", nargs="?", choices=("train", "report"), default="train")
-    parser.add_argument("--methods", nargs="+", default=["float32", "adapt", "muppet"])
+    parser.add_argument("--methods", nargs="+", default=["float32", "adapt", "compact", "muppet"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=Settings.epochs, help="evaluations; the last epoch ends the run")
     parser.add_argument("--steps-per-epoch", type=int, default=Settings.steps_per_epoch)

@@ -42,6 +42,11 @@ def test_muppet_learns_how_long_an_epoch_is():
     assert description(policy("muppet")) == description(adapt.MuPPET(steps_per_epoch=7))
 
 
+def test_compact_is_the_preset_rounded_as_it_is_evaluated():
+    assert policy("compact") == policy("compact", 8) == adapt.AdaPT.compact()
+    assert METHODS["compact"].rounding == "nearest"
+
+
 def test_methods_that_normalise_have_rates_of_their_own():
     for name in METHODS:
         chosen = policy(name)

@@ -69,7 +69,7 @@ def test_bits_per_character_of_a_guess_at_random_are_those_of_the_alphabet():
     assert bits_per_character(model, text, 16) == pytest.approx(math.log2(len(text.alphabet)), rel=1e-5)
 
 
-@pytest.mark.parametrize("method", ["float32", "adapt", "muppet", "fixed8"])
+@pytest.mark.parametrize("method", ["float32", "adapt", "compact", "muppet", "fixed8"])
 def test_every_method_learns(method):
     text = Text.of(CONTENT)
     run = train(Settings(text.digest, method, **{**SMALL, "epochs": 4}), text, None, progress=False)
