@@ -41,6 +41,8 @@ class Decisions:
         """Go on from the policy's state `state`, with rows for `trace`; forget what waits."""
         self.state, self.trace = state, trace
         self.skipped = np.zeros(len(trace.layers), np.int64)
+        self._sizes, self._empty = np.maximum(trace.numel, 1), trace.numel == 0
+        self._formats: tuple[Format, ...] | None = None
         self._pending = Pending(len(trace.layers), 0, self._device)
         self._hosts: list[tuple[int, NDArray[np.bool_], NDArray[np.int64], bool]] = []
         self._open_row: tuple[int, dict[str, NDArray[Any]]] | None = None
@@ -60,7 +62,11 @@ class Decisions:
     @property
     def word_lengths(self) -> NDArray[np.int64]:
         """Bits per weight, [layers]; 32 for a layer in float32."""
-        return np.array([penalties.LONGEST_WORD if f is None else f.word_length for f in self.formats], np.int64)
+        if self._formats is not self.formats:
+            self._formats = self.formats
+            words = [penalties.LONGEST_WORD if form is None else form.word_length for form in self.formats]
+            self._words = np.array(words, np.int64)
+        return self._words
 
     @property
     def can_switch(self) -> bool:
@@ -116,22 +122,19 @@ class Decisions:
         active, words = np.array([active for _, active, *_ in hosts]), self.word_lengths
         norms, norms_of_sums = np.sqrt(figures.squared), np.sqrt(figures.squared_sums)
         seen, sound = active & np.isfinite(figures.squared), np.isfinite(figures.squared_weights)
-        nonzero = figures.nonzeros / np.maximum(self.trace.numel, 1)
-        healthy = np.all((seen == active) & sound & ((figures.nonzeros > 0) | (self.trace.numel == 0)), axis=1).tolist()
+        healthy = ((seen == active) & sound & ((figures.nonzeros > 0) | self._empty)).all(axis=1).tolist()
+        losses = (
+            figures.losses
+            + penalties.elastic_net(figures.l1_norms, figures.squared_weights, l1, l2)
+            + penalties.word_length_sparsity(words, figures.nonzeros / self._sizes)
+        ).tolist()
         for i, (step, _, fraction_lengths, loss_shown) in enumerate(hosts):
             # The forward pass of this step saw what the step before left.
             self.close_row(figures.nonzeros[i], fraction_lengths)
             if not healthy[i]:
                 self._check(figures, i, active[i], windows)
-            loss = None
-            if loss_shown:
-                loss = (
-                    float(figures.losses[i])
-                    + penalties.elastic_net(figures.l1_norms[i], figures.squared_weights[i], l1, l2)
-                    + penalties.word_length_sparsity(words, nonzero[i])
-                )
             observation = Observation(
-                loss=loss,
+                loss=losses[i] if loss_shown else None,
                 norms=norms[i],
                 norms_of_sums=norms_of_sums[i],
                 seen=seen[i],
@@ -144,8 +147,9 @@ class Decisions:
             self.state = self.policy.advance(self.state, observation)
             self._open_row = (step, self.policy.record(self.state))
         self._wait()
-        ended = (self.state.gradients == 0) & (seen[-1] | (before > 0))
-        return np.flatnonzero(ended).tolist() if can_end else []
+        if not can_end:
+            return []
+        return np.flatnonzero((self.state.gradients == 0) & (seen[-1] | (before > 0))).tolist()
 
     def _wait(self) -> None:
         """Ask how long nothing can happen, and make room for the figures of as many steps."""
@@ -162,7 +166,7 @@ class Decisions:
         if step % self._trace_every == 0:
             record["word_length"] = self.word_lengths
             record["fraction_length"] = fraction_lengths
-            record["nonzero"] = nonzeros / np.maximum(self.trace.numel, 1)
+            record["nonzero"] = nonzeros / self._sizes
             self._closed_rows.append((step, record))
         if len(self._closed_rows) == CAPACITY:
             self.write()

@@ -13,16 +13,18 @@ from torch import Tensor
 LONGEST_WORD = 32
 
 
-def elastic_net(l1_norms: ArrayLike, squared_norms: ArrayLike, l1: ArrayLike, l2: float) -> float:
-    """Σ_l α_l·‖W_l‖₁ + β/2·‖W_l‖₂².
+def elastic_net(l1_norms: ArrayLike, squared_norms: ArrayLike, l1: ArrayLike, l2: float) -> NDArray[np.float64]:
+    """Σ_l α_l·‖W_l‖₁ + β/2·‖W_l‖₂², [...].
 
     Args:
-        l1_norms: ‖W‖₁ of each layer, [layers].
-        squared_norms: ‖W‖₂² of each layer, [layers].
+        l1_norms: ‖W‖₁ of each layer, [..., layers].
+        squared_norms: ‖W‖₂² of each layer, [..., layers].
         l1: α, one number or one for each layer.
         l2: β.
     """
-    return float(np.sum(np.multiply(l1, l1_norms)) + l2 / 2 * np.sum(squared_norms))
+    absolute: NDArray[np.float64] = np.add.reduce(np.multiply(l1, l1_norms), axis=-1)
+    squares: NDArray[np.float64] = np.add.reduce(squared_norms, axis=-1)
+    return absolute + l2 / 2 * squares
 
 
 def elastic_net_gradient(weights: Tensor, l1: float, l2: float) -> Tensor:
@@ -30,14 +32,16 @@ def elastic_net_gradient(weights: Tensor, l1: float, l2: float) -> Tensor:
     return l1 * torch.sign(weights) + l2 * weights
 
 
-def word_length_sparsity(word_length: ArrayLike, nonzero: ArrayLike) -> float:
-    """P, the mean over layers of WL/32·sp.
+def word_length_sparsity(word_length: ArrayLike, nonzero: ArrayLike) -> NDArray[np.float64]:
+    """P, the mean over layers of WL/32·sp, [...].
 
     Args:
-        word_length: WL in bits, [layers].
-        nonzero: sp, share of non-zero elements of Ŵ, 0 to 1, [layers].
+        word_length: WL in bits, [..., layers].
+        nonzero: sp, share of non-zero elements of Ŵ, 0 to 1, [..., layers].
     """
-    return float(np.mean(np.multiply(word_length, nonzero)) / LONGEST_WORD)
+    products = np.multiply(word_length, nonzero)
+    mean: NDArray[np.float64] = np.add.reduce(products, axis=-1) / products.shape[-1]
+    return mean / LONGEST_WORD
 
 
 def l1_by_word_length(l1: float, word_length: ArrayLike) -> NDArray[np.float64]:

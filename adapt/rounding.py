@@ -133,7 +133,19 @@ def stream_keys(seed: int, step: int, names: Sequence[str]) -> NDArray[np.uint64
     A layer's keys depend on its name, the seed and the step, and on no other layer: adding or freezing a layer leaves
     the others' noise as it was.
     """
-    z = _base_keys(seed, tuple(names)) + np.uint64(step * 0x9E3779B97F4A7C15 % 2**64)
+    keys: NDArray[np.uint64] = _keys_of_block(seed, step // _BLOCK, tuple(names))[step % _BLOCK]
+    return keys.copy()
+
+
+_BLOCK = 64
+"""Steps whose keys are made at once: those of a block take hardly longer than those of a step."""
+
+
+@lru_cache(maxsize=64)
+def _keys_of_block(seed: int, block: int, names: tuple[str, ...]) -> NDArray[np.uint64]:
+    """The keys of all steps of a block, [_BLOCK, len(names)]."""
+    steps = np.uint64(block * _BLOCK % 2**64) + np.arange(_BLOCK, dtype=np.uint64)
+    z: NDArray[np.uint64] = _base_keys(seed, names) + steps[:, None] * np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))

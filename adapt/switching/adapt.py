@@ -165,11 +165,13 @@ class AdaPT:
         """A window ends with its ⌈lb⌉-th gradient, and however diverse the gradients, lb falls no faster than
         its average lets it: k steps on it is at least lb_lwr + (1 − γ)^k·(lb − lb_lwr)."""
         lowest, longest = self.lookback
+        layers = list(zip(state.gradients.tolist(), state.lookback.tolist(), strict=True))
         for steps in range(1, longest):
-            shortest = lowest + (1 - self.lookback_momentum) ** steps * (state.lookback - lowest)
-            # The bound and the average round differently; a billionth of a gradient covers that.
-            if np.any(state.gradients + steps >= np.ceil(shortest - 1e-9)):
-                return steps - 1
+            kept = (1 - self.lookback_momentum) ** steps
+            for gradients, lookback in layers:
+                # The bound and the average round differently; a billionth of a gradient covers that.
+                if gradients + steps >= math.ceil(lowest + kept * (lookback - lowest) - 1e-9):
+                    return steps - 1
         return longest - 1
 
     def advance(self, state: AdaPTState, observation: Observation) -> AdaPTState:
@@ -219,7 +221,7 @@ class AdaPT:
     def _strategy(self, state: AdaPTState, loss: float | None) -> tuple[str, tuple[float, ...]]:
         if loss is None or not math.isfinite(loss):
             return state.strategy, state.losses
-        window = math.ceil(float(np.mean(state.lookback)))
+        window = math.ceil(float(np.add.reduce(state.lookback)) / len(state.lookback))
         strategy = next_strategy(state.strategy, loss, state.losses[-window:])
         return strategy, (*state.losses, loss)[-self.lookback[1] :]
 
