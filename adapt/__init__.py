@@ -1,6 +1,6 @@
 """adapt: train neural networks at adaptive fixed-point precision."""
 
-from adapt import perfmodel, switching
+from adapt import learned, perfmodel, switching
 from adapt.attachment import attach
 from adapt.controller import Controller
 from adapt.files import load, save
@@ -24,6 +24,7 @@ __all__ = [
     "Precision",
     "Trace",
     "attach",
+    "learned",
     "load",
     "perfmodel",
     "quantize",

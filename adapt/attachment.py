@@ -2,8 +2,8 @@
 
 import gc
 import weakref
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -13,6 +13,8 @@ from adapt.controller import Controller
 from adapt.settings import Settings
 from adapt.switching.adapt import AdaPT
 from adapt.switching.policy import Policy
+
+Kind = TypeVar("Kind", bound=Controller)
 
 _controllers: weakref.WeakSet[Controller] = weakref.WeakSet()
 
@@ -109,8 +111,17 @@ def attach(
     if execution is not None and module is None:
         raise ValueError("execution changes how the layers compute: pass the module itself as params")
     parameters = layering.named(params)
+    return admit(optimizer, parameters, lambda: Controller(optimizer, module, parameters, policy, settings))
+
+
+def admit(optimizer: Optimizer, parameters: Mapping[str, Tensor], make: Callable[[], Kind]) -> Kind:
+    """Make a controller for an optimizer that has none.
+
+    Raises:
+        ValueError: the optimizer, or another one of these parameters, has a controller.
+    """
     _refuse_second(optimizer, parameters)
-    controller = Controller(optimizer, module, parameters, policy, settings)
+    controller = make()
     _controllers.add(controller)
     return controller
 

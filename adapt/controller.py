@@ -54,7 +54,7 @@ class Controller:
         layering.check_modules(module, chosen)
         self.optimizer = optimizer
         self._module, self._known = module, dict(parameters)
-        self._run = Run(policy, settings, chosen)
+        self._run = self._begin(policy, settings, chosen)
         self._views = Views(module, self._adopt)
         self._steps = Steps(
             optimizer,
@@ -70,6 +70,10 @@ class Controller:
             optimizer.register_state_dict_post_hook(self._save_into),
             optimizer.register_load_state_dict_pre_hook(self._load_from),
         ]
+
+    def _begin(self, policy: Policy[Any], settings: Settings, layers: Mapping[str, Tensor]) -> Run:
+        """The run to keep; its layers are these."""
+        return Run(policy, settings, layers)
 
     # What a user sees
 

@@ -24,7 +24,7 @@ FLOORS = (
     ("run",),
     ("controller",),
     ("attachment",),
-    ("optim",),
+    ("optim", "learned"),
     ("report", "tensorboard"),
     ("lightning", "cli"),
     ("__main__",),

@@ -1,0 +1,187 @@
+"""The passes of quantisers with a learned step for the CPU, compiled by Numba: one walk through the tensors each way.
+
+`adapt.kernels.learned.LearnedKernels` says what they compute. Backward computes again what forward did instead of
+reading it: memory is what such a pass waits for. Where a scaling needs sin, tanh or artanh, a quotient of polynomials
+stands in, fitted on [−1/2, 1/2]; δ times its error is below the rounding of float32.
+"""
+
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd.graph import increment_version
+
+from adapt.kernels import learned_torch
+from adapt.kernels.learned import SCALINGS, SUMS
+from adapt.kernels.numba_ import chunks_of, run
+from adapt.kernels.numba_device import compiled, pointer
+
+_BLOCK = 1024
+_ZERO, _ONE, _HALF = np.float32(0), np.float32(1), np.float32(0.5)
+_PBGS, _EWGS, _ACOS, _TANH, _INVTANH = (SCALINGS.index(name) for name in ("pbgs", "ewgs", "acos", "tanh", "invtanh"))
+
+# Coefficients of u·P(u²)/Q(u²). Errors: 3e-7 for ½·sin(πu), 6e-6 for ½·tanh(4u), 5e-5 for ½·artanh(1.9u)/artanh(0.95).
+_SIN = tuple(map(np.float32, (1.57079099, -2.58357163, 1.27094331, -0.277303827)))
+_TANH_ABOVE = tuple(map(np.float32, (1.99986292, 2.20691262, -0.602526799)))
+_TANH_BELOW = np.float32(6.43107769)
+_INVERSE_ABOVE = tuple(map(np.float32, (0.519004408, -2.16654836, 1.59539688)))
+_INVERSE_BELOW = tuple(map(np.float32, (-5.35408793, 6.64973708)))
+
+
+def _add(total: Any, term: Any) -> Any:
+    return total + term
+
+
+# The order of a sum within a block is the compiler's, which it needs to use vector registers.
+_add = compiled(_add, reassociate=True)
+
+
+@compiled
+def _clip(v: Any, low: Any, high: Any) -> Any:
+    # Two comparisons that NaN fails, so that it stays.
+    v = high if v > high else v
+    return low if v < low else v
+
+
+@compiled
+def _round(v: Any, offset: Any) -> Any:
+    return np.rint(v - offset) + offset
+
+
+@compiled
+def _forward_pass(first: int, last: int, chunks: Any, source: int, output: int, rows: Any, site: int) -> None:
+    inverse, step, low, high, offset = rows[site, 0], rows[site, 1], rows[site, 2], rows[site, 3], rows[site, 4]
+    for c in range(first, last):
+        numel = chunks[c, 2]
+        x = numba.carray(pointer(source + 4 * chunks[c, 1]), numel)
+        y = numba.carray(pointer(output + 4 * chunks[c, 1]), numel)
+        if inverse == _ZERO:
+            for i in range(numel):
+                y[i] = x[i]
+        elif source == output:
+            # In place, the same loop over one array: over two that overlap it would not be vectorised.
+            for i in range(numel):
+                y[i] = _round(_clip(y[i] * inverse, low, high), offset) * step
+        else:
+            for i in range(numel):
+                y[i] = _round(_clip(x[i] * inverse, low, high), offset) * step
+
+
+@compiled
+def _bend(u: Any, scaling: int, numel: int) -> None:
+    """u ← f(u), the shape of the scaling."""
+    if scaling == _PBGS:
+        for i in range(numel):
+            u[i] = abs(u[i])
+    elif scaling == _ACOS:
+        for i in range(numel):
+            t = u[i] * u[i]
+            u[i] *= _SIN[0] + t * (_SIN[1] + t * (_SIN[2] + t * _SIN[3]))
+    elif scaling == _TANH:
+        for i in range(numel):
+            t = u[i] * u[i]
+            above = _TANH_ABOVE[0] + t * (_TANH_ABOVE[1] + t * _TANH_ABOVE[2])
+            u[i] = u[i] * above / (_ONE + t * _TANH_BELOW)
+    elif scaling == _INVTANH:
+        for i in range(numel):
+            t = u[i] * u[i]
+            above = _INVERSE_ABOVE[0] + t * (_INVERSE_ABOVE[1] + t * _INVERSE_ABOVE[2])
+            u[i] = u[i] * above / (_ONE + t * (_INVERSE_BELOW[0] + t * _INVERSE_BELOW[1]))
+
+
+@compiled
+def _backward_block(
+    g: Any, x: Any, y: Any, f: Any, numel: int, row: Any, signed: bool, scaling: int, delta: Any, sums: Any, c: int
+) -> None:
+    inverse, low, high, offset = row[0], row[2], row[3], row[4]
+    if scaling:
+        for i in range(numel):
+            v = _clip(x[i] * inverse, low, high)
+            f[i] = v - _round(v, offset)
+        _bend(f, scaling, numel)
+    step, above, below, energy = _ZERO, _ZERO, _ZERO, _ZERO
+    for i in range(numel):
+        scaled, gradient = x[i] * inverse, g[i]
+        v = _clip(scaled, low, high)
+        through = gradient
+        if scaling:
+            through += delta * f[i] * (abs(gradient) if signed else gradient)
+        step = _add(step, gradient * _round(v, offset) - through * v)
+        above = _add(above, through if scaled > high else _ZERO)
+        below = _add(below, through if scaled < low else _ZERO)
+        energy = _add(energy, gradient * gradient)
+        y[i] = through if (scaled >= low) & (scaled <= high) else _ZERO
+    sums[c, 0] += step
+    sums[c, 1] += above
+    sums[c, 2] += below
+    sums[c, 3] += energy
+
+
+@compiled
+def _backward_pass(
+    first: int,
+    last: int,
+    chunks: Any,
+    gradient: int,
+    source: int,
+    output: int,
+    rows: Any,
+    site: int,
+    signed: bool,
+    scaling: int,
+    delta: Any,
+    sums: Any,
+) -> None:
+    f, held = np.empty(_BLOCK, np.float32), np.empty(_BLOCK, np.float32)
+    row = rows[site]
+    for c in range(first, last):
+        sums[c] = 0.0
+        for start in range(chunks[c, 1], chunks[c, 1] + chunks[c, 2], _BLOCK):
+            numel = min(_BLOCK, chunks[c, 1] + chunks[c, 2] - start)
+            g = numba.carray(pointer(gradient + 4 * start), numel)
+            x = numba.carray(pointer(source + 4 * start), numel)
+            y = numba.carray(pointer(output + 4 * start), numel)
+            if row[0] == _ZERO:
+                for i in range(numel):
+                    sums[c, 3] += g[i] * g[i]
+                    y[i] = g[i]
+            elif gradient == output:
+                # Through a copy in the cache: two arrays that overlap would not be vectorised.
+                _backward_block(g, x, held, f, numel, row, signed, scaling, delta, sums, c)
+                for i in range(numel):
+                    y[i] = held[i]
+            else:
+                _backward_block(g, x, y, f, numel, row, signed, scaling, delta, sums, c)
+
+
+def forward(source: Tensor, output: Tensor, rows: Tensor, site: int) -> None:
+    if source.dtype != torch.float32 or output.dtype != torch.float32:
+        learned_torch.forward(source, output, rows, site)
+        return
+    run(_forward_pass, chunks_of((source.numel(),)), source.data_ptr(), output.data_ptr(), rows.numpy(), site)
+    increment_version(output)
+
+
+def backward(
+    gradient: Tensor,
+    source: Tensor,
+    output: Tensor,
+    rows: Tensor,
+    site: int,
+    sums: Tensor,
+    *,
+    scaling: int,
+    delta: float,
+) -> None:
+    if not gradient.dtype == source.dtype == output.dtype == torch.float32:
+        learned_torch.backward(gradient, source, output, rows, site, sums, scaling=scaling, delta=delta)
+        return
+    chunks = chunks_of((source.numel(),))
+    partial = np.empty((len(chunks.table), SUMS))
+    signed = scaling in (_EWGS, _TANH, _INVTANH)
+    addresses = gradient.data_ptr(), source.data_ptr(), output.data_ptr()
+    run(_backward_pass, chunks, *addresses, rows.numpy(), site, signed, scaling, np.float32(delta), partial)
+    sums.numpy()[site] += partial.sum(axis=0)
+    increment_version(output)

@@ -1,0 +1,24 @@
+"""Bit widths as learned parameters, under size budgets; and LSQ, their case of given widths."""
+
+from adapt.learned.budget import Budget
+from adapt.learned.learner import Format, Learner, Size, attach, attach_lsq
+from adapt.learned.lsq import lsq
+from adapt.learned.phases import Phases
+from adapt.learned.quantizer import quantize, word_length
+from adapt.learned.scaling import SCALINGS
+from adapt.learned.widths import Widths
+
+__all__ = [
+    "SCALINGS",
+    "Budget",
+    "Format",
+    "Learner",
+    "Phases",
+    "Size",
+    "Widths",
+    "attach",
+    "attach_lsq",
+    "lsq",
+    "quantize",
+    "word_length",
+]

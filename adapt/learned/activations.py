@@ -1,0 +1,205 @@
+"""Rounding the inputs of layers with a learned step and range, by hooks on the layers."""
+
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adapt.kernels.activation import TYPES
+from adapt.kernels.learned import SCALINGS, SUMS, learned_kernels
+from adapt.kernels.stream import is_dense
+from adapt.layering import plain_name
+from adapt.learned.calibration import percentile
+from adapt.learned.formats import Formats
+from adapt.masters import View
+
+LAYERS = (
+    nn.Linear,
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+)
+
+
+class Met:
+    """What a calibration met at one site.
+
+    Attributes:
+        percentiles, means: the 99.99th percentile and the mean of the magnitudes, for each pass.
+        negative: whether a value was below zero.
+        elements: the most elements of a pass.
+    """
+
+    def __init__(self) -> None:
+        self.percentiles: list[float] = []
+        self.means: list[float] = []
+        self.negative = False
+        self.elements = 0
+
+    def look(self, x: Tensor) -> None:
+        """Take one pass's values in."""
+        self.percentiles.append(percentile(x))
+        self.means.append(float(x.detach().abs().double().nan_to_num(posinf=0.0).mean()))
+        self.negative |= bool((x < 0).any())
+        self.elements = max(self.elements, x.numel())
+
+
+class Sites:
+    """The inputs of the linear layers and convolutions whose weights are quantised.
+
+    What else owns a quantised weight, such as a recurrent layer, attention or an embedding, keeps its activations: the
+    inner values of the first two cannot be reached, and what an embedding hands on is on its weight's grid already.
+
+    Under torch.compile the graph breaks at these layers.
+
+    For backward the values are kept as they came, not a rounded copy or a mask: a ReLU before the layer keeps the
+    same tensor anyway, and backward computes again what it needs from it.
+
+    Args:
+        module: the module whose layers to hook.
+        weights: the names of the quantised weights by their ids.
+
+    Attributes:
+        names: of the sites: the weights' names by this path and ".input".
+    """
+
+    def __init__(self, module: nn.Module, weights: Mapping[int, str]) -> None:
+        found = list(_owners(module, weights))
+        self.names = tuple(f"{name}.input" for name, _ in found)
+        self._hooks = [_Hook(i) for i in range(len(found))]
+        handles = [
+            owner.register_forward_pre_hook(hook.before, with_kwargs=True)
+            for (_, owner), hook in zip(found, self._hooks, strict=True)
+        ]
+        self._remove = weakref.finalize(self, _remove_all, handles)
+        # Something in the graph of every pass must ask for a gradient, even where the input does not.
+        self._anchor = torch.zeros((), requires_grad=True)
+
+    def watch(self) -> list[Met]:
+        """From now on only look at what passes, and answer what will be met at each site."""
+        met = [Met() for _ in self._hooks]
+        for hook, one in zip(self._hooks, met, strict=True):
+            hook.quantizer, hook.met = None, one
+        return met
+
+    def quantize(self, formats: Formats, scaling: str, delta: float) -> None:
+        """From now on round by these formats, which hold the sites by name."""
+        code = SCALINGS.index(scaling)
+        for name, hook in zip(self.names, self._hooks, strict=True):
+            hook.met = None
+            hook.quantizer = _Quantizer(formats, formats.places[name].start, code, delta, self._anchor)
+
+    def pin(self, view: View | None) -> None:
+        """Until the next call with None: "masters" does not round."""
+        for hook in self._hooks:
+            hook.idle = view == "masters"
+
+    def remove(self) -> None:
+        """Take the hooks away."""
+        self._remove()
+
+
+class _Quantizer:
+    """Where a site's format is, and how its gradient goes back."""
+
+    def __init__(self, formats: Formats, index: int, scaling: int, delta: float, anchor: Tensor) -> None:
+        self.formats, self.index = formats, index
+        self.scaling, self.delta, self.anchor = scaling, delta, anchor
+        self.kernels = learned_kernels(formats.device)
+        self.scratch = torch.zeros(len(formats.numel), SUMS, dtype=torch.float64, device=formats.device)
+
+
+class _Hook:
+    """What a layer's hook does. A copy, and so a copied or pickled model, does nothing."""
+
+    def __init__(self, site: int | None) -> None:
+        self.site = site
+        self.met: Met | None = None
+        self.quantizer: _Quantizer | None = None
+        self.idle = False
+
+    def before(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Round the first argument, or the one that is called input."""
+        if args:
+            return (self._apply(args[0], module.training), *args[1:]), kwargs
+        if "input" in kwargs:
+            return args, {**kwargs, "input": self._apply(kwargs["input"], module.training)}
+        return None
+
+    def _apply(self, x: Any, training: bool) -> Any:
+        if self.idle or not isinstance(x, Tensor) or x.dtype not in TYPES or not x.numel():
+            return x
+        if self.met is not None:
+            self.met.look(x)
+        if self.quantizer is None:
+            return x
+        if torch.is_grad_enabled() and (training or x.requires_grad):
+            return _Through.apply(x, self.quantizer.anchor, self.quantizer, training)  # type: ignore[no-untyped-call]
+        return _rounded(x, self.quantizer)[1]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Hook":
+        return _Hook(None)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Hook, (None,)
+
+
+def _rounded(x: Tensor, quantizer: _Quantizer) -> tuple[Tensor, Tensor]:
+    """x as the kernels can walk it, and Q(x)."""
+    source = x.detach() if is_dense(x) else x.detach().contiguous()
+    output = torch.empty_like(source)
+    quantizer.kernels.forward(source, output, quantizer.formats.rows, quantizer.index)
+    return source, output
+
+
+class _Through(torch.autograd.Function):
+    """Q(x), whose backward pass also notes what the site's step and range get."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, anchor: Tensor, quantizer: _Quantizer, collect: bool) -> Tensor:
+        source, output = _rounded(x, quantizer)
+        # The input itself where that is possible, so that autograd notices if someone overwrites it.
+        ctx.save_for_backward(x if source.data_ptr() == x.data_ptr() else source)
+        ctx.quantizer, ctx.collect = quantizer, collect
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,), (source,), quantizer = gradients, ctx.saved_tensors, ctx.quantizer
+        gradient, source = gradient.detach(), source.detach()
+        output = torch.empty_like(source)
+        if gradient.stride() != source.stride() or gradient.dtype != source.dtype:
+            gradient = output.copy_(gradient)
+        quantizer.kernels.backward(
+            gradient,
+            source,
+            output,
+            quantizer.formats.rows,
+            quantizer.index,
+            quantizer.formats.sums if ctx.collect else quantizer.scratch,
+            scaling=quantizer.scaling,
+            delta=quantizer.delta,
+        )
+        return (output if ctx.needs_input_grad[0] else None), None, None, None
+
+
+def _owners(module: nn.Module, weights: Mapping[int, str]) -> Iterator[tuple[str, nn.Module]]:
+    """The layers whose input can be rounded, with the weight's name by this path."""
+    for path, owner in module.named_modules():
+        weight = owner._parameters.get("weight")
+        # Attention calls no forward of its projection, whose weight it uses itself.
+        inner = type(owner).__name__ == "NonDynamicallyQuantizableLinear"
+        if isinstance(owner, LAYERS) and not inner and weight is not None and id(weight) in weights:
+            yield plain_name(f"{path}.weight" if path else "weight"), owner
+
+
+def _remove_all(handles: Sequence[Any]) -> None:
+    for handle in handles:
+        handle.remove()

@@ -1,0 +1,178 @@
+"""How large the network may be, what it costs to be larger, and how to get it down to size (Schaefer et al. eq. 2)."""
+
+import heapq
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from numbers import Real
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adapt.perfmodel.footprint import BITS_PER_KILOBYTE
+
+LONGEST = 16
+"""Bits beyond which no budget is spent on a format."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """How large the weights, or the activations of one sample, may be: `Budget(kilobytes=…)` or `Budget(bits=…)`.
+
+    Args:
+        kilobytes: size in kB of 8000 bits.
+        bits: average word length, which times the number of elements is the size. Of the largest activation tensor
+            where activations count by their maximum.
+
+    Raises:
+        TypeError, ValueError: not exactly one of the two, or no positive number.
+    """
+
+    kilobytes: float | None = None
+    bits: float | None = None
+
+    def __post_init__(self) -> None:
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        if len(given) != 1:
+            raise ValueError(f"Budget takes kilobytes=… or bits=…, one of them, got {given or 'neither'}")
+        ((name, value),) = given.items()
+        if not isinstance(value, Real) or isinstance(value, bool):
+            raise TypeError(f"{name} must be a number, got {value!r}")
+        if not 0 < float(value) < math.inf:
+            raise ValueError(f"{name} must be a finite number above 0, got {value!r}")
+
+
+@dataclass(frozen=True)
+class Load:
+    """What the formats of weights, or of activations, hold, and what they may.
+
+    Args:
+        what: "weight" or "activation", for messages.
+        numel: elements behind each format, int64 [formats].
+        by: "sum" or "max" over the formats.
+    """
+
+    what: str
+    numel: NDArray[np.int64]
+    by: str = "sum"
+
+    def size(self, bits: NDArray[np.integer]) -> float:
+        """Σ b·s, or max b·s, in kB."""
+        sizes = self.numel * bits.astype(np.float64)
+        return float(sizes.sum() if self.by == "sum" else sizes.max(initial=0)) / BITS_PER_KILOBYTE
+
+    def target(self, budget: Budget) -> float:
+        """The budget in kB."""
+        if budget.kilobytes is not None:
+            return float(budget.kilobytes)
+        return float(budget.bits or 0) * self._unit / BITS_PER_KILOBYTE
+
+    def average(self, kilobytes: float) -> float:
+        """The word length at which all formats together have this size."""
+        return kilobytes * BITS_PER_KILOBYTE / max(self._unit, 1)
+
+    def check(self, budget: Budget, floor: int) -> None:
+        """Refuse a budget that cannot be met.
+
+        Raises:
+            ValueError: all formats at the fewest bits are larger than the budget.
+        """
+        smallest = self.size(np.full(len(self.numel), floor))
+        if self.target(budget) < smallest * (1 - 1e-9):
+            given = f"{budget.kilobytes:g} kB" if budget.kilobytes is not None else f"{budget.bits:g} bits on average"
+            raise ValueError(
+                f"{self.what}_budget of {given} cannot be met: {floor} bits, the fewest of a format, already take "
+                f"{smallest:.4g} kB ({self.what}s of {self._unit} elements): allow more"
+                + (", or floor=1" if floor > 1 else "")
+            )
+
+    def excess(self, bits: NDArray[np.integer], target: float) -> float:
+        """Eq. 2, max(Σ b·s − t, 0), in kB."""
+        return max(self.size(bits) - target, 0.0)
+
+    def shares(self, bits: NDArray[np.integer]) -> NDArray[np.float64]:
+        """The derivative of the size by each width, kB per bit: of the maximum, that of the formats which reach it."""
+        if self.by == "sum":
+            return self.numel / BITS_PER_KILOBYTE
+        sizes = self.numel * bits
+        return np.where(sizes == sizes.max(initial=0), self.numel / BITS_PER_KILOBYTE, 0.0)
+
+    @property
+    def _unit(self) -> int:
+        return int(self.numel.sum() if self.by == "sum" else self.numel.max(initial=0))
+
+
+def penalty(excess: float, beta: float) -> float:
+    """Schaefer et al. eq. 2, one of the last two terms: β·max(Σ b·s − t, 0)²; `excess` in kB, β per kB²."""
+    return beta * excess**2
+
+
+def penalty_slope(excess: float, beta: float) -> float:
+    """The penalty's derivative by the size, per kB: times a format's share it is that by the format's width."""
+    return 2 * beta * excess
+
+
+def project(
+    load: Load,
+    bits: NDArray[np.int64],
+    losses: NDArray[np.float64],
+    target: float,
+    *,
+    floor: int,
+    fixed: NDArray[np.bool_] | None = None,
+) -> NDArray[np.int64]:
+    """Whole word lengths within the budget, as near to `bits` as it allows; int64 [formats].
+
+    While the size is above the target, the format gives a bit that loses least for what it saves. Rounding noise is
+    step²/12 a value, so a bit less costs four times the noise: `losses` says what a format's present noise costs, by
+    the gradients that went through it. What is left below the target then goes, bit by bit, to those formats that gain
+    most for their size and still fit. A maximum has no such rest.
+
+    Args:
+        load: sizes of the formats.
+        bits: their widths.
+        losses: Σg²·step² of each format.
+        target: kB.
+        floor: the fewest bits.
+        fixed: formats that keep their width.
+
+    Raises:
+        ValueError: the target is below what the fewest bits take.
+    """
+    bits = bits.copy()
+    free = load.numel > 0 if fixed is None else (load.numel > 0) & ~fixed
+    losses = np.maximum(np.nan_to_num(losses, nan=0.0, posinf=1e30), 1e-30)
+    if load.by == "max":
+        most = np.floor(target * BITS_PER_KILOBYTE / np.maximum(load.numel, 1) + 1e-9).astype(np.int64)
+        bits = np.where(free, np.minimum(bits, most), bits)
+        if (bits < floor).any():
+            raise ValueError(f"{load.what}s of {target:g} kB would need less than {floor} bits")
+        return bits
+    numel = load.numel.tolist()
+    size, room = int((load.numel * bits).sum()), math.floor(target * BITS_PER_KILOBYTE + 1e-6)
+    giving = [(losses[i] / numel[i], i) for i in np.flatnonzero(free & (bits > floor)).tolist()]
+    heapq.heapify(giving)
+    while size > room:
+        if not giving:
+            raise ValueError(f"{load.what}s of {target:g} kB would need less than {floor} bits")
+        cost, i = heapq.heappop(giving)
+        bits[i] -= 1
+        size -= numel[i]
+        losses[i] *= 4
+        if bits[i] > floor:
+            heapq.heappush(giving, (cost * 4, i))
+    taking = [(-losses[i] / numel[i], i) for i in np.flatnonzero(free & (bits < LONGEST)).tolist()]
+    heapq.heapify(taking)
+    while taking:
+        gain, i = heapq.heappop(taking)
+        if size + numel[i] <= room:
+            bits[i] += 1
+            size += numel[i]
+            if bits[i] < LONGEST:
+                heapq.heappush(taking, (gain / 4, i))
+    return bits
+
+
+def averages(loads: Sequence[Load], bits: Sequence[NDArray[np.integer]]) -> list[float]:
+    """Average word length of each load."""
+    return [float((load.numel * b).sum() / max(int(load.numel.sum()), 1)) for load, b in zip(loads, bits, strict=True)]

@@ -1,0 +1,197 @@
+"""Step and range of every format of a network in one place: each channel of a weight, each activation tensor."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from adapt.kernels.learned import SUMS
+from adapt.kernels.learned_torch import Row
+from adapt.learned import lsq
+from adapt.learned.quantizer import continuous_width, limit, range_gradients, range_row, word_length
+
+STEPS = {"weight": (2.0**-12, 1.0), "activation": (2.0**-12, 8.0)}
+"""Bounds of d (Schaefer et al.)."""
+
+RANGES = (2.0**-8, 127.0)
+"""Bounds of q₊."""
+
+LN2 = float(np.log(2.0))
+
+
+class Formats:
+    """d and q₊ of F formats, the kernels' table that follows from them, and the sums that come back.
+
+    Weights come first, tensor by tensor and channel by channel, then activations, one format each.
+
+    Args:
+        names: of the tensors.
+        channels: formats of each tensor.
+        numel: elements behind each format, int64 [F]; 0 for a tensor that is never met, whose values stay as they are.
+        signed: whether a format has both signs, bool [F].
+        weights: how many of the formats are weights'.
+        floor: the fewest bits.
+        device: where the tensors are.
+
+    Attributes:
+        step, maximum: d and q₊, float32 [F] on the device.
+        rows: the kernels' table, float32 [F, 5] on the device.
+        sums: what backward passes left since the last update, float64 [F, 4] on the device.
+        bits: word lengths, int64 [F] on the host.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        channels: Sequence[int],
+        numel: NDArray[np.int64],
+        signed: NDArray[np.bool_],
+        *,
+        weights: int,
+        floor: int,
+        device: torch.device,
+    ) -> None:
+        self.names, self.channels = tuple(names), tuple(channels)
+        self.numel, self.weights, self.floor = numel, weights, floor
+        count = len(numel)
+        ends = np.cumsum(channels, dtype=np.int64)
+        self.places = {n: slice(int(e - c), int(e)) for n, c, e in zip(names, channels, ends, strict=True)}
+        self.signed = torch.from_numpy(signed.copy()).to(device)
+        self.step = torch.ones(count, device=device)
+        self.maximum = torch.ones(count, device=device)
+        self.rows = torch.zeros(count, 5, device=device)
+        self.sums = torch.zeros(count, SUMS, dtype=torch.float64, device=device)
+        self.bits = np.full(count, floor, np.int64)
+        self.find_idle()
+        bounds = np.array([STEPS["weight" if i < weights else "activation"] for i in range(count)], np.float32)
+        self._lowest, self._highest = torch.from_numpy(bounds.reshape(-1, 2)).to(device).unbind(1)
+        self.fixed: tuple[int, int] | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return self.step.device
+
+    @property
+    def is_weight(self) -> NDArray[np.bool_]:
+        """Which formats are weights', bool [F]."""
+        return np.arange(len(self.numel)) < self.weights
+
+    def find_idle(self) -> None:
+        """Leave the values of tensors without elements as they are; `set` must follow."""
+        self._idle = torch.from_numpy(self.numel == 0).to(self.device)
+
+    @torch.no_grad()
+    def set(self, step: Tensor, maximum: Tensor) -> None:
+        """Use these d and q₊, within their bounds and with d ≤ q₊, from the next pass on.
+
+        d = q₊ is what two bits with a sign hold: −d, 0, d. With floor 1 d may grow to 2·q₊, beyond which nothing
+        changes: the values are ±q₊.
+        """
+        self.maximum.copy_(maximum.clamp(*RANGES))
+        most = self.maximum if self.floor > 1 else 2 * self.maximum
+        self.step.copy_(torch.minimum(step.clamp(self._lowest, self._highest), most))
+        self._renew(range_row(self.step, self.maximum, self.signed, floor=self.floor))
+        self.bits = word_length(self.step, self.maximum, self.signed, floor=self.floor).cpu().numpy()
+
+    @torch.no_grad()
+    def set_lsq(self, step: Tensor, weight_bits: int, activation_bits: int) -> None:
+        """Use LSQ's formats of these widths with steps d, kept above 2⁻²⁰, from the next pass on."""
+        self.fixed = weight_bits, activation_bits
+        self.step.copy_(step.clamp(min=2.0**-20))
+        row = [torch.empty_like(self.step) for _ in Row._fields]
+        for bits, signed, mask in self.lsq_groups():
+            for column, values in zip(row, lsq.lsq_row(self.step, bits, signed=signed), strict=True):
+                column.copy_(torch.where(mask, values, column))
+        self._renew(Row(*row))
+        self.maximum.copy_(self.rows[:, 3] * self.rows[:, 1])
+        self.bits = np.where(self.is_weight, weight_bits, activation_bits)
+
+    def lsq_groups(self) -> list[tuple[int, bool, Tensor]]:
+        """Width and sign of LSQ's formats, with the mask of those that have them."""
+        assert self.fixed is not None
+        weights = torch.from_numpy(self.is_weight).to(self.device)
+        return [
+            (bits, signed, of_kind & (self.signed == signed))
+            for bits, of_kind in zip(self.fixed, (weights, ~weights), strict=True)
+            for signed in (True, False)
+        ]
+
+    def _renew(self, row: Row) -> None:
+        # In place: hooks and NumPy views hold the table.
+        self.rows.copy_(torch.stack(list(row), dim=1))
+        self.rows[self._idle, 0] = 0
+
+    @torch.no_grad()
+    def set_widths(self, bits: NDArray[np.int64], chosen: NDArray[np.bool_], share: Tensor | float = 1.0) -> None:
+        """Give the chosen formats these widths: q₊ times `share`, and the step that makes q₊ the word's end."""
+        wanted = torch.from_numpy(chosen).to(self.device)
+        widths = torch.from_numpy(bits).to(self.device)
+        maximum = torch.where(wanted, self.maximum * share, self.maximum).clamp(*RANGES)
+        top = limit(widths, self.signed)
+        step = torch.where(wanted, torch.where(top > 0, maximum / top.clamp(min=1), 2 * maximum), self.step)
+        self.set(step, maximum)
+
+    def figures(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        """What the sums of `count` steps say: the gradients to log₂ d and log₂ q₊, and Σg², float64 [F], per step."""
+        sums = (self.sums / max(count, 1)).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+        step, maximum = self.step.double(), self.maximum.double()
+        back = range_gradients(tuple(sums[:, :3].unbind(1)), step, maximum, self.signed, floor=self.floor)
+        return LN2 * step * back[0], LN2 * maximum * back[1], sums[:, 3]
+
+    def lsq_gradients(self, count: int) -> Tensor:
+        """LSQ's gradients to d, with the gradient scale, per step, float64 [F]."""
+        sums = (self.sums / max(count, 1)).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+        parts = tuple(sums[:, :3].unbind(1))
+        result = torch.zeros_like(parts[0])
+        numel = torch.from_numpy(self.numel).to(self.device).clamp(min=1).double()
+        for bits, signed, mask in self.lsq_groups():
+            scale = torch.rsqrt(numel * lsq.bounds(bits, signed=signed)[1])
+            result = torch.where(mask, lsq.lsq_gradient(parts, bits, signed=signed) * scale, result)
+        return result
+
+    def ratios(self) -> Tensor:
+        """The derivative of log₂(q₊/d + 1) by log₂(q₊/d): q₊/(q₊ + d), float64 [F]."""
+        return (self.maximum / (self.maximum + self.step)).double()
+
+    def continuous(self) -> Tensor:
+        """The widths before they are rounded up, float32 [F]."""
+        return continuous_width(self.step, self.maximum, self.signed)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Steps, ranges and sums, copies of the tensors."""
+        names = ("step", "maximum", "signed", "sums")
+        return {"numel": torch.from_numpy(self.numel.copy())} | {name: getattr(self, name).clone() for name in names}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict`, which `check_state` let pass."""
+        self.numel[:] = state["numel"].cpu().numpy()
+        self.find_idle()
+        for name in ("signed", "sums"):
+            getattr(self, name).copy_(state[name])
+        if self.fixed is None:
+            self.set(state["step"].to(self.device), state["maximum"].to(self.device))
+        else:
+            self.set_lsq(state["step"].to(self.device), *self.fixed)
+
+    def check_state(self, state: Any) -> None:
+        """Refuse a state that `load_state_dict` could not take.
+
+        Raises:
+            ValueError: a tensor is missing, of another kind or size, or not finite.
+        """
+        for name, like in {"numel": torch.from_numpy(self.numel), **self.state_dict()}.items():
+            value = state.get(name) if isinstance(state, dict) else None
+            if not isinstance(value, Tensor) or value.shape != like.shape or value.dtype != like.dtype:
+                raise ValueError(
+                    f"the state of the formats should hold {name!r} as {like.dtype} {list(like.shape)}, "
+                    f"got {value!r:.80}"
+                )
+        if not bool((state["step"] > 0).all() and (state["maximum"] > 0).all() and (state["numel"] >= 0).all()):
+            raise ValueError("the state of the formats should hold steps and ranges above 0")
+        if not bool(torch.isfinite(state["step"]).all() and torch.isfinite(state["maximum"]).all()):
+            raise ValueError("the state of the formats should hold finite steps and ranges")

@@ -1,0 +1,93 @@
+"""Rounding with a learned step at a word length that is given (LSQ; complexity–precision trade-off, eq. 3–5)."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from adapt.kernels.learned_torch import Row
+from adapt.learned.quantizer import rounding
+from adapt.learned.scaling import DELTA, check_delta, check_scaling
+
+LONGEST = 8
+
+
+def bounds(bits: int, *, signed: bool) -> tuple[int, int]:
+    """LSQ, Q_N and Q_P: −2^(b−1) and 2^(b−1) − 1 with a sign, 0 and 2^b − 1 without; ±1 for one signed bit.
+
+    Raises:
+        ValueError: the word length is not between 1 and 8 bits.
+    """
+    check_bits("bits", bits)
+    if not signed:
+        return 0, 2**bits - 1
+    return (-1, 1) if bits == 1 else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+
+
+def check_bits(name: str, bits: object) -> None:
+    """Refuse what is no word length of LSQ.
+
+    Raises:
+        ValueError: it is no whole number from 1 to 8.
+    """
+    if not isinstance(bits, int) or isinstance(bits, bool) or not 1 <= bits <= LONGEST:
+        raise ValueError(f"{name} must be a whole number of 1 to {LONGEST} bits, got {bits!r}")
+
+
+def initial_step(mean_magnitude: Tensor, bits: int, *, signed: bool) -> Tensor:
+    """LSQ: d = 2·E|x|/√Q_P to begin with; where x is all zero, 1/√Q_P."""
+    scale = 1 / math.sqrt(bounds(bits, signed=signed)[1])
+    return torch.where(mean_magnitude > 0, 2 * mean_magnitude, torch.ones_like(mean_magnitude)) * scale
+
+
+def gradient_scale(numel: int, bits: int, *, signed: bool) -> float:
+    """LSQ: 1/√(numel·Q_P), by which the gradient to the step is multiplied; numel elements share the step."""
+    return 1 / math.sqrt(max(numel, 1) * bounds(bits, signed=signed)[1])
+
+
+def lsq_row(step: Tensor, bits: int, *, signed: bool) -> Row:
+    """The kernels' row of formats of `bits` bits with step d; one signed bit has the levels ±d."""
+    low, high = bounds(bits, signed=signed)
+    if signed and bits == 1:
+        halves = torch.full_like(step, 0.5)
+        return Row(0.5 / step, 2 * step, -halves, halves, halves)
+    whole = torch.ones_like(step)
+    return Row(1 / step, step, low * whole, high * whole, 0 * whole)
+
+
+def lsq_gradient(sums: Sequence[Tensor], bits: int, *, signed: bool) -> Tensor:
+    """LSQ eq. 5 (without the gradient scale) out of the kernels' first three sums."""
+    to_step, above, below = sums
+    low, high = bounds(bits, signed=signed)
+    return (2 * to_step if signed and bits == 1 else to_step) + high * above + low * below
+
+
+def lsq(
+    x: Tensor, step: Tensor, bits: int, *, signed: bool = True, scaling: str = "ste", delta: float = DELTA
+) -> Tensor:
+    """LSQ eq. 3: d·round(clip(x/d, Q_N, Q_P)), differentiable in x (eq. 4) and d (eq. 5 times `gradient_scale`).
+
+    One signed bit is sign(x)·d, with sign(0) = 1.
+
+    Args:
+        x: float32 values.
+        step: d, positive, of a shape that broadcasts with `x`: one element per tensor, or [C, 1, …] per channel.
+        bits: b, 1 to 8.
+        signed: whether x has both signs.
+        scaling, delta: as in `adapt.learned.quantize`.
+
+    Raises:
+        TypeError, ValueError: a step that is not positive, or no such word length, scaling or δ.
+    """
+    check_scaling("scaling", scaling)
+    check_delta(delta)
+    low, high = bounds(bits, signed=signed)
+    if not bool((step > 0).all()):
+        raise ValueError("step must be above 0 everywhere")
+    factor = gradient_scale(x.numel() // max(step.numel(), 1), bits, signed=signed)
+    # The value is the step's, the gradient that times the factor.
+    step = step * factor + (step - step * factor).detach()
+    if signed and bits == 1:
+        return rounding(x, 2 * step, -step, step, torch.full_like(step, 0.5), scaling, delta)
+    return rounding(x, step, low * step, high * step, torch.zeros_like(step), scaling, delta)

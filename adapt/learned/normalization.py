@@ -1,0 +1,50 @@
+"""Batch-norm statistics once the formats are frozen: taken anew, as an even average over the first steps."""
+
+from torch import nn
+
+from adapt.masters import View
+
+
+class Reestimation:
+    """Lets batch normalisation forget the statistics of other formats when fine-tuning begins.
+
+    The first pass of fine-tuning replaces the running statistics by its own, the following ones are averaged evenly
+    with it, until the usual momentum comes back: in every step the statistics are those of the frozen formats.
+
+    Args:
+        module: what has the normalisations; None where it is not known.
+    """
+
+    def __init__(self, module: nn.Module | None) -> None:
+        self._norms = [
+            part
+            for part in (() if module is None else module.modules())
+            if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.running_mean is not None
+        ]
+        self._momenta: list[float | None] | None = None
+
+    def begin(self, *, forget: bool = True) -> None:
+        """Average evenly from now on.
+
+        Args:
+            forget: start with the next pass; otherwise go on with an average that was begun.
+        """
+        if self._momenta is None:
+            self._momenta = [norm.momentum for norm in self._norms]
+            for norm in self._norms:
+                norm.momentum = None
+                if forget and norm.num_batches_tracked is not None:
+                    norm.num_batches_tracked.zero_()
+
+    def end(self) -> None:
+        """Back to the usual momentum."""
+        for norm, momentum in zip(self._norms, self._momenta or (), strict=False):
+            norm.momentum = momentum
+        self._momenta = None
+
+    def pin(self, view: View | None) -> None:
+        """Nothing to do."""
+
+    def remove(self) -> None:
+        """The learner was detached."""
+        self.end()

@@ -1,0 +1,80 @@
+"""The three phases of training (Schaefer et al. 3.1, figure 3): how long, at what rate, under what pressure."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+SETTLING = 0.25
+"""Share of the learning phase at whose beginning the widths are brought to the budgets; steps go on learning."""
+
+Name = Literal["pretraining", "learning", "finetuning"]
+
+
+@dataclass(frozen=True)
+class Phases:
+    """How many optimizer steps each phase takes. After the last of them the formats stay as they are.
+
+    Args:
+        pretraining: steps at one word length for all, ⌊average of the budget⌋ + 2 bits, with learned steps.
+        learning: steps in which every word length is learned under the budgets' penalty. In the last quarter the
+            widths are settled within the budgets and only steps are learned.
+        finetuning: steps with frozen formats.
+
+    Raises:
+        TypeError, ValueError: a number that is no whole one ≥ 0, or no step at all.
+    """
+
+    pretraining: int
+    learning: int
+    finetuning: int
+
+    def __post_init__(self) -> None:
+        for name in ("pretraining", "learning", "finetuning"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise TypeError(f"{name} must be a whole number of optimizer steps, got {value!r}")
+            if value < 0:
+                raise ValueError(f"{name} must be a number of optimizer steps ≥ 0, got {value}")
+        if not self.total:
+            raise ValueError("phases must have at least one step")
+
+    @property
+    def total(self) -> int:
+        """Steps of all phases."""
+        return self.pretraining + self.learning + self.finetuning
+
+    @property
+    def learned(self) -> int:
+        """Steps of the learning phase in which widths move."""
+        return self.learning - math.floor(SETTLING * self.learning)
+
+    def at(self, step: int) -> tuple[Name, int, int]:
+        """The phase of the step with this number (from 0), the number within the phase, and the phase's length.
+
+        A step after the last one counts as the last one of fine-tuning.
+        """
+        if step < self.pretraining:
+            return "pretraining", step, self.pretraining
+        step -= self.pretraining
+        if step < self.learning:
+            return "learning", step, self.learning
+        return "finetuning", min(step - self.learning, max(self.finetuning - 1, 0)), max(self.finetuning, 1)
+
+
+def rate(step: int, steps: int, warmup: float) -> float:
+    """The share of the peak rate: a linear rise over the first `warmup` of a phase, then half a cosine to zero.
+
+    Args:
+        step: number of the step within the phase, from 0.
+        steps: how many there are.
+        warmup: share of the steps, 0 to 1.
+    """
+    rising = math.ceil(warmup * steps)
+    if step < rising:
+        return (step + 1) / rising
+    return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(steps - rising, 1)))
+
+
+def pressure(step: int, steps: int) -> float:
+    """Schaefer et al. 3.1: the share of β, rising linearly over the first half of the learning phase."""
+    return min((step + 1) / max(steps / 2, 1), 1.0)

@@ -1,0 +1,127 @@
+"""What a user chooses of learned bit widths, checked once: widths that are learned, or LSQ at widths that are given."""
+
+import math
+from dataclasses import dataclass
+from numbers import Real
+
+from adapt.learned.budget import Budget
+from adapt.learned.lsq import check_bits
+from adapt.learned.phases import Phases
+from adapt.learned.quantizer import check_floor
+from adapt.learned.scaling import DELTA, check_delta, check_scaling
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scalings:
+    """How gradients go back through rounding, of weights and of activations; see `adapt.learned.scaling`."""
+
+    weight_scaling: str = "ewgs"
+    activation_scaling: str = "invtanh"
+    delta: float = DELTA
+
+    def __post_init__(self) -> None:
+        check_scaling("weight_scaling", self.weight_scaling)
+        check_scaling("activation_scaling", self.activation_scaling)
+        check_delta(self.delta)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnedWidths(Scalings):
+    """Widths that are learned under budgets. `adapt.learned.attach` says what each option means.
+
+    Raises:
+        TypeError, ValueError: an option is no sensible one.
+    """
+
+    weight_budget: Budget
+    activation_budget: Budget | None = None
+    phases: Phases
+    activation_size: str = "sum"
+    floor: int = 2
+    beta: float | None = None
+    update_every: int = 20
+    width_rate: float | None = None
+    warmup: float = 0.04
+    schedule: bool = True
+
+    per_channel = True
+
+    @property
+    def with_activations(self) -> bool:
+        """Whether activations are quantised."""
+        return self.activation_budget is not None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("weight_budget", "activation_budget"):
+            value = getattr(self, name)
+            if not isinstance(value, Budget) and (value is not None or name == "weight_budget"):
+                raise TypeError(f"{name} must be an adapt.learned.Budget, such as Budget(bits=4), got {value!r}")
+        if not isinstance(self.phases, Phases):
+            raise TypeError(f"phases must be an adapt.learned.Phases, got {self.phases!r}")
+        if not self.phases.learning:
+            raise ValueError("phases must have at least one step of learning: for widths that are given use attach_lsq")
+        if self.activation_size not in ("sum", "max"):
+            raise ValueError(f'activation_size must be "sum" or "max", got {self.activation_size!r}')
+        check_floor(self.floor)
+        for name in ("beta", "width_rate"):
+            value = getattr(self, name)
+            if value is not None:
+                _check_number(name, value, 0.0, math.inf)
+        _check_number("warmup", self.warmup, 0.0, 1.0)
+        _check_count("update_every", self.update_every)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FixedWidths(Scalings):
+    """LSQ: widths that are given, steps that are learned. `adapt.learned.attach_lsq` says what each option means.
+
+    Raises:
+        TypeError, ValueError: an option is no sensible one.
+    """
+
+    weight_bits: int
+    activation_bits: int | None = None
+    per_channel: bool = True
+    steps: int | None = None
+    momentum: float = 0.9
+    warmup: float = 0.04
+    weight_scaling: str = "ste"
+    activation_scaling: str = "ste"
+
+    weight_budget = None
+    activation_budget = None
+    activation_size = "sum"
+    floor = 2
+
+    @property
+    def with_activations(self) -> bool:
+        """Whether activations are quantised."""
+        return self.activation_bits is not None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_bits("weight_bits", self.weight_bits)
+        if self.activation_bits is not None:
+            check_bits("activation_bits", self.activation_bits)
+        if self.steps is not None:
+            _check_count("steps", self.steps)
+        _check_number("momentum", self.momentum, 0.0, 1.0)
+        _check_number("warmup", self.warmup, 0.0, 1.0)
+
+
+Plan = LearnedWidths | FixedWidths
+
+
+def _check_number(name: str, value: object, low: float, high: float) -> None:
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not low <= float(value) <= high or math.isinf(float(value)):
+        raise ValueError(f"{name} must lie between {low:g} and {high:g}, got {value!r}")
+
+
+def _check_count(name: str, value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a whole number, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")

@@ -1,0 +1,154 @@
+"""Rounding with a learned step and a learned range, from which the word length follows (Schaefer et al. eq. 1)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adapt.kernels.learned_torch import Partials, Row, partials, rounded
+from adapt.learned.scaling import DELTA, check_delta, check_scaling
+
+_SLACK = 1e-4
+"""Bits that a width may exceed a whole number by without counting as the next one: ranges are kept as float32."""
+
+
+def limit(bits: Tensor | int, signed: Tensor | bool) -> Tensor:
+    """The largest multiple of the step in a word: 2^(b−1) − 1 with a sign, 2^b − 1 without."""
+    return torch.exp2(torch.as_tensor(bits, dtype=torch.float32) - torch.as_tensor(signed).float()) - 1
+
+
+def continuous_width(step: Tensor, maximum: Tensor, signed: Tensor | bool) -> Tensor:
+    """log₂(q₊/d + 1), + 1 with a sign: what the word length rounds up."""
+    return torch.log2(maximum / step + 1) + torch.as_tensor(signed).float()
+
+
+def word_length(step: Tensor, maximum: Tensor, signed: Tensor | bool, *, floor: int = 2) -> Tensor:
+    """Schaefer et al. 2: b = ⌈log₂(q₊/d + 1)⌉, + 1 for signed values, at least `floor` bits; int64.
+
+    With floor 1 a signed format whose step has grown beyond its range has one bit: its values are ±q₊.
+
+    Args:
+        step, maximum: d and q₊, positive, of one shape.
+        signed: whether values of both signs occur; a bool or a tensor that broadcasts.
+        floor: the fewest bits, 1 or 2.
+    """
+    bits = torch.ceil(continuous_width(step, maximum, signed) - _SLACK).long()
+    if floor == 1:
+        bits = torch.where(_is_sign(step, maximum, signed, floor), 1, bits)
+    return bits.clamp(min=floor)
+
+
+def _is_sign(step: Tensor, maximum: Tensor, signed: Tensor | bool, floor: int) -> Tensor:
+    """Where one bit with a sign is left."""
+    return torch.as_tensor(signed).to(step.device) & (maximum < step) if floor == 1 else torch.zeros_like(step).bool()
+
+
+def range_row(step: Tensor, maximum: Tensor, signed: Tensor | bool, *, floor: int = 2) -> Row:
+    """The kernels' row of formats with step d and range q₊: symmetric about zero, from zero where unsigned."""
+    ratio = torch.minimum(maximum / step, limit(word_length(step, maximum, signed, floor=floor), signed).to(step))
+    sign = _is_sign(step, maximum, signed, floor)
+    width = torch.where(sign, 2 * maximum, step)
+    half = torch.full_like(step, 0.5)
+    high = torch.where(sign, half, ratio)
+    low = torch.where(torch.as_tensor(signed).to(step.device), -high, torch.zeros_like(high))
+    return Row(1 / width, width, low, high, torch.where(sign, half, torch.zeros_like(half)))
+
+
+def range_gradients(
+    sums: Sequence[Tensor], step: Tensor, maximum: Tensor, signed: Tensor | bool, *, floor: int = 2
+) -> tuple[Tensor, Tensor]:
+    """The gradients to d and q₊ out of the kernels' first three sums: to the row's step, and above and below its ends.
+
+    Where one signed bit is left the levels are ±q₊, so that the row's step is 2·q₊ and d has no part in it.
+    """
+    to_step, above, below = sums
+    sign = _is_sign(step, maximum, signed, floor)
+    ends = above - torch.where(torch.as_tensor(signed).to(step.device), below, torch.zeros_like(below))
+    zero = torch.zeros_like(to_step)
+    return torch.where(sign, zero, to_step), ends + torch.where(sign, 2 * to_step, zero)
+
+
+def quantize(
+    x: Tensor,
+    step: Tensor,
+    maximum: Tensor,
+    *,
+    signed: bool = True,
+    scaling: str = "ste",
+    delta: float = DELTA,
+    floor: int = 2,
+) -> Tensor:
+    """Schaefer et al. eq. 1: d·round(clip(x, −q₊, q₊)/d), or clip(x, 0, q₊) for unsigned values; differentiable.
+
+    The gradients to x, d and q₊ are those of the formula as it stands, with the derivative of round replaced by the
+    scaling's factor, and so with 1 for "ste". Rounding is half to even.
+
+    Args:
+        x: float32 values.
+        step, maximum: d and q₊, positive, of shapes that broadcast with `x`: one element for a tensor, [C, 1, …] for
+            the channels of a weight.
+        signed: whether x has both signs.
+        scaling: one of `adapt.learned.SCALINGS`.
+        delta: δ of the scaling.
+        floor: the fewest bits, 2, or 1, with which a signed format of d > q₊ has the values ±q₊.
+
+    Raises:
+        TypeError, ValueError: a step or range that is not positive, or no such scaling, δ or floor.
+    """
+    check_scaling("scaling", scaling)
+    check_delta(delta)
+    check_floor(floor)
+    if not (bool((step > 0).all()) and bool((maximum > 0).all())):
+        raise ValueError("step and maximum must be above 0 everywhere")
+    step, maximum = torch.broadcast_tensors(step, maximum)  # type: ignore[no-untyped-call]
+    sign = _is_sign(step.detach(), maximum.detach(), signed, floor)
+    width = torch.where(sign, 2 * maximum, step)
+    lower = -maximum if signed else torch.zeros_like(maximum)
+    offset = torch.where(sign, 0.5, 0.0)
+    return rounding(x, width, lower, maximum, offset, scaling, delta)
+
+
+def rounding(
+    x: Tensor, step: Tensor, lower: Tensor, upper: Tensor, offset: Tensor, scaling: str, delta: float
+) -> Tensor:
+    """d·(round(v − o) + o) with v = clip(x, lower, upper)/d, differentiable in x, d, lower and upper."""
+    return _Rounding.apply(x, step, lower, upper, offset, scaling, delta)  # type: ignore[no-untyped-call, no-any-return]
+
+
+def check_floor(floor: object) -> None:
+    """Refuse what cannot be the fewest bits.
+
+    Raises:
+        ValueError: it is neither 1 nor 2.
+    """
+    if floor not in (1, 2) or isinstance(floor, bool):
+        raise ValueError(f"floor must be 1 or 2 bits, got {floor!r}")
+
+
+class _Rounding(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, step: Tensor, lower: Tensor, upper: Tensor, offset: Tensor, scaling: str, delta: float
+    ) -> Tensor:
+        inverse = 1 / step
+        row = Row(inverse, step, lower * inverse, upper * inverse, offset)
+        ctx.save_for_backward(x, *row)
+        ctx.scaling, ctx.delta = scaling, delta
+        ctx.shapes = step.shape, lower.shape, upper.shape
+        return rounded(x, row)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, *row = ctx.saved_tensors
+        back: Partials = partials(gradients[0], x, Row(*row), ctx.scaling, ctx.delta)
+        step, lower, upper = ctx.shapes
+        return (
+            back.values,
+            back.step.sum_to_size(step),
+            back.below.sum_to_size(lower),
+            back.above.sum_to_size(upper),
+            None,
+            None,
+            None,
+        )

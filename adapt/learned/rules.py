@@ -1,0 +1,200 @@
+"""How steps and ranges move from one update to the next."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adapt.learned.budget import Load, penalty_slope
+from adapt.learned.formats import Formats
+from adapt.learned.phases import pressure, rate
+from adapt.learned.plan import FixedWidths, LearnedWidths
+
+TRAVEL, BRISK = 12.0, 0.25
+"""At the default rate, the octaves that d and q₊ could go in learning if all updates agreed, and at most in one."""
+
+SETTLING_TRAVEL, GENTLE = 2.0, 0.1
+"""The same for d and q₊ together, where widths stay."""
+
+PRESSURE = 100.0
+"""Default β of eq. 2 times the square of the budget: an excess of 10 % costs 1, however large the network is."""
+
+MEAN, SQUARE = 0.5, 0.9
+"""What an update keeps of the running means of gradients and of their squares: there are few updates."""
+
+
+def beta_of(plan: LearnedWidths, target: float) -> float:
+    """β of eq. 2 for a budget of `target` kB, per kB²."""
+    return PRESSURE / target**2 if plan.beta is None else plan.beta
+
+
+def move(
+    mean: Tensor, square: Tensor, count: int, gradient: Tensor, penalty: Tensor, step: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One update of log₂ d and log₂ q₊: Adam, with a penalty that leaves no trace in the running means.
+
+    Were the penalty in the means, its size while the budget is far would make what comes later vanish. The move is
+    −step·clip((mean + penalty)/√square, −1, 1), so no parameter goes further than `step`, whatever its scale.
+
+    Args:
+        mean, square: running means of the gradient and of its square.
+        count: updates before this one.
+        gradient: of the task.
+        penalty: of the budget.
+        step: octaves.
+
+    Returns:
+        the move, the new mean and the new mean square.
+    """
+    mean = MEAN * mean + (1 - MEAN) * gradient
+    square = SQUARE * square + (1 - SQUARE) * gradient.square()
+    seen = count + 1
+    direction = mean / (1 - MEAN**seen) + penalty
+    scaled = direction / (square / (1 - SQUARE**seen)).sqrt().clamp(min=1e-30)
+    return -step * scaled.clamp(-1, 1), mean, square
+
+
+class WidthRule:
+    """Learned widths: d and q₊ in octaves, by the mean of their gradients over the steps since the last update.
+
+    In pre-training, and again once the widths are settled, d and q₊ move together and the widths stay. In learning
+    each has its own gradient and the penalty's. An update of learning that would jump below the budget from above is
+    shortened to land on it.
+
+    Args:
+        plan: the plan.
+        loads: sizes of the weights' formats, and of the activations'.
+        targets: their budgets in kB; infinite where there is none.
+    """
+
+    def __init__(self, plan: LearnedWidths, loads: tuple[Load, Load], targets: tuple[float, float]) -> None:
+        self._plan, self._loads, self._targets = plan, loads, targets
+        self._means: dict[str, Tensor] = {}
+        self._kind, self._count = "", 0
+
+    def update(self, formats: Formats, count: int, step: int, *, settled: bool) -> Tensor:
+        """Move the formats by their sums over `count` steps, the last of which has the number `step` (from 0).
+
+        Returns:
+            the gradients to log₂ d and log₂ q₊ without the penalty's, float64 [2, F].
+        """
+        phase, at, length = self._plan.phases.at(step)
+        found = torch.stack(formats.figures(count)[:2])
+        free = phase == "learning" and not settled
+        self._start(found, "settling" if settled else phase)
+        gradient = found if free else found.sum(0).expand(2, -1)
+        penalty = self._penalties(formats, at, length) if free else torch.zeros_like(found)
+        octaves = self._octaves(phase, at, length, settled)
+        moved, self._means["mean"], self._means["square"] = move(
+            self._means["mean"], self._means["square"], self._count, gradient, penalty, octaves
+        )
+        self._count += 1
+        before = torch.stack([formats.step, formats.maximum])
+        if free:
+            self._land(formats, before, moved)
+        else:
+            formats.set(*(before * moved.exp2().to(before)))
+        return found
+
+    def _octaves(self, phase: str, at: int, length: int, settled: bool) -> float:
+        """How far an update may go."""
+        every, learned = self._plan.update_every, self._plan.phases.learned
+        if phase == "learning" and not settled:
+            default = min(TRAVEL * every / max(learned, 1), BRISK)
+            peak = default if self._plan.width_rate is None else self._plan.width_rate
+            return peak * rate(min(at, learned - 1), learned, self._plan.warmup)
+        if settled:
+            at, length = at - learned, length - learned
+        return min(SETTLING_TRAVEL * every / max(length, 1), GENTLE) * rate(at, length, 0.0)
+
+    def _penalties(self, formats: Formats, at: int, length: int) -> Tensor:
+        """Eq. 2's gradient to log₂ d and log₂ q₊, straight through the rounding up; none for a width at its floor."""
+        slopes = []
+        parts = formats.bits[: formats.weights], formats.bits[formats.weights :]
+        for load, target, bits in zip(self._loads, self._targets, parts, strict=True):
+            slope = 0.0
+            if math.isfinite(target):
+                slope = penalty_slope(load.excess(bits, target), beta_of(self._plan, target) * pressure(at, length))
+            slopes.append(torch.from_numpy(slope * load.shares(bits) * (bits > formats.floor)))
+        to_width = torch.cat(slopes).to(formats.device) * formats.ratios()
+        return torch.stack([-to_width, to_width])
+
+    def _land(self, formats: Formats, before: Tensor, moved: Tensor) -> None:
+        """Move, but where that would go from above a budget to below it, only as far as the budget."""
+        parts = slice(0, formats.weights), slice(formats.weights, None)
+        above = [
+            load.size(formats.bits[part]) > target
+            for load, part, target in zip(self._loads, parts, self._targets, strict=True)
+        ]
+        share = [1.0, 1.0]
+        self._try(formats, before, moved, share)
+        for i, (load, part, target) in enumerate(zip(self._loads, parts, self._targets, strict=True)):
+            if not above[i] or load.size(formats.bits[part]) >= target:
+                continue
+            low, high = 0.0, 1.0
+            for _ in range(10):
+                share[i] = (low + high) / 2
+                self._try(formats, before, moved, share)
+                low, high = (low, share[i]) if load.size(formats.bits[part]) < target else (share[i], high)
+            share[i] = high
+            self._try(formats, before, moved, share)
+
+    def _try(self, formats: Formats, before: Tensor, moved: Tensor, share: Sequence[float]) -> None:
+        part = torch.full_like(moved[0], share[1])
+        part[: formats.weights] = share[0]
+        formats.set(*(before * (moved * part).exp2().to(before)))
+
+    def _start(self, like: Tensor, kind: str) -> None:
+        """Fresh means at the beginning of each phase: what moved steps alone says nothing of widths."""
+        if kind != self._kind:
+            self._means = {"mean": torch.zeros_like(like), "square": torch.zeros_like(like)}
+            self._kind, self._count = kind, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs."""
+        return {"kind": self._kind, "count": self._count} | {name: t.clone() for name, t in self._means.items()}
+
+    def load_state_dict(self, state: dict[str, Any], formats: Formats) -> None:
+        """Go on from `state_dict`."""
+        self._kind, self._count = state["kind"], state["count"]
+        self._means = {name: state[name].to(formats.device) for name in ("mean", "square") if name in state}
+
+
+class StepRule:
+    """LSQ: stochastic gradient descent with momentum on d, at the rate at which the weights are trained.
+
+    Args:
+        plan: the plan.
+
+    Attributes:
+        rate: the learning rate of the next update.
+    """
+
+    def __init__(self, plan: FixedWidths) -> None:
+        self._plan = plan
+        self._velocity: Tensor | None = None
+        self.rate = 0.0
+
+    def update(self, formats: Formats, count: int, step: int, *, settled: bool) -> Tensor:
+        """Move the steps by their sums over `count` steps.
+
+        Returns:
+            the gradients to d, with LSQ's scale, float64 [F].
+        """
+        assert formats.fixed is not None
+        found = formats.lsq_gradients(count)
+        self._velocity = found if self._velocity is None else self._plan.momentum * self._velocity + found
+        # Half at most: a step that jumps past zero would be lost.
+        steps = torch.maximum(formats.step - self.rate * self._velocity, formats.step / 2)
+        formats.set_lsq(steps.to(formats.step), *formats.fixed)
+        return found
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs."""
+        return {} if self._velocity is None else {"velocity": self._velocity.clone()}
+
+    def load_state_dict(self, state: dict[str, Any], formats: Formats) -> None:
+        """Go on from `state_dict`."""
+        self._velocity = state["velocity"].to(formats.device) if "velocity" in state else None

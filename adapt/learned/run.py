@@ -1,0 +1,399 @@
+"""What a run with learned formats must remember between two steps, and what a step does to it."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from adapt import checkpoint
+from adapt.learned import start, state
+from adapt.learned.activations import Met, Sites
+from adapt.learned.budget import Budget, Load, penalty
+from adapt.learned.formats import Formats
+from adapt.learned.masters import LearnedMasters, channels_of
+from adapt.learned.normalization import Reestimation
+from adapt.learned.plan import FixedWidths, LearnedWidths, Plan
+from adapt.learned.rules import StepRule, WidthRule, beta_of
+from adapt.learned.settling import settle
+from adapt.learned.widths import Widths
+from adapt.masters import Masters
+from adapt.run import Run
+from adapt.settings import Settings
+from adapt.sharding import is_sharded
+from adapt.trace import Trace
+
+_FADING = 0.8
+"""What an update keeps of the gradients' energy before it."""
+
+_LSQ_ROWS = 20
+"""Steps between two rows of the trace under LSQ, whose formats move in every step."""
+
+Entry = dict[str, float | str]
+"""What a phase did, by name."""
+
+
+class LearnedRun(Run):
+    """Masters, formats and phases of a run. It knows neither optimizer nor hooks on it.
+
+    Args:
+        plan: what the user chose.
+        settings: the options that all controllers have.
+        layers: weights and quantised biases by name; their values now are the masters.
+        module: what owns them.
+
+    Attributes:
+        formats: steps and ranges of weights and activations.
+        sites: what rounds activations; None where they stay as they are.
+        rule: what moves the formats.
+        widths: the word lengths so far.
+        log: what each finished phase did.
+        settled, frozen: whether the widths, and the steps too, stay as they are.
+
+    Raises:
+        NotImplementedError: a weight lies on several processes.
+        ValueError: a weight budget that cannot be met, or no layer whose activations could be quantised.
+    """
+
+    layers: LearnedMasters
+    rule: WidthRule | StepRule
+    widths: Widths
+
+    def __init__(self, plan: Plan, settings: Settings, layers: Mapping[str, Tensor], module: nn.Module) -> None:
+        self.plan, self.settings, self.step = plan, settings, 0
+        self.seed, self.stochastic = 0, False
+        self.micro_losses = []
+        self.biases = self.activations = self.execution = None
+        self.frozen = self.settled = False
+        for name, weight in layers.items():
+            if is_sharded(weight):
+                raise NotImplementedError(
+                    f"{name} lies on several processes, but learned formats need whole channels: "
+                    "use DistributedDataParallel"
+                )
+        owners: dict[int, nn.Module] = {}
+        for part in module.modules():
+            for parameter in part.parameters(recurse=False):
+                owners.setdefault(id(parameter), part)
+        channels = [channels_of(w, owners.get(id(w)), per_channel=plan.per_channel) for w in layers.values()]
+        counts = [c.count for c in channels]
+        self.sites = Sites(module, {id(w): n for n, w in layers.items()}) if plan.with_activations else None
+        sites = () if self.sites is None else self.sites.names
+        numel = np.repeat([w.numel() // c for w, c in zip(layers.values(), counts, strict=True)], counts)
+        self.formats = Formats(
+            [*layers, *sites],
+            [*counts, *[1] * len(sites)],
+            np.concatenate([numel, np.zeros(len(sites))]).astype(np.int64),
+            np.ones(len(numel) + len(sites), np.bool_),
+            weights=len(numel),
+            floor=plan.floor,
+            device=next(iter(layers.values())).device,
+        )
+        self.layers = LearnedMasters(layers, channels, self.formats)
+        self.norms = Reestimation(module)
+        self.count = 0
+        self.energy = torch.zeros(len(self.formats.numel), dtype=torch.float64, device=self.formats.device)
+        self.log: list[Entry] = []
+        self._trace = Trace(self.layers.names, self.layers.numel)
+        self._missed: dict[str, float] = {}
+        self._gradients: list[float] = []
+        self._news = False
+        self._check_budgets(self.budgets[:1])
+        start.begin_weights(plan, self.formats, self.layers, self._first_bits())
+        self._go_on()
+
+    def calibrate(self, met: Sequence[Met], samples: Sequence[int]) -> None:
+        """Begin with what was met at the sites, in passes of so many samples each.
+
+        Raises:
+            ValueError: no site met anything, or an activation budget that cannot be met.
+        """
+        assert self.sites is not None
+        start.begin_activations(self.plan, self.formats, self.sites.names, met, samples)
+        self._check_budgets(self.budgets)
+        start.begin_widths(self.plan, self.formats, self._first_bits())
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Let all follow the formats' sizes, and begin the first phase."""
+        plan, formats = self.plan, self.formats
+        self.widths = Widths(formats.names, formats.channels, formats.numel)
+        self.rule = WidthRule(plan, self.loads, self.targets) if isinstance(plan, LearnedWidths) else StepRule(plan)
+        self._began = formats.bits.copy()
+        if self.sites is not None:
+            self.sites.quantize(formats, plan.activation_scaling, plan.delta)
+
+    def _first_bits(self) -> Any:
+        averages = [load.average(target) for load, target in zip(self.loads, self.targets, strict=True)]
+        return start.first_bits(self.plan, self.formats, averages)
+
+    # Sizes
+
+    @property
+    def loads(self) -> tuple[Load, Load]:
+        """Sizes of the weights' and of the activations' formats."""
+        numel, first = self.formats.numel, self.formats.weights
+        return Load("weight", numel[:first]), Load("activation", numel[first:], self.plan.activation_size)
+
+    @property
+    def budgets(self) -> tuple[Budget | None, Budget | None]:
+        """The budgets of weights and of activations."""
+        return self.plan.weight_budget, self.plan.activation_budget
+
+    @property
+    def targets(self) -> tuple[float, float]:
+        """The budgets in kB, infinite where there is none."""
+        weights, activations = (
+            float("inf") if budget is None else load.target(budget)
+            for budget, load in zip(self.budgets, self.loads, strict=True)
+        )
+        return weights, activations
+
+    @property
+    def sizes(self) -> tuple[float, float]:
+        """Weights and activations in kB."""
+        (weights, activations), first = self.loads, self.formats.weights
+        return weights.size(self.formats.bits[:first]), activations.size(self.formats.bits[first:])
+
+    @property
+    def averages(self) -> tuple[float, float]:
+        """The word length of the average weight and of the average activation; NaN where there is none."""
+        bits, numel, first = self.formats.bits, self.formats.numel, self.formats.weights
+        weights, activations = (
+            float(bits[part] @ numel[part] / numel[part].sum()) if numel[part].sum() else float("nan")
+            for part in (slice(0, first), slice(first, None))
+        )
+        return weights, activations
+
+    def penalty(self) -> float:
+        """Eq. 2's two terms at the full β."""
+        total = 0.0
+        for size, target in zip(self.sizes, self.targets, strict=True):
+            if np.isfinite(target) and isinstance(self.plan, LearnedWidths):
+                total += penalty(max(size - target, 0.0), beta_of(self.plan, target))
+        return total
+
+    def _check_budgets(self, budgets: Sequence[Budget | None]) -> None:
+        for budget, load in zip(budgets, self.loads, strict=False):
+            if budget is not None:
+                load.check(budget, self.formats.floor)
+
+    # What controllers ask of a run
+
+    @property
+    def banks(self) -> list[Masters]:
+        """The masters of weights and biases."""
+        return [self.layers]
+
+    @property
+    def hooked(self) -> list[Any]:
+        """What acts on the module beside the weights."""
+        return [part for part in (self.sites, self.norms) if part is not None]
+
+    @property
+    def trace(self) -> Trace:
+        """Layer by layer what happened: a row for the first step, and for every step in which formats moved."""
+        return self._trace
+
+    def settle(self) -> None:
+        """Nothing ever waits."""
+
+    def join(self, layers: Mapping[str, Tensor]) -> None:
+        """Refuse layers that come later: the budget is that of a whole network.
+
+        Raises:
+            RuntimeError: there is a new one.
+        """
+        new = [name for name in layers if name not in self.layers.names]
+        if new:
+            raise RuntimeError(
+                f"{', '.join(new[:4])} joined the optimizer or was unfrozen after learned formats were attached: "
+                "attach when all layers are there"
+            )
+
+    def follow(self, biases: Mapping[str, tuple[Tensor, int]], module: nn.Module | None) -> None:
+        """Show Ŵ."""
+        self.renew()
+
+    # One step
+
+    def before_update(self) -> None:
+        """p ← W, G becomes the gradient to W, and the formats move where it is their turn."""
+        plan = self.plan
+        self.micro_losses.clear()
+        self.layers.back(self.layers.gradients(), plan.weight_scaling, plan.delta, collect=not self.frozen)
+        at, self.step = self.step, self.step + 1
+        self._news = self.step == 1
+        if isinstance(plan, FixedWidths):
+            self.count += 1
+            self._move(at)
+            self._news |= self.step % _LSQ_ROWS == 0
+        elif not self.frozen:
+            self.count += 1
+            self._learn(plan, at)
+        elif self.step == plan.phases.pretraining + plan.phases.learning + plan.update_every:
+            self.norms.end()
+
+    def _learn(self, plan: LearnedWidths, at: int) -> None:
+        """One of the steps in which formats are learned, and the ends of phases."""
+        phase, within, length = plan.phases.at(at)
+        settling, last = phase == "learning" and within == plan.phases.learned - 1, within == length - 1
+        if self.count >= plan.update_every or settling or last:
+            self._move(at)
+            self._news = True
+        if settling:
+            if (self.formats.bits == self._began).all():
+                self._warn_unmoved()
+            self._missed = settle(self.formats, self.layers, self.energy, self.loads, self.targets)
+            self.settled = True
+        if last:
+            self._end_phase(phase, length)
+
+    def _move(self, at: int) -> None:
+        """Move the formats by what came back since the last time."""
+        formats = self.formats
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            # Of activations alone: weights' gradients are averaged over the processes already.
+            part = formats.sums[formats.weights :].contiguous()
+            torch.distributed.all_reduce(part)
+            formats.sums[formats.weights :] = part / torch.distributed.get_world_size()
+        energy = formats.figures(self.count)[2]
+        self.energy = energy if not bool(self.energy.any()) else _FADING * self.energy + (1 - _FADING) * energy
+        found = self.rule.update(formats, self.count, at, settled=self.settled)
+        self._gradients.append(float(found.square().mean().sqrt()))
+        formats.sums.zero_()
+        self.count = 0
+
+    def after_update(self) -> None:
+        """W ← p, p ← Ŵ."""
+        self.layers.store(self.step)
+        if self._news:
+            self._note()
+
+    def renew(self) -> None:
+        """p ← Ŵ from the masters, whatever p holds."""
+        self.layers.show("masters", anew=True)
+        self.layers.store(self.step)
+
+    def _note(self) -> None:
+        """Write down what holds now."""
+        formats, layers = self.formats, self.layers
+        layers.count_nonzeros()
+        steps = formats.rows[:, 1].log2().cpu().numpy()
+        places = [formats.places[name] for name in layers.names]
+        shares = [formats.numel[p] / max(int(formats.numel[p].sum()), 1) for p in places]
+        words = [float(formats.bits[p] @ s) for p, s in zip(places, shares, strict=True)]
+        fractions = [float(-steps[p] @ s) for p, s in zip(places, shares, strict=True)]
+        self._trace.append(
+            self.step,
+            word_length=np.rint(words).clip(1, 32).astype(np.int64),
+            fraction_length=np.rint(fractions).clip(-126, 126).astype(np.int64),
+            nonzero=layers.nonzeros.cpu().numpy() / np.maximum(layers.numel, 1),
+        )
+        self.widths.append(self.step, np.where(formats.numel > 0, formats.bits, 32))
+
+    # From phase to phase
+
+    def _end_phase(self, phase: str, length: int) -> None:
+        """Write down how far the widths went, and freeze the formats at the end of learning."""
+        entry = self._entry(phase, length)
+        if phase == "learning":
+            entry |= self._missed
+            entry["weight_kilobytes"], entry["activation_kilobytes"] = self.sizes
+            self.frozen = True
+            self.norms.begin()
+        self.log.append(entry)
+        self._began = self.formats.bits.copy()
+        self._gradients.clear()
+
+    def _entry(self, phase: str, length: int) -> Entry:
+        moved = np.abs(self.formats.bits - self._began)[self.formats.numel > 0]
+        weight_bits, activation_bits = self.averages
+        return {
+            "phase": phase,
+            "steps": float(length),
+            "weight_bits": weight_bits,
+            "activation_bits": activation_bits,
+            "bit_change": float(moved.mean()),
+            "moved": float((moved > 0).mean()),
+            "gradient": float(np.mean(self._gradients)) if self._gradients else 0.0,
+        }
+
+    def _warn_unmoved(self) -> None:
+        warnings.warn(
+            "no bit width moved in learning (root mean square of the gradient to log₂ of steps and ranges: "
+            f"{np.mean(self._gradients):.3g}): give the phase more steps, a smaller update_every, or a higher "
+            "width_rate or beta",
+            stacklevel=2,
+        )
+
+    # Persistence
+
+    def state_dict(self, optimized: Mapping[str, Tensor]) -> dict[str, Any]:
+        """All of it in plain containers, numbers and tensors. Micro-batches since the last step are not in it."""
+        return {
+            "version": state.VERSION,
+            "kind": type(self.plan).__name__,
+            "step": self.step,
+            "count": self.count,
+            "frozen": self.frozen,
+            "settled": self.settled,
+            "layers": list(self.layers.names),
+            "names": list(self.formats.names),
+            "masters": checkpoint.copied(self.layers.names, self.layers.weights),
+            "formats": self.formats.state_dict(),
+            "gradients": list(self._gradients),
+            **{name: tensor.clone() for name, tensor in self._tensors().items()},
+            "rule": checkpoint.sealed(self.rule.state_dict()),
+            "log": checkpoint.sealed({"phases": self.log, "missed": self._missed}),
+            "trace": checkpoint.sealed(self._trace.state_dict()),
+            "widths": checkpoint.sealed(self.widths.state_dict()),
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, saved: Mapping[str, Any], optimized: Mapping[str, Tensor], *, strict: bool) -> None:
+        """Go on from `state_dict`: look at all of it first, then change.
+
+        Raises:
+            ValueError: the state is of another kind, version or network.
+        """
+        state.check(
+            saved,
+            kind=type(self.plan).__name__,
+            layers=self.layers.names,
+            names=self.formats.names,
+            masters=dict(zip(self.layers.names, self.layers.weights, strict=True)),
+            tensors=self._tensors(),
+        )
+        self.formats.check_state(saved.get("formats"))
+        trace = Trace.from_state_dict(checkpoint.opened(saved["trace"]))
+        widths = Widths.from_state_dict(checkpoint.opened(saved["widths"]))
+        rule, log = checkpoint.opened(saved["rule"]), checkpoint.opened(saved["log"])
+
+        self.formats.load_state_dict(saved["formats"])
+        self._go_on()
+        self.rule.load_state_dict(rule, self.formats)
+        self.step, self.count, self._gradients = saved["step"], saved["count"], list(saved["gradients"])
+        self.frozen, self.settled = saved["frozen"], saved["settled"]
+        self.log, self._missed, self._trace, self.widths = log["phases"], log["missed"], trace, widths
+        self.energy.copy_(saved["energy"])
+        self.layers.skipped.copy_(saved["skipped"])
+        self._began = saved["began"].cpu().numpy().copy()
+        for name, weight in zip(self.layers.names, self.layers.weights, strict=True):
+            weight.copy_(saved["masters"][name])
+        self.micro_losses.clear()
+        self._go_on_averaging()
+        self.renew()
+
+    def _go_on_averaging(self) -> None:
+        """Average batch-norm statistics evenly if this is one of the first steps of fine-tuning."""
+        self.norms.end()
+        if isinstance(self.plan, LearnedWidths) and self.frozen:
+            first = self.plan.phases.pretraining + self.plan.phases.learning
+            if self.step < first + self.plan.update_every:
+                self.norms.begin(forget=self.step == first)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {"energy": self.energy, "skipped": self.layers.skipped, "began": torch.from_numpy(self._began)}

@@ -1,0 +1,113 @@
+"""Steps and ranges with which a run begins."""
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from adapt.learned.activations import Met
+from adapt.learned.calibration import gaussian_range
+from adapt.learned.formats import Formats
+from adapt.learned.lsq import initial_step
+from adapt.learned.masters import LearnedMasters
+from adapt.learned.plan import FixedWidths, Plan
+
+HEADROOM = 2
+"""Bits above the budget's average at which all formats begin."""
+
+
+def first_bits(plan: Plan, formats: Formats, averages: Sequence[float]) -> NDArray[np.int64]:
+    """⌊average of the budget⌋ + 2 for all weights, and the same for all activations; LSQ's widths are the plan's.
+
+    Args:
+        averages: the budgets in bits, of weights and of activations; infinite where there is none.
+    """
+    if isinstance(plan, FixedWidths):
+        bits = [plan.weight_bits, plan.activation_bits or 1]
+    else:
+        bits = [formats.floor if np.isinf(a) else max(int(a + 1e-9), formats.floor) + HEADROOM for a in averages]
+    return np.where(formats.is_weight, *bits).astype(np.int64)
+
+
+@torch.no_grad()
+def begin_weights(plan: Plan, formats: Formats, layers: LearnedMasters, bits: NDArray[np.int64]) -> None:
+    """Weights by Gaussian calibration, by their maximum where a channel is one number; LSQ by its mean magnitude."""
+    step, maximum = torch.ones_like(formats.step), torch.ones_like(formats.maximum)
+    for i, name in enumerate(layers.names):
+        rows, place = layers.rows(i), formats.places[name]
+        if isinstance(plan, FixedWidths):
+            step[place] = initial_step(rows.abs().mean(1), plan.weight_bits, signed=True)
+        elif rows.shape[1] > 1:
+            maximum[place] = gaussian_range(rows.mean(1), rows.std(1, correction=0))
+        elif rows.numel():
+            maximum[place] = rows.abs().amax(1)
+    _take(plan, formats, step, maximum, bits, formats.is_weight)
+
+
+@torch.no_grad()
+def begin_activations(
+    plan: Plan, formats: Formats, sites: Sequence[str], met: Sequence[Met], samples: Sequence[int]
+) -> None:
+    """Sizes, signs and ranges (LSQ: steps) of the activations that were met; `begin_widths` must follow.
+
+    Args:
+        sites: the activations' names.
+        met: what each met.
+        samples: how many samples each pass had.
+
+    Raises:
+        ValueError: none met anything.
+    """
+    missed = [name for name, one in zip(sites, met, strict=True) if not one.elements]
+    if len(missed) == len(sites):
+        raise ValueError(
+            "the calibration batches met no quantised layer's input: pass batches as the module's forward takes them, "
+            "or leave the activations in float32"
+        )
+    if missed:
+        warnings.warn(
+            f"the calibration batches did not reach {', '.join(missed)}: these activations stay as they are",
+            stacklevel=2,
+        )
+    for name, one in zip(sites, met, strict=True):
+        i = formats.places[name].start
+        if one.elements:
+            formats.numel[i] = max(round(one.elements / max(samples)), 1)
+            formats.signed[i] = _mean_over_ranks(float(one.negative)) > 0
+            formats.maximum[i] = _mean_over_ranks(float(np.mean(one.percentiles)))
+            if isinstance(plan, FixedWidths):
+                mean = torch.tensor(_mean_over_ranks(float(np.mean(one.means))))
+                formats.step[i] = initial_step(mean, plan.activation_bits or 1, signed=bool(formats.signed[i]))
+    formats.find_idle()
+
+
+@torch.no_grad()
+def begin_widths(plan: Plan, formats: Formats, bits: NDArray[np.int64]) -> None:
+    """Activations at their first widths."""
+    _take(plan, formats, formats.step, formats.maximum, bits, ~formats.is_weight)
+
+
+def _take(
+    plan: Plan, formats: Formats, step: Tensor, maximum: Tensor, bits: NDArray[np.int64], chosen: NDArray[np.bool_]
+) -> None:
+    """Begin with these steps (LSQ) or ranges (otherwise) where `chosen` says so."""
+    mask = torch.from_numpy(chosen).to(step.device)
+    if isinstance(plan, FixedWidths):
+        step = torch.where(mask, step, formats.step)
+        formats.set_lsq(step, plan.weight_bits, plan.activation_bits or 1)
+    else:
+        formats.set(formats.step, torch.where(mask, maximum, formats.maximum))
+        formats.set_widths(bits, chosen)
+
+
+def _mean_over_ranks(value: float) -> float:
+    """The mean over all processes, so that every one begins alike."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return value
+    gathered: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(gathered, value)
+    return float(np.mean(gathered))

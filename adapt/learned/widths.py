@@ -1,0 +1,160 @@
+"""The word length of every format over a run: each channel of a weight, each activation tensor."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from adapt import archive
+
+VERSION = 1
+
+_LAYOUT: archive.Layout = {
+    "names": (None, ("tensors",)),
+    "channels": (np.dtype("<i8"), ("tensors",)),
+    "numel": (np.dtype("<i8"), ("formats",)),
+    "step": (np.dtype("<i8"), ("rows",)),
+    "word_length": (np.dtype("<i1"), ("rows", "formats")),
+}
+
+
+class Widths:
+    """Word lengths by channel. A row says what holds from its optimizer step on, until the next row.
+
+    Args:
+        names: of the tensors: weights by their parameter names, activations by these and ".input".
+        channels: formats of each tensor, int [tensors].
+        numel: elements behind each format, int [formats], of activations for one sample.
+
+    Raises:
+        ValueError: sizes that do not fit together.
+    """
+
+    def __init__(self, names: Sequence[str], channels: ArrayLike, numel: ArrayLike) -> None:
+        self.names = tuple(names)
+        self.channels = np.asarray(channels, np.int64)
+        self.numel = np.asarray(numel, np.int64)
+        fits = len(self.channels) == len(self.names) and int(self.channels.sum()) == len(self.numel)
+        if not fits or (self.channels < 0).any() or len(set(self.names)) < len(self.names):
+            raise ValueError("widths need different names, the channels of each, and the sizes of all formats")
+        ends = np.cumsum(self.channels)
+        self._places = {name: slice(e - c, e) for name, c, e in zip(self.names, self.channels, ends, strict=True)}
+        self._steps: list[int] = []
+        self._rows: list[NDArray[np.int8]] = []
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    @property
+    def step(self) -> NDArray[np.int64]:
+        """Optimizer step of each row, int64 [rows], increasing."""
+        return np.array(self._steps, np.int64)
+
+    @property
+    def word_length(self) -> NDArray[np.int8]:
+        """Bits of every format, int8 [rows, formats]."""
+        return np.stack(self._rows) if self._rows else np.empty((0, len(self.numel)), np.int8)
+
+    def of(self, name: str) -> NDArray[np.int8]:
+        """The word lengths of one tensor's channels, int8 [rows, channels].
+
+        Raises:
+            KeyError: there is no such tensor.
+        """
+        if name not in self._places:
+            raise KeyError(f"no tensor is called {name!r}; there are {', '.join(self.names[:8])}, …")
+        return self.word_length[:, self._places[name]]
+
+    def sizes(self, name: str) -> NDArray[np.int64]:
+        """Elements behind each of a tensor's formats, int64 [channels]."""
+        return self.numel[self._places[name]]
+
+    def means(self) -> NDArray[np.float64]:
+        """Word length of each tensor's average element, float64 [rows, tensors]."""
+        bits = self.word_length.astype(np.float64)
+        parts = [
+            bits[:, place] @ (self.numel[place] / max(int(self.numel[place].sum()), 1))
+            for place in self._places.values()
+        ]
+        return np.stack(parts, axis=1) if parts else np.empty((len(self), 0))
+
+    def append(self, step: int, word_length: ArrayLike) -> None:
+        """Add a row, unless all word lengths are those of the last one.
+
+        Raises:
+            ValueError: the step does not increase, or the word lengths are not those of all formats.
+        """
+        row = np.asarray(word_length)
+        if row.shape != self.numel.shape or (row.size and not (row.min() >= 0 and row.max() <= 32)):
+            raise ValueError(f"word_length must be {self.numel.shape} numbers of 0 to 32 bits, got {row!r:.80}")
+        if self._steps and step <= self._steps[-1]:
+            raise ValueError(f"step must increase from row to row, got {step} after {self._steps[-1]}")
+        if not self._rows or not np.array_equal(self._rows[-1], row):
+            self._steps.append(int(step))
+            self._rows.append(row.astype(np.int8))
+
+    def state_dict(self) -> dict[str, Any]:
+        """A copy as plain numbers, strings and tensors."""
+        arrays = {name: torch.from_numpy(array.copy()) for name, array in self._arrays().items()}
+        return {"version": VERSION, "names": list(self.names), **arrays}
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Any]) -> Self:
+        """The widths that `state_dict` described.
+
+        Raises:
+            TypeError, ValueError: the state is of something else, or of another version.
+        """
+        archive.check_names(state, {"version", *_LAYOUT})
+        archive.check_version(state["version"], VERSION)
+        arrays = {}
+        for name in ("channels", "numel", "step", "word_length"):
+            if not isinstance(state[name], torch.Tensor):
+                raise TypeError(f"state[{name!r}] must be a tensor, got {type(state[name]).__name__}")
+            arrays[name] = state[name].cpu().numpy()
+        return cls._from_arrays(state["names"], arrays)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write an npz file that needs no pickle. The file appears whole or not at all.
+
+        Raises:
+            OSError: the folder does not exist or cannot be written.
+        """
+        names = np.array(self.names, dtype="<U")
+        archive.write(Path(path), {"names": names, **self._arrays()}, version=VERSION)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read a file that `save` wrote. Nothing in the file is trusted, and nothing in it is executed.
+
+        Raises:
+            OSError: the file cannot be opened.
+            ValueError: it is no such file, whole and of this version.
+        """
+        path = Path(path)
+        try:
+            arrays = archive.read(path, _LAYOUT, version=VERSION)
+            return cls._from_arrays(arrays.pop("names").tolist(), arrays)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path} holds no readable widths: {error}") from error
+
+    @classmethod
+    def _from_arrays(cls, names: Sequence[str], arrays: Mapping[str, NDArray[Any]]) -> Self:
+        widths = cls(names, arrays["channels"], arrays["numel"])
+        if arrays["word_length"].shape != (len(arrays["step"]), len(widths.numel)):
+            raise ValueError(
+                f"word_length has the shape {arrays['word_length'].shape}, steps and sizes ask for another"
+            )
+        for step, row in zip(arrays["step"].tolist(), arrays["word_length"], strict=True):
+            before = len(widths)
+            widths.append(step, row)
+            if len(widths) == before:
+                raise ValueError("two rows hold the same word lengths")
+        return widths
+
+    def _arrays(self) -> dict[str, NDArray[Any]]:
+        return {"channels": self.channels, "numel": self.numel, "step": self.step, "word_length": self.word_length}
