@@ -3,11 +3,9 @@
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 
 import adapt
@@ -57,13 +55,13 @@ def cost(line: ledger.Line, trace: adapt.Trace) -> NDArray[np.float64]:
     return 1 / np.array(speedups)
 
 
-LAYERS: Mapping[int, tuple[str, str, Course]] = {
-    3: ("resnet20", "word length (bits)", word_lengths),
-    4: ("alexnet", "word length (bits)", word_lengths),
-    5: ("alexnet", "share of zeros", sparsities),
-    6: ("resnet20", "share of zeros", sparsities),
+LAYERS: Mapping[int, tuple[str, Course, str, float]] = {
+    3: ("resnet20", word_lengths, "word length (bits)", 32),
+    4: ("alexnet", word_lengths, "word length (bits)", 32),
+    5: ("alexnet", sparsities, "share of zeros", 1),
+    6: ("resnet20", sparsities, "share of zeros", 1),
 }
-"""Figures with a line per layer: network, what is drawn."""
+"""Figures of every layer: network, what is drawn, what it is called, its largest value."""
 TOTALS: Mapping[int, tuple[str, Course]] = {
     7: ("memory in training, float32 = 1", memory),
     8: ("cost of a step, float32 = 1", cost),
@@ -84,8 +82,8 @@ def draw(groups: Sequence[Group], folder: Path, out: Path) -> list[Path]:
         if _traced(group, folder):
             chosen.setdefault(group.key[1], group)
     figures = {
-        number: by_layer(chosen[network], folder, course, label)
-        for number, (network, label, course) in LAYERS.items()
+        number: by_layer(chosen[network], folder, *what)
+        for number, (network, *what) in LAYERS.items()
         if network in chosen
     }
     if chosen:
@@ -98,33 +96,28 @@ def draw(groups: Sequence[Group], folder: Path, out: Path) -> list[Path]:
     return paths
 
 
-def by_layer(group: Group, folder: Path, course: Course, label: str) -> Figure:
-    """A panel per method, in it a line per layer over the epochs, from the first layer (dark) to the last (pale)."""
+def by_layer(group: Group, folder: Path, course: Course, label: str, highest: float) -> Figure:
+    """A panel per method, in it a stripe per layer over the epochs, the first on top; colours end at `highest`."""
     traced = _traced(group, folder)
-    figure = Figure(figsize=(5 * len(traced), 4), dpi=110, layout="constrained")
+    first = next(iter(traced.values()))[1]
+    figure = Figure(figsize=(2 + 4.2 * len(traced), 1.6 + 0.17 * len(first.layers)), dpi=110, layout="constrained")
     panels = figure.subplots(1, len(traced), sharey=True, squeeze=False)[0]
     for axes, (method, (line, trace)) in zip(panels, traced.items(), strict=True):
-        values, layers = course(line, trace), len(trace.layers)
-        colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, layers))
-        for layer, name in enumerate(short_names(trace.layers)):
-            axes.step(
-                _epochs(line, trace), values[:, layer], color=colours[layer], linewidth=1, where="post", label=name
-            )
+        epochs = np.append(_epochs(line, trace), 2 * _epochs(line, trace)[-1] - _epochs(line, trace)[-2])
+        mesh = axes.pcolormesh(
+            epochs, np.arange(len(trace.layers) + 1), course(line, trace).T, cmap="YlGnBu", vmin=0, vmax=highest,
+            rasterized=True,
+        )  # fmt: skip
+        axes.hlines(np.arange(1, len(trace.layers)), 0, epochs[-1], colors="white", linewidth=0.6)
         _dress(axes, METHODS[method])
-        if course is sparsities:
-            axes.yaxis.set_major_formatter(PercentFormatter(1))
-    panels[0].set_ylabel(label, color=INK, fontsize=9)
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(
-        handles,
-        labels,
-        loc="outside right center",
-        frameon=False,
-        fontsize=6.5,
-        title="layer",
-        title_fontsize=8,
-        labelcolor=INK,
-    )
+        axes.grid(False)
+        axes.set_xlim(0, epochs[-1])
+    panels[0].set_ylim(len(first.layers), 0)
+    panels[0].set_yticks(np.arange(len(first.layers)) + 0.5, short_names(first.layers), fontsize=7)
+    bar = figure.colorbar(mesh, ax=panels, pad=0.015)
+    bar.set_label(label, color=INK, fontsize=9)
+    bar.ax.tick_params(labelsize=8, labelcolor=INK)
+    bar.outline.set_visible(False)
     figure.suptitle(f"{_title(group)}, seed {_seed(traced)}", x=0.01, ha="left", fontsize=10, color=INK)
     return figure
 

@@ -19,11 +19,12 @@ def test_layers_are_drawn_as_the_trace_has_them(tmp_path):
     run["trace"] = "traces/a.npz"
     store(tmp_path, run)
     (group,) = gather(tmp_path)
-    figure = figures.by_layer(group, tmp_path, figures.word_lengths, "bits")
-    (axes,) = figure.axes
-    assert len(axes.lines) == 2
-    assert np.array_equal(axes.lines[0].get_ydata(), trace().word_length[:, 0])
-    assert axes.lines[0].get_xdata()[-1] == 2  # epochs
+    figure = figures.by_layer(group, tmp_path, figures.word_lengths, "bits", 32)
+    axes = figure.axes[0]
+    mesh = axes.collections[0]
+    assert np.array_equal(mesh.get_array().reshape(2, 20), trace().word_length.T)
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b"]
+    assert axes.get_xlim()[1] == pytest.approx(2.1)  # epochs, the last row as wide as the others
 
 
 def test_cifar100_and_longer_schedules_are_preferred(tmp_path):
