@@ -122,8 +122,9 @@ class Execution:
         for owner, index in owners.items():
             forward = _Layer(owner, self._fits, index, self._dtype, backward, outermost)
             owner.__dict__["forward"] = forward
-            # Before activations are rounded: it is the gradient of what comes in that others add to.
-            handles.append(owner.register_forward_pre_hook(forward.watch, prepend=True))
+            if owner.weight.dim() == 4:
+                # Before activations are rounded: it is the gradient of what comes in that others add to.
+                handles.append(owner.register_forward_pre_hook(forward.watch, prepend=True))
         normalizations = [m for m in module.modules() if type(m) in NORMALIZATIONS and "forward" not in m.__dict__]
         for normalization in normalizations:
             normalization.__dict__["forward"] = _Normalization(normalization)
@@ -207,10 +208,17 @@ class _Layer(_Override):
     def __call__(self, input: Tensor, *args: Any, **kwargs: Any) -> Any:
         if not self.active:
             return self.plain(input, *args, **kwargs)
+        if torch.compiler.is_compiling() or not torch.is_autocast_enabled(input.device.type):
+            return self.run(input, *args, **kwargs)
+        # Which may ask for another short type, and for layers that do not fit.
+        with torch.autocast(input.device.type, enabled=False):
+            return self.run(input, *args, **kwargs)
+
+    def run(self, input: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """The layer's answer, whatever autocast says."""
         compiling = torch.compiler.is_compiling()
         if not compiling and not self.fits[self.index]:
-            with torch.autocast(input.device.type, enabled=False):
-                return self.plain(input.float(), *args, **kwargs)
+            return self.plain(input.float(), *args, **kwargs)
         x, geometry = Geometry.of(self.module, input, *args, **kwargs)
         y = reduced_product(
             x,

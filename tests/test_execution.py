@@ -89,6 +89,16 @@ def test_exact_operands_give_the_exact_sums_rounded_once(layer, last, execution,
 
 
 @pytest.mark.parametrize("backward", [True, False])
+@pytest.mark.parametrize("shape", [(40, 60), (3, 40, 60), (2, 3, 40, 60)])
+def test_inputs_with_gaps_in_memory_are_rounded_once_too(shape, backward):
+    module, twin = exact_layer(lambda: nn.Linear(60, 50))
+    options = {"execution": "bfloat16", "execution_backward": backward}
+    assembled(module, SHORT, rounding="nearest", **options)
+    x = eighths(shape, seed=7).transpose(0, -2).contiguous().transpose(0, -2)
+    assert torch.equal(module(x), twin(x.double()).bfloat16().float())
+
+
+@pytest.mark.parametrize("backward", [True, False])
 def test_sums_that_are_not_exact_stay_within_the_stated_bounds(backward):
     torch.manual_seed(0)
     options = {"execution": "bfloat16", "execution_backward": backward}
@@ -292,6 +302,20 @@ def test_under_autocast_layers_that_do_not_fit_stay_in_float32():
     with torch.autocast("cpu", torch.bfloat16):
         y = model(x)
     assert torch.equal(y, F.linear(x, model.weight, model.bias))
+
+
+@pytest.mark.parametrize("backward", [True, False])
+@pytest.mark.parametrize("make", [lambda: nn.Linear(6, 5), lambda: nn.Conv1d(6, 5, 1)])
+def test_autocast_to_another_type_changes_nothing(make, backward):
+    module, twin = exact_layer(make)
+    options = {"execution": "bfloat16", "execution_backward": backward}
+    assembled(module, SHORT, rounding="nearest", **options)
+    x, answers = eighths((6, 6), seed=7).repeat(20, 1, 1), []
+    for enabled in (True, False):
+        with torch.autocast("cpu", torch.float16, enabled=enabled):
+            answers.append(module(x))
+    assert torch.equal(*answers)
+    assert torch.equal(answers[0], twin(x.double()).bfloat16().float())
 
 
 def test_rounded_activations_are_operands_as_they_are():
