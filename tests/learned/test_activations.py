@@ -1,0 +1,171 @@
+"""Inputs of layers are rounded with a learned step and range, and pass back what these get."""
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from adapt.learned import quantize
+from tests.learned.networks import learning, pictures, train
+
+
+def seen(model, inputs, training):
+    """What each layer's own forward pass gets."""
+    found, handles = {}, []
+    for name, layer in model.named_modules():
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+            handles.append(
+                layer.register_forward_pre_hook(lambda m, args, name=name: found.__setitem__(name, args[0].detach()))
+            )
+    model.train(training)
+    with torch.no_grad():
+        model(inputs)
+    for handle in handles:
+        handle.remove()
+    return found
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_every_layers_input_is_on_its_grid(training):
+    model, optimizer, learner = learning()
+    train(model, optimizer, 4)
+    for name, x in seen(model, pictures(50)[0], training).items():
+        form = learner.formats[f"{name}.weight.input"]
+        step, maximum = form.step[0], form.maximum[0]
+        levels = (x / step).round()
+        torch.testing.assert_close(x, levels * step, rtol=1e-5, atol=1e-6)
+        assert levels.max() <= np.rint(maximum / step)
+        assert form.signed == (name == "first" or name == "grouped")
+        assert (levels.min() < 0) == form.signed
+
+
+def test_gradients_are_those_of_autograd_through_the_quantiser():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    from adapt.learned import Budget, Phases, attach
+
+    learner = attach(
+        optimizer,
+        model,
+        [torch.randn(50, 6)],
+        weight_budget=Budget(bits=4),
+        activation_budget=Budget(bits=2),
+        phases=Phases(0, 100, 0),
+    )
+    x = (2 * torch.randn(40, 6)).requires_grad_()
+    model(x).square().sum().backward()
+    found, formats = x.grad, learner._run.formats
+
+    twin = copy.deepcopy(model)
+    leaves = {}
+    for layer, name in ((0, "0.weight.input"), (2, "2.weight.input")):
+        form = learner.formats[name]
+        leaves[name] = [torch.tensor(a[0].item(), requires_grad=True) for a in (form.step, form.maximum)]
+        twin[layer].register_forward_pre_hook(
+            lambda m, args, name=name: quantize(
+                args[0], *leaves[name], signed=learner.formats[name].signed, scaling="invtanh"
+            )
+        )
+    y = x.detach().clone().requires_grad_()
+    twin(y).square().sum().backward()
+    torch.testing.assert_close(found, y.grad, rtol=1e-4, atol=1e-4)
+    to_step, to_range, _ = formats.figures(1)
+    for name, (step, maximum) in leaves.items():
+        place = formats.places[name]
+        assert to_step[place].item() == pytest.approx((step.grad * step * np.log(2)).item(), rel=1e-3)
+        assert to_range[place].item() == pytest.approx((maximum.grad * maximum * np.log(2)).item(), rel=1e-3)
+
+
+def test_the_networks_input_passes_back_though_it_needs_no_gradient():
+    model, _optimizer, learner = learning()
+    inputs, targets = pictures(0)
+    nn.functional.cross_entropy(model(inputs), targets).backward()
+    place = learner._run.formats.places["first.weight.input"]
+    assert (learner._run.formats.sums[place] != 0).any()
+
+
+def test_evaluation_with_gradients_tells_the_formats_nothing():
+    model, _, learner = learning()
+    model.eval()
+    inputs, targets = pictures(0)
+    before = learner._run.formats.sums.clone()
+    nn.functional.cross_entropy(model(inputs.requires_grad_()), targets).backward()
+    assert inputs.grad.abs().sum() > 0
+    assert torch.equal(learner._run.formats.sums, before)
+
+
+def test_micro_batches_add_up():
+    model, _optimizer, learner = learning()
+    inputs, targets = pictures(0)
+    model.norm.eval()
+    nn.functional.cross_entropy(model(inputs), targets).backward()
+    formats = learner._run.formats
+    once = formats.sums[formats.weights :, :3].clone()
+    formats.sums.zero_()
+    for part in (slice(0, 4), slice(4, 8)):
+        (nn.functional.cross_entropy(model(inputs[part]), targets[part]) / 2).backward()
+    torch.testing.assert_close(
+        learner._run.formats.sums[learner._run.formats.weights :, :3], once, rtol=1e-3, atol=1e-5
+    )
+
+
+def test_bfloat16_autocast_rounds_too():
+    model, optimizer, learner = learning()
+    inputs, targets = pictures(0)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = nn.functional.cross_entropy(model(inputs), targets)
+    loss.backward()
+    optimizer.step()
+    assert (learner._run.energy[learner._run.formats.weights :] >= 0).all()
+
+
+def test_masters_run_on_plain_activations():
+    model, optimizer, learner = learning()
+    train(model, optimizer, 4)
+    inputs = pictures(3)[0]
+    plain = copy.deepcopy(model).eval()
+    with torch.no_grad():
+        for name, master in learner.masters.items():
+            plain.get_parameter(name).copy_(master)
+        with learner.master_weights():
+            torch.testing.assert_close(model.eval()(inputs), plain(inputs))
+        assert not torch.allclose(model(inputs), plain(inputs))
+
+
+def test_copies_are_plain_models():
+    model, _, _ = learning()
+    inputs = pictures(3)[0]
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        found = seen(other, inputs, True)
+        assert torch.equal(found["first"], inputs)
+
+
+def test_layers_that_calibration_does_not_reach_keep_their_inputs():
+    class Partial(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.used, self.spare = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x, both=False):
+            return self.spare(self.used(x)) if both else self.used(x)
+
+    from adapt.learned import Budget, Phases, attach
+
+    model = Partial()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.warns(UserWarning, match=r"did not reach spare.weight.input"):
+        learner = attach(
+            optimizer,
+            model,
+            [torch.randn(8, 4)],
+            weight_budget=Budget(bits=4),
+            activation_budget=Budget(bits=4),
+            phases=Phases(1, 4, 1),
+        )
+    assert "spare.weight.input" not in learner.formats
+    model(torch.randn(8, 4), both=True).sum().backward()
+    optimizer.step()

@@ -1,0 +1,363 @@
+"""The phases of a run: what moves when, what the budgets get, what is told, and what is refused."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import adapt
+from adapt.learned import Budget, Phases, attach, attach_lsq
+from adapt.learned.phases import rate
+from adapt.perfmodel import network_size
+from tests.learned.networks import PHASES, Convolutional, build, given, learning, on_grid, pictures, train
+
+
+def bits(learner):
+    return learner._run.formats.bits.copy()
+
+
+def test_pretraining_is_homogeneous_two_bits_above_the_budget():
+    model, optimizer, learner = learning(bits=3.6)
+    assert learner.phase == "pretraining"
+    assert (bits(learner) == 5).all()
+    before = learner.formats["first.weight"].step
+    train(model, optimizer, PHASES.pretraining)
+    assert (bits(learner) == 5).all()
+    # The steps themselves are learned.
+    assert not np.array_equal(learner.formats["first.weight"].step, before)
+    assert learner.phase == "learning"
+
+
+def test_widths_move_in_learning_every_so_many_steps():
+    model, optimizer, learner = learning()
+    train(model, optimizer, PHASES.pretraining)
+    moved = []
+    for step in range(6, 24):
+        before = bits(learner)
+        train(model, optimizer, 1, first=step)
+        moved.append(not np.array_equal(bits(learner), before))
+    assert any(moved)
+    assert not any(m for i, m in enumerate(moved, 1) if i % 3)
+
+
+def test_budgets_are_met_within_one_per_cent_and_what_learning_missed_is_told():
+    model, optimizer, learner = learning()
+    train(model, optimizer, PHASES.pretraining + PHASES.learning)
+    sizes = learner.size
+    for kilobytes, entry in ((sizes.weight_kilobytes, "weight"), (sizes.activation_kilobytes, "activation")):
+        target = learner.log[1][f"{entry}_budget"]
+        assert target * 0.9 < kilobytes <= target * 1.01
+        assert math.isfinite(learner.log[1][f"{entry}_missed_by"])
+    assert [entry["phase"] for entry in learner.log] == ["pretraining", "learning"]
+    assert learner.log[0]["moved"] == 0
+    assert learner.log[1]["moved"] > 0.5
+    assert learner.log[1]["bit_change"] > 0.5
+    assert learner.log[1]["gradient"] > 0
+
+
+def test_sizes_are_the_performance_models():
+    _, _, learner = learning(bits=3)
+    weights = [
+        (n // len(f.word_length), f)
+        for n, f in ((learner.masters[name].numel(), form) for name, form in learner.precisions.items())
+    ]
+    numel = np.concatenate([np.full(len(f.word_length), n) for n, f in weights])
+    widths = np.concatenate([f.word_length for _, f in weights])
+    sizes = {"first": 3 * 64, "depthwise": 8 * 64, "grouped": 8 * 64, "up": 8 * 64, "head": 6}
+    inputs = [learner.activation_precisions[f"{name}.weight.input"].word_length[0] for name in sizes]
+    expected = network_size(numel, widths, list(sizes.values()), inputs)
+    assert learner.size.kilobytes == pytest.approx(expected)
+    assert learner.size.weight_bits == 5
+
+
+def test_formats_are_frozen_in_fine_tuning_while_weights_move():
+    model, optimizer, learner = learning()
+    train(model, optimizer, PHASES.pretraining + PHASES.learning)
+    before, master = learner.formats, learner.masters["first.weight"].clone()
+    train(model, optimizer, PHASES.finetuning + 5, first=30)
+    for name, form in learner.formats.items():
+        for field in ("step", "maximum", "word_length"):
+            assert np.array_equal(getattr(form, field), getattr(before[name], field)), name
+    assert not torch.equal(learner.masters["first.weight"], master)
+    assert learner.phase == "finetuning"
+
+
+def test_batch_norm_statistics_of_fine_tuning_are_an_even_mean_that_begins_anew():
+    model, optimizer, _learner = learning(activation_budget=None)
+    train(model, optimizer, 30)
+    means = []
+    for step in range(30, 33):
+        x = pictures(step)[0]
+        with torch.no_grad():
+            means.append(model.first(x).mean((0, 2, 3)))
+        train(model, optimizer, 1, first=step)
+        torch.testing.assert_close(model.norm.running_mean, torch.stack(means).mean(0), rtol=1e-4, atol=1e-5)
+    assert model.norm.momentum == 0.1
+    before = model.norm.running_mean.clone()
+    with torch.no_grad():
+        mean = model.first(pictures(33)[0]).mean((0, 2, 3))
+    train(model, optimizer, 1, first=33)
+    torch.testing.assert_close(model.norm.running_mean, 0.9 * before + 0.1 * mean, rtol=1e-4, atol=1e-5)
+
+
+def test_detaching_while_statistics_are_taken_gives_the_momentum_back():
+    model, optimizer, learner = learning()
+    train(model, optimizer, 31)
+    assert model.norm.momentum is None
+    learner.detach()
+    assert model.norm.momentum == 0.1
+
+
+def test_learning_rates_rise_and_fall_in_every_phase():
+    model, optimizer, _learner = learning(warmup=0.5)
+    found = []
+    for step in range(PHASES.total + 2):
+        train(model, optimizer, 1, first=step)
+        found.append(optimizer.param_groups[0]["lr"])
+    expected = [0.05 * rate(at, length, 0.5) for _, at, length in map(PHASES.at, range(PHASES.total + 2))]
+    assert found == pytest.approx(expected)
+
+
+def test_learning_rates_are_left_alone_without_schedule():
+    model, optimizer, _learner = learning(schedule=False)
+    train(model, optimizer, 8)
+    assert optimizer.param_groups[0]["lr"] == 0.05
+
+
+def test_a_maximum_of_activations_is_a_budget_too():
+    model, optimizer, learner = learning(activation_size="max", activation_budget=Budget(kilobytes=0.2))
+    train(model, optimizer, 30)
+    assert learner.size.activation_kilobytes <= 0.2
+    assert learner.log[1]["activation_budget"] == 0.2
+
+
+def test_one_bit_is_reached_where_it_is_allowed():
+    model, optimizer, learner = learning(bits=1.3, floor=1, activation_budget=None, quantize_biases=False)
+    train(model, optimizer, PHASES.total)
+    assert learner.size.weight_bits <= 1.3 * 1.01
+    form, weight = learner.formats["grouped.weight"], model.grouped.weight.detach()
+    assert 1 in np.concatenate([f.word_length for f in learner.formats.values()])
+    for c in np.flatnonzero(form.word_length == 1):
+        torch.testing.assert_close(weight[c].abs(), torch.full_like(weight[c], float(form.maximum[c])))
+
+
+def test_biases_are_quantised_unless_they_are_not():
+    _, _, learner = learning()
+    assert {"first.bias", "grouped.bias", "up.bias", "head.bias"} <= set(learner.formats)
+    assert "norm.bias" not in learner.formats
+    _, _, learner = learning(quantize_biases=False)
+    assert not any(name.endswith("bias") for name in learner.formats)
+
+
+def test_evaluation_and_training_see_the_same_grid():
+    model, optimizer, learner = learning()
+    train(model, optimizer, 3)
+    weight = model.head.weight.detach().clone()
+    model.eval()
+    model(pictures(0)[0])
+    assert torch.equal(model.head.weight, weight)
+    step = torch.from_numpy(learner.formats["head.weight"].step)[:, None]
+    assert on_grid(weight, step)
+
+
+def test_trace_and_widths_tell_what_happened():
+    model, optimizer, learner = learning()
+    train(model, optimizer, PHASES.total)
+    trace, widths = learner.trace, learner.widths
+    assert trace.layers == tuple(learner.masters)
+    assert trace.step[0] == 1
+    assert trace.word_length[0].tolist() == [6] * len(trace.layers)
+    last = learner.formats["first.weight"]
+    assert widths.of("first.weight")[-1].tolist() == last.word_length.tolist()
+    assert widths.of("head.weight.input")[0].tolist() == [6]
+    i = trace.layers.index("first.weight")
+    assert trace.word_length[-1, i] == round(float(last.word_length.mean()))
+    assert trace.fraction_length[-1, i] == round(float(-np.log2(last.step).mean()))
+    assert 0 < trace.nonzero[-1, i] <= 1
+    assert widths.means().shape == (len(widths), len(widths.names))
+
+
+def test_no_movement_is_warned_of():
+    model, optimizer, _ = learning(width_rate=0.0)
+    with pytest.warns(UserWarning, match="no bit width moved in learning"):
+        train(model, optimizer, 30)
+
+
+def test_penalty_is_equation_2():
+    _, _, learner = learning(beta=2.0)
+    size = learner.size
+    targets = learner._run.targets
+    excess = (size.weight_kilobytes - targets[0], size.activation_kilobytes - targets[1])
+    assert learner.penalty().item() == pytest.approx(2 * excess[0] ** 2 + 2 * excess[1] ** 2)
+
+
+# LSQ
+
+
+@pytest.mark.parametrize("width", [1, 2, 4, 8])
+def test_lsq_stays_at_its_widths_and_learns_its_steps(width):
+    model, optimizer, learner = given(width, activation_bits=width)
+    before = learner.formats
+    train(model, optimizer, 8)
+    for _name, form in learner.formats.items():
+        assert (form.word_length == width).all()
+        assert (form.step > 0).all()
+    assert not np.array_equal(learner.formats["first.weight"].step, before["first.weight"].step)
+    weight = model.get_parameter("first.weight").detach()
+    assert all(part.unique().numel() <= 2**width for part in weight)
+    assert learner.size.weight_bits == width
+    assert learner.phase == "lsq"
+
+
+def test_lsq_starts_where_its_paper_does():
+    _, _, learner = given(3)
+    weight = learner.masters["first.weight"]
+    expected = 2 * weight.abs().mean((1, 2, 3)) / math.sqrt(3)
+    torch.testing.assert_close(torch.from_numpy(learner.formats["first.weight"].step), expected)
+
+
+def test_lsq_moves_steps_by_momentum_at_the_optimizers_rate():
+    model, optimizer = build()
+    learner = attach_lsq(optimizer, model, weight_bits=3, per_channel=False, momentum=0.5)
+    run, velocity = learner._run, 0.0
+    for step in range(3):
+        before = run.formats.step.clone()
+        optimizer.zero_grad()
+        inputs, targets = pictures(step)
+        nn.functional.cross_entropy(model(inputs), targets).backward()
+        gradient = model.head.weight.grad.clone()
+        master, d = learner.masters["head.weight"].clone(), before[run.formats.places["head.weight"]][0]
+        optimizer.step()
+        leaf = d.clone().requires_grad_()
+        (expected,) = torch.autograd.grad(adapt.learned.lsq(master, leaf, 3), leaf, gradient)
+        velocity = 0.5 * velocity + expected.item()
+        found = run.formats.step[run.formats.places["head.weight"]][0]
+        assert found.item() == pytest.approx(max(d.item() - 0.05 * velocity, d.item() / 2), rel=1e-4)
+
+
+def test_lsq_per_tensor_has_one_step():
+    _, _, learner = given(3, per_channel=False)
+    assert all(len(form.step) == 1 for form in learner.formats.values())
+
+
+def test_lsq_schedule():
+    model, optimizer, _ = given(4, steps=10, warmup=0.2)
+    found = []
+    for step in range(10):
+        train(model, optimizer, 1, first=step)
+        found.append(optimizer.param_groups[0]["lr"])
+    assert found == pytest.approx([0.05 * rate(step, 10, 0.2) for step in range(10)])
+
+
+# Refusals
+
+
+def refused(kind, message, call):
+    with pytest.raises(kind, match=message):
+        call()
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "message"),
+    [
+        ({"weight_budget": 4}, TypeError, "weight_budget must be an adapt.learned.Budget"),
+        ({"activation_budget": "4"}, TypeError, "activation_budget must be an adapt.learned.Budget"),
+        ({"phases": (1, 1, 1)}, TypeError, "phases must be an adapt.learned.Phases"),
+        ({"phases": Phases(5, 0, 5)}, ValueError, "at least one step of learning"),
+        ({"activation_size": "mean"}, ValueError, 'activation_size must be "sum" or "max"'),
+        ({"floor": 0}, ValueError, "floor must be 1 or 2"),
+        ({"weight_scaling": "x"}, ValueError, "weight_scaling must be one of"),
+        ({"activation_scaling": None}, ValueError, "activation_scaling must be one of"),
+        ({"delta": "a"}, TypeError, "delta must be a number"),
+        ({"beta": -1}, ValueError, "beta must lie between 0 and inf"),
+        ({"update_every": 0}, ValueError, "update_every must be at least 1"),
+        ({"update_every": 2.5}, TypeError, "update_every must be a whole number"),
+        ({"width_rate": "fast"}, TypeError, "width_rate must be a number"),
+        ({"warmup": 2}, ValueError, "warmup must lie between 0 and 1"),
+        ({"weight_budget": Budget(bits=1.5)}, ValueError, "weight_budget of 1.5 bits on average cannot be met"),
+        ({"activation_budget": Budget(kilobytes=0.01)}, ValueError, "activation_budget of 0.01 kB cannot be met"),
+        ({"layers": "all"}, TypeError, "layers must be a function"),
+    ],
+    ids=lambda value: str(value) if isinstance(value, dict) else None,
+)
+def test_bad_options_are_refused_by_name_and_leave_nothing_attached(options, kind, message):
+    model, optimizer = build()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    refused(kind, message, lambda: learning(model, optimizer, **options))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    learning(model, optimizer)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"weight_bits": 9}, "weight_bits must be a whole number of 1 to 8 bits, got 9"),
+        ({"weight_bits": 4, "activation_bits": 0}, "activation_bits must be a whole number"),
+        ({"weight_bits": 4, "momentum": 1.5}, "momentum must lie between 0 and 1"),
+        ({"weight_bits": 4, "steps": 0}, "steps must be at least 1"),
+    ],
+)
+def test_bad_options_of_lsq(options, message):
+    model, optimizer = build()
+    refused(ValueError, message, lambda: attach_lsq(optimizer, model, [pictures(0)[0]], **options))
+
+
+def test_calibration_is_needed_and_must_run():
+    options = {"weight_budget": Budget(bits=4), "activation_budget": Budget(bits=4), "phases": PHASES}
+    model, optimizer = build()
+    refused(ValueError, "calibration has no batch", lambda: attach(optimizer, model, **options))
+    refused(
+        RuntimeError,
+        "calibration could not run a batch through Convolutional",
+        lambda: attach(optimizer, model, [torch.zeros(2, 5)], **options),
+    )
+
+
+def test_calibration_leaves_buffers_and_random_streams():
+    model, optimizer = build()
+    model.drop = nn.Dropout()
+    before, state = model.norm.running_mean.clone(), torch.get_rng_state()
+    learning(model, optimizer)
+    assert torch.equal(model.norm.running_mean, before)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_what_attach_refuses_is_refused():
+    model, optimizer, learner = learning()
+    refused(ValueError, "has a controller already", lambda: learning(model, optimizer))
+    refused(ValueError, "has a controller already", lambda: adapt.attach(optimizer, model))
+    learner.detach()
+    lbfgs = torch.optim.LBFGS(model.parameters())
+    refused(ValueError, "evaluates the loss several times", lambda: learning(model, lbfgs))
+    refused(TypeError, "module must be a torch.nn.Module", lambda: learning(list(model.parameters()), optimizer))
+
+
+def test_layers_that_come_later_are_refused():
+    torch.manual_seed(0)
+    model = Convolutional()
+    model.head.requires_grad_(False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    _, _, learner = learning(model, optimizer)
+    model.head.requires_grad_(True)
+    refused(RuntimeError, r"head.weight.* joined the optimizer or was unfrozen", lambda: train(model, optimizer, 1))
+    learner.detach()
+
+
+def test_closures_and_other_optimizers():
+    torch.manual_seed(0)
+    model = Convolutional()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    _, _, learner = learning(model, optimizer)
+
+    def closure():
+        optimizer.zero_grad()
+        inputs, targets = pictures(learner.step)
+        loss = nn.functional.cross_entropy(model(inputs), targets)
+        loss.backward()
+        return loss
+
+    for _ in range(PHASES.total):
+        optimizer.step(closure)
+    assert learner.size.weight_bits <= 4.04

@@ -1,0 +1,148 @@
+"""Weights are rounded channel by channel, and their gradients go back to weights, steps and ranges."""
+
+import pytest
+import torch
+from torch import nn
+
+from adapt.learned import quantize
+from adapt.learned.masters import channels_of
+from tests.learned.networks import Convolutional, Reader, learning, train
+
+
+@pytest.mark.parametrize(
+    ("owner", "count"),
+    [
+        (nn.Linear(5, 7), 7),
+        (nn.Conv1d(4, 6, 3), 6),
+        (nn.Conv2d(4, 6, 3, groups=2), 6),
+        (nn.Conv2d(6, 6, 3, groups=6), 6),
+        (nn.Conv3d(2, 3, 2), 3),
+        (nn.ConvTranspose2d(4, 6, 3), 6),
+        (nn.ConvTranspose2d(4, 6, 3, groups=2), 6),
+        (nn.ConvTranspose1d(6, 6, 3, groups=6), 6),
+        (nn.Embedding(10, 4), 4),
+        (nn.LSTM(3, 5).requires_grad_(), None),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else str(value),
+)
+def test_channels_are_those_of_the_output(owner, count):
+    if count is None:
+        assert channels_of(owner.weight_ih_l0, owner).count == 20
+        return
+    weight = owner.weight.detach()
+    channels = channels_of(weight, owner)
+    assert channels.count == count
+    assert channels_of(weight, owner, per_channel=False).count == 1
+    if isinstance(owner, nn.Embedding):
+        return
+    # Each format acts on what makes one output channel, and on nothing else.
+    kernel = weight.shape[2:]
+    x = torch.randn(1, owner.in_features) if isinstance(owner, nn.Linear) else None
+    if x is None:
+        x = torch.randn(1, owner.in_channels, *(9 for _ in kernel))
+    owner.bias.data.zero_()
+    before = owner(x)
+    scale = torch.arange(1.0, count + 1).view(channels.formats)
+    channels.view(owner.weight.data).mul_(scale)
+    expected = before * torch.arange(1.0, count + 1).view(1, count, *(1 for _ in kernel))
+    torch.testing.assert_close(owner(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_weights_are_the_masters_rounded_by_their_channels_formats():
+    model, optimizer, learner = learning()
+    train(model, optimizer, 12)
+    for name, form in learner.precisions.items():
+        master, weight = learner.masters[name], model.get_parameter(name).detach()
+        i = learner._run.layers.names.index(name)
+        channels = learner._run.layers.channels[i]
+        step, maximum = (torch.from_numpy(a).view(channels.formats) for a in (form.step, form.maximum))
+        expected = quantize(channels.view(master), step, maximum)
+        torch.testing.assert_close(channels.view(weight), expected, rtol=1e-6, atol=1e-7)
+        assert not torch.equal(weight, master)
+        levels = [part.unique().numel() for part in learner._run.layers.rows(i)]
+        assert len(levels) == channels.count
+
+
+def test_gradients_are_those_of_autograd_through_the_quantiser():
+    model, optimizer, learner = learning()
+    run = learner._run
+    train(model, optimizer, 1)
+    run.formats.sums.zero_()
+    gradients = {name: torch.randn_like(p) for name, p in model.named_parameters() if name in learner.masters}
+    for name, gradient in gradients.items():
+        model.get_parameter(name).grad = gradient.clone()
+    for name in learner.masters:
+        i = run.layers.names.index(name)
+        channels, form = run.layers.channels[i], learner.formats[name]
+        leaves = [torch.from_numpy(a).view(channels.formats).requires_grad_() for a in (form.step, form.maximum)]
+        master = learner.masters[name].clone().requires_grad_()
+        result = quantize(channels.view(master), *leaves, scaling="ewgs")
+        gradients[name] = torch.autograd.grad(result, (master, *leaves), channels.view(gradients[name]))
+    run.layers.back(run.layers.gradients(), "ewgs", 5e-3, collect=True)
+    to_step, to_range, _ = run.formats.figures(1)
+    for name, (weight, step, maximum) in gradients.items():
+        torch.testing.assert_close(model.get_parameter(name).grad, weight, rtol=1e-4, atol=1e-6)
+        place = run.formats.places[name]
+        for found, expected, value in (
+            (to_step, step, run.formats.step),
+            (to_range, maximum, run.formats.maximum),
+        ):
+            octave = expected.flatten() * value[place] * torch.log(torch.tensor(2.0))
+            torch.testing.assert_close(found[place].float(), octave, rtol=2e-3, atol=1e-4)
+    learner.detach()
+
+
+def test_a_gradient_that_is_not_finite_counts_as_zero_and_tells_nothing():
+    model, optimizer, learner = learning(activation_budget=None)
+    train(model, optimizer, 1)
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    model.head.weight.grad[0, 0] = torch.nan
+    before = learner._run.formats.sums.clone()
+    optimizer.step()
+    assert learner.skipped["head.weight"] == 1
+    assert learner.skipped["first.weight"] == 0
+    place = learner._run.formats.places["head.weight"]
+    assert torch.equal(learner._run.formats.sums[place], before[place])
+    assert torch.isfinite(learner.masters["head.weight"]).all()
+
+
+def test_attention_and_embeddings_have_formats_by_channel():
+    torch.manual_seed(0)
+    model = Reader()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+
+    def words(step):
+        generator = torch.Generator().manual_seed(step)
+        return torch.randint(11, (4, 5), generator=generator), torch.randint(3, (4,), generator=generator)
+
+    from adapt.learned import Budget, Phases, attach
+
+    learner = attach(
+        optimizer,
+        model,
+        [words(99)[0]],
+        weight_budget=Budget(bits=4),
+        activation_budget=Budget(bits=4),
+        phases=Phases(2, 8, 2),
+        update_every=2,
+    )
+    train(model, optimizer, 12, data=words)
+    counts = {name: len(form.step) for name, form in learner.formats.items()}
+    assert counts["words.weight"] == 8
+    assert counts["attention.in_proj_weight"] == 24
+    assert counts["attention.out_proj.weight"] == 8
+    assert counts["attention.in_proj_bias"] == counts["head.bias"] == 1
+    # What happens within attention, and what an embedding looks up, cannot be reached or is on a grid already.
+    assert [name for name in counts if name.endswith(".input")] == ["head.weight.input"]
+    assert learner.size.weight_bits <= 4 * 1.01
+
+
+def test_names_and_modules_stay():
+    names, modules = list(Convolutional().state_dict()), [type(m) for m in Convolutional().modules()]
+    model, optimizer, _ = learning()
+    train(model, optimizer, 2)
+    assert list(model.state_dict()) == names
+    assert [type(m) for m in model.modules()] == modules
+    fresh = Convolutional()
+    fresh.load_state_dict(model.state_dict())
