@@ -27,7 +27,8 @@ def read(path: Path) -> list[Line]:
     if not path.exists():
         return []
     lines = []
-    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    # What follows the last line's end is still being written.
+    for number, text in enumerate(path.read_text(encoding="utf-8").split("\n")[:-1], 1):
         try:
             line = json.loads(text)
         except json.JSONDecodeError:

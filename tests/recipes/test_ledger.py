@@ -18,6 +18,12 @@ def test_no_file_holds_no_lines(tmp_path):
     assert ledger.read(tmp_path / "none.jsonl") == []
 
 
+def test_a_line_that_is_being_written_is_left_out(tmp_path):
+    path = tmp_path / "runs.jsonl"
+    path.write_text('{"a": 1}\n{"a": ')
+    assert ledger.read(path) == [{"a": 1}]
+
+
 @pytest.mark.parametrize("damage", ['{"a": 1', "[1]", "text"])
 def test_a_damaged_line_is_named(tmp_path, damage):
     path = tmp_path / "runs.jsonl"
