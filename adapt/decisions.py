@@ -142,6 +142,8 @@ class Decisions:
                 weights=weights,
                 sums=sums,
                 windows=Whole(windows),
+                l1=l1,
+                l2=l2,
             )
             before = self.state.gradients
             self.state = self.policy.advance(self.state, observation)

@@ -130,9 +130,10 @@ class AdaPT:
         rules:
 
         * Push-down gives up 2 bits of divergence instead of none: weights need no more levels than training can feel.
-        * Push-up measures what rounding costs, ⟨ΣG/n, Q(W) − W⟩ of the window, instead of testing one batch's loss: a
-          layer gets one bit more where that is above `loss_tolerance` of the loss, and gives one back, down to what
-          push-down asks for, where it is far below. As the loss falls, the same error weighs more, so bits return late.
+        * Push-up measures what rounding costs, ⟨ΣG/n, Q(W) − W⟩ of the window (`adapt.switching.rounding_cost`),
+          instead of testing one batch's loss: a layer gets one bit more where that is above `loss_tolerance` of the
+          loss, and gives one back, down to what push-down asks for, where it is far below. As the loss falls, the same
+          error weighs more, so bits return late.
         * Integer bits are the fewest for which saturation adds no more squared error than rounding does, and there are
           no buffer bits: a few outliers are clipped.
         * Gradients keep their norms, so learning rates and penalties are those of float32.
@@ -238,7 +239,14 @@ class AdaPT:
             return push_up_by_diversity(lowest, current, kept, buffer_bits=self.buffer_bits), given_up
         fraction_length = lowest.fraction_length
         if window.loss is not None:
-            cost = rounding_cost(observation.sums[window.layer], window.gradients, weights, current)
+            cost = rounding_cost(
+                observation.sums[window.layer],
+                window.gradients,
+                weights,
+                current,
+                l1=float(observation.l1[window.layer]),
+                l2=observation.l2,
+            )
             fraction_length = push_up_by_loss(lowest, current, cost, self.loss_tolerance * abs(window.loss))
         integer_length = fewest_integer_bits(weights, fraction_length)
         return Precision(integer_length + fraction_length, fraction_length), given_up

@@ -13,17 +13,22 @@ LOWERING_MARGIN = 8.0
 large and, near a minimum, their cost four times, so a margin of four would let a format swing to and fro."""
 
 
-def rounding_cost(sum_of_gradients: Tensor, gradients: int, weights: Tensor, precision: Precision) -> float:
-    """⟨ΣG/n, Q(W) − W⟩: by how much the loss would fall, to first order, if the weights moved from Q(W) to W.
+def rounding_cost(
+    sum_of_gradients: Tensor, gradients: int, weights: Tensor, precision: Precision, *, l1: float = 0.0, l2: float = 0.0
+) -> float:
+    """⟨ΣG/n + α·sign(W) + β·W, Q(W) − W⟩: by how much the loss would fall, to first order, if the weights moved from
+    Q(W) to W.
 
     G is measured at Q(W). For a loss of curvature H the difference L(Q(W)) − L(W) is this less ½·EᵀHE with
-    E = Q(W) − W, so near a minimum between half of it and all of it is what rounding the layer costs.
+    E = Q(W) − W, so near a minimum between half of it and all of it is what rounding the layer costs. The loss is the
+    penalised one: where a penalty holds weights against the pull of the data, G alone would never vanish.
 
     Args:
-        sum_of_gradients: ΣG over the window, of the weights' shape.
+        sum_of_gradients: ΣG over the window, without penalties, of the weights' shape.
         gradients: n, how many there are, at least 1.
         weights: the layer's master weights.
         precision: the format in which the window ran; rounding is to nearest.
+        l1, l2: the penalties' coefficients α and β.
 
     Returns:
         The cost in units of the loss. Negative where rounding happens to help.
@@ -34,7 +39,12 @@ def rounding_cost(sum_of_gradients: Tensor, gradients: int, weights: Tensor, pre
     if gradients < 1:
         raise ValueError(f"gradients must be at least 1, got {gradients}: a window has some")
     error = quantize(weights, precision).sub_(weights)
-    return float(torch.dot(sum_of_gradients.reshape(-1).double(), error.reshape(-1).double())) / gradients
+    pull = sum_of_gradients / gradients
+    if l1:
+        pull.add_(weights.sign(), alpha=l1)
+    if l2:
+        pull.add_(weights, alpha=l2)
+    return float(torch.dot(pull.reshape(-1).double(), error.reshape(-1).double()))
 
 
 def push_up_by_loss(lowest: Precision, current: Precision, cost: float, allowed: float) -> int:

@@ -43,6 +43,7 @@ class Observation:
             its `patience` named as one in which a layer can switch.
         sums: the running sums ΣG, this gradient included, where `sums_gradients` asks for them; read them as `weights`.
         windows: the gradients behind each running sum, oldest first, where `keeps_gradients` asks for them.
+        l1, l2: α of each layer, [layers], and β of the penalties that the loss includes and the gradients do not.
     """
 
     loss: float | None
@@ -53,6 +54,8 @@ class Observation:
     weights: Sequence[Tensor]
     sums: Sequence[Tensor] = ()
     windows: Sequence[Sequence[Tensor]] = ()
+    l1: Sequence[float] | NDArray[np.float64] = ()
+    l2: float = 0.0
 
 
 S = TypeVar("S", bound=State)

@@ -162,14 +162,14 @@ def next_strategy(strategy, loss, previous_losses):
     return "min"
 
 
-def rounding_cost(gradients, weights, word_length, fraction_length):
-    """⟨mean of G, Q(W) − W⟩."""
+def rounding_cost(gradients, weights, word_length, fraction_length, l1=0.0, l2=0.0):
+    """⟨mean of G + α·sign(W) + β·W, Q(W) − W⟩."""
     total = sum(np.asarray(gradient, np.float64) for gradient in gradients)
     cost = 0.0
-    for weight, gradient in zip(np.ravel(weights), np.ravel(total), strict=True):
-        error = float(nearest(weight, word_length, fraction_length)) - float(weight)
-        cost += float(gradient) * error
-    return cost / len(gradients)
+    for weight, gradient in zip(map(float, np.ravel(weights)), np.ravel(total), strict=True):
+        error = float(nearest(weight, word_length, fraction_length)) - weight
+        cost += (float(gradient) / len(gradients) + l1 * np.sign(weight) + l2 * weight) * error
+    return cost
 
 
 def fewest_integer_bits(weights, fraction_length):

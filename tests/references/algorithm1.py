@@ -137,7 +137,7 @@ class Algorithm1:
             return equations.push_up_by_diversity(lowest, layer.precision, layer.gradients, policy.buffer_bits)
         if policy.push_up == "loss":
             master, losses = self.masters[layer.name], self.losses[-len(layer.gradients) :]
-            cost = equations.rounding_cost(layer.gradients, master, *layer.precision)
+            cost = equations.rounding_cost(layer.gradients, master, *layer.precision, self.l1, self.l2)
             allowed = policy.loss_tolerance * sum(losses) / len(losses)
             return equations.push_up_by_loss(lowest, layer.precision, cost, allowed, master)
         return equations.push_up(*lowest, layer.diversity, self.strategy, policy.buffer_bits)

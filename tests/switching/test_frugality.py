@@ -18,15 +18,19 @@ VALUES = st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=20)
 TINY = Precision(8, 4)
 
 
-@given(VALUES, st.integers(1, 9), st.integers(-6, 12), st.data())
-def test_cost_equals_the_literal_sum(weights, word_length, fraction_length, data):
-    word_length += 1
+PENALTIES = st.sampled_from([0.0, 0.125, 3.0])
+
+
+@given(VALUES, st.integers(2, 10), st.integers(-6, 12), PENALTIES, PENALTIES, st.data())
+def test_cost_equals_the_literal_sum(weights, word_length, fraction_length, l1, l2, data):
     numbers = st.lists(st.floats(-10, 10, width=32), min_size=len(weights), max_size=len(weights))
-    gradients = [np.float32(g) for g in data.draw(st.lists(numbers, min_size=1, max_size=4))]
-    total = torch.from_numpy(np.sum(gradients, axis=0, dtype=np.float32))
-    cost = rounding_cost(total, len(gradients), torch.tensor(weights), Precision(word_length, fraction_length))
-    expected = reference.rounding_cost([total.numpy()], weights, word_length, fraction_length) / len(gradients)
-    assert cost == pytest.approx(expected, rel=1e-9, abs=1e-12)
+    gradients = torch.tensor(data.draw(st.lists(numbers, min_size=1, max_size=4)))
+    precision = Precision(word_length, fraction_length)
+    cost = rounding_cost(gradients.sum(0), len(gradients), torch.tensor(weights), precision, l1=l1, l2=l2)
+    expected = reference.rounding_cost(list(gradients.numpy()), weights, word_length, fraction_length, l1, l2)
+    errors = adapt.quantize(torch.tensor(weights), precision).double() - torch.tensor(weights).double()
+    pulls = gradients.abs().sum(0) + l1 + l2 * torch.tensor(weights).abs()
+    assert cost == pytest.approx(expected, abs=1e-6 * float(pulls.double() @ errors.abs()))
 
 
 def test_cost_is_twice_what_rounding_costs_at_the_minimum_of_a_parabola():
