@@ -44,7 +44,7 @@ def rounding_cost(
         pull.add_(weights.sign(), alpha=l1)
     if l2:
         pull.add_(weights, alpha=l2)
-    return float(torch.dot(pull.reshape(-1).double(), error.reshape(-1).double()))
+    return float(pull.mul_(error).sum(dtype=torch.float64))
 
 
 def push_up_by_loss(lowest: Precision, current: Precision, cost: float, allowed: float) -> int:
@@ -81,7 +81,7 @@ def fewest_integer_bits(weights: Tensor, fraction_length: int) -> int:
         IL, such that IL + FL lies between 2 and 32 bits.
     """
     step = math.ldexp(1.0, -fraction_length)
-    magnitudes = weights.detach().abs().reshape(-1)
+    magnitudes = weights.detach().abs()
     largest = float(magnitudes.max()) if magnitudes.numel() else 0.0
     shortest, longest = SHORTEST_WORD - fraction_length, LONGEST_WORD - fraction_length
     # One bit more than holds the largest: the top of a range lies a step below its power of two.
@@ -89,8 +89,8 @@ def fewest_integer_bits(weights: Tensor, fraction_length: int) -> int:
     worthwhile = magnitudes.numel() * step * step / 12
     while needed > shortest:
         top = math.ldexp(1.0, needed - 2) - step
-        outliers = magnitudes[magnitudes > top].double()
-        if float((outliers - top).square().sum()) > worthwhile:
+        excess = (magnitudes - top).clamp_min_(0)
+        if float(torch.linalg.vector_norm(excess, dtype=torch.float64)) ** 2 > worthwhile:
             break
         needed -= 1
     return needed
