@@ -42,7 +42,7 @@ class Settings:
 
     text: str
     method: str
-    epochs: int = 15
+    epochs: int = 20
     steps_per_epoch: int = 100
     batch_size: int = 16
     context: int = 128
