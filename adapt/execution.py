@@ -55,10 +55,11 @@ class Execution:
       between two layers is of the short type.
 
     So a layer's output is the simulated one, rounded once, as long as its operands are exact and its sums fit 24 bits;
-    what comes after it differs. Measured with words of 8 bits at batch 128, before any training: the outputs of the
-    layers are off by 0.16 to 0.21 % of the float32 ones for the same operands (root mean square), the logits by 0.35 %
-    (ResNet-20), 0.23 % (AlexNet) and 0.32 % (three hidden layers) of the simulated ones, and the gradients of the
-    weights by 0.2 to 29 %, most in the first layers of ResNet-20, where those of bfloat16 autocast are off by 30 %.
+    what comes after it differs. Measured with words of 8 bits, rounded to nearest, at batch 128, before any training: the
+    outputs of the layers are off by 0.16 to 0.19 % of the float32 ones for the same operands (root mean square), the
+    logits by 0.37 % (ResNet-20), 0.35 % (AlexNet) and 0.43 % (three hidden layers) of the simulated ones, and the
+    gradients of the weights by 0.2 to 29 %, most in the first layers of ResNet-20. Those of bfloat16 autocast are off by
+    as much: logits by 0.38, 0.35 and 0.43 %, gradients by 0.2 to 28 %.
 
     All other modules that have parameters (layers that are not quantised, recurrent layers, attention, layer
     normalisation, your own) are given float32. Where a module multiplies such activations with a parameter of its own
@@ -71,8 +72,11 @@ class Execution:
     computed as a convolution over the batch. An input's gradient that lost the channels-last layout, as that of a slice
     does, gets it back.
 
-    int8 is not used. Its forward product takes about two thirds of the time of bfloat16's (measured with oneDNN's VNNI
-    kernels), but only on activations that are quantised, and in training rounding them costs more than that saves.
+    int8 is not used. Its forward product takes half the time of bfloat16's (torch 2.13, AVX-512 with VNNI:
+    `torch._int_mm` 0.5; oneDNN's convolutions 0.53 to 0.63, for unsigned inputs). But it needs quantised inputs, and
+    rounding those of a convolution takes 0.1 to 2 times what it saves; its weights must be prepared anew after every
+    step, which takes 5 to 19 % of a convolution's time in bfloat16. The products for the gradients stay in bfloat16.
+    AlexNet's step, a fifth of which is forward products, could win 4 %, that of ResNet-20 nothing.
 
     Under `torch.compile` both ways are one operator, so nothing is recompiled when a precision moves. Its answer is
     rounded like the layer's here, but is float32, and what follows runs in float32.
