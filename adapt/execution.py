@@ -55,11 +55,11 @@ class Execution:
       between two layers is of the short type.
 
     So a layer's output is the simulated one, rounded once, as long as its operands are exact and its sums fit 24 bits;
-    what comes after it differs. Measured with words of 8 bits, rounded to nearest, at batch 128, before any training: the
+    what comes after it differs. Measured with words of 8 bits, rounded to nearest, at batch 128, before training: the
     outputs of the layers are off by 0.16 to 0.19 % of the float32 ones for the same operands (root mean square), the
     logits by 0.37 % (ResNet-20), 0.35 % (AlexNet) and 0.43 % (three hidden layers) of the simulated ones, and the
-    gradients of the weights by 0.2 to 29 %, most in the first layers of ResNet-20. Those of bfloat16 autocast are off by
-    as much: logits by 0.38, 0.35 and 0.43 %, gradients by 0.2 to 28 %.
+    gradients of the weights by 0.2 to 29 %, most in the first layers of ResNet-20. bfloat16 autocast is off by as much:
+    logits by 0.38, 0.35 and 0.43 %, gradients by 0.2 to 28 %.
 
     All other modules that have parameters (layers that are not quantised, recurrent layers, attention, layer
     normalisation, your own) are given float32. Where a module multiplies such activations with a parameter of its own
