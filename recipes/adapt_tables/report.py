@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import fill
 
 from adapt import files
 from recipes.adapt_tables import paper, tables
@@ -60,7 +61,7 @@ def summary(groups: Sequence[Group]) -> str:
     ]
     missing = [f"{tables.NETWORKS[row.model]} on {tables.DATA_SETS[row.data_set]}" for row in _missing(groups)]
     below = f"Schedules: {'; '.join(schedules) or 'none yet'}. Not run: {', '.join(missing) or 'nothing'}."
-    return f"{markdown(head, rows)}\n\n{below}"
+    return f"{markdown(head, rows)}\n\n{fill(below, 120, break_long_words=False, break_on_hyphens=False)}"
 
 
 def document(groups: Sequence[Group], figures: Sequence[Path], note: str = "") -> str:
@@ -118,7 +119,7 @@ def put(text: str, path: Path) -> None:
     if not (start and end):
         raise ValueError(f"{path} must hold the lines {START} and {END}, between which the summary goes")
     with files.replacing(path) as file:
-        file.write(f"{before}{START}\n{text}\n{END}{after}".encode())
+        file.write(f"{before}{START}\n\n{text}\n\n{END}{after}".encode())
 
 
 def _cells(group: Group, method: str) -> list[str]:

@@ -1,0 +1,45 @@
+"""The committed results give the committed report, and README's table is theirs."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+import recipes
+from recipes.adapt_tables.evidence import gather
+from recipes.adapt_tables.report import DOCUMENT, END, START, summary, write
+
+RESULTS = Path(recipes.__file__).parent / "results"
+README = RESULTS.parent.parent / "README.md"
+
+
+def test_readme_shows_what_the_committed_results_give():
+    _, start, rest = README.read_text(encoding="utf-8").partition(START)
+    shown, end, _ = rest.partition(END)
+    assert start
+    assert end
+    assert shown.strip() == summary(gather(RESULTS))
+
+
+def test_the_report_is_rebuilt_from_the_committed_files_alone(tmp_path):
+    shutil.copytree(RESULTS, tmp_path / "results", ignore=shutil.ignore_patterns(DOCUMENT, "figures", "runs"))
+    write(tmp_path / "results")
+    assert (tmp_path / "results" / DOCUMENT).read_text(encoding="utf-8") == (RESULTS / DOCUMENT).read_text(
+        encoding="utf-8"
+    )
+    drawn = {path.name for path in (tmp_path / "results" / "figures").iterdir()}
+    assert drawn == {path.name for path in (RESULTS / "figures").iterdir()}
+
+
+@pytest.mark.parametrize("path", sorted((RESULTS / "traces").glob("*.npz")), ids=lambda path: path.name)
+def test_committed_traces_are_small(path):
+    assert path.stat().st_size < 300_000
+
+
+def test_every_committed_line_says_how_to_make_it_again_and_nothing_of_the_machines_folders():
+    for name in ("adapt_tables.jsonl", "char_gpt.jsonl"):
+        path = RESULTS / name
+        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+            assert f'"command": "python -m recipes.{path.stem} ' in line
+            assert not re.search(r'[\s"=]/\w', line)
