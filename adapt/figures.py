@@ -12,6 +12,7 @@ try:
     from matplotlib.axes import Axes
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.cm import ScalarMappable
+    from matplotlib.collections import QuadMesh
     from matplotlib.colors import BoundaryNorm, ListedColormap, Normalize
     from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
@@ -47,11 +48,7 @@ def word_length_heatmap(trace: Trace) -> Figure:
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[1.0, body])
 
     edges = _edges(trace.step[rows])
-    colours = ListedColormap(matplotlib.colormaps["YlGnBu"](np.linspace(0.04, 1.0, len(_CLASSES))))
-    norm = BoundaryNorm([*_CLASSES, 33], colours.N)
-    mesh = below.pcolormesh(
-        edges, np.arange(layers + 1), trace.word_length[rows].T, cmap=colours, norm=norm, rasterized=True
-    )
+    mesh = _mesh(below, edges, trace.word_length[rows])
     below.hlines(np.arange(1, layers), edges[0], edges[-1], colors="white", linewidth=0.8 if layers <= 30 else 0.4)
     below.set_ylim(layers, 0)
     below.set_yticks(np.arange(layers) + 0.5, short_names(trace.layers), fontsize=8 if layers <= 30 else 6.5)
@@ -59,16 +56,7 @@ def word_length_heatmap(trace: Trace) -> Figure:
     below.spines[:].set_visible(False)
     _label_steps(below, edges[0], edges[-1])
 
-    bar = figure.colorbar(mesh, ax=below, fraction=0.04, pad=0.015, aspect=max(body * 5, 10), spacing="uniform")
-    bar.set_ticks(
-        [(low + high) / 2 for low, high in zip(_CLASSES, (*_CLASSES[1:], 33), strict=True)],
-        labels=_class_names(),
-        fontsize=7,
-        color=_INK,
-    )
-    bar.ax.tick_params(which="both", length=0)
-    bar.outline.set_visible(False)
-    bar.set_label("word length (bits)", color=_INK, fontsize=9)
+    _scale(figure, mesh, below, max(body * 5, 10))
 
     mean = trace.mean_word_length()
     above.stairs(mean[rows], edges, baseline=None, color=_INK, linewidth=1.4)
@@ -81,6 +69,37 @@ def word_length_heatmap(trace: Trace) -> Figure:
         f"Word length of each layer, above: of the average weight ({mean[-1]:.1f} bits after step {trace.step[-1]})",
         **_TITLE,
     )
+    return figure
+
+
+def channel_heatmap(step: NDArray[np.int64], word_length: NDArray[np.integer], name: str) -> Figure:
+    """The word length of every channel of one layer over the steps: a row of the picture per channel.
+
+    Args:
+        step: optimizer step of each row, int [rows], increasing.
+        word_length: bits, int [rows, channels], each row as it holds until the next.
+        name: the layer's.
+
+    Raises:
+        ValueError: there are no rows.
+    """
+    if not len(step):
+        raise ValueError("there are no word lengths yet: there is nothing to draw")
+    rows = thinned(0, len(step), _COLUMNS)
+    channels = word_length.shape[1]
+    figure = Figure(figsize=(10, min(max(channels * 0.06, 2.6), 12.0)), dpi=110, layout="constrained")
+    axes = figure.subplots()
+    edges = _edges(step[rows])
+    mesh = _mesh(axes, edges, word_length[rows])
+    axes.set_ylim(channels, 0)
+    axes.yaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
+    axes.tick_params(axis="y", color=_FAINT, labelcolor=_INK, labelsize=8)
+    axes.set_ylabel("channel", color=_INK, fontsize=9)
+    axes.spines[:].set_visible(False)
+    _label_steps(axes, edges[0], edges[-1])
+    _scale(figure, mesh, axes, 20)
+    (short,) = short_names((name,))
+    axes.set_title(f"Word length of each channel of {short} ({word_length[-1].mean():.1f} bits on average)", **_TITLE)
     return figure
 
 
@@ -178,6 +197,28 @@ def _edges(step: NDArray[np.int64]) -> NDArray[np.float64]:
     """A row's format holds from its step to the next row's; the last one is drawn as wide as the one before."""
     width = step[-1] - step[-2] if len(step) > 1 else 1
     return np.append(step, step[-1] + width).astype(np.float64)
+
+
+def _mesh(axes: Axes, edges: NDArray[np.float64], word_length: NDArray[np.integer]) -> QuadMesh:
+    """Word lengths [rows, lines] as coloured lines."""
+    colours = ListedColormap(matplotlib.colormaps["YlGnBu"](np.linspace(0.04, 1.0, len(_CLASSES))))
+    norm = BoundaryNorm([*_CLASSES, 33], colours.N)
+    lines = np.arange(word_length.shape[1] + 1)
+    return axes.pcolormesh(edges, lines, word_length.T, cmap=colours, norm=norm, rasterized=True)
+
+
+def _scale(figure: Figure, mesh: QuadMesh, axes: Axes, aspect: float) -> None:
+    """What the colours mean."""
+    bar = figure.colorbar(mesh, ax=axes, fraction=0.04, pad=0.015, aspect=aspect, spacing="uniform")
+    bar.set_ticks(
+        [(low + high) / 2 for low, high in zip(_CLASSES, (*_CLASSES[1:], 33), strict=True)],
+        labels=_class_names(),
+        fontsize=7,
+        color=_INK,
+    )
+    bar.ax.tick_params(which="both", length=0)
+    bar.outline.set_visible(False)
+    bar.set_label("word length (bits)", color=_INK, fontsize=9)
 
 
 def _class_names() -> list[str]:

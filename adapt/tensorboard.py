@@ -3,11 +3,13 @@
 import importlib.util
 import math
 import weakref
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from adapt.figures import pixels, thinned, timeline, word_length_heatmap
+from adapt.figures import channel_heatmap, pixels, thinned, timeline, word_length_heatmap
 from adapt.trace import Trace
 
 if not any(importlib.util.find_spec(name) for name in ("tensorboard", "tensorboardX")):
@@ -28,7 +30,7 @@ class Timeline:
         SCALARS         word_length/<layer>, fraction_length/…, nonzero/…, lookback/…, resolution/…, diversity/…
                         and divergence/…, one section per quantity
         CUSTOM SCALARS  one chart per quantity with all layers in it
-        IMAGES          adapt/word_length_heatmap, adapt/timeline
+        IMAGES          adapt/word_length_heatmap, adapt/timeline; adapt/channels/<layer> by `write_channels`
         HISTOGRAMS      adapt/word_length: how many layers have which word length
 
     Lines and histograms are thinned to a few hundred points; values that are not finite are left out.
@@ -72,6 +74,20 @@ class Timeline:
         for tag, figure in (("word_length_heatmap", word_length_heatmap(trace)), ("timeline", timeline(trace))):
             self._writer.add_image(f"adapt/{tag}", pixels(figure), last, dataformats="HWC")
         self._last = last
+
+    def write_channels(self, step: NDArray[np.int64], word_lengths: Mapping[str, NDArray[np.integer]]) -> None:
+        """Write a picture adapt/channels/<layer> of the word length of each of its channels, for learned bit widths.
+
+        With a learner: `write_channels(learner.widths.step, {name: learner.widths.of(name)})`.
+
+        Args:
+            step: optimizer step of each row, int [rows].
+            word_lengths: by the layers' names, bits, int [rows, channels].
+        """
+        if len(step):
+            for name, lengths in word_lengths.items():
+                picture = pixels(channel_heatmap(step, lengths, name))
+                self._writer.add_image(f"adapt/channels/{name}", picture, int(step[-1]), dataformats="HWC")
 
     def _write_charts(self) -> None:
         # Tags in a chart are regular expressions, matched from their beginning; this one also covers layers that

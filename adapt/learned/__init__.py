@@ -1,6 +1,7 @@
 """Bit widths as learned parameters, under size budgets; and LSQ, their case of given widths."""
 
 from adapt.learned.budget import Budget
+from adapt.learned.distillation import Distillation
 from adapt.learned.learner import Format, Learner, Size, attach, attach_lsq
 from adapt.learned.lsq import lsq
 from adapt.learned.phases import Phases
@@ -11,6 +12,7 @@ from adapt.learned.widths import Widths
 __all__ = [
     "SCALINGS",
     "Budget",
+    "Distillation",
     "Format",
     "Learner",
     "Phases",

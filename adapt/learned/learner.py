@@ -156,16 +156,31 @@ class Learner(Controller):
             else:
                 group["lr"] = peak * share
 
-    def calibrate(self, batches: Iterable[Any]) -> None:
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether activations, where they are quantised, have ranges."""
+        formats = self._run.formats
+        return self._run.sites is None or bool(formats.numel[formats.weights :].any())
+
+    def use_phases(self, phases: Phases) -> None:
+        """Let the phases have other lengths, as when the length of a training is known late.
+
+        Args:
+            phases: optimizer steps of each, counted from the run's first one.
+        """
+        self._run.use_phases(phases)
+
+    def calibrate(self, batches: Iterable[Any], network: nn.Module | None = None) -> None:
         """Set the activations' first ranges; `attach` does it.
 
         Args:
-            batches: each a tensor, or a tuple of the positional arguments of the module's forward.
+            batches: each a tensor, or a tuple of the positional arguments of the network's forward.
+            network: what to run, the module itself if None.
 
         Raises:
             ValueError, RuntimeError: no batch, one that forward does not take, or a budget that cannot be met.
         """
-        sites, module = self._run.sites, self._module
+        sites, module = self._run.sites, network or self._module
         if sites is None or module is None:
             return
         met, samples = sites.watch(), []
@@ -281,7 +296,7 @@ def attach(
         warmup=warmup,
         schedule=schedule,
     )
-    return _attach(optimizer, module, plan, calibration, quantize_biases=quantize_biases, layers=layers)
+    return attach_plan(optimizer, module, plan, calibration, quantize_biases=quantize_biases, layers=layers)
 
 
 def attach_lsq(
@@ -331,18 +346,23 @@ def attach_lsq(
         activation_scaling=activation_scaling,
         delta=delta,
     )
-    return _attach(optimizer, module, plan, calibration, quantize_biases=quantize_biases, layers=layers)
+    return attach_plan(optimizer, module, plan, calibration, quantize_biases=quantize_biases, layers=layers)
 
 
-def _attach(
+def attach_plan(
     optimizer: Optimizer,
     module: nn.Module,
     plan: Plan,
-    calibration: Iterable[Any],
+    calibration: Iterable[Any] | None,
     *,
     quantize_biases: bool,
     layers: layering.Choice,
 ) -> Learner:
+    """What `attach` and `attach_lsq` share: a learner with a plan, not yet calibrated if `calibration` is None.
+
+    Raises:
+        TypeError, ValueError, RuntimeError, NotImplementedError: as they do.
+    """
     layering.check_optimizer(optimizer)
     if not isinstance(module, nn.Module):
         raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
@@ -370,7 +390,8 @@ def _attach(
         lambda: Learner(optimizer, module, parameters, plan, settings),  # type: ignore[arg-type]
     )
     try:
-        learner.calibrate(calibration)
+        if calibration is not None:
+            learner.calibrate(calibration)
     except BaseException:
         learner.detach("masters")
         raise

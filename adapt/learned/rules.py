@@ -70,7 +70,7 @@ class WidthRule:
     """
 
     def __init__(self, plan: LearnedWidths, loads: tuple[Load, Load], targets: tuple[float, float]) -> None:
-        self._plan, self._loads, self._targets = plan, loads, targets
+        self.plan, self._loads, self._targets = plan, loads, targets
         self._means: dict[str, Tensor] = {}
         self._kind, self._count = "", 0
 
@@ -80,7 +80,7 @@ class WidthRule:
         Returns:
             the gradients to log₂ d and log₂ q₊ without the penalty's, float64 [2, F].
         """
-        phase, at, length = self._plan.phases.at(step)
+        phase, at, length = self.plan.phases.at(step)
         found = torch.stack(formats.figures(count)[:2])
         free = phase == "learning" and not settled
         self._start(found, "settling" if settled else phase)
@@ -100,11 +100,11 @@ class WidthRule:
 
     def _octaves(self, phase: str, at: int, length: int, settled: bool) -> float:
         """How far an update may go."""
-        every, learned = self._plan.update_every, self._plan.phases.learned
+        every, learned = self.plan.update_every, self.plan.phases.learned
         if phase == "learning" and not settled:
             default = min(TRAVEL * every / max(learned, 1), BRISK)
-            peak = default if self._plan.width_rate is None else self._plan.width_rate
-            return peak * rate(min(at, learned - 1), learned, self._plan.warmup)
+            peak = default if self.plan.width_rate is None else self.plan.width_rate
+            return peak * rate(min(at, learned - 1), learned, self.plan.warmup)
         if settled:
             at, length = at - learned, length - learned
         return min(SETTLING_TRAVEL * every / max(length, 1), GENTLE) * rate(at, length, 0.0)
@@ -116,7 +116,7 @@ class WidthRule:
         for load, target, bits in zip(self._loads, self._targets, parts, strict=True):
             slope = 0.0
             if math.isfinite(target):
-                slope = penalty_slope(load.excess(bits, target), beta_of(self._plan, target) * pressure(at, length))
+                slope = penalty_slope(load.excess(bits, target), beta_of(self.plan, target) * pressure(at, length))
             slopes.append(torch.from_numpy(slope * load.shares(bits) * (bits > formats.floor)))
         to_width = torch.cat(slopes).to(formats.device) * formats.ratios()
         return torch.stack([-to_width, to_width])

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from adapt.learned.budget import Budget, Load, penalty
 from adapt.learned.formats import Formats
 from adapt.learned.masters import LearnedMasters, channels_of
 from adapt.learned.normalization import Reestimation
+from adapt.learned.phases import Phases
 from adapt.learned.plan import FixedWidths, LearnedWidths, Plan
 from adapt.learned.rules import StepRule, WidthRule, beta_of
 from adapt.learned.settling import settle
@@ -124,6 +126,12 @@ class LearnedRun(Run):
         self._began = formats.bits.copy()
         if self.sites is not None:
             self.sites.quantize(formats, plan.activation_scaling, plan.delta)
+
+    def use_phases(self, phases: Phases) -> None:
+        """Let the phases have other lengths, as when the length of a training is known late."""
+        if isinstance(self.rule, WidthRule):
+            self.plan = self.rule.plan = replace(self.rule.plan, phases=phases)
+            self._go_on_averaging()
 
     def _first_bits(self) -> Any:
         averages = [load.average(target) for load, target in zip(self.loads, self.targets, strict=True)]

@@ -6,5 +6,6 @@ if importlib.util.find_spec("lightning") is None:
     raise ImportError("adapt.lightning needs Lightning: run pip install 'adapt-precision[lightning]'")
 
 from adapt.lightning.callback import AdaptivePrecision
+from adapt.lightning.learned import LearnedBitwidth
 
-__all__ = ["AdaptivePrecision"]
+__all__ = ["AdaptivePrecision", "LearnedBitwidth"]

@@ -24,7 +24,6 @@ from adapt.controller import Controller
 from adapt.layering import named, optimized, plain_name
 from adapt.lightning.averaging import AfterAveraging, BeforeAveraging
 from adapt.optim import ASGD
-from adapt.rounding import quantize
 from adapt.switching.fixed import FOREVER
 
 
@@ -171,9 +170,9 @@ def _has_layers(optimizer: Optimizer, pl_module: LightningModule, options: Mappi
 def untouched(controller: Controller, weights: Mapping[str, Tensor]) -> bool:
     """Whether a module's weights are still those that the controller left when it was detached."""
     weights = {plain_name(name): weight for name, weight in weights.items()}
-    for name, master in controller.masters.items():
-        precision = controller.precisions[name]
-        expected = master if precision is None or not controller.step else quantize(master, precision)
+    layers = controller.banks[0]
+    for index, name in enumerate(layers.names):
+        expected = layers.seen(index, "evaluation" if controller.step else "masters")
         if name not in weights or not torch.equal(weights[name].to(expected.device), expected):
             return False
     return True

@@ -123,18 +123,19 @@ def _example_inputs(module: LightningModule, network: nn.Module, batch: Any) -> 
     if isinstance(example, tuple):
         yield example
     elif isinstance(example, Mapping):
-        yield from _arguments(network, example)
+        yield from arguments(network, example)
     elif example is not None:
         yield (example,)
     if isinstance(batch, Mapping):
-        yield from _arguments(network, batch)
+        yield from arguments(network, batch)
     elif isinstance(batch, list | tuple):
         yield from (tuple(batch[:count]) for count in range(1, len(batch) + 1))
     if batch is not None:
         yield (batch,)
 
 
-def _arguments(network: nn.Module, named: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
+def arguments(network: nn.Module, named: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
+    """The positional arguments of the network's forward among named values; nothing where it takes others."""
     signature = inspect.signature(network.forward)
     try:
         bound = signature.bind(**{name: value for name, value in named.items() if name in signature.parameters})

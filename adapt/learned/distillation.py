@@ -1,0 +1,89 @@
+"""Learning from a teacher's predictions beside, or instead of, the labels (Schaefer et al. 4.4.2)."""
+
+import math
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+MODES = ("soft", "penalty")
+
+
+def soft_labels(logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """The cross entropy with a teacher's probabilities as targets, times temperature²; a 0-dim tensor.
+
+    Args:
+        logits, teacher_logits: [batch, classes] or [batch, classes, …].
+        temperature: what both are divided by before the softmax.
+    """
+    targets = F.softmax(teacher_logits.detach() / temperature, dim=1)
+    return F.cross_entropy(logits / temperature, targets) * temperature**2
+
+
+def alignment(logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """KL(teacher ‖ student), in nats, mean over the batch, times temperature²; zero where both predict the same.
+
+    Args:
+        logits, teacher_logits, temperature: as in `soft_labels`.
+    """
+    targets = F.log_softmax(teacher_logits.detach() / temperature, dim=1)
+    predictions = F.log_softmax(logits / temperature, dim=1)
+    return (targets.exp() * (targets - predictions)).sum(1).mean() * temperature**2
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """A teacher, and how it is listened to: `distillation(loss, logits, *inputs)` is the loss to train with.
+
+    Args:
+        teacher: a module that answers logits. It runs in evaluation mode and without gradients, and is not changed.
+        mode: "soft" trains on the teacher's probabilities instead of the loss; "penalty" adds the divergence of the
+            predictions from the teacher's to the loss.
+        weight: of the penalty.
+        temperature: what the logits are divided by.
+
+    Raises:
+        TypeError, ValueError: an argument is no sensible one.
+    """
+
+    teacher: nn.Module
+    mode: str = "penalty"
+    weight: float = 1.0
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.teacher, nn.Module):
+            raise TypeError(f"teacher must be a torch.nn.Module, got {type(self.teacher).__name__}")
+        if self.mode not in MODES:
+            raise ValueError(f'mode must be "soft" or "penalty", got {self.mode!r}')
+        for name in ("weight", "temperature"):
+            value = getattr(self, name)
+            if not isinstance(value, Real) or isinstance(value, bool):
+                raise TypeError(f"{name} must be a number, got {value!r}")
+            if not (0 if name == "weight" else 1e-6) <= float(value) < math.inf:
+                raise ValueError(f"{name} must be a finite number above 0, got {value!r}")
+
+    def __call__(self, loss: Tensor, logits: Tensor, *inputs: Any) -> Tensor:
+        """The loss to train with, of the student's loss and logits at these inputs.
+
+        Raises:
+            ValueError: the teacher answers logits of another shape.
+        """
+        was_training = self.teacher.training
+        self.teacher.eval()
+        try:
+            with torch.no_grad():
+                wanted = self.teacher(*inputs)
+        finally:
+            self.teacher.train(was_training)
+        if wanted.shape != logits.shape:
+            raise ValueError(
+                f"the teacher answers {tuple(wanted.shape)}, the student {tuple(logits.shape)}: both must answer the "
+                "same classes"
+            )
+        if self.mode == "soft":
+            return soft_labels(logits, wanted, self.temperature)
+        return loss + self.weight * alignment(logits, wanted, self.temperature)

@@ -1,0 +1,173 @@
+"""What learned bit widths need of a fit: its length, batches to calibrate with, and a way to add a teacher's loss."""
+
+import functools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from numbers import Real
+from typing import Any
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch.utilities import move_data_to_device
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor, nn
+
+from adapt.learned.distillation import Distillation
+from adapt.learned.phases import Phases
+from adapt.lightning.metrics import arguments
+from adapt.perfmodel import operations
+from adapt.perfmodel.rehearsal import samples_of
+
+
+def check_phases(phases: Any) -> tuple[float, float, float]:
+    """Three shares that sum to 1, or three numbers of epochs.
+
+    Raises:
+        TypeError, ValueError: they are neither.
+    """
+    values = tuple(phases) if isinstance(phases, Sequence) and not isinstance(phases, str) else ()
+    if len(values) != 3 or any(isinstance(v, bool) or not isinstance(v, Real) for v in values):
+        raise TypeError(
+            f"phases must be three shares of the training or numbers of epochs, for pre-training, learning and "
+            f"fine-tuning, got {phases!r}"
+        )
+    if min(values) < 0 or not values[1] > 0:
+        raise ValueError(f"phases must not be negative and learning above 0, got {phases!r}")
+    if not all(isinstance(v, int) for v in values) and abs(sum(values) - 1) > 1e-6:
+        raise ValueError(f"phases must be shares that sum to 1, or whole numbers of epochs, got {phases!r}")
+    return values
+
+
+def in_steps(phases: tuple[float, float, float], steps: float, epochs: int | None) -> Phases:
+    """The phases of a training of so many optimizer steps.
+
+    Args:
+        phases: of `check_phases`.
+        steps: optimizer steps.
+        epochs: epochs of the trainer; None where they do not matter.
+
+    Raises:
+        ValueError: the training has no known end, or other epochs than the phases.
+    """
+    if not math.isfinite(steps) or steps < 0:
+        raise ValueError(
+            "LearnedBitwidth must know how long the training takes: give the trainer max_epochs or max_steps, and "
+            "training data of a known length"
+        )
+    whole = all(isinstance(phase, int) for phase in phases)
+    total = sum(phases)
+    if whole and epochs is not None and epochs != total:
+        raise ValueError(f"phases sum to {total} epochs, but the trainer has max_epochs={epochs}: let them agree")
+    first, second = (round(sum(phases[: i + 1]) / total * steps) for i in range(2))
+    # A short training still learns.
+    first = min(first, max(int(steps) - 1, 0))
+    second = max(second, first + 1)
+    return Phases(first, second - first, max(int(steps) - second, 0))
+
+
+def network_of(pl_module: LightningModule) -> nn.Module:
+    """The module itself if it has a forward, otherwise its only submodule with parameters.
+
+    Raises:
+        ValueError: there are several, or none.
+    """
+    if type(pl_module).forward is not LightningModule.forward:
+        return pl_module
+    children = [child for child in pl_module.children() if any(True for _ in child.parameters())]
+    if len(children) != 1:
+        raise ValueError(
+            f"{type(pl_module).__name__} has no forward and {len(children)} submodules with parameters: define "
+            "forward, as calibration runs it"
+        )
+    return children[0]
+
+
+def some_inputs(trainer: Trainer, pl_module: LightningModule, network: nn.Module, count: int) -> list[Any]:
+    """What `network` takes of the first training batches, as tuples of positional arguments.
+
+    The loader and the random streams stay as they were.
+
+    Raises:
+        ValueError: forward takes no part of a batch.
+    """
+    loader: Any = trainer.train_dataloader
+    state = loader.state_dict() if hasattr(loader, "state_dict") and hasattr(loader, "load_state_dict") else None
+    with isolate_rng():
+        batches = [move_data_to_device(batch, pl_module.device) for batch in islice(iter(loader), count)]
+    if state is not None:
+        loader.load_state_dict(state)
+    if not batches:
+        raise ValueError("LearnedBitwidth calibrates with training batches, but the training data are empty")
+    reasons = []
+    for choice, inputs in enumerate(_candidates(network, batches[0])):
+        try:
+            samples_of(inputs, None)
+            operations(network, *inputs)
+        except (TypeError, ValueError, RuntimeError) as error:
+            reasons.append(str(error))
+        else:
+            return [list(_candidates(network, batch))[choice] for batch in batches]
+    raise ValueError(
+        f"LearnedBitwidth could not calibrate: the forward of {type(network).__name__} takes no part of a training "
+        f"batch ({'; '.join(reasons)[:300]}). Give the batches that it takes by calibration=…"
+    )
+
+
+def _candidates(network: nn.Module, batch: Any) -> Iterator[tuple[Any, ...]]:
+    """What forward might take of a batch, the likeliest first."""
+    if isinstance(batch, Mapping):
+        yield from arguments(network, batch)
+    elif isinstance(batch, list | tuple):
+        yield from (tuple(batch[:count]) for count in range(1, len(batch) + 1))
+    yield (batch,)
+
+
+class Listening:
+    """While it lasts, training_step answers the loss that a distillation makes of its own.
+
+    Args:
+        pl_module: whose training_step it is.
+        network: whose forward answers the student's logits within it.
+        distillation: the teacher, moved to the module's device.
+    """
+
+    def __init__(self, pl_module: LightningModule, network: nn.Module, distillation: Distillation) -> None:
+        distillation.teacher.to(pl_module.device)
+        self._module, self._distillation = pl_module, distillation
+        self._passes: list[tuple[tuple[Any, ...], Any]] = []
+        self._inside = False
+        self._handle = network.register_forward_hook(self._look)
+        own = pl_module.training_step
+
+        @functools.wraps(own)
+        def training_step(*args: Any, **kwargs: Any) -> Any:
+            self._inside = True
+            try:
+                return self._listen(own(*args, **kwargs))
+            finally:
+                self._inside = False
+                self._passes.clear()
+
+        pl_module.training_step = training_step  # type: ignore[method-assign]
+
+    def end(self) -> None:
+        """Let training_step be what it was."""
+        self._handle.remove()
+        vars(self._module).pop("training_step", None)
+
+    def _look(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if self._inside and isinstance(output, Tensor):
+            self._passes.append((args, output))
+
+    def _listen(self, result: Any) -> Any:
+        loss = result["loss"] if isinstance(result, Mapping) else result
+        if loss is None:
+            return result
+        if not self._passes:
+            raise RuntimeError(
+                "distillation saw no forward pass that answers logits in training_step: call self(…) there, or the "
+                "module's only submodule with parameters, with positional arguments"
+            )
+        inputs, logits = self._passes[-1]
+        loss = self._distillation(loss, logits, *inputs)
+        return {**result, "loss": loss} if isinstance(result, Mapping) else loss

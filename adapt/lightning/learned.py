@@ -1,0 +1,179 @@
+"""Learned bit widths as one callback more: three phases that share the trainer's epochs."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+
+from adapt import layering
+from adapt.learned.budget import Budget
+from adapt.learned.distillation import Distillation
+from adapt.learned.learner import Learner, attach_plan
+from adapt.learned.phases import Phases
+from adapt.learned.plan import LearnedWidths
+from adapt.learned.scaling import DELTA
+from adapt.lightning.callback import AdaptivePrecision
+from adapt.lightning.compatibility import callbacks
+from adapt.lightning.fitting import Listening, check_phases, in_steps, network_of, some_inputs
+from adapt.lightning.losses import Losses
+from adapt.lightning.widths import WidthReports
+from adapt.switching.fixed import FOREVER
+
+
+class LearnedBitwidth(AdaptivePrecision):
+    """Learns the bit width of every weight channel and activation of a LightningModule under size budgets.
+
+    Nothing in the module changes. When fit starts, before the sanity check and before a checkpoint is restored, the
+    module's one optimizer is attached to (see `adapt.learned.attach`); when training starts, a few of its batches
+    calibrate the activations. The phases share the trainer's steps, and at the end the module keeps its quantised
+    weights. Resuming by `fit(ckpt_path=…)` is exact, because everything rides in the optimizer's state.
+
+    Where configure_optimizers answers a scheduler, the learning rate is the scheduler's; otherwise it rises and falls
+    as a cosine in each phase, with the optimizer's rate as the peak.
+
+    Logged, and so fit to be monitored: adapt/weight_bits, adapt/activation_bits, adapt/weight_kilobytes,
+    adapt/activation_kilobytes and adapt/penalty; every logger gets the mean word length of each tensor as
+    `word_length/<tensor>`. What each phase did, and by how much learning missed the budgets, is told when it ends and
+    stays in `learner.log`. A TensorBoard logger gets pictures, by layer and by channel; the folder of a logger that has
+    one gets `trace.npz` and `widths.npz`.
+
+    Refused are several optimizers, half precision with a scaler, and what `AdaptivePrecision` refuses.
+
+    Args:
+        weight_budget, activation_budget: `adapt.learned.Budget(kilobytes=…)` or `Budget(bits=…)`.
+        phases: pre-training, learning and fine-tuning, as shares of the training that sum to 1, or as whole numbers of
+            epochs that sum to the trainer's.
+        calibration: how many training batches calibrate the activations, or the batches themselves, as in
+            `adapt.learned.attach`.
+        distillation: a teacher and how to listen to it. The student's logits are what the module's forward answers in
+            training_step, or that of its only submodule with parameters.
+        activation_size, floor, weight_scaling, activation_scaling, delta, beta, update_every, width_rate, warmup,
+            quantize_biases, layers: as in `adapt.learned.attach`.
+
+    Attributes:
+        controllers: the learner of the running fit or the latest, in a list.
+    """
+
+    def __init__(
+        self,
+        weight_budget: Budget,
+        activation_budget: Budget | None = None,
+        *,
+        phases: Sequence[float] = (0.3, 0.4, 0.3),
+        calibration: int | Iterable[Any] = 8,
+        distillation: Distillation | None = None,
+        activation_size: str = "sum",
+        floor: int = 2,
+        weight_scaling: str = "ewgs",
+        activation_scaling: str = "invtanh",
+        delta: float = DELTA,
+        beta: float | None = None,
+        update_every: int = 20,
+        width_rate: float | None = None,
+        warmup: float = 0.04,
+        quantize_biases: bool = True,
+        layers: layering.Choice = layering.is_matrix,
+    ) -> None:
+        super().__init__(layers=layers)
+        if isinstance(calibration, bool) or (isinstance(calibration, int) and calibration < 1):
+            raise ValueError(f"calibration must be a number of batches ≥ 1, or batches, got {calibration!r}")
+        if distillation is not None and not isinstance(distillation, Distillation):
+            raise TypeError(f"distillation must be an adapt.learned.Distillation, got {distillation!r}")
+        self._phases, self._calibration, self._distillation = check_phases(phases), calibration, distillation
+        self._quantize_biases, self._layers = quantize_biases, layers
+        self._plan: dict[str, Any] = {
+            "weight_budget": weight_budget,
+            "activation_budget": activation_budget,
+            "activation_size": activation_size,
+            "floor": floor,
+            "weight_scaling": weight_scaling,
+            "activation_scaling": activation_scaling,
+            "delta": delta,
+            "beta": beta,
+            "update_every": update_every,
+            "width_rate": width_rate,
+            "warmup": warmup,
+        }
+        # Of an unusual number of steps, so that options are refused here and not when fit starts.
+        LearnedWidths(phases=in_steps(self._phases, 10**6, None), **self._plan)
+        self._listening: Listening | None = None
+        self._told = 0
+
+    @property
+    def learner(self) -> Learner:
+        """The learner of the running fit or the latest.
+
+        Raises:
+            RuntimeError: no fit has started.
+        """
+        if not self.controllers:
+            raise RuntimeError("LearnedBitwidth has no learner before fit starts")
+        return self.controllers[0]  # type: ignore[return-value]
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse what cannot work, and find the place among the callbacks."""
+        if stage == "fit":
+            if sum(isinstance(callback, AdaptivePrecision) for callback in callbacks(trainer)) > 1:
+                raise ValueError("the trainer has LearnedBitwidth beside another AdaptivePrecision: choose one of them")
+            if getattr(trainer.precision_plugin, "scaler", None) is not None:
+                raise NotImplementedError(
+                    "a scaler multiplies the gradients from which activations learn their formats: use "
+                    'precision="bf16-mixed" or "32-true"'
+                )
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit":
+            self._reports, self._told = WidthReports(), 0
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Attach, and let the teacher in."""
+        if len(trainer.optimizers) != 1:
+            raise NotImplementedError(
+                f"LearnedBitwidth needs one optimizer, but configure_optimizers answered {len(trainer.optimizers)}: "
+                "train in a plain loop with adapt.learned.attach for each"
+            )
+        scheduled = bool(trainer.lr_scheduler_configs)
+        if scheduled:
+            rank_zero_info("LearnedBitwidth leaves the learning rate to the module's own scheduler.")
+        # The length of the training, and the data, are known once a checkpoint is restored: who asks for them now
+        # keeps Lightning from restoring where in the data it was.
+        learner = attach_plan(
+            trainer.optimizers[0],
+            pl_module,
+            LearnedWidths(phases=Phases(0, FOREVER, 0), schedule=not scheduled, **self._plan),
+            None,
+            quantize_biases=self._quantize_biases,
+            layers=self._layers,
+        )
+        self.controllers.append(learner)
+        self._losses = Losses(trainer.optimizers, self.controllers)
+        if self._distillation is not None:
+            self._listening = Listening(pl_module, network_of(pl_module), self._distillation)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Share out the steps, and calibrate unless the run goes on from a checkpoint."""
+        learner = self.learner
+        steps = trainer.estimated_stepping_batches
+        learner.use_phases(in_steps(self._phases, steps, trainer.max_epochs))
+        if self._plan["activation_budget"] is not None and not learner.is_calibrated:
+            network, given = network_of(pl_module), self._calibration
+            learner.calibrate(
+                some_inputs(trainer, pl_module, network, given) if isinstance(given, int) else given, network
+            )
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Log, and tell of phases that ended."""
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        log = self.learner._run.log
+        for entry in log[self._told :] if len(log) > self._told else ():
+            figures = ", ".join(f"{name} {value:.4g}" for name, value in entry.items() if not isinstance(value, str))
+            rank_zero_info(f"LearnedBitwidth, end of {entry['phase']}: {figures}")
+        self._told = len(log)
+
+    def _detach(self) -> None:
+        if self._listening is not None:
+            self._listening.end()
+            self._listening = None
+        super()._detach()

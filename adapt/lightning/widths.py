@@ -1,0 +1,73 @@
+"""What a fit with learned bit widths reports, and to whom."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+
+from adapt.controller import Controller
+from adapt.learned.learner import Learner
+from adapt.lightning import metrics
+from adapt.lightning.reports import Reports
+
+_BAR = ("adapt/weight_bits", "adapt/activation_bits")
+
+
+class WidthReports(Reports):
+    """Logs sizes and word lengths at the trainer's logging steps, and draws and saves at the ends."""
+
+    def begin(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
+        """Find the loggers that take pictures."""
+        if not self._begun:
+            self._begun = True
+            if trainer.is_global_zero:
+                self._timelines = metrics.timelines(trainer.loggers)
+
+    _begun = False
+
+    def log(self, trainer: Trainer, pl_module: LightningModule, controllers: Sequence[Controller]) -> None:
+        """Log after a step, if it is the first, the last of an epoch, or one in which the trainer logs."""
+        (learner,) = _learners(controllers)
+        before, self._steps = self._steps, learner.step
+        due = trainer._logger_connector.should_update_logs
+        if self._steps == before or trainer.barebones or not (due or before == 0 or trainer.is_last_batch):
+            return
+        figures = {f"adapt/{name}": value for name, value in learner.size._asdict().items() if value == value}
+        figures["adapt/penalty"] = float(learner.penalty())
+        for name, value in figures.items():
+            pl_module.log(
+                name, value, on_step=True, on_epoch=False, prog_bar=name in _BAR, logger=bool(trainer.loggers)
+            )
+        if due and trainer.is_global_zero:
+            values = {
+                f"word_length/{name}": float(bits)
+                for name, bits in zip(learner.widths.names, learner.widths.means()[-1], strict=True)
+            }
+            for logger in trainer.loggers:
+                logger.log_metrics(values, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
+
+    def end(self, trainer: Trainer, controllers: Sequence[Controller]) -> None:
+        """Draw once more, and save trace and widths."""
+        super().end(trainer, controllers)
+        (learner,) = _learners(controllers)
+        for timeline in self._timelines:
+            timeline.write_channels(learner.widths.step, _by_channel(learner))
+        if trainer.is_global_zero and len(learner.widths):
+            folders = {getattr(logger, "log_dir", None) for logger in trainer.loggers}
+            for folder in sorted(f for f in folders if isinstance(f, str) and "://" not in f):
+                try:
+                    Path(folder).mkdir(parents=True, exist_ok=True)
+                    learner.widths.save(Path(folder, "widths.npz"))
+                except OSError as error:
+                    rank_zero_warn(f"the widths could not be saved, the callback still has them: {error}")
+
+
+def _learners(controllers: Sequence[Controller]) -> list[Learner]:
+    return [controller for controller in controllers if isinstance(controller, Learner)]
+
+
+def _by_channel(learner: Learner) -> dict[str, Any]:
+    """The word lengths of every weight that has several formats, [rows, channels] by its name."""
+    return {name: learner.widths.of(name) for name in learner.masters if learner.widths.sizes(name).size > 1}

@@ -1,0 +1,297 @@
+"""Learned bit widths in Lightning: phases share the steps, budgets are met, runs resume, teachers are heard."""
+
+import copy
+import math
+
+import lightning
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from torch import nn
+from torch.nn import functional as F
+
+import adapt
+from adapt.learned import Budget, Distillation, Widths
+from adapt.lightning import AdaptivePrecision, LearnedBitwidth
+from adapt.lightning.fitting import in_steps
+from tests.lightning.modules import Classifier, ResumableLoader, Scaled, assert_nothing_attached, loader, same, trainer
+from tests.lightning.modules import weights as weights_of
+
+FOUR = {"weight_budget": Budget(bits=4), "activation_budget": Budget(bits=4), "update_every": 2}
+
+
+def fit(module=None, callback=None, *others, loaders=None, ckpt_path=None, **options):
+    """Train five epochs of six steps; answers module, callback and trainer."""
+    module = Classifier() if module is None else module
+    callback = LearnedBitwidth(**FOUR) if callback is None else callback
+    run = trainer(callback, *others, **{"max_epochs": 5, **options})
+    run.fit(module, *(loaders or (loader(), loader(2))), ckpt_path=ckpt_path)
+    return module, callback, run
+
+
+def test_budgets_are_met_and_the_module_keeps_quantised_weights():
+    module, callback, _ = fit()
+    learner = callback.learner
+    assert learner.step == 30
+    assert [entry["phase"] for entry in learner.log] == ["pretraining", "learning"]
+    assert learner.size.weight_bits <= 4 * 1.01
+    assert learner.size.activation_bits <= 4 * 1.01
+    form = learner.formats["net.0.weight"]
+    quotient = module.net[0].weight.detach() / torch.from_numpy(form.step)[:, None]
+    torch.testing.assert_close(quotient, quotient.round(), atol=1e-3, rtol=0)
+    assert_nothing_attached()
+
+
+def test_it_is_what_the_plain_loop_does():
+    module, callback, _ = fit()
+    twin = Classifier()
+    optimizer = torch.optim.SGD(twin.parameters(), lr=0.05, momentum=0.9)
+    learner = adapt.learned.attach(
+        optimizer, twin, [batch[0] for batch in loader()], phases=in_steps((0.3, 0.4, 0.3), 30, None), **FOUR
+    )
+    for _ in range(5):
+        for batch in loader():
+            optimizer.zero_grad()
+            F.cross_entropy(twin(batch[0]), batch[1]).backward()
+            optimizer.step()
+    assert same(learner.masters, callback.learner.masters)
+    assert same(weights_of(twin), weights_of(module))
+
+
+@pytest.mark.parametrize(
+    ("phases", "steps", "epochs", "expected"),
+    [
+        ((0.3, 0.4, 0.3), 100, None, (30, 40, 30)),
+        ((1, 2, 1), 40, 4, (10, 20, 10)),
+        ((0.0, 1.0, 0.0), 7, 3, (0, 7, 0)),
+        ((0.98, 0.01, 0.01), 10, None, (9, 1, 0)),
+    ],
+)
+def test_phases_share_the_steps(phases, steps, epochs, expected):
+    found = in_steps(phases, steps, epochs)
+    assert (found.pretraining, found.learning, found.finetuning) == expected
+
+
+def test_accumulation_counts_optimizer_steps():
+    _, callback, _ = fit(accumulate_grad_batches=2)
+    assert callback.learner.plan.phases.total == 15 == callback.learner.step
+
+
+def test_a_scheduler_of_the_module_keeps_the_learning_rate():
+    def scheduled(module):
+        optimizer = torch.optim.SGD(module.parameters(), lr=0.05)
+        return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 2, 0.1)]
+
+    _, callback, run = fit(Classifier(scheduled))
+    assert not callback.learner.plan.schedule
+    assert run.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.05 * 0.01)
+    _, callback, run = fit()
+    assert callback.learner.plan.schedule
+    assert run.optimizers[0].param_groups[0]["lr"] < 0.05
+
+
+def test_figures_are_logged_and_files_written(tmp_path):
+    _, callback, run = fit(logger=CSVLogger(tmp_path, version=0), log_every_n_steps=3)
+    folder = tmp_path / "lightning_logs" / "version_0"
+    table = (folder / "metrics.csv").read_text().splitlines()
+    names = table[0].split(",")
+    for name in ("adapt/weight_bits", "adapt/activation_kilobytes", "adapt/penalty", "word_length/net.0.weight.input"):
+        assert name in names
+    assert run.callback_metrics["adapt/weight_bits"] == pytest.approx(callback.learner.size.weight_bits)
+    widths = Widths.load(folder / "widths.npz")
+    assert np.array_equal(widths.word_length, callback.learner.widths.word_length)
+    assert len(adapt.Trace.load(folder / "trace.npz")) == len(callback.trace)
+
+
+def test_tensorboard_gets_pictures_by_layer_and_by_channel(tmp_path):
+    pytest.importorskip("tensorboard")
+    pytest.importorskip("matplotlib")
+    from lightning.pytorch.loggers import TensorBoardLogger
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    fit(logger=TensorBoardLogger(tmp_path, version=0))
+    events = EventAccumulator(str(tmp_path / "lightning_logs" / "version_0"), {"images": 0}).Reload()
+    images = events.Tags()["images"]
+    assert "adapt/word_length_heatmap" in images
+    assert "adapt/channels/net.0.weight" in images
+    assert "adapt/channels/net.0.bias" not in images
+
+
+@pytest.mark.parametrize("stop", [4, 10, 14, 20, 22])
+def test_resume_is_exact(tmp_path, stop):
+    options = {"enable_checkpointing": True, "max_epochs": 4}
+    saving = ModelCheckpoint(tmp_path, "{step}", save_top_k=-1, every_n_train_steps=1)
+    module, callback, _ = fit(None, LearnedBitwidth(**FOUR), saving, loaders=(ResumableLoader(),), **options)
+    again, resumed, _ = fit(
+        Classifier(seed=3),
+        LearnedBitwidth(**FOUR),
+        loaders=(ResumableLoader(),),
+        ckpt_path=tmp_path / f"step={stop}.ckpt",
+        max_epochs=4,
+    )
+    assert same(callback.learner.masters, resumed.learner.masters)
+    assert same(weights_of(module), weights_of(again))
+    assert np.array_equal(callback.learner.widths.word_length, resumed.learner.widths.word_length)
+    assert callback.learner.log == resumed.learner.log
+
+
+def test_a_checkpoint_after_fit_goes_on(tmp_path):
+    _, callback, run = fit()
+    run.save_checkpoint(tmp_path / "end.ckpt")
+    state = torch.load(tmp_path / "end.ckpt", weights_only=True)
+    assert state["optimizer_states"][0]["adapt"]["step"] == 30
+    assert same(state["optimizer_states"][0]["adapt"]["masters"], callback.learner.masters)
+
+
+def test_a_second_fit_begins_anew():
+    module, callback, _ = fit()
+    first = callback.learner
+    fit(module, callback)
+    assert callback.learner is not first
+    assert callback.learner.step == 30
+
+
+def test_an_interrupted_fit_detaches():
+    class Interrupted(Classifier):
+        def training_step(self, batch, index):
+            if index == 3:
+                raise ArithmeticError("interrupted")
+            return super().training_step(batch, index)
+
+    module = Interrupted()
+    with pytest.raises(ArithmeticError):
+        fit(module)
+    assert_nothing_attached()
+    assert "training_step" not in vars(module)
+
+
+class Inner(lightning.LightningModule):
+    """A module without a forward of its own, whose batches are dictionaries."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+
+    def training_step(self, batch, index):
+        return {"loss": F.cross_entropy(self.model(batch[0]), batch[1])}
+
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters(), lr=1e-2)
+
+
+def test_modules_without_forward_are_calibrated_by_their_network():
+    _, callback, _ = fit(Inner(), loaders=(loader(),))
+    assert callback.learner.formats["model.2.weight.input"].signed is False
+
+
+def test_batches_may_be_given():
+    _, callback, _ = fit(Inner(), LearnedBitwidth(**FOUR, calibration=[torch.zeros(4, 6) + 3]), loaders=(loader(),))
+    assert callback.learner.formats["model.0.weight.input"].maximum == pytest.approx(3, rel=0.5)
+
+
+# Teachers
+
+
+def test_a_penalty_pulls_towards_the_teacher():
+    teacher, inputs = Classifier(seed=9), next(iter(loader()))[0]
+    before = copy.deepcopy(teacher.state_dict())
+
+    def distance(distillation):
+        module, *_ = fit(Inner(), LearnedBitwidth(**FOUR, distillation=distillation), loaders=(loader(),), max_epochs=8)
+        wanted, found = F.softmax(teacher(inputs), 1), F.softmax(module.model(inputs), 1)
+        return (wanted - found).abs().mean().item()
+
+    alone = distance(None)
+    assert distance(Distillation(teacher, weight=20.0)) < alone
+    assert distance(Distillation(teacher, "soft")) < alone
+    assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
+    assert all(p.grad is None for p in teacher.parameters())
+
+
+def test_the_loss_of_training_step_is_the_distillations():
+    teacher, shown = Classifier(seed=9), []
+
+    class Watching(lightning.Callback):
+        def on_before_backward(self, trainer, pl_module, loss):
+            shown.append(loss.item())
+
+    module = Classifier()
+    distillation = Distillation(teacher, "penalty", weight=3.0, temperature=2.0)
+    fit(module, LearnedBitwidth(weight_budget=Budget(bits=8), distillation=distillation), Watching(), max_steps=1)
+    plain = []
+    fit(Classifier(), LearnedBitwidth(weight_budget=Budget(bits=8)), _Losses(plain), max_steps=1)
+    assert shown[0] > plain[0]
+    assert "training_step" not in vars(module)
+
+
+class _Losses(lightning.Callback):
+    def __init__(self, shown):
+        self.shown = shown
+
+    def on_before_backward(self, trainer, pl_module, loss):
+        self.shown.append(loss.item())
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "message"),
+    [
+        ({"weight_budget": 4}, TypeError, "weight_budget must be an adapt.learned.Budget"),
+        ({"phases": (0.5, 0.5)}, TypeError, "phases must be three shares"),
+        ({"phases": (0.5, 0.4, 0.3)}, ValueError, "shares that sum to 1"),
+        ({"phases": (1, 0, 1)}, ValueError, "learning above 0"),
+        ({"phases": "all"}, TypeError, "phases must be three shares"),
+        ({"calibration": 0}, ValueError, "calibration must be a number of batches"),
+        ({"distillation": nn.Linear(1, 1)}, TypeError, "distillation must be an adapt.learned.Distillation"),
+        ({"floor": 4}, ValueError, "floor must be 1 or 2"),
+    ],
+)
+def test_bad_options_are_refused_at_once(options, kind, message):
+    with pytest.raises(kind, match=message):
+        LearnedBitwidth(**{**FOUR, **options})
+
+
+@pytest.mark.parametrize(
+    ("callback", "options", "kind", "message"),
+    [
+        (LearnedBitwidth(Budget(bits=1)), {}, ValueError, "weight_budget of 1 bits on average cannot be met"),
+        (LearnedBitwidth(**FOUR, phases=(1, 1, 1)), {}, ValueError, "phases sum to 3 epochs, but .* max_epochs=5"),
+        (LearnedBitwidth(**FOUR), {"max_epochs": -1}, ValueError, "must know how long the training takes"),
+        (LearnedBitwidth(**FOUR), {"plugins": [Scaled()]}, NotImplementedError, "a scaler multiplies"),
+    ],
+    ids=range(4),
+)
+def test_what_cannot_work_is_refused_when_fit_starts(callback, options, kind, message):
+    with pytest.raises(kind, match=message):
+        fit(None, callback, **options)
+    assert_nothing_attached()
+
+
+def test_one_callback_alone():
+    with pytest.raises(ValueError, match="beside another AdaptivePrecision"):
+        fit(None, LearnedBitwidth(**FOUR), AdaptivePrecision())
+
+
+def test_several_optimizers_are_refused():
+    def two(module):
+        return [torch.optim.SGD(layer.parameters(), lr=0.1) for layer in (module.net[0], module.net[2])]
+
+    module = Classifier(two)
+    module.automatic_optimization = False
+    with pytest.raises(NotImplementedError, match="needs one optimizer"):
+        fit(module)
+
+
+def test_there_is_no_learner_before_fit():
+    with pytest.raises(RuntimeError, match="no learner before fit"):
+        _ = LearnedBitwidth(**FOUR).learner
+
+
+def test_losses_stay_finite():
+    _, _, run = fit()
+    assert math.isfinite(run.callback_metrics["loss"])
