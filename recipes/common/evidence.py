@@ -42,8 +42,8 @@ class Figure:
         return f"{self.mean:{form}}{error}".replace("-", "−")
 
 
-def gather(path: Path) -> list[dict[str, dict[int, ledger.Line]]]:
-    """The runs of a JSON-lines file by schedule, method and seed; methods in the order of `METHODS`, seeds ascending.
+def gather(path: Path, order: Iterable[str] = METHODS) -> list[dict[str, dict[int, ledger.Line]]]:
+    """The runs of a JSON-lines file by schedule, method and seed; methods in `order`, seeds ascending.
 
     Where a method's policy, rounding or rates changed between runs, the newest of them count alone.
 
@@ -58,8 +58,9 @@ def gather(path: Path) -> list[dict[str, dict[int, ledger.Line]]]:
         if any(_recipe(other) != _recipe(line) for other in runs.values()):
             runs.clear()
         runs[settings["seed"]] = line
+    order = tuple(order)
     return [
-        {name: dict(sorted(methods[name].items())) for name in METHODS if name in methods} for methods in found.values()
+        {name: dict(sorted(methods[name].items())) for name in order if name in methods} for methods in found.values()
     ]
 
 

@@ -119,6 +119,30 @@ def make_schedule(settings: Settings, optimizer: Optimizer, steps: int) -> LRSch
     return ReduceLROnPlateau(optimizer, factor=0.1, patience=5)
 
 
+def make_batches(
+    splits: tuple[Pictures, Pictures],
+    data_set: str,
+    batch_size: int,
+    subset: int | None,
+    seed: int,
+    device: torch.device | str,
+) -> tuple[Batches, Batches]:
+    """The batches to train on, cropped and flipped where the pictures are natural, and those to test on.
+
+    Raises:
+        ValueError: there are fewer pictures than the subset or a batch asks for.
+    """
+    if subset is not None and not 1 <= subset <= len(splits[0]):
+        raise ValueError(f"subset must lie between 1 and the {len(splits[0])} pictures, got {subset}")
+    training, test = (split.to(device) for split in (splits[0].first(subset), splits[1]))
+    mean, deviation = training.statistics()
+    natural = data_set.startswith("cifar")
+    batches = Batches(
+        training, batch_size, mean, deviation, shuffle=True, seed=seed, padding=4 if natural else 0, flip=natural
+    )
+    return batches, Batches(test, 500, mean, deviation)
+
+
 @torch.no_grad()
 def evaluate(model: nn.Module, batches: Batches) -> tuple[float, float]:
     """(mean loss, accuracy) in evaluation mode, where a controller shows the weights rounded to nearest."""
@@ -208,17 +232,10 @@ def train(
         ValueError: there are fewer pictures than the subset or a batch asks for; the folder holds another run; the loss
             stopped being a number.
     """
-    if settings.subset is not None and not 1 <= settings.subset <= len(splits[0]):
-        raise ValueError(f"subset must lie between 1 and the {len(splits[0])} pictures, got {settings.subset}")
-    training, test = (split.to(device) for split in (splits[0].first(settings.subset), splits[1]))
-    mean, deviation = training.statistics()
-    natural = settings.data_set.startswith("cifar")
-    batches = Batches(
-        training, settings.batch_size, mean, deviation, shuffle=True, seed=settings.seed,
-        padding=4 if natural else 0, flip=natural,
-    )  # fmt: skip
-    test_batches = Batches(test, 500, mean, deviation)
-
+    batches, test_batches = make_batches(
+        splits, settings.data_set, settings.batch_size, settings.subset, settings.seed, device
+    )
+    training = batches.pictures
     torch.manual_seed(settings.seed)
     model = MODELS[settings.model](training.classes, training.shape)
     model = model.to(device=device, memory_format=torch.channels_last)
@@ -229,27 +246,49 @@ def train(
     if checkpoint is not None and checkpoint.exists():
         run.load(checkpoint)
 
+    go_on(run, batches, test_batches, checkpoint, progress=progress)
+    return run
+
+
+def go_on(
+    run: Run,
+    batches: Batches,
+    test_batches: Batches,
+    checkpoint: Path | None,
+    *,
+    before: int = 0,
+    progress: bool = True,
+) -> None:
+    """Train from the run's last epoch on until `settings.epochs` are done, and write the checkpoint after each.
+
+    Args:
+        before: epochs that the network learned in another run, from the same batches.
+        progress: whether a bar shows steps, loss and accuracy.
+
+    Raises:
+        ValueError: the loss stopped being a number.
+    """
+    settings, optimizer, schedule = run.settings, run.optimizer, run.schedule
     with tqdm(
         desc=f"{settings.model} {settings.method}", total=settings.epochs * len(batches),
         initial=len(run.history) * len(batches), unit="step", disable=not progress,
     ) as bar:  # fmt: skip
         for epoch in range(len(run.history), settings.epochs):
-            batches.set_epoch(epoch)
-            start = time.perf_counter()
+            batches.set_epoch(before + epoch)
+            start, start_of_processor = time.perf_counter(), time.process_time()
             loss = train_epoch(run, batches, bar)
-            seconds = time.perf_counter() - start
-            test_loss, accuracy = evaluate(model, test_batches)
+            seconds, processor_seconds = time.perf_counter() - start, time.process_time() - start_of_processor
+            test_loss, accuracy = evaluate(run.model, test_batches)
             entry = {"loss": loss, "test_loss": test_loss, "accuracy": accuracy, "seconds": seconds}
-            entry["lr"] = optimizer.param_groups[0]["lr"]
-            if controller is not None:
-                entry["mean_word_length"] = float(controller.trace.word_length[-1].mean())
+            entry |= {"processor_seconds": processor_seconds, "lr": optimizer.param_groups[0]["lr"]}
+            if run.controller is not None:
+                entry["mean_word_length"] = float(run.controller.trace.word_length[-1].mean())
             run.history.append(entry)
             if isinstance(schedule, ReduceLROnPlateau):
                 schedule.step(loss)
             if checkpoint is not None:
                 run.save(checkpoint)
             bar.set_postfix({"loss": f"{loss:.3f}", "accuracy": f"{accuracy:.3f}"})
-    return run
 
 
 def train_epoch(run: Run, batches: Batches, bar: tqdm) -> float:
@@ -267,7 +306,7 @@ def train_epoch(run: Run, batches: Batches, bar: tqdm) -> float:
         if run.controller is not None:
             run.controller.observe(loss)
         run.optimizer.step()
-        if isinstance(run.schedule, OneCycleLR):
+        if not isinstance(run.schedule, ReduceLROnPlateau):
             run.schedule.step()
         total += loss.detach()
         bar.update()

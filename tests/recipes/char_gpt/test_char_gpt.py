@@ -46,7 +46,9 @@ def lines(tmp_path):
 def timeless(line):
     return {
         **{name: value for name, value in line.items() if name != "seconds"},
-        "history": [{name: value for name, value in epoch.items() if name != "seconds"} for epoch in line["history"]],
+        "history": [
+            {name: value for name, value in epoch.items() if "seconds" not in name} for epoch in line["history"]
+        ],
     }
 
 
