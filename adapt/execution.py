@@ -43,7 +43,8 @@ class Execution:
     * The input is exact where `activations` quantises it at such a word length, or where a layer before answered in
       the short type. Otherwise it is rounded to the nearest value of the short type.
     * Products and sums are float32. The product of two such operands is exact in float32; the sums are those of the
-      platform's kernel, in its order.
+      platform's kernel, in its order. On CUDA torch lets cuBLAS add up partial sums in the short type, unless
+      `torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction`, or that of float16, is off.
     * A bias is rounded to the short type before it is added.
     * The output is rounded once, to the short type: by up to 2^−8 of its magnitude in bfloat16, 2^−11 in float16.
       What follows (normalisation, activation functions, …) runs on the short type as torch does it, until the
