@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from adapt import rounding
+from adapt.alone import holders_of_one_alone, is_alone
 from adapt.blockfloat import BlockFloat
 from adapt.kernels.activation import (
     FROZEN,
@@ -130,6 +131,8 @@ class Activations:
         if old is not None:
             self.load_state_dict(old.state_dict(), strict=False)
 
+        # The first call must not come within a backward pass.
+        holders_of_one_alone()
         kernels = activation_kernels(device)
         self._hooks = [_Hooks(self._state, kernels, type(owner) in _FRESH_OUTPUT, *sites) for owner, sites in found]
         handles = []
@@ -281,7 +284,8 @@ class _StraightThrough(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         (gradient,), (mask,) = gradients, ctx.saved_tensors
         if gradient is not None and (mask is not None or ctx.error >= 0):
-            gradient = _through(gradient, mask, ctx.kernels, ctx.state, ctx.error, ctx.strides)
+            in_place = is_alone(gradient)
+            gradient = _through(gradient, mask, ctx.kernels, ctx.state, ctx.error, ctx.strides, in_place=in_place)
         return gradient, None, None, None, None, None
 
 
@@ -292,12 +296,18 @@ def _through(
     state: State,
     error: int,
     strides: Sequence[int],
+    *,
+    in_place: bool = False,
 ) -> Tensor:
-    """Q(gradient) where the mask says inside, 0 elsewhere, laid out as the forward pass's result was."""
-    gradient = gradient.detach()
-    output = torch.empty_strided(gradient.shape, strides, dtype=gradient.dtype, device=gradient.device)
-    if gradient.stride() != output.stride():
-        gradient = output.copy_(gradient)
+    """Q(gradient) where the mask says inside, 0 elsewhere, laid out as the forward pass's result was.
+
+    A new tensor unless in place, which spares writing to memory that is in no cache.
+    """
+    gradient = output = gradient.detach()
+    if not in_place or gradient.stride() != tuple(strides):
+        output = torch.empty_strided(gradient.shape, strides, dtype=gradient.dtype, device=gradient.device)
+        if gradient.stride() != output.stride():
+            gradient = output.copy_(gradient)
     kernels.backward(gradient, output, mask, state, error)
     return output
 

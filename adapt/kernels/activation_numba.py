@@ -17,10 +17,13 @@ from torch import Tensor
 from adapt.kernels import activation_torch
 from adapt.kernels.activation import DECAY, FROZEN, MASKED, NOISE, State
 from adapt.kernels.numba_ import CHUNK, CHUNKS_PER_THREAD, Chunks, chunks_of, run
-from adapt.kernels.numba_device import compiled, pointer, round_chunk
+from adapt.kernels.numba_device import _copy, _nearest, _stochastic, _uniform, compiled, pointer
 from adapt.precision import HIGHEST_FRACTION, LOWEST_FRACTION
 
-assert CHUNK % MASKED == 0, "every flag of a mask belongs to one chunk"
+BLOCK = 1024
+"""Elements that a pass takes through all that it does before the next. Those of a mask's flags are set together."""
+
+assert CHUNK % BLOCK == BLOCK % MASKED == 0, "every flag of a mask belongs to one block"
 
 _BYTES = {torch.float32: 4, torch.bfloat16: 2}
 _ZERO, _ONE, _ZERO_BITS = np.float32(0), np.float32(1), np.int32(0)
@@ -112,12 +115,27 @@ def _narrow(source: int, output: int, numel: int) -> None:
 
 
 @compiled
-def _largest(address: int, numel: int) -> Any:
-    """The bits of max|x|; not those of a finite number where an element is not finite."""
-    x = numba.carray(pointer(address), numel)
+def _round_and_measure(source: int, output: int, numel: int, grid: Any, key: Any, offset: int, stochastic: bool) -> Any:
+    """output ← Q(source), which do not overlap, and the bits of max|source|: one loop, so that loads hide behind work.
+
+    They are not those of a finite number where an element is not finite.
+    """
+    scale, step, low, high = grid[0], grid[1], grid[2], grid[3]
+    first, k0, k1 = np.uint32(offset), np.uint32(key), np.uint32(key >> np.uint64(32))
+    s, o = numba.carray(pointer(source), numel), numba.carray(pointer(output), numel)
     top = _ZERO_BITS
-    for i in range(numel):
-        top = _larger_magnitude(x[i], top)
+    if scale == _ZERO:
+        for i in range(numel):
+            top = _larger_magnitude(s[i], top)
+            o[i] = s[i]
+    elif stochastic:
+        for i in range(numel):
+            top = _larger_magnitude(s[i], top)
+            o[i] = _stochastic(s[i], _uniform(first, i, k0, k1), scale, step, low, high)
+    else:
+        for i in range(numel):
+            top = _larger_magnitude(s[i], top)
+            o[i] = _nearest(s[i], scale, step, low, high)
     return top
 
 
@@ -196,33 +214,33 @@ def _forward_pass(
     tops: Any,
     outside: Any,
 ) -> None:
-    scratch = np.empty(MASKED, np.float32)
+    wide, rounded = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
     saturated = numba.carray(_pointer_to(flags, np.uint8), last * CHUNK // MASKED)
     minimum, maximum = grid[2] * grid[1], grid[3] * grid[1]
     # A grid without a scale leaves values as they are: all lie inside.
     limit = _LARGEST_BITS if grid[0] == _ZERO else _bits(maximum)
     for c in range(first, last):
         highest, beyond = _ZERO_BITS, False
-        # Small blocks, so that the next one comes from memory while this one is rounded.
-        for start in range(chunks[c, 1], chunks[c, 1] + chunks[c, 2], MASKED):
-            numel = min(MASKED, chunks[c, 1] + chunks[c, 2] - start)
+        for start in range(chunks[c, 1], chunks[c, 1] + chunks[c, 2], BLOCK):
+            numel = min(BLOCK, chunks[c, 1] + chunks[c, 2] - start)
             x, y = source + bytes_in * start, output + bytes_out * start
             if bytes_in == 2:
-                _widen(x, scratch.ctypes.data, numel)
-                x = scratch.ctypes.data
-            top = _largest(x, numel)
+                _widen(x, wide.ctypes.data, numel)
+                x = wide.ctypes.data
+            # In place the values must outlast their rounding until the mask is written.
+            z = rounded.ctypes.data if bytes_out == 2 or x == y else y
+            top = _round_and_measure(x, z, numel, grid, key, offset + start, noise)
             finite = top if top < _INFINITE_BITS else _largest_finite(x, numel)
             highest = finite if finite > highest else highest
             if mask:
-                saturated[start // MASKED] = top > limit
+                saturated[start // MASKED : (start + numel + MASKED - 1) // MASKED] = top > limit
                 if top > limit:
                     beyond = True
                     _inside(x, mask + start, numel, minimum, maximum)
             if bytes_out == 2:
-                round_chunk(x, scratch.ctypes.data, numel, grid, key, offset + start, noise)
-                _narrow(scratch.ctypes.data, y, numel)
-            else:
-                round_chunk(x, y, numel, grid, key, offset + start, noise)
+                _narrow(z, y, numel)
+            elif z != y:
+                _copy(z, y, numel)
         tops[c], outside[c] = highest, beyond
 
 
@@ -242,24 +260,26 @@ def _backward_pass(
     noise: bool,
     tops: Any,
 ) -> None:
-    scratch = np.empty(MASKED, np.float32)
+    wide, rounded = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
     saturated = numba.carray(_pointer_to(flags, np.uint8), last * CHUNK // MASKED)
     for c in range(first, last):
         highest = _ZERO_BITS
-        for start in range(chunks[c, 1], chunks[c, 1] + chunks[c, 2], MASKED):
-            numel = min(MASKED, chunks[c, 1] + chunks[c, 2] - start)
+        for start in range(chunks[c, 1], chunks[c, 1] + chunks[c, 2], BLOCK):
+            numel = min(BLOCK, chunks[c, 1] + chunks[c, 2] - start)
             g, e = gradient + width * start, output + width * start
             if width == 2:
-                _widen(g, scratch.ctypes.data, numel)
-                g = e = scratch.ctypes.data
-            top = _largest(g, numel)
+                _widen(g, wide.ctypes.data, numel)
+                g = wide.ctypes.data
+            z = rounded.ctypes.data if width == 2 or g == e else e
+            top = _round_and_measure(g, z, numel, grid, key, offset + start, noise)
             finite = top if top < _INFINITE_BITS else _largest_finite(g, numel)
             highest = finite if finite > highest else highest
-            round_chunk(g, e, numel, grid, key, offset + start, noise)
             if mask and saturated[start // MASKED]:
-                _keep(e, mask + start, numel)
+                _keep(z, mask + start, numel)
             if width == 2:
-                _narrow(e, output + width * start, numel)
+                _narrow(z, e, numel)
+            elif z != e:
+                _copy(z, e, numel)
         tops[c] = highest
 
 
