@@ -12,6 +12,15 @@ from adapt.kernels import set_backend
 from adapt.normalization import can_normalize, normalize
 from tests.training import assembled
 
+
+@pytest.fixture(autouse=True)
+def _numba():
+    """The kernel is Numba's, whatever back end the environment forces."""
+    set_backend("numba")
+    yield
+    set_backend(None)
+
+
 KINDS = {
     "1d": (nn.BatchNorm1d, (40, 7), torch.contiguous_format),
     "one channel": (nn.BatchNorm2d, (5, 1, 6, 6), torch.channels_last),
@@ -100,7 +109,6 @@ def test_what_it_leaves_to_torch():
     assert not can_normalize(nn.BatchNorm2d(8), x)
     set_backend("torch")
     assert not can_normalize(module, x)
-    set_backend(None)
 
 
 @pytest.mark.parametrize("training", [True, False])
