@@ -1,0 +1,1 @@
+"""See `recipes.mixed_precision.__main__`."""
