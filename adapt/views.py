@@ -26,6 +26,7 @@ class Views:
         self._handles: list[Any] = []
         self._own: dict[nn.Module, dict[str, tuple[Masters, int]]] = {}
         self._inside: dict[nn.Module, list[tuple[Masters, int, nn.Module]]] = {}
+        self._running = False
 
     def hook(self, banks: Sequence[Masters]) -> None:
         """Follow the modules that own parameters of `banks`, and no others from now on."""
@@ -36,6 +37,9 @@ class Views:
             module: {name: places[id(p)] for name, p in module._parameters.items() if id(p) in places}
             for module in (() if self._module is None else self._module.modules())
         }
+        if self._module is not None:
+            after = WeakHook(self._after_forward)
+            self._handles.append(self._module.register_forward_hook(after, always_call=True))
         for module, own in self._own.items():
             self._inside[module] = [
                 (*place, owner) for owner in module.modules() for place in self._own[owner].values()
@@ -54,6 +58,7 @@ class Views:
             handle.remove()
         self._handles.clear()
         self._own, self._inside = {}, {}
+        self._running = False
 
     @contextlib.contextmanager
     def pinned(self, view: View) -> Iterator[None]:
@@ -81,7 +86,11 @@ class Views:
         """Show each layer in the view that its own module's mode asks for."""
         if self.pin is not None:
             return
-        self._notice()
+        # The modules inside need no further look at the optimizer.
+        outermost = module is self._module
+        if outermost or not self._running:
+            self._notice()
+        self._running |= outermost
         stale = False
         for masters, index, owner in self._inside.get(module, ()):
             view: View = "training" if owner.training else "evaluation"
@@ -90,6 +99,9 @@ class Views:
                 stale = True
         if stale:
             self.renew()
+
+    def _after_forward(self, module: nn.Module, args: Any, output: Any) -> None:
+        self._running = False
 
     def _after_load(self, module: nn.Module, keys: Any) -> None:
         """New values in a module become masters."""

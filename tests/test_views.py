@@ -108,3 +108,17 @@ def test_an_optimizer_knows_its_controller():
     _, optimizer, controller = trained()
     assert attached(optimizer) is controller
     assert attached(torch.optim.SGD([torch.zeros(1, requires_grad=True)])) is None
+
+
+def test_one_look_at_the_optimizer_for_a_call_of_the_whole_module(monkeypatch):
+    net, _, controller = trained()
+    looks = []
+    monkeypatch.setattr(controller._views, "_notice", lambda: looks.append(1))
+    net(torch.zeros(1, 6))
+    assert len(looks) == 1
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        net(torch.zeros(1, 7))
+    assert len(looks) == 2
+    net[0](torch.zeros(1, 6))
+    net[2](torch.zeros(1, 8))
+    assert len(looks) == 4, "alone, each looks for itself"
