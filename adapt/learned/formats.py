@@ -88,11 +88,11 @@ class Formats:
     def set(self, step: Tensor, maximum: Tensor) -> None:
         """Use these d and q₊, within their bounds and with d ≤ q₊, from the next pass on.
 
-        d = q₊ is what two bits with a sign hold: −d, 0, d. With floor 1 d may grow to 2·q₊, beyond which nothing
-        changes: the values are ±q₊.
+        d = q₊ is what two bits with a sign hold: −d, 0, d. With floor 1 the d of a signed format may grow to 4·q₊; from
+        2·q₊ on the values are ±q₊.
         """
         self.maximum.copy_(maximum.clamp(*RANGES))
-        most = self.maximum if self.floor > 1 else 2 * self.maximum
+        most = torch.where(self.signed, 4.0, 1.0) * self.maximum if self.floor == 1 else self.maximum
         self.step.copy_(torch.minimum(step.clamp(self._lowest, self._highest), most))
         self._renew(range_row(self.step, self.maximum, self.signed, floor=self.floor))
         self.bits = word_length(self.step, self.maximum, self.signed, floor=self.floor).cpu().numpy()
@@ -132,7 +132,7 @@ class Formats:
         widths = torch.from_numpy(bits).to(self.device)
         maximum = torch.where(wanted, self.maximum * share, self.maximum).clamp(*RANGES)
         top = limit(widths, self.signed)
-        step = torch.where(wanted, torch.where(top > 0, maximum / top.clamp(min=1), 2 * maximum), self.step)
+        step = torch.where(wanted, torch.where(top > 0, maximum / top.clamp(min=1), 4 * maximum), self.step)
         self.set(step, maximum)
 
     def figures(self, count: int) -> tuple[Tensor, Tensor, Tensor]:

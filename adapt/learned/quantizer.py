@@ -26,7 +26,8 @@ def continuous_width(step: Tensor, maximum: Tensor, signed: Tensor | bool) -> Te
 def word_length(step: Tensor, maximum: Tensor, signed: Tensor | bool, *, floor: int = 2) -> Tensor:
     """Schaefer et al. 2: b = ⌈log₂(q₊/d + 1)⌉, + 1 for signed values, at least `floor` bits; int64.
 
-    With floor 1 a signed format whose step has grown beyond its range has one bit: its values are ±q₊.
+    Two bits with a sign are −d, 0, d, and last while d ≤ 2·q₊. With floor 1 a signed format whose step has grown beyond
+    that has one bit: its values are ±q₊.
 
     Args:
         step, maximum: d and q₊, positive, of one shape.
@@ -41,7 +42,9 @@ def word_length(step: Tensor, maximum: Tensor, signed: Tensor | bool, *, floor: 
 
 def _is_sign(step: Tensor, maximum: Tensor, signed: Tensor | bool, floor: int) -> Tensor:
     """Where one bit with a sign is left."""
-    return torch.as_tensor(signed).to(step.device) & (maximum < step) if floor == 1 else torch.zeros_like(step).bool()
+    return (
+        torch.as_tensor(signed).to(step.device) & (2 * maximum < step) if floor == 1 else torch.zeros_like(step).bool()
+    )
 
 
 def range_row(step: Tensor, maximum: Tensor, signed: Tensor | bool, *, floor: int = 2) -> Row:
@@ -91,7 +94,7 @@ def quantize(
         signed: whether x has both signs.
         scaling: one of `adapt.learned.SCALINGS`.
         delta: δ of the scaling.
-        floor: the fewest bits, 2, or 1, with which a signed format of d > q₊ has the values ±q₊.
+        floor: the fewest bits, 2, or 1, with which a signed format of d > 2·q₊ has the values ±q₊.
 
     Raises:
         TypeError, ValueError: a step or range that is not positive, or no such scaling, δ or floor.

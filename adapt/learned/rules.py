@@ -12,7 +12,7 @@ from adapt.learned.formats import Formats
 from adapt.learned.phases import pressure, rate
 from adapt.learned.plan import FixedWidths, LearnedWidths
 
-TRAVEL, BRISK = 12.0, 0.25
+TRAVEL, BRISK = 12.0, 0.5
 """At the default rate, the octaves that d and q₊ could go in learning if all updates agreed, and at most in one."""
 
 SETTLING_TRAVEL, GENTLE = 2.0, 0.1

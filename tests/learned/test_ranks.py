@@ -1,0 +1,59 @@
+"""Several processes learn the same formats, those of one process on the combined batch."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.learned.ranks import outcome, train
+
+PROCESSES = 2
+
+TOLERANCE = 2e-4
+"""The mean over the parts of a batch rounds in another order, and percentiles of parts are averaged."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(PROCESSES), "--standalone"]
+    done = subprocess.run(
+        [*command, "-m", "tests.learned.ranks", str(folder)],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+def read(folder, name):
+    return [torch.load(folder / f"{name}_{rank}.pt", weights_only=True) for rank in range(PROCESSES)]
+
+
+def test_the_ranks_agree_bit_for_bit(folder):
+    first, second = read(folder, "whole")
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
+    assert (first["widths"][1:] != first["widths"][:-1]).any()
+
+
+def test_a_resumed_run_is_the_same(folder):
+    for whole, resumed in zip(read(folder, "whole"), read(folder, "resumed"), strict=True):
+        torch.testing.assert_close(resumed, whole, rtol=0, atol=0)
+
+
+def test_weights_learn_the_formats_of_one_process_on_the_combined_batch(folder, monkeypatch):
+    # One process that calibrates with the mean of what the two met.
+    from adapt.learned import activations
+
+    parts = activations.percentile
+    monkeypatch.setattr(activations, "percentile", lambda x: sum(parts(part) for part in x.chunk(2)) / 2)
+    alone = outcome(train()[0])
+    torch.testing.assert_close(read(folder, "whole")[0], alone, rtol=TOLERANCE, atol=TOLERANCE)
+
+
+def test_sharded_weights_are_refused(folder):
+    assert "lies on several processes" in (folder / "refused_0.txt").read_text()
