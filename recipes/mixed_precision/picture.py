@@ -1,6 +1,6 @@
 """Accuracy against size, a panel per network: which points no other one beats in both."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -30,6 +30,15 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[bool]:
     return [not any(s <= size and a >= value and (s, a) != (size, value) for s, a in points) for size, value in points]
 
 
+def _apart(sizes: Iterable[float]) -> list[float]:
+    """From the largest down those of the sizes whose labels do not touch on a logarithmic axis."""
+    kept: list[float] = []
+    for size in sorted(sizes, reverse=True):
+        if not kept or size < kept[-1] / 1.1:
+            kept.append(size)
+    return kept
+
+
 def _panel(axes: Axes, group: Group) -> None:
     points: dict[str, list[tuple[float, float, float]]] = {}
     for method, runs in group.methods.items():
@@ -55,8 +64,8 @@ def _panel(axes: Axes, group: Group) -> None:
     )  # fmt: skip
     axes.set_title(NETWORKS.get(group.settings["model"], group.settings["model"]), loc="left", fontsize=10, color=INK)
     axes.set_xscale("log", base=2)
-    ticks = sorted({round(size) for size, _, _ in every})
-    axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks], minor=False)
+    ticks = _apart(size for size, _, _ in every)
+    axes.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks])
     axes.minorticks_off()
     axes.set_xlabel("weights and activations, kB", color=INK, fontsize=9)
     axes.set_ylabel("accuracy, %", color=INK, fontsize=9)

@@ -106,6 +106,11 @@ def test_the_front_holds_what_nothing_beats():
     assert picture.pareto(points) == [True, False, True, False, True]
 
 
+def test_labels_of_sizes_do_not_touch():
+    assert picture._apart([44.4, 45.0, 59.2, 60.0, 118.4, 120.0]) == [120.0, 60.0, 45.0]
+    assert picture._apart([]) == []
+
+
 def test_a_damaged_file_is_told(results, command):
     with (results / "mixed_precision.jsonl").open("a") as file:
         file.write("{\n")
