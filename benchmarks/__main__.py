@@ -18,6 +18,7 @@ import torch
 from benchmarks.bench import CPU, CUDA, Bench, Section, Sizes
 from benchmarks.cuda import beyond
 from benchmarks.execution import execution
+from benchmarks.learned import learned
 from benchmarks.machine import describe, slug
 from benchmarks.memory import memory
 from benchmarks.push_down import push_down
@@ -32,6 +33,7 @@ SECTIONS: dict[str, Section] = {
     "push-down": push_down,
     "memory": memory,
     "execution": execution,
+    "learned": learned,
     "cuda": beyond,
 }
 RESULTS = Path(__file__).parent / "results"

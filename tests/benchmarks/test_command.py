@@ -22,6 +22,7 @@ KEYS = {
     "push-down-small-cnn",
     "memory-small-cnn",
     "execution-small-cnn",
+    "learned-small-cnn",
 }
 
 
@@ -65,7 +66,7 @@ def test_wrong_arguments_end_the_command(arguments):
 
 
 def test_every_part_of_the_command_line_has_its_rows():
-    assert list(command.SECTIONS) == ["quantiser", "steps", "push-down", "memory", "execution", "cuda"]
+    assert list(command.SECTIONS) == ["quantiser", "steps", "push-down", "memory", "execution", "learned", "cuda"]
 
 
 def test_live_bytes_counts_memory_once_and_gradients_too():
