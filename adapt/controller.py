@@ -142,7 +142,10 @@ class Controller:
             raise TypeError(f"loss must be a tensor or a number, got {type(loss).__name__}")
         if isinstance(loss, Tensor) and loss.numel() != 1:
             raise ValueError(f"loss must be a single number, got shape {tuple(loss.shape)}: reduce it first")
-        self._run.micro_losses.append(loss.detach().reshape(()) if isinstance(loss, Tensor) else float(loss))
+        if not isinstance(loss, Tensor):
+            self._run.micro_losses.append(float(loss))
+        else:
+            self._run.micro_losses.append(loss.detach().reshape(()) if loss.dim() else loss.detach())
 
     def forget_losses(self) -> None:
         """Drop the losses shown since the last step: for gradients that are thrown away, as by a scaler's skip."""

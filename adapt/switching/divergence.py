@@ -70,7 +70,10 @@ def bin_counts(values: Tensor, thresholds: NDArray[np.float64]) -> NDArray[np.in
 
     A value on a threshold belongs to the bin before it.
     """
-    return np.diff(count_at_most(values, thresholds), prepend=0, append=values.numel())
+    ends = np.empty((*thresholds.shape[:-1], thresholds.shape[-1] + 2), np.int64)
+    ends[..., 0], ends[..., 1:-1], ends[..., -1] = 0, count_at_most(values, thresholds), values.numel()
+    counts: NDArray[np.int64] = ends[..., 1:] - ends[..., :-1]
+    return counts
 
 
 def checked_values(values: Tensor, name: str) -> tuple[Tensor, float, float]:
