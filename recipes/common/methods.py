@@ -57,6 +57,11 @@ def normalized_rates(network: str) -> dict[str, float]:
     return {"lr": 0.02 if network == "alexnet" else 0.05, "l1": 1e-5, "l2": 1e-3}
 
 
+def compact_rates(network: str) -> dict[str, float]:
+    """Those of float32, with an L1 penalty where most weights are in dense layers, which it thins out."""
+    return {**plain_rates(network), "l1": 5e-6 if network == "alexnet" else 0.0}
+
+
 def _float32(buffer_bits: int, steps_per_epoch: int) -> None:
     return None
 
@@ -90,7 +95,7 @@ METHODS: Mapping[str, Method] = {
         f"adapt-tolerance-{bits:g}": Method(partial(_adapt, kl_tolerance=bits), normalized_rates)
         for bits in (0.0, 0.1, 1.0)
     },
-    "compact": Method(_compact, plain_rates, rounding="nearest"),
+    "compact": Method(_compact, compact_rates, rounding="nearest"),
     "muppet": Method(_muppet, plain_rates),
     **{f"fixed{bits}": Method(partial(_fixed, bits), plain_rates) for bits in range(SHORTEST_WORD, LONGEST_WORD + 1)},
 }
