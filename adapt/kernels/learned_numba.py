@@ -3,6 +3,9 @@
 `adapt.kernels.learned.LearnedKernels` says what they compute. Backward computes again what forward did instead of
 reading it: memory is what such a pass waits for. Where a scaling needs sin, tanh or artanh, a quotient of polynomials
 stands in, fitted on [−1/2, 1/2]; δ times its error is below the rounding of float32.
+
+torch's own learnable fake-quantise kernels scale no gradients, and took 36 and 8 times as long forward and backward
+(2 million elements, one thread).
 """
 
 from typing import Any

@@ -249,7 +249,8 @@ def attach(
     normalisation begins its statistics anew.
 
     Formats: weights by output channel, symmetric; biases and inputs of linear layers and convolutions one per tensor,
-    inputs without a sign where calibration met none. First and last layers are layers like all others.
+    inputs without a sign where calibration met none. First and last layers are layers like all others. A GradScaler's
+    scale would count in the gradients to the activations' formats: use bfloat16, which needs none.
 
     Args:
         optimizer: any torch optimizer that evaluates the loss once in a step.

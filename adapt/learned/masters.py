@@ -93,18 +93,17 @@ class LearnedMasters(Masters):
         for i, gradient in enumerate(gradients):
             if gradient is None:
                 continue
-            squares = gradient.double().square()
-            sound = torch.isfinite(squares.sum())
+            sound = torch.isfinite(gradient.sum())
             self.skipped[i] += (~sound).long()
             # Not a product with zero, which leaves NaN.
             gradient.copy_(torch.where(sound, gradient, 0.0))
             channels = self.channels[i]
             back = partials(channels.view(gradient), channels.view(self.weights[i]), self._row(i), scaling, delta)
             if collect:
-                squares = channels.view(gradient).double().square()
-                sums = (back.step, back.above, back.below, squares)
                 place, axes = self.formats.places[self.names[i]], channels.summed
-                self.formats.sums[place] += torch.stack([t.double().sum(axes).flatten() for t in sums], dim=1)
+                parts = (back.step, back.above, back.below, channels.view(gradient).square())
+                sums = [part.sum(axes, dtype=torch.float64).flatten() for part in parts]
+                self.formats.sums[place] += torch.stack(sums, dim=1)
             channels.view(gradient).copy_(back.values)
 
     @torch.no_grad()

@@ -267,10 +267,12 @@ class LearnedRun(Run):
             part = formats.sums[formats.weights :].contiguous()
             torch.distributed.all_reduce(part)
             formats.sums[formats.weights :] = part / torch.distributed.get_world_size()
-        energy = formats.figures(self.count)[2]
-        self.energy = energy if not bool(self.energy.any()) else _FADING * self.energy + (1 - _FADING) * energy
+        if isinstance(self.plan, LearnedWidths):
+            energy = formats.figures(self.count)[2]
+            self.energy = energy if not bool(self.energy.any()) else _FADING * self.energy + (1 - _FADING) * energy
         found = self.rule.update(formats, self.count, at, settled=self.settled)
-        self._gradients.append(float(found.square().mean().sqrt()))
+        if isinstance(self.plan, LearnedWidths):
+            self._gradients.append(float(found.square().mean().sqrt()))
         formats.sums.zero_()
         self.count = 0
 
