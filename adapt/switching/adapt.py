@@ -132,8 +132,9 @@ class AdaPT:
         * Push-down gives up 2 bits of divergence instead of none: weights need no more levels than training can feel.
         * Push-up measures what rounding costs, ⟨ΣG/n, Q(W) − W⟩ of the window (`adapt.switching.rounding_cost`),
           instead of testing one batch's loss: a layer gets one bit more where that is above `loss_tolerance` of the
-          loss, and gives one back, down to what push-down asks for, where it is far below. As the loss falls, the same
-          error weighs more, so bits return late.
+          loss, so bits return late, when the loss has fallen and the same error weighs more.
+        * A bit is given back only where rounding costs clearly less, and at least two bits above what push-down asks
+          for: formats do not flip on the noise of one window.
         * Integer bits are the fewest for which saturation adds no more squared error than rounding does, and there are
           no buffer bits: a few outliers are clipped.
         * Gradients keep their norms, so learning rates and penalties are those of float32.

@@ -48,7 +48,10 @@ def rounding_cost(
 
 
 def push_up_by_loss(lowest: Precision, current: Precision, cost: float, allowed: float) -> int:
-    """The fraction length that the loss asks for: a bit more where rounding costs too much, else towards FL_min.
+    """The fraction length that the loss asks for: a bit more where rounding costs too much, seldom a bit less.
+
+    Every change of format is a jump of the weights that training has to make good, so what the noise of one window
+    says must not move it: between FL_min and FL_min + 1, and where the cost is not clearly small, FL stays.
 
     Args:
         lowest: ⟨WL_min, FL_min⟩ from PushDown, the floor.
@@ -57,12 +60,13 @@ def push_up_by_loss(lowest: Precision, current: Precision, cost: float, allowed:
         allowed: what it may cost, above 0, in the same units.
 
     Returns:
-        FL + 1 where cost > allowed, FL − 1 where it is far below, FL between; at least FL_min.
+        FL + 1 where cost > allowed; FL − 1 where |cost| is far below and FL at least two bits above the floor; FL
+        between; at least FL_min.
     """
     fraction_length = current.fraction_length
     if cost > allowed:
         fraction_length += 1
-    elif cost * LOWERING_MARGIN < allowed:
+    elif abs(cost) * LOWERING_MARGIN < allowed and fraction_length > lowest.fraction_length + 1:
         fraction_length -= 1
     return min(max(fraction_length, lowest.fraction_length), HIGHEST_FRACTION)
 

@@ -185,11 +185,11 @@ def fewest_integer_bits(weights, fraction_length):
 
 
 def push_up_by_loss(lowest, current, cost, allowed, weights):
-    """A bit more where rounding costs too much, a bit less where it costs less than an eighth of that."""
+    """A bit more where rounding costs too much; a bit less where it costs under an eighth of that, if two to spare."""
     fraction_length = current[1]
     if cost > allowed:
         fraction_length += 1
-    if 8 * cost < allowed:
+    if 8 * abs(cost) < allowed and fraction_length - lowest[1] >= 2:
         fraction_length -= 1
     fraction_length = max(fraction_length, lowest[1])
     return fraction_length + fewest_integer_bits(weights, fraction_length), fraction_length
