@@ -398,7 +398,7 @@ def test_a_replaced_layer_joins_under_another_name():
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"initial": (8, 4)}, TypeError, r"initial must be an adapt\.Precision, got \(8, 4\)"),
+        ({"initial": (8, 4)}, TypeError, r"initial must be an adapt\.Precision or None, got \(8, 4\)"),
         ({"buffer_bits": -1}, ValueError, "buffer_bits must be a whole number from 0 to 30, got -1"),
         ({"buffer_bits": 31}, ValueError, "buffer_bits must be a whole number from 0 to 30, got 31"),
         ({"buffer_bits": 4.0}, ValueError, r"buffer_bits must be a whole number from 0 to 30, got 4\.0"),

@@ -67,7 +67,7 @@ class AdaPT:
     """The paper's policy: algorithm 2 and its hyperparameters, with the paper's values as defaults.
 
     Args:
-        initial: format of every layer before its first switch.
+        initial: format of every layer before its first switch; None for what push-down asks of its first weights.
         buffer_bits: word-length bits above the fraction that every switch grants, 0 to 30. The paper takes 4,
             and 8 for residual networks and CIFAR-100.
         resolution: lower and upper bound of the histogram bins r that push-down compares.
@@ -85,7 +85,7 @@ class AdaPT:
         TypeError, ValueError: a hyperparameter is no sensible one.
     """
 
-    initial: Precision = EIGHT_BITS
+    initial: Precision | None = EIGHT_BITS
     buffer_bits: int = 4
     resolution: tuple[int, int] = (50, 150)
     lookback: tuple[int, int] = (25, 100)
@@ -101,8 +101,8 @@ class AdaPT:
     uses_loss = True
 
     def __post_init__(self) -> None:
-        if not isinstance(self.initial, Precision):
-            raise TypeError(f"initial must be an adapt.Precision, got {self.initial!r}")
+        if self.initial is not None and not isinstance(self.initial, Precision):
+            raise TypeError(f"initial must be an adapt.Precision or None, got {self.initial!r}")
         if not isinstance(self.buffer_bits, int) or not 0 <= self.buffer_bits <= 30:
             raise ValueError(f"buffer_bits must be a whole number from 0 to 30, got {self.buffer_bits!r}")
         for name in ("resolution", "lookback"):
@@ -137,11 +137,12 @@ class AdaPT:
           for: formats do not flip on the noise of one window.
         * Integer bits are the fewest for which saturation adds no more squared error than rounding does, and there are
           no buffer bits: a few outliers are clipped.
+        * Layers start where push-down puts their first weights, so that a trained network can be refined too.
         * Gradients keep their norms, so learning rates and penalties are those of float32.
 
         Without losses (see `Controller.observe`) push-down alone decides.
         """
-        return cls(buffer_bits=0, kl_tolerance=2.0, normalize_gradients=False, push_up="loss")
+        return cls(initial=None, buffer_bits=0, kl_tolerance=2.0, normalize_gradients=False, push_up="loss")
 
     @property
     def keeps_gradients(self) -> bool:
@@ -149,10 +150,14 @@ class AdaPT:
         return self.push_up == "diversity"
 
     def start(self, weights: Sequence[Tensor]) -> AdaPTState:
-        """Every layer in `initial`, the longest lookback, the coarsest resolution; strategy "min"."""
+        """Every layer in its first format, the longest lookback, the coarsest resolution; strategy "min".
+
+        Raises:
+            ValueError: a layer's first weights are not finite, and `initial` is None.
+        """
         layers = len(weights)
         return AdaPTState(
-            formats=(self.initial,) * layers,
+            formats=tuple(self._first(weights[layer]) for layer in range(layers)),
             gradients=np.zeros(layers, np.int64),
             lookback=np.full(layers, float(self.lookback[1])),
             resolution=np.full(layers, self.resolution[0], np.int64),
@@ -227,6 +232,15 @@ class AdaPT:
         strategy = next_strategy(state.strategy, loss, state.losses[-window:])
         return strategy, (*state.losses, loss)[-self.lookback[1] :]
 
+    def _first(self, weights: Tensor) -> Precision:
+        if self.initial is not None:
+            return self.initial
+        lowest, _ = lowest_precision(weights, resolution=self.resolution[0], tolerance=self.kl_tolerance)
+        return self._trimmed(weights, lowest.fraction_length) if self.push_up == "loss" else lowest
+
+    def _trimmed(self, weights: Tensor, fraction_length: int) -> Precision:
+        return Precision(fewest_integer_bits(weights, fraction_length) + fraction_length, fraction_length)
+
     def _switch(
         self, window: "Window", resolution: int, current: Format, observation: Observation
     ) -> tuple[Precision, float]:
@@ -249,8 +263,7 @@ class AdaPT:
                 l2=observation.l2,
             )
             fraction_length = push_up_by_loss(lowest, current, cost, self.loss_tolerance * abs(window.loss))
-        integer_length = fewest_integer_bits(weights, fraction_length)
-        return Precision(integer_length + fraction_length, fraction_length), given_up
+        return self._trimmed(weights, fraction_length), given_up
 
     def record(self, state: AdaPTState) -> dict[str, NDArray[Any]]:
         """The columns of algorithm 2."""

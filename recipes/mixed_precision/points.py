@@ -8,7 +8,6 @@
 | compact               | `AdaPT.compact()` from ⟨8, 6⟩, to nearest, activations in their layer's width by range     |
 """
 
-import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -112,8 +111,7 @@ def plan(settings: Settings, steps: int) -> Plan | None:
     """What decides on the formats in a tuning of so many optimizer steps; None for float32."""
     kind, bits = kind_of(settings.method)
     if kind == "compact":
-        # A trained network, and one that normalises, is lost where its small weights all round to zero to begin with.
-        return dataclasses.replace(adapt.AdaPT.compact(), initial=adapt.Precision(8, 6))
+        return adapt.AdaPT.compact()
     if kind == "lsq":
         return FixedWidths(weight_bits=bits, activation_bits=bits)
     if kind == "learned":

@@ -51,9 +51,16 @@ def l1_norm(values):
 class Layer:
     """One entry of Q: the master, the format, the stored gradients of the window, lookback and resolution."""
 
-    def __init__(self, name, policy):
+    def __init__(self, name, values, policy):
         self.name = name
-        self.precision = (policy.initial.word_length, policy.initial.fraction_length)
+        if policy.initial is not None:
+            self.precision = (policy.initial.word_length, policy.initial.fraction_length)
+        else:
+            self.precision = equations.push_down(values, policy.resolution[0], policy.kl_tolerance)
+            if policy.push_up == "loss":
+                fraction_length = self.precision[1]
+                integer_length = equations.fewest_integer_bits(values, fraction_length)
+                self.precision = (integer_length + fraction_length, fraction_length)
         self.gradients = []
         self.lookback = policy.lookback[1]
         self.resolution = policy.resolution[0]
@@ -71,7 +78,7 @@ class Algorithm1:
         self.policy, self.lr, self.momentum, self.l1, self.l2 = policy, lr, momentum, l1, l2
         self.rounding, self.seed, self.step_number = rounding, seed, 0
         self.masters = {name: values.copy() for name, values in parameters.items()}
-        self.layers = [Layer(name, policy) for name, values in parameters.items() if values.ndim >= 2]
+        self.layers = [Layer(name, values, policy) for name, values in parameters.items() if values.ndim >= 2]
         self.strategy, self.losses = "min", []
         self.momenta = {}
         self.switches = 0

@@ -95,7 +95,7 @@ def test_nothing_needs_two_bits(weights):
 def test_compact_is_adapt_with_other_hyperparameters():
     policy = adapt.AdaPT.compact()
     assert isinstance(policy, adapt.AdaPT)
-    changes = {"buffer_bits": 0, "kl_tolerance": 2.0, "normalize_gradients": False, "push_up": "loss"}
+    changes = {"initial": None, "buffer_bits": 0, "kl_tolerance": 2.0, "normalize_gradients": False, "push_up": "loss"}
     assert policy == dataclasses.replace(adapt.AdaPT(), **changes)
 
 
@@ -168,3 +168,26 @@ def test_without_losses_push_down_decides_alone():
     for name, master in optimizer.controller.masters.items():
         lowest = adapt.switching.push_down(master, resolution=50, tolerance=2.0)
         assert optimizer.controller.precisions[name].fraction_length == lowest.fraction_length
+
+
+def test_a_trained_network_is_refined_without_losing_it():
+    """From ⟨8, 4⟩ the small weights would round to zero."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2))
+    with torch.no_grad():
+        model[0].weight.mul_(0.01)
+        model[2].weight.mul_(100)
+    before = [p.detach().clone() for p in model.parameters() if p.ndim > 1]
+    controller = adapt.ASGD(model, lr=0.1, policy=adapt.AdaPT.compact(), rounding="nearest").controller
+    for weights, shown, precision in zip(before, model.parameters(), controller.precisions.values(), strict=False):
+        assert precision.word_length < 8
+        assert torch.linalg.vector_norm(adapt.quantize(weights, precision) - weights) < weights.norm() / 3
+        assert shown.count_nonzero() > 0
+
+
+def test_first_weights_that_are_not_finite_are_refused():
+    model = nn.Linear(3, 2)
+    with torch.no_grad():
+        model.weight[0, 0] = math.nan
+    with pytest.raises(ValueError, match="NaN"):
+        adapt.ASGD(model, lr=0.1, policy=adapt.AdaPT.compact())
