@@ -5,7 +5,7 @@
 | float32               | the start trained on in float32 for as long as the others are tuned                       |
 | lsq2 … lsq8           | LSQ at so many bits for all weights and activations                                       |
 | learned2 … learned8   | a width for each output channel and activation, learned within the bytes of LSQ's         |
-| compact               | `AdaPT.compact()` from ⟨8, 6⟩, to nearest, activations in their layer's width by range     |
+| compact               | `AdaPT.compact()`, to nearest, activations in their layer's width by range                |
 """
 
 from collections.abc import Iterable, Sequence
