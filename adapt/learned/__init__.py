@@ -1,8 +1,9 @@
 """Bit widths as learned parameters, under size budgets; and LSQ, their case of given widths."""
 
+from adapt.learned.attachment import attach, attach_lsq
 from adapt.learned.budget import Budget
 from adapt.learned.distillation import Distillation
-from adapt.learned.learner import Format, Learner, Size, attach, attach_lsq
+from adapt.learned.learner import Format, Learner, Size
 from adapt.learned.lsq import lsq
 from adapt.learned.phases import Phases
 from adapt.learned.quantizer import quantize, word_length

@@ -1,4 +1,4 @@
-"""Learned formats on the user's own optimizer and modules: `attach`, `attach_lsq`, and what they answer."""
+"""`Learner`, the controller of an optimizer whose formats are learned."""
 
 import contextlib
 import copy
@@ -9,16 +9,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
-from adapt import attachment, layering
 from adapt.controller import Controller
-from adapt.learned.budget import Budget
 from adapt.learned.phases import Phases, rate
 from adapt.learned.plan import FixedWidths, LearnedWidths, Plan
 from adapt.learned.rules import StepRule
 from adapt.learned.run import LearnedRun
-from adapt.learned.scaling import DELTA
 from adapt.learned.widths import Widths
 from adapt.perfmodel.rehearsal import samples_of
 from adapt.settings import Settings
@@ -217,194 +213,3 @@ def _undisturbed(module: nn.Module) -> Iterator[None]:
         with torch.no_grad():
             for buffer, before in buffers:
                 buffer.copy_(before)
-
-
-def attach(
-    optimizer: Optimizer,
-    module: nn.Module,
-    calibration: Iterable[Any] = (),
-    *,
-    weight_budget: Budget,
-    activation_budget: Budget | None = None,
-    phases: Phases,
-    activation_size: str = "sum",
-    floor: int = 2,
-    weight_scaling: str = "ewgs",
-    activation_scaling: str = "invtanh",
-    delta: float = DELTA,
-    beta: float | None = None,
-    update_every: int = 20,
-    width_rate: float | None = None,
-    warmup: float = 0.04,
-    schedule: bool = True,
-    quantize_biases: bool = True,
-    layers: layering.Choice = layering.is_matrix,
-) -> Learner:
-    """Learn the bit width of every weight channel and activation under size budgets (Schaefer et al. 2023).
-
-    Hooks go on the optimizer and the modules; no module is replaced and the names in state_dict stay. Training then
-    goes through three phases, counted in optimizer steps: all formats at the budget's average + 2 bits; learning of
-    steps d and ranges q₊, from which the widths follow, under the penalty of eq. 2; fine-tuning with frozen formats.
-    At the end of learning the widths are brought to the budgets, `Learner.log` says from where, and batch
-    normalisation begins its statistics anew.
-
-    Formats: weights by output channel, symmetric; biases and inputs of linear layers and convolutions one per tensor,
-    inputs without a sign where calibration met none. First and last layers are layers like all others. A GradScaler's
-    scale would count in the gradients to the activations' formats: use bfloat16, which needs none.
-
-    Args:
-        optimizer: any torch optimizer that evaluates the loss once in a step.
-        module: the module that it trains.
-        calibration: a few batches of inputs, each a tensor or a tuple of forward's positional arguments, which run
-            through the module in its present mode. Needed with an activation budget.
-        weight_budget: size of weights and quantised biases.
-        activation_budget: size of the activations of one sample; None leaves activations in float32.
-        phases: optimizer steps of each phase.
-        activation_size: whether activations count by the "sum" of their tensors or by the largest, "max".
-        floor: the fewest bits, 2 or 1. One signed bit is ±q₊.
-        weight_scaling, activation_scaling: the gradient scaling of each, one of `adapt.learned.SCALINGS`.
-        delta: δ of the scalings.
-        beta: β of eq. 2 per kB²; by default 30 over the squared budget, so that an excess of 10 % costs 0.3. It rises
-            to this value over the first half of learning.
-        update_every: Φ: steps and ranges move every so many steps, by the mean of their gradients since.
-        width_rate: octaves that d and q₊ move in an update at the peak of the schedule. By default fit for the number
-            of updates that there are.
-        warmup: share of each phase in which the learning rate rises.
-        schedule: let the optimizer's learning rates, whose present values are the peaks, rise and then fall as a
-            cosine in each phase. Off, they are left to you.
-        quantize_biases: quantise the biases of quantised layers too.
-        layers: which parameters are weights, called with (name, parameter); all of two or more dimensions if not given.
-
-    Returns:
-        The learner. It lives as long as the optimizer.
-
-    Raises:
-        TypeError, ValueError, RuntimeError, NotImplementedError: an argument does not fit, a budget is below what
-            `floor` bits take, calibration cannot run, or as `adapt.attach`.
-    """
-    plan = LearnedWidths(
-        weight_budget=weight_budget,
-        activation_budget=activation_budget,
-        phases=phases,
-        activation_size=activation_size,
-        floor=floor,
-        weight_scaling=weight_scaling,
-        activation_scaling=activation_scaling,
-        delta=delta,
-        beta=beta,
-        update_every=update_every,
-        width_rate=width_rate,
-        warmup=warmup,
-        schedule=schedule,
-    )
-    return attach_plan(optimizer, module, plan, calibration, quantize_biases=quantize_biases, layers=layers)
-
-
-def attach_lsq(
-    optimizer: Optimizer,
-    module: nn.Module,
-    calibration: Iterable[Any] = (),
-    *,
-    weight_bits: int,
-    activation_bits: int | None = None,
-    per_channel: bool = True,
-    steps: int | None = None,
-    warmup: float = 0.04,
-    momentum: float = 0.9,
-    weight_scaling: str = "ste",
-    activation_scaling: str = "ste",
-    delta: float = DELTA,
-    quantize_biases: bool = True,
-    layers: layering.Choice = layering.is_matrix,
-) -> Learner:
-    """LSQ: train at given bit widths with learned steps, the homogeneous case of learned widths.
-
-    Steps begin at 2·E|x|/√Q_P and move in every optimizer step by gradient descent with momentum, at the optimizer's
-    first learning rate, their gradients times 1/√(numel·Q_P).
-
-    Args:
-        optimizer, module, calibration, quantize_biases, layers: as in `attach`.
-        weight_bits: 1 to 8. One bit is ±d.
-        activation_bits: 1 to 8; None leaves activations in float32.
-        per_channel: a step for each output channel of a weight, instead of one for the weight.
-        steps: length of the training, over which the optimizer's learning rates rise and fall as in `attach`; None
-            leaves them to you.
-        warmup: share of the steps in which the learning rate rises.
-        momentum: of the steps' own gradient descent.
-        weight_scaling, activation_scaling, delta: as in `attach`; plain straight-through by default.
-
-    Raises:
-        TypeError, ValueError, RuntimeError, NotImplementedError: as `attach`.
-    """
-    plan = FixedWidths(
-        weight_bits=weight_bits,
-        activation_bits=activation_bits,
-        per_channel=per_channel,
-        steps=steps,
-        warmup=warmup,
-        momentum=momentum,
-        weight_scaling=weight_scaling,
-        activation_scaling=activation_scaling,
-        delta=delta,
-    )
-    return attach_plan(optimizer, module, plan, calibration, quantize_biases=quantize_biases, layers=layers)
-
-
-def attach_plan(
-    optimizer: Optimizer,
-    module: nn.Module,
-    plan: Plan,
-    calibration: Iterable[Any] | None,
-    *,
-    quantize_biases: bool,
-    layers: layering.Choice,
-) -> Learner:
-    """What `attach` and `attach_lsq` share: a learner with a plan, not yet calibrated if `calibration` is None.
-
-    Raises:
-        TypeError, ValueError, RuntimeError, NotImplementedError: as they do.
-    """
-    layering.check_optimizer(optimizer)
-    if not isinstance(module, nn.Module):
-        raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
-    if not callable(layers):
-        raise TypeError(f"layers must be a function of (name, parameter), got {layers!r}")
-    parameters = layering.named(module)
-    biases = _biases(module, parameters, layers) if quantize_biases else set()
-    settings = Settings(
-        l1=0.0,
-        l2=0.0,
-        rounding="nearest",
-        seed=0,
-        layers=lambda name, parameter: name in biases or layers(name, parameter),
-        quantize_biases=False,
-        l1_by_word_length=False,
-        trace_every=1,
-        activations=None,
-        quantize_errors=False,
-        execution=None,
-        execution_backward=True,
-    )
-    learner = attachment.admit(
-        optimizer,
-        parameters,
-        lambda: Learner(optimizer, module, parameters, plan, settings),  # type: ignore[arg-type]
-    )
-    try:
-        if calibration is not None:
-            learner.calibrate(calibration)
-    except BaseException:
-        learner.detach("masters")
-        raise
-    return learner
-
-
-def _biases(module: nn.Module, parameters: Mapping[str, Tensor], layers: layering.Choice) -> set[str]:
-    """The names of the biases that belong to a module with a quantised weight."""
-    names = {id(p): name for name, p in parameters.items()}
-    found = set()
-    for owner in module.modules():
-        own = [p for p in owner.parameters(recurse=False) if id(p) in names]
-        if any(layers(names[id(p)], p) for p in own):
-            found |= {names[id(p)] for p in own if p.ndim == 1 and p.dtype == torch.float32}
-    return found

@@ -7,9 +7,10 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
 from adapt import layering
+from adapt.learned.attachment import attach_plan
 from adapt.learned.budget import Budget
 from adapt.learned.distillation import Distillation
-from adapt.learned.learner import Learner, attach_plan
+from adapt.learned.learner import Learner
 from adapt.learned.phases import Phases
 from adapt.learned.plan import LearnedWidths
 from adapt.learned.scaling import DELTA
