@@ -161,6 +161,15 @@ class Formats:
         """The widths before they are rounded up, float32 [F]."""
         return continuous_width(self.step, self.maximum, self.signed)
 
+    def averages(self, names: Sequence[str]) -> tuple[list[float], list[float]]:
+        """Of the average element of each of these tensors, the word length, and the fraction length −log₂ d."""
+        steps = self.rows[:, 1].log2().cpu().numpy()
+        places = [self.places[name] for name in names]
+        shares = [self.numel[p] / max(int(self.numel[p].sum()), 1) for p in places]
+        words = [float(self.bits[p] @ s) for p, s in zip(places, shares, strict=True)]
+        fractions = [float(-steps[p] @ s) for p, s in zip(places, shares, strict=True)]
+        return words, fractions
+
     def state_dict(self) -> dict[str, Any]:
         """Steps, ranges and sums, copies of the tensors."""
         names = ("step", "maximum", "signed", "sums")

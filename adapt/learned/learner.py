@@ -87,7 +87,7 @@ class Learner(Controller):
     @property
     def size(self) -> Size:
         """How large weights and activations are now."""
-        return Size(*self._run.sizes, *self._run.averages)
+        return Size(*self._run.sizes.kilobytes, *self._run.sizes.averages)
 
     @property
     def phase(self) -> str:
@@ -107,7 +107,7 @@ class Learner(Controller):
         gradient to log₂ of steps and ranges; of learning also the sizes, by how much they missed the budgets (0.05
         is 5 % too large), and the sizes to which they were brought.
         """
-        return copy.deepcopy(self._run.log)
+        return copy.deepcopy(self._run.log.entries)
 
     @property
     def skipped(self) -> dict[str, int]:
@@ -118,7 +118,7 @@ class Learner(Controller):
         """Eq. 2's two terms at the full β, a 0-dim tensor without gradient: steps and ranges get it by themselves."""
         if isinstance(self.plan, FixedWidths):
             return torch.zeros(())
-        return torch.tensor(self._run.penalty())
+        return torch.tensor(self._run.sizes.penalty())
 
     def forget_losses(self) -> None:
         """Nothing to forget: losses do not matter here."""

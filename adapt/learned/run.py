@@ -1,6 +1,5 @@
 """What a run with learned formats must remember between two steps, and what a step does to it."""
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,20 +10,19 @@ from torch import Tensor, nn
 
 from adapt import checkpoint
 from adapt.learned import start, state
-from adapt.learned.activations import Met, Sites
-from adapt.learned.budget import Budget, Load, penalty
-from adapt.learned.formats import Formats
-from adapt.learned.masters import LearnedMasters, channels_of
+from adapt.learned.activations import Met
+from adapt.learned.log import Log
+from adapt.learned.masters import LearnedMasters
 from adapt.learned.normalization import Reestimation
 from adapt.learned.phases import Phases
 from adapt.learned.plan import FixedWidths, LearnedWidths, Plan
-from adapt.learned.rules import StepRule, WidthRule, beta_of
+from adapt.learned.rules import StepRule, WidthRule
 from adapt.learned.settling import settle
+from adapt.learned.sizes import Sizes
 from adapt.learned.widths import Widths
 from adapt.masters import Masters
 from adapt.run import Run
 from adapt.settings import Settings
-from adapt.sharding import is_sharded
 from adapt.trace import Trace
 
 _FADING = 0.8
@@ -32,9 +30,6 @@ _FADING = 0.8
 
 _LSQ_ROWS = 20
 """Steps between two rows of the trace under LSQ, whose formats move in every step."""
-
-Entry = dict[str, float | str]
-"""What a phase did, by name."""
 
 
 class LearnedRun(Run):
@@ -51,6 +46,7 @@ class LearnedRun(Run):
         sites: what rounds activations; None where they stay as they are.
         rule: what moves the formats.
         widths: the word lengths so far.
+        sizes: how large the formats are, and may be.
         log: what each finished phase did.
         settled, frozen: whether the widths, and the steps too, stay as they are.
 
@@ -69,40 +65,15 @@ class LearnedRun(Run):
         self.micro_losses = []
         self.biases = self.activations = self.execution = None
         self.frozen = self.settled = False
-        for name, weight in layers.items():
-            if is_sharded(weight):
-                raise NotImplementedError(
-                    f"{name} lies on several processes, but learned formats need whole channels: "
-                    "use DistributedDataParallel"
-                )
-        owners: dict[int, nn.Module] = {}
-        for part in module.modules():
-            for parameter in part.parameters(recurse=False):
-                owners.setdefault(id(parameter), part)
-        channels = [channels_of(w, owners.get(id(w)), per_channel=plan.per_channel) for w in layers.values()]
-        counts = [c.count for c in channels]
-        self.sites = Sites(module, {id(w): n for n, w in layers.items()}) if plan.with_activations else None
-        sites = () if self.sites is None else self.sites.names
-        numel = np.repeat([w.numel() // c for w, c in zip(layers.values(), counts, strict=True)], counts)
-        self.formats = Formats(
-            [*layers, *sites],
-            [*counts, *[1] * len(sites)],
-            np.concatenate([numel, np.zeros(len(sites))]).astype(np.int64),
-            np.ones(len(numel) + len(sites), np.bool_),
-            weights=len(numel),
-            floor=plan.floor,
-            device=next(iter(layers.values())).device,
-        )
-        self.layers = LearnedMasters(layers, channels, self.formats)
+        self.layers, self.formats, self.sites = start.prepare(plan, layers, module)
+        self.sizes = Sizes(plan, self.formats)
+        self.log = Log(self.formats, self.sizes)
         self.norms = Reestimation(module)
         self.count = 0
         self.energy = torch.zeros(len(self.formats.numel), dtype=torch.float64, device=self.formats.device)
-        self.log: list[Entry] = []
         self._trace = Trace(self.layers.names, self.layers.numel)
-        self._missed: dict[str, float] = {}
-        self._gradients: list[float] = []
         self._news = False
-        self._check_budgets(self.budgets[:1])
+        self.sizes.check(self.sizes.budgets[:1])
         start.begin_weights(plan, self.formats, self.layers, self._first_bits())
         self._go_on()
 
@@ -114,7 +85,7 @@ class LearnedRun(Run):
         """
         assert self.sites is not None
         start.begin_activations(self.plan, self.formats, self.sites.names, met, samples)
-        self._check_budgets(self.budgets)
+        self.sizes.check(self.sizes.budgets)
         start.begin_widths(self.plan, self.formats, self._first_bits())
         self._go_on()
 
@@ -122,8 +93,10 @@ class LearnedRun(Run):
         """Let all follow the formats' sizes, and begin the first phase."""
         plan, formats = self.plan, self.formats
         self.widths = Widths(formats.names, formats.channels, formats.numel)
-        self.rule = WidthRule(plan, self.loads, self.targets) if isinstance(plan, LearnedWidths) else StepRule(plan)
-        self._began = formats.bits.copy()
+        self.rule = (
+            WidthRule(plan, self.sizes.loads, self.sizes.targets) if isinstance(plan, LearnedWidths) else StepRule(plan)
+        )
+        self.log.begin()
         if self.sites is not None:
             self.sites.quantize(formats, plan.activation_scaling, plan.delta)
 
@@ -134,59 +107,8 @@ class LearnedRun(Run):
             self._go_on_averaging()
 
     def _first_bits(self) -> Any:
-        averages = [load.average(target) for load, target in zip(self.loads, self.targets, strict=True)]
+        averages = [load.average(target) for load, target in zip(self.sizes.loads, self.sizes.targets, strict=True)]
         return start.first_bits(self.plan, self.formats, averages)
-
-    # Sizes
-
-    @property
-    def loads(self) -> tuple[Load, Load]:
-        """Sizes of the weights' and of the activations' formats."""
-        numel, first = self.formats.numel, self.formats.weights
-        return Load("weight", numel[:first]), Load("activation", numel[first:], self.plan.activation_size)
-
-    @property
-    def budgets(self) -> tuple[Budget | None, Budget | None]:
-        """The budgets of weights and of activations."""
-        return self.plan.weight_budget, self.plan.activation_budget
-
-    @property
-    def targets(self) -> tuple[float, float]:
-        """The budgets in kB, infinite where there is none."""
-        weights, activations = (
-            float("inf") if budget is None else load.target(budget)
-            for budget, load in zip(self.budgets, self.loads, strict=True)
-        )
-        return weights, activations
-
-    @property
-    def sizes(self) -> tuple[float, float]:
-        """Weights and activations in kB."""
-        (weights, activations), first = self.loads, self.formats.weights
-        return weights.size(self.formats.bits[:first]), activations.size(self.formats.bits[first:])
-
-    @property
-    def averages(self) -> tuple[float, float]:
-        """The word length of the average weight and of the average activation; NaN where there is none."""
-        bits, numel, first = self.formats.bits, self.formats.numel, self.formats.weights
-        weights, activations = (
-            float(bits[part] @ numel[part] / numel[part].sum()) if numel[part].sum() else float("nan")
-            for part in (slice(0, first), slice(first, None))
-        )
-        return weights, activations
-
-    def penalty(self) -> float:
-        """Eq. 2's two terms at the full β."""
-        total = 0.0
-        for size, target in zip(self.sizes, self.targets, strict=True):
-            if np.isfinite(target) and isinstance(self.plan, LearnedWidths):
-                total += penalty(max(size - target, 0.0), beta_of(self.plan, target))
-        return total
-
-    def _check_budgets(self, budgets: Sequence[Budget | None]) -> None:
-        for budget, load in zip(budgets, self.loads, strict=False):
-            if budget is not None:
-                load.check(budget, self.formats.floor)
 
     # What controllers ask of a run
 
@@ -252,12 +174,14 @@ class LearnedRun(Run):
             self._move(at)
             self._news = True
         if settling:
-            if (self.formats.bits == self._began).all():
-                self._warn_unmoved()
-            self._missed = settle(self.formats, self.layers, self.energy, self.loads, self.targets)
+            self.log.warn_if_unmoved()
+            self.log.missed = settle(self.formats, self.layers, self.energy, self.sizes.loads, self.sizes.targets)
             self.settled = True
         if last:
-            self._end_phase(phase, length)
+            self.log.end(phase, length)
+            if phase == "learning":
+                self.frozen = True
+                self.norms.begin()
 
     def _move(self, at: int) -> None:
         """Move the formats by what came back since the last time."""
@@ -272,7 +196,7 @@ class LearnedRun(Run):
             self.energy = energy if not bool(self.energy.any()) else _FADING * self.energy + (1 - _FADING) * energy
         found = self.rule.update(formats, self.count, at, settled=self.settled)
         if isinstance(self.plan, LearnedWidths):
-            self._gradients.append(float(found.square().mean().sqrt()))
+            self.log.gradients.append(float(found.square().mean().sqrt()))
         formats.sums.zero_()
         self.count = 0
 
@@ -291,11 +215,7 @@ class LearnedRun(Run):
         """Write down what holds now."""
         formats, layers = self.formats, self.layers
         layers.count_nonzeros()
-        steps = formats.rows[:, 1].log2().cpu().numpy()
-        places = [formats.places[name] for name in layers.names]
-        shares = [formats.numel[p] / max(int(formats.numel[p].sum()), 1) for p in places]
-        words = [float(formats.bits[p] @ s) for p, s in zip(places, shares, strict=True)]
-        fractions = [float(-steps[p] @ s) for p, s in zip(places, shares, strict=True)]
+        words, fractions = formats.averages(layers.names)
         self._trace.append(
             self.step,
             word_length=np.rint(words).clip(1, 32).astype(np.int64),
@@ -303,41 +223,6 @@ class LearnedRun(Run):
             nonzero=layers.nonzeros.cpu().numpy() / np.maximum(layers.numel, 1),
         )
         self.widths.append(self.step, np.where(formats.numel > 0, formats.bits, 32))
-
-    # From phase to phase
-
-    def _end_phase(self, phase: str, length: int) -> None:
-        """Write down how far the widths went, and freeze the formats at the end of learning."""
-        entry = self._entry(phase, length)
-        if phase == "learning":
-            entry |= self._missed
-            entry["weight_kilobytes"], entry["activation_kilobytes"] = self.sizes
-            self.frozen = True
-            self.norms.begin()
-        self.log.append(entry)
-        self._began = self.formats.bits.copy()
-        self._gradients.clear()
-
-    def _entry(self, phase: str, length: int) -> Entry:
-        moved = np.abs(self.formats.bits - self._began)[self.formats.numel > 0]
-        weight_bits, activation_bits = self.averages
-        return {
-            "phase": phase,
-            "steps": float(length),
-            "weight_bits": weight_bits,
-            "activation_bits": activation_bits,
-            "bit_change": float(moved.mean()),
-            "moved": float((moved > 0).mean()),
-            "gradient": float(np.mean(self._gradients)) if self._gradients else 0.0,
-        }
-
-    def _warn_unmoved(self) -> None:
-        warnings.warn(
-            "no bit width moved in learning (root mean square of the gradient to log₂ of steps and ranges: "
-            f"{np.mean(self._gradients):.3g}): give the phase more steps, a smaller update_every, or a higher "
-            "width_rate or beta",
-            stacklevel=2,
-        )
 
     # Persistence
 
@@ -354,10 +239,10 @@ class LearnedRun(Run):
             "names": list(self.formats.names),
             "masters": checkpoint.copied(self.layers.names, self.layers.weights),
             "formats": self.formats.state_dict(),
-            "gradients": list(self._gradients),
+            "gradients": list(self.log.gradients),
             **{name: tensor.clone() for name, tensor in self._tensors().items()},
             "rule": checkpoint.sealed(self.rule.state_dict()),
-            "log": checkpoint.sealed({"phases": self.log, "missed": self._missed}),
+            "log": checkpoint.sealed({"phases": self.log.entries, "missed": self.log.missed}),
             "trace": checkpoint.sealed(self._trace.state_dict()),
             "widths": checkpoint.sealed(self.widths.state_dict()),
         }
@@ -385,12 +270,13 @@ class LearnedRun(Run):
         self.formats.load_state_dict(saved["formats"])
         self._go_on()
         self.rule.load_state_dict(rule, self.formats)
-        self.step, self.count, self._gradients = saved["step"], saved["count"], list(saved["gradients"])
+        self.step, self.count = saved["step"], saved["count"]
         self.frozen, self.settled = saved["frozen"], saved["settled"]
-        self.log, self._missed, self._trace, self.widths = log["phases"], log["missed"], trace, widths
+        self.log.entries, self.log.missed, self.log.gradients = log["phases"], log["missed"], list(saved["gradients"])
+        self.log.began = saved["began"].cpu().numpy().copy()
+        self._trace, self.widths = trace, widths
         self.energy.copy_(saved["energy"])
         self.layers.skipped.copy_(saved["skipped"])
-        self._began = saved["began"].cpu().numpy().copy()
         for name, weight in zip(self.layers.names, self.layers.weights, strict=True):
             weight.copy_(saved["masters"][name])
         self.micro_losses.clear()
@@ -406,4 +292,4 @@ class LearnedRun(Run):
                 self.norms.begin(forget=self.step == first)
 
     def _tensors(self) -> dict[str, Tensor]:
-        return {"energy": self.energy, "skipped": self.layers.skipped, "began": torch.from_numpy(self._began)}
+        return {"energy": self.energy, "skipped": self.layers.skipped, "began": torch.from_numpy(self.log.began)}

@@ -1,23 +1,65 @@
-"""Steps and ranges with which a run begins."""
+"""What a run begins with: masters, formats, and the first steps and ranges."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
-from adapt.learned.activations import Met
+from adapt.learned.activations import Met, Sites
 from adapt.learned.calibration import gaussian_range
 from adapt.learned.formats import Formats
 from adapt.learned.lsq import initial_step
-from adapt.learned.masters import LearnedMasters
+from adapt.learned.masters import LearnedMasters, channels_of
 from adapt.learned.plan import FixedWidths, Plan
+from adapt.sharding import is_sharded
 
 HEADROOM = 2
 """Bits above the budget's average at which all formats begin."""
+
+
+def prepare(
+    plan: Plan, layers: Mapping[str, Tensor], module: nn.Module
+) -> tuple[LearnedMasters, Formats, Sites | None]:
+    """The masters of the layers, formats without steps and ranges yet, and where activations are rounded, if at all.
+
+    Args:
+        plan: what the user chose.
+        layers: weights and quantised biases by name; their values now are the masters.
+        module: what owns them.
+
+    Raises:
+        NotImplementedError: a weight lies on several processes.
+        ValueError: no layer whose activations could be quantised.
+    """
+    for name, weight in layers.items():
+        if is_sharded(weight):
+            raise NotImplementedError(
+                f"{name} lies on several processes, but learned formats need whole channels: "
+                "use DistributedDataParallel"
+            )
+    owners: dict[int, nn.Module] = {}
+    for part in module.modules():
+        for parameter in part.parameters(recurse=False):
+            owners.setdefault(id(parameter), part)
+    channels = [channels_of(w, owners.get(id(w)), per_channel=plan.per_channel) for w in layers.values()]
+    counts = [c.count for c in channels]
+    sites = Sites(module, {id(w): n for n, w in layers.items()}) if plan.with_activations else None
+    names = () if sites is None else sites.names
+    numel = np.repeat([w.numel() // c for w, c in zip(layers.values(), counts, strict=True)], counts)
+    formats = Formats(
+        [*layers, *names],
+        [*counts, *[1] * len(names)],
+        np.concatenate([numel, np.zeros(len(names))]).astype(np.int64),
+        np.ones(len(numel) + len(names), np.bool_),
+        weights=len(numel),
+        floor=plan.floor,
+        device=next(iter(layers.values())).device,
+    )
+    return LearnedMasters(layers, channels, formats), formats, sites
 
 
 def first_bits(plan: Plan, formats: Formats, averages: Sequence[float]) -> NDArray[np.int64]:

@@ -188,7 +188,7 @@ def test_no_movement_is_warned_of():
 def test_penalty_is_equation_2():
     _, _, learner = learning(beta=2.0)
     size = learner.size
-    targets = learner._run.targets
+    targets = learner._run.sizes.targets
     excess = (size.weight_kilobytes - targets[0], size.activation_kilobytes - targets[1])
     assert learner.penalty().item() == pytest.approx(2 * excess[0] ** 2 + 2 * excess[1] ** 2)
 
