@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from adapt import rounding
-from adapt.alone import holders_of_one_alone, is_alone
+from adapt.alone import holders_of_one_alone
 from adapt.blockfloat import BlockFloat
 from adapt.kernels.activation import (
     FROZEN,
@@ -29,6 +29,7 @@ from adapt.kernels.stream import is_dense
 from adapt.layering import plain_name
 from adapt.masters import View
 from adapt.precision import Precision
+from adapt.straight_through import StraightThrough, quantized
 from adapt.switching.policy import Format
 
 MODES = ("layer", "range")
@@ -256,84 +257,6 @@ def check_state(state: Mapping[str, Any], names: Sequence[str], *, strict: bool)
             )
 
 
-class _StraightThrough(torch.autograd.Function):
-    """The straight-through estimator for values that were rounded already."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        rounded: list[Tensor],
-        mask: Tensor | None,
-        kernels: ActivationKernels,
-        state: State,
-        error: int,
-    ) -> Tensor:
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(mask)
-        ctx.kernels, ctx.state, ctx.error = kernels, state, error
-        if rounded:
-            # In a list, since a tensor among the arguments could not be the result without becoming a view.
-            (x,) = rounded
-        else:
-            ctx.mark_dirty(x)
-        ctx.strides = x.stride()
-        return x
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        (gradient,), (mask,) = gradients, ctx.saved_tensors
-        if gradient is not None and (mask is not None or ctx.error >= 0):
-            in_place = is_alone(gradient)
-            gradient = _through(gradient, mask, ctx.kernels, ctx.state, ctx.error, ctx.strides, in_place=in_place)
-        return gradient, None, None, None, None, None
-
-
-def _through(
-    gradient: Tensor,
-    mask: Tensor | None,
-    kernels: ActivationKernels,
-    state: State,
-    error: int,
-    strides: Sequence[int],
-    *,
-    in_place: bool = False,
-) -> Tensor:
-    """Q(gradient) where the mask says inside, 0 elsewhere, laid out as the forward pass's result was.
-
-    A new tensor unless in place, which spares writing to memory that is in no cache.
-    """
-    gradient = output = gradient.detach()
-    if not in_place or gradient.stride() != tuple(strides):
-        output = torch.empty_strided(gradient.shape, strides, dtype=gradient.dtype, device=gradient.device)
-        if gradient.stride() != output.stride():
-            gradient = output.copy_(gradient)
-    kernels.backward(gradient, output, mask, state, error)
-    return output
-
-
-def _rounded(
-    x: Tensor,
-    mask: Tensor | None,
-    kernels: ActivationKernels,
-    state: State,
-    site: int,
-    *,
-    training: bool,
-    in_place: bool = False,
-) -> tuple[Tensor, bool]:
-    """Q(x), and whether the mask is needed. A new tensor unless in place."""
-    source = output = x.detach()
-    if not in_place:
-        output = torch.empty_like(source)
-        # Of a dense tensor the new one has the strides; another is laid out anew.
-        if output.stride() != source.stride():
-            source = output.copy_(source)
-    # Inside backward, a forward pass is one that activation checkpointing repeats.
-    replay = training and torch._C._current_graph_task_id() != -1
-    return output, kernels.forward(source, output, mask, state, site, training=training, replay=replay)
-
-
 class _Hooks:
     """What a layer's hooks do. A copy, and so a copied or pickled model, does nothing.
 
@@ -381,14 +304,14 @@ class _Hooks:
         in_place = fresh and not x._is_view() and is_dense(x)
         learning = x.requires_grad and torch.is_grad_enabled()
         mask = torch.empty(mask_size(x.numel()), dtype=torch.uint8, device=x.device) if learning else None
-        rounded, needed = _rounded(x, mask, self.kernels, state, site, training=training, in_place=in_place)
+        rounded, needed = quantized(x, mask, self.kernels, state, site, training=training, in_place=in_place)
         if in_place:
             torch.autograd.graph.increment_version(x)
         if not learning:
             return x if in_place else rounded
         if in_place and not needed and error < 0:
             return x
-        return _StraightThrough.apply(  # type: ignore[no-untyped-call]
+        return StraightThrough.apply(  # type: ignore[no-untyped-call]
             x, [] if in_place else [rounded], mask if needed else None, self.kernels, state, error
         )
 
@@ -400,70 +323,6 @@ class _Hooks:
 
 
 _NOTHING: tuple[Any, ...] = (None, None, False, -1, -1, -1)
-
-
-# What torch.compile puts into its graphs: the sites' tables are inputs of the operators, so a precision that moves
-# recompiles nothing. That the streams move on is not declared: nothing but these operators ever looks.
-
-
-@torch.library.custom_op("adapt::quantize_activation", mutates_args=())
-def _quantize_activation(
-    x: Tensor, formats: Tensor, keys: Tensor, drawn: Tensor, peaks: Tensor, site: int, error: int, training: bool
-) -> tuple[Tensor, Tensor]:
-    mask = torch.empty(mask_size(x.numel()), dtype=torch.uint8, device=x.device)
-    state = State(formats, keys, drawn, peaks)
-    return _rounded(x, mask, activation_kernels(x.device), state, site, training=training)[0], mask
-
-
-@_quantize_activation.register_fake
-def _(
-    x: Tensor, formats: Tensor, keys: Tensor, drawn: Tensor, peaks: Tensor, site: int, error: int, training: bool
-) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(x), x.new_empty(mask_size(x.numel()), dtype=torch.uint8)
-
-
-@torch.library.custom_op("adapt::quantize_error", mutates_args=())
-def _quantize_error(
-    gradient: Tensor,
-    mask: Tensor,
-    formats: Tensor,
-    keys: Tensor,
-    drawn: Tensor,
-    peaks: Tensor,
-    error: int,
-    strides: Sequence[int],
-) -> Tensor:
-    state = State(formats, keys, drawn, peaks)
-    return _through(gradient, mask, activation_kernels(gradient.device), state, error, strides)
-
-
-@_quantize_error.register_fake
-def _(
-    gradient: Tensor,
-    mask: Tensor,
-    formats: Tensor,
-    keys: Tensor,
-    drawn: Tensor,
-    peaks: Tensor,
-    error: int,
-    strides: Sequence[int],
-) -> Tensor:
-    return gradient.new_empty_strided(gradient.shape, strides)
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    _, *tables, _, ctx.error, _ = inputs
-    rounded, mask = output
-    ctx.mark_non_differentiable(mask)
-    ctx.save_for_backward(mask, *tables)
-    ctx.strides = rounded.stride()
-
-
-def _through_operator(ctx: Any, gradient: Tensor, _: Any) -> tuple[Tensor | None, ...]:
-    return torch.ops.adapt.quantize_error(gradient, *ctx.saved_tensors, ctx.error, ctx.strides), *[None] * 7
-
-
-_quantize_activation.register_autograd(_through_operator, setup_context=_save)
 
 
 def _owners(module: nn.Module, layers: Mapping[int, int]) -> Iterator[tuple[str, nn.Module, int]]:
