@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from adapt.masters import View
 from adapt.normalization import NORMALIZATIONS, can_normalize, normalize
 from adapt.precision import Precision
-from adapt.products import Companions, Geometry, is_native, reduced_product
+from adapt.products import Geometry, is_native
+from adapt.reduced_product import Companions, reduced_product
 
 EXECUTIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 

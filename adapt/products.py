@@ -1,4 +1,4 @@
-"""The products of linear layers and convolutions in a short floating point type, forward and backward."""
+"""The product of a linear layer or convolution and its gradients, in the operands' type with float32 sums."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 _SMALL_PICTURE, _MANY_CHANNELS = 36, 256
@@ -64,7 +63,7 @@ def is_native(dtype: torch.dtype, device: torch.device) -> bool:
     return dtype not in known or bool(getattr(torch.ops.mkldnn, known[dtype])())
 
 
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry | None) -> Tensor:
+def product(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry | None) -> Tensor:
     """x·weight + bias in the type of x, with float32 sums."""
     dtype = x.dtype
     if not is_native(dtype, x.device):
@@ -73,13 +72,13 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry 
     return y.to(dtype)
 
 
-def _gradients(
+def product_gradients(
     error: Tensor, x: Tensor, weight: Tensor, geometry: Geometry | None, wanted: Sequence[bool]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """The gradients of x, weight and bias, those that are wanted, in their type, with float32 sums."""
     dtype = x.dtype
     if not is_native(dtype, x.device):
-        short = _gradients(error.float(), x.float(), weight.float(), geometry, wanted)
+        short = product_gradients(error.float(), x.float(), weight.float(), geometry, wanted)
         return tuple(None if gradient is None else gradient.to(dtype) for gradient in short)  # type: ignore[return-value]
     if geometry is None:
         rows = error.reshape(-1, error.shape[-1])
@@ -123,15 +122,15 @@ def _correlation(error: Tensor, x: Tensor, weight: Tensor, geometry: Geometry) -
     return torch.convolution(x, error, None, *taps)[:, :, :height, :width].transpose(0, 1)
 
 
-def _layout(x: Tensor, weight: Tensor) -> torch.memory_format:
+def layout_of(x: Tensor, weight: Tensor) -> torch.memory_format:
     """The layout that torch would choose for a convolution of 4-dimensional tensors."""
-    either = _is_channels_last(x) or _is_channels_last(weight)
+    either = is_channels_last(x) or is_channels_last(weight)
     return torch.channels_last if weight.dim() == 4 and either else torch.contiguous_format
 
 
 def _fast_layout(x: Tensor, weight: Tensor) -> torch.memory_format:
     """The same, or a faster one."""
-    return torch.contiguous_format if _is_small(x, weight) else _layout(x, weight)
+    return torch.contiguous_format if _is_small(x, weight) else layout_of(x, weight)
 
 
 def _is_small(x: Tensor, weight: Tensor) -> bool:
@@ -145,11 +144,13 @@ def _is_small(x: Tensor, weight: Tensor) -> bool:
     )
 
 
-def _is_channels_last(tensor: Tensor) -> bool:
+def is_channels_last(tensor: Tensor) -> bool:
     return not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)
 
 
-def _short(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor | None]:
+def shortened(
+    x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """The operands in a short type, laid out for speed."""
     x_short, weight_short = x.to(dtype), weight.to(dtype)
     if weight.dim() in (2, 4):
@@ -157,230 +158,3 @@ def _short(x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -
         layout = _fast_layout(x, weight)
         x_short, weight_short = (t.contiguous(memory_format=layout) for t in (x_short, weight_short))
     return x_short, weight_short, None if bias is None else bias.to(dtype)
-
-
-class Companions:
-    """How the gradients are laid out that meet a layer's own at the layer's input.
-
-    A slice, a padding or a pooling there answers in the plain layout even where the input is channels last, and torch
-    adds bfloat16 tensors of different layout ten times slower.
-    """
-
-    def __init__(self) -> None:
-        self.plain = False
-
-    def watch(self, x: Tensor) -> None:
-        """Look at the whole gradient of a channels-last input, and lay it out as the input is."""
-        if x.requires_grad and not x.is_leaf and x.dim() == 4 and _is_channels_last(x):
-            x.register_hook(self._look)  # type: ignore[no-untyped-call]
-
-    def _look(self, gradient: Tensor) -> Tensor:
-        restored = gradient.contiguous(memory_format=torch.channels_last)
-        self.plain |= restored is not gradient
-        return restored
-
-
-class _ReducedProduct(torch.autograd.Function):
-    """The product of x and weight, plus bias, in a short type, answered in that type."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        geometry: Geometry | None,
-        dtype: torch.dtype,
-        backward: bool,
-        companions: "Companions",
-    ) -> Tensor:
-        operands = _short(x, weight, bias, dtype)
-        ctx.save_for_backward(*operands[:2])
-        ctx.type_of_x, ctx.geometry, ctx.short, ctx.companions = x.dtype, geometry, backward, companions
-        return _product(*operands, geometry)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, error: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        if not ctx.short:
-            error, x, weight = error.float(), x.float(), weight.float()
-        of_x, of_weight, of_bias = _gradients(error, x, weight, ctx.geometry, ctx.needs_input_grad[:3])
-        if of_x is not None:
-            of_x = of_x.to(ctx.type_of_x)
-            of_x = of_x.contiguous() if ctx.companions.plain else of_x
-        return (
-            of_x,
-            None if of_weight is None else of_weight.float(),
-            None if of_bias is None else of_bias.float(),
-            *[None] * 4,
-        )
-
-
-def reduced_product(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    geometry: Geometry | None,
-    dtype: torch.dtype,
-    *,
-    backward: bool,
-    fits: Tensor,
-    index: int,
-    companions: Companions,
-) -> Tensor:
-    """The product of a layer, with operands and result in a short type and float32 sums.
-
-    In a compiled program: in the short type where `fits[index]` says so when it runs and in float32 otherwise, answered
-    in float32.
-
-    Args:
-        x: the layer's input, batched.
-        weight, bias: the layer's parameters.
-        geometry: how a convolution lies over its input; None for a linear layer.
-        dtype: bfloat16 or float16.
-        backward: whether the products for the gradients run in the short type too.
-        fits: bool [layers], on the host.
-        index: the layer's place in it.
-        companions: of the layer.
-    """
-    if not torch.compiler.is_compiling():
-        if geometry is None and backward and is_native(dtype, x.device):
-            # Torch's own nodes do the same as ours, with less work on the host.
-            return F.linear(*_short(x, weight, bias, dtype))
-        return _ReducedProduct.apply(x, weight, bias, geometry, dtype, backward, companions)  # type: ignore[no-any-return, no-untyped-call]
-    numbers = geometry or Geometry((), (), (), False, (), 0)
-    return torch.ops.adapt.reduced_product(  # type: ignore[no-any-return]
-        x, weight, bias, fits, index, dtype, backward, *numbers
-    )
-
-
-def _geometry(*numbers: Any) -> Geometry | None:
-    """What `reduced_product` handed to the operator."""
-    return Geometry(*numbers) if numbers[-1] else None
-
-
-@torch.library.custom_op("adapt::reduced_product", mutates_args=())
-def _operator(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    fits: Tensor,
-    index: int,
-    dtype: torch.dtype,
-    backward: bool,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    transposed: bool,
-    output_padding: Sequence[int],
-    groups: int,
-) -> Tensor:
-    geometry = _geometry(stride, padding, dilation, transposed, output_padding, groups)
-    layout = _layout(x, weight)
-    operands = _short(x, weight, bias, dtype) if fits[index] else (x.float(), weight, bias)
-    with torch.autocast(x.device.type, enabled=False):
-        y = _product(*operands, geometry).float()
-    return y.contiguous(memory_format=layout)
-
-
-@_operator.register_fake
-def _(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    fits: Tensor,
-    index: int,
-    dtype: torch.dtype,
-    backward: bool,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    transposed: bool,
-    output_padding: Sequence[int],
-    groups: int,
-) -> Tensor:
-    geometry = _geometry(stride, padding, dilation, transposed, output_padding, groups)
-    shape = _product(x.to(weight.dtype), weight, bias, geometry).shape
-    return torch.empty(shape, dtype=torch.float32, device=x.device).contiguous(memory_format=_layout(x, weight))
-
-
-@torch.library.custom_op("adapt::reduced_product_backward", mutates_args=())
-def _backward_operator(
-    error: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    fits: Tensor,
-    index: int,
-    dtype: torch.dtype,
-    backward: bool,
-    wanted: Sequence[bool],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    transposed: bool,
-    output_padding: Sequence[int],
-    groups: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    geometry = _geometry(stride, padding, dilation, transposed, output_padding, groups)
-    layout, type_of_x, like = _layout(x, weight), x.dtype, weight
-    if fits[index]:
-        x, weight, _ = _short(x, weight, None, dtype)
-        # The error of a rounded output is of its type.
-        error = error.to(dtype)
-    if not (backward and fits[index]):
-        error, x, weight = error.float(), x.float(), weight.float()
-    with torch.autocast(x.device.type, enabled=False):
-        of_x, of_weight, of_bias = _gradients(error, x, weight, geometry, wanted)
-    return (
-        _nothing(error) if of_x is None else of_x.to(type_of_x).contiguous(memory_format=layout),
-        _nothing(error) if of_weight is None else torch.empty_like(like).copy_(of_weight),
-        _nothing(error) if of_bias is None else of_bias.float(),
-    )
-
-
-@_backward_operator.register_fake
-def _(
-    error: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    fits: Tensor,
-    index: int,
-    dtype: torch.dtype,
-    backward: bool,
-    wanted: Sequence[bool],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    transposed: bool,
-    output_padding: Sequence[int],
-    groups: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    channels = error.shape[1] if groups else error.shape[-1]
-    return (
-        torch.empty_like(x).contiguous(memory_format=_layout(x, weight)) if wanted[0] else _nothing(error),
-        torch.empty_like(weight) if wanted[1] else _nothing(error),
-        error.new_empty(channels, dtype=torch.float32) if wanted[2] else _nothing(error),
-    )
-
-
-def _nothing(like: Tensor) -> Tensor:
-    """What stands for a gradient that is not wanted: an operator cannot answer None."""
-    return like.new_empty(0, dtype=torch.float32)
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, _, fits, *ctx.rest = inputs
-    ctx.save_for_backward(x, weight, fits)
-
-
-def _through_operator(ctx: Any, error: Tensor) -> tuple[Tensor | None, ...]:
-    wanted = list(ctx.needs_input_grad[:3])
-    index, dtype, backward, *geometry = ctx.rest
-    gradients = torch.ops.adapt.reduced_product_backward(
-        error, *ctx.saved_tensors, index, dtype, backward, wanted, *geometry
-    )
-    return *(g if want else None for g, want in zip(gradients, wanted, strict=True)), *[None] * 10
-
-
-_operator.register_autograd(_through_operator, setup_context=_save)

@@ -155,7 +155,8 @@ def test_a_platform_without_such_products_is_no_faster_and_says_so(monkeypatch):
     for native in (True, False):
         module, _ = exact_layer(lambda: nn.Conv2d(4, 6, 3))
         if not native:
-            monkeypatch.setattr("adapt.products.is_native", lambda dtype, device: dtype == torch.float32)
+            for user in ("products", "reduced_product"):
+                monkeypatch.setattr(f"adapt.{user}.is_native", lambda dtype, device: dtype == torch.float32)
             monkeypatch.setattr("adapt.execution.is_native", lambda dtype, device: False)
             with pytest.warns(UserWarning, match="no bfloat16 products"):
                 assembled(module, SHORT, rounding="nearest", execution="bfloat16")

@@ -14,7 +14,7 @@ ROOT = Path(adapt.__file__).parent
 # From the ground up. A module may import from its own floor and from those below.
 FLOORS = (
     ("precision", "blockfloat", "kernels", "hooks", "alone", "files", "checkpoint", "penalties", "pending"),
-    ("normalization", "products", "straight_through"),
+    ("normalization", "products", "reduced_product", "straight_through"),
     ("initialization", "perfmodel"),
     ("rounding", "archive", "sharding"),
     ("trace", "switching", "layering"),
