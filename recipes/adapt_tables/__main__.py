@@ -60,15 +60,13 @@ def train_rows(options: argparse.Namespace) -> None:
             for name in options.methods or row.methods
         ]  # fmt: skip
         splits = load(row.data_set, options.data, download=not options.no_download)
-        for number, settings in enumerate(plan, 1):
-            title = (
-                f"{number} of {len(plan)}: {settings.data_set} {settings.model} {settings.method}, seed {settings.seed}"
-            )
-            # Read anew each time: another process may have finished it meanwhile.
-            if ledger.is_finished(ledger.read(options.out / LEDGER), identity(settings, len(splits[0]))):
-                print(f"{title}: finished before", flush=True)
-                continue
-            print(title, flush=True)
+        pictures = len(splits[0])
+        for settings in ledger.unfinished(
+            plan,
+            options.out / LEDGER,
+            identity=lambda run, pictures=pictures: identity(run, pictures),
+            title=lambda run: f"{run.data_set} {run.model} {run.method}, seed {run.seed}",
+        ):
             line = finish(settings, splits, options.out, device=options.device, progress=sys.stderr.isatty())
             print(f"accuracy {line['accuracy']:.4f} in {line['seconds']:.0f} s", flush=True)
 

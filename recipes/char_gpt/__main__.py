@@ -60,13 +60,7 @@ def train_all(options: argparse.Namespace) -> None:
         for name in options.methods
     ]
     path = options.out / LEDGER
-    for number, settings in enumerate(plan, 1):
-        title = f"{number} of {len(plan)}: {settings.method}, seed {settings.seed}"
-        # Read anew each time: another process may have finished it meanwhile.
-        if ledger.is_finished(ledger.read(path), identity(settings)):
-            print(f"{title}: finished before", flush=True)
-            continue
-        print(title, flush=True)
+    for settings in ledger.unfinished(plan, path, identity, lambda run: f"{run.method}, seed {run.seed}"):
         line = finish(settings, text, path, device=options.device, progress=sys.stderr.isatty())
         print(f"{line['bits_per_character']:.4f} bits per character in {line['seconds']:.0f} s", flush=True)
 

@@ -3,11 +3,12 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 Line = dict[str, Any]
+Run = TypeVar("Run")
 
 
 def append(path: Path, line: Mapping[str, Any]) -> None:
@@ -43,6 +44,20 @@ def is_finished(lines: list[Line], identity: Mapping[str, Any]) -> bool:
     """Whether a line agrees with `identity` in every key that it has."""
     wanted = json.loads(json.dumps(identity))
     return any(all(line.get(key) == value for key, value in wanted.items()) for line in lines)
+
+
+def unfinished(
+    plan: Sequence[Run], path: Path, identity: Callable[[Run], Mapping[str, Any]], title: Callable[[Run], str]
+) -> Iterator[Run]:
+    """The runs of a plan that have no line in `path` when their turn comes; prints where in the plan it is."""
+    for number, run in enumerate(plan, 1):
+        heading = f"{number} of {len(plan)}: {title(run)}"
+        # Read anew each time: another process may have finished it meanwhile.
+        if is_finished(read(path), identity(run)):
+            print(f"{heading}: finished before", flush=True)
+        else:
+            print(heading, flush=True)
+            yield run
 
 
 def digest(identity: Mapping[str, Any]) -> str:

@@ -64,13 +64,12 @@ def train_all(options: argparse.Namespace) -> None:
         for method in chosen(options.methods, options.bits)
     ]
     splits = load("cifar10", options.data, download=not options.no_download)
-    for number, settings in enumerate(plan, 1):
-        title = f"{number} of {len(plan)}: {settings.model} {settings.method}, seed {settings.seed}"
-        # Read anew each time: another process may have finished it meanwhile.
-        if ledger.is_finished(ledger.read(options.out / LEDGER), identity(settings, len(splits[0]))):
-            print(f"{title}: finished before", flush=True)
-            continue
-        print(title, flush=True)
+    for settings in ledger.unfinished(
+        plan,
+        options.out / LEDGER,
+        identity=lambda run: identity(run, len(splits[0])),
+        title=lambda run: f"{run.model} {run.method}, seed {run.seed}",
+    ):
         line = finish(settings, splits, options.out, device=options.device, progress=sys.stderr.isatty())
         kilobytes = line["weight_kilobytes"] + line["activation_kilobytes"]
         print(f"accuracy {line['accuracy']:.4f} with {kilobytes:.1f} kB in {line['seconds']:.0f} s", flush=True)

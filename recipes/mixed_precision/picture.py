@@ -7,8 +7,8 @@ from matplotlib.figure import Figure
 
 from recipes.adapt_tables.figures import FAINT, INK
 from recipes.common.evidence import figure
+from recipes.mixed_precision.groups import NETWORKS, Group, accuracy, kilobytes
 from recipes.mixed_precision.points import kind_of
-from recipes.mixed_precision.report import NETWORKS, Group, accuracy, kilobytes
 
 STYLES = {
     "lsq": ("LSQ, one width for all", "#3b528b", "o"),

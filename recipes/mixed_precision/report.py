@@ -1,23 +1,16 @@
 """Everything that the runs say: a Markdown file, with the picture of accuracy against size beside it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from adapt import files
-from recipes.common import evidence, ledger
+from recipes.common import ledger
 from recipes.common.evidence import NOTHING, Figure, Runs, Value, difference, figure, markdown, sources, text
-from recipes.mixed_precision.points import METHODS, kind_of
-from recipes.mixed_precision.runs import LEDGER
+from recipes.mixed_precision.groups import SIZES, Group, accuracy, gather, kilobytes
+from recipes.mixed_precision.points import kind_of
 
 DOCUMENT = "mixed_precision.md"
 PICTURE = "figures/mixed_precision.png"
-NETWORKS = {
-    "resnet20": "ResNet-20",
-    "mobilenet-v2": "MobileNetV2",
-    "mobilenet-v2-quarter": "MobileNetV2 with a quarter of the channels",
-}
-SIZES = ("weight_kilobytes", "activation_kilobytes")
 NOTES = """\
 Accuracy in percent; means over seeds ± the standard error of the mean. Differences are between runs of the same seed,
 which share their float32 start and see the same pictures in the same order, in points ± their standard error. Sizes are
@@ -28,61 +21,10 @@ from where they were settled. "Time" is the processor's in the training steps of
 same seed."""
 
 
-class Group:
-    """All runs of one network under one schedule.
-
-    Args:
-        methods: the runs by method and seed.
-        starts: the runs of the float32 start, by seed.
-    """
-
-    def __init__(self, methods: Mapping[str, Runs], starts: Runs) -> None:
-        self.methods, self.starts = methods, starts
-        self.settings = _settings(methods)
-
-    def runs(self, method: str) -> Runs:
-        """The runs of a method; none where it was not run."""
-        return self.methods.get(method, {})
-
-    @property
-    def title(self) -> str:
-        """Network and schedule."""
-        now = self.settings
-        pictures = f"{now['subset']:,} pictures of " if now["subset"] else ""
-        network = NETWORKS.get(now["model"], now["model"])
-        return (
-            f"{network} on {pictures}CIFAR-10: {now['start_epochs']} epochs in float32, then {now['epochs']} of "
-            f"tuning, batch {now['batch_size']}"
-        )
-
-
-def accuracy(line: ledger.Line) -> float:
-    """Accuracy in percent."""
-    return 100 * float(line["accuracy"])
-
-
-def kilobytes(line: ledger.Line) -> float:
-    """Size of weights and activations together."""
-    return sum(float(line[size]) for size in SIZES)
-
-
 def processor_seconds(line: ledger.Line) -> float:
     """What the training steps of a run took; the time on the clock where they ran on a device."""
     clock = "processor_seconds" if line["provenance"]["device"] == "cpu" else "seconds"
     return sum(float(epoch[clock]) for epoch in line["history"])
-
-
-def gather(folder: Path) -> list[Group]:
-    """The groups of `folder`'s results.
-
-    Raises:
-        ValueError: the file of results is damaged.
-    """
-    found = evidence.gather(folder / LEDGER, METHODS)
-    starts = {_start_key(_settings(runs), "epochs"): runs["float32"] for runs in found if not _is_tuned(runs)}
-    return [
-        Group(runs, starts.get(_start_key(_settings(runs), "start_epochs"), {})) for runs in found if _is_tuned(runs)
-    ]
 
 
 def table(group: Group) -> str:
@@ -102,6 +44,7 @@ def write(folder: Path) -> str:
     Raises:
         ValueError: there are no results, or their file is damaged.
     """
+    # Training does not draw, and matplotlib takes a while to import.
     from recipes.mixed_precision.picture import draw
 
     groups = gather(folder)
@@ -180,17 +123,3 @@ def _bits(what: str) -> Value:
         return float(sum(layer[f"{what}s"] * layer[f"{what}_bits"] for layer in layers) / elements)
 
     return average
-
-
-def _settings(methods: Mapping[str, Runs]) -> dict[str, Any]:
-    """The settings of some run; all but its method and seed are those of every run here."""
-    settings: dict[str, Any] = next(iter(next(iter(methods.values())).values()))["settings"]
-    return settings
-
-
-def _is_tuned(methods: Mapping[str, Runs]) -> bool:
-    return "start_epochs" in _settings(methods)
-
-
-def _start_key(settings: Mapping[str, Any], epochs: str) -> tuple[Any, ...]:
-    return tuple(settings[name] for name in ("data_set", "model", "batch_size", "subset", epochs))
