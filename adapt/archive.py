@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from adapt.files import replacing
@@ -59,6 +60,23 @@ def read(path: Path, layout: Layout, *, version: int) -> dict[str, NDArray[Any]]
                 return {name: _read_member(archive, name, *expected, extents) for name, expected in layout.items()}
         except Exception as error:
             raise ValueError(str(error)[:300] or type(error).__name__) from error
+
+
+def from_state(state: Mapping[str, Any], layout: Layout, *, version: int) -> dict[str, NDArray[Any]]:
+    """The number arrays of a state dict that holds the layout's members, its arrays as tensors, and its version.
+
+    Raises:
+        TypeError: an array is no tensor.
+        ValueError: a member is missing or too much, or the version is another.
+    """
+    check_names(state, {"version", *layout})
+    check_version(state["version"], version)
+    arrays = {}
+    for name in (name for name, (dtype, _) in layout.items() if dtype is not None):
+        if not isinstance(state[name], torch.Tensor):
+            raise TypeError(f"state[{name!r}] must be a tensor, got {type(state[name]).__name__}")
+        arrays[name] = state[name].detach().cpu().numpy()
+    return arrays
 
 
 def check_names(names: Iterable[object], expected: set[str]) -> None:

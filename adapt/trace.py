@@ -209,14 +209,7 @@ class Trace:
         Raises:
             TypeError, ValueError: the state is not one of a trace, or of another version.
         """
-        archive.check_names(state, {"version", *_LAYOUT})
-        archive.check_version(state["version"], VERSION)
-        arrays = {}
-        for name in ("numel", "step", *_FIELDS):
-            if not isinstance(state[name], torch.Tensor):
-                raise TypeError(f"state[{name!r}] must be a tensor, got {type(state[name]).__name__}")
-            arrays[name] = state[name].detach().cpu().numpy()
-        return cls._from_arrays(state["layers"], arrays)
+        return cls._from_arrays(state["layers"], archive.from_state(state, _LAYOUT, version=VERSION))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write an npz file that needs no pickle. The file appears whole or not at all.

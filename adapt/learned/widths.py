@@ -109,14 +109,7 @@ class Widths:
         Raises:
             TypeError, ValueError: the state is of something else, or of another version.
         """
-        archive.check_names(state, {"version", *_LAYOUT})
-        archive.check_version(state["version"], VERSION)
-        arrays = {}
-        for name in ("channels", "numel", "step", "word_length"):
-            if not isinstance(state[name], torch.Tensor):
-                raise TypeError(f"state[{name!r}] must be a tensor, got {type(state[name]).__name__}")
-            arrays[name] = state[name].cpu().numpy()
-        return cls._from_arrays(state["names"], arrays)
+        return cls._from_arrays(state["names"], archive.from_state(state, _LAYOUT, version=VERSION))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write an npz file that needs no pickle. The file appears whole or not at all.
