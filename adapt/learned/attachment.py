@@ -61,7 +61,7 @@ def attach(
         floor: the fewest bits, 2 or 1. One signed bit is ±q₊.
         weight_scaling, activation_scaling: the gradient scaling of each, one of `adapt.learned.SCALINGS`.
         delta: δ of the scalings.
-        beta: β of eq. 2 per kB²; by default 30 over the squared budget, so that an excess of 10 % costs 0.3. It rises
+        beta: β of eq. 2 per kB²; by default 100 over the squared budget, so that an excess of 10 % costs 1. It rises
             to this value over the first half of learning.
         update_every: Φ: steps and ranges move every so many steps, by the mean of their gradients since.
         width_rate: octaves that d and q₊ move in an update at the peak of the schedule. By default fit for the number
