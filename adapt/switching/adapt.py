@@ -156,8 +156,13 @@ class AdaPT:
             ValueError: a layer's first weights are not finite, and `initial` is None.
         """
         layers = len(weights)
+        if self.initial is not None:
+            # Weights that are spread over processes are put together when they are looked at.
+            formats = (self.initial,) * layers
+        else:
+            formats = tuple(self._first(weights[layer]) for layer in range(layers))
         return AdaPTState(
-            formats=tuple(self._first(weights[layer]) for layer in range(layers)),
+            formats=formats,
             gradients=np.zeros(layers, np.int64),
             lookback=np.full(layers, float(self.lookback[1])),
             resolution=np.full(layers, self.resolution[0], np.int64),
@@ -233,8 +238,6 @@ class AdaPT:
         return strategy, (*state.losses, loss)[-self.lookback[1] :]
 
     def _first(self, weights: Tensor) -> Precision:
-        if self.initial is not None:
-            return self.initial
         lowest, _ = lowest_precision(weights, resolution=self.resolution[0], tolerance=self.kl_tolerance)
         return self._trimmed(weights, lowest.fraction_length) if self.push_up == "loss" else lowest
 
