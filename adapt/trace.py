@@ -4,46 +4,16 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from adapt import archive
-from adapt.archive import LONGEST_TEXT
-from adapt.precision import HIGHEST_FRACTION, LONGEST_WORD, LOWEST_FRACTION
+from adapt import archive, columns
+from adapt.columns import COLUMNS, LAYOUT
 
 VERSION = 1
-
-
-class _Field(NamedTuple):
-    dtype: np.dtype[Any]
-    low: float
-    high: float
-    float32: float
-    """The value that describes a layer which ran in float32 and was not watched."""
-    missing: bool = False
-    """Whether NaN, for "not measured yet", is a value."""
-
-
-_FIELDS = {
-    "word_length": _Field(np.dtype("<i2"), 1, LONGEST_WORD, 32),
-    "fraction_length": _Field(np.dtype("<i2"), LOWEST_FRACTION, HIGHEST_FRACTION, 0),
-    "nonzero": _Field(np.dtype("<f4"), 0, 1, 1),
-    "lookback": _Field(np.dtype("<f4"), 0, 2**31, 0),
-    "resolution": _Field(np.dtype("<i4"), 0, 2**31 - 1, 0),
-    "diversity": _Field(np.dtype("<f4"), 0, math.inf, math.inf),
-    # A sum of many logarithms may end a rounding error below zero.
-    "divergence": _Field(np.dtype("<f4"), -1e-6, 1e9, math.nan, missing=True),
-}
-
-_LAYOUT: archive.Layout = {
-    "layers": (None, ("layers",)),
-    "numel": (np.dtype("<i8"), ("layers",)),
-    "step": (np.dtype("<i8"), ("rows",)),
-    **{name: (field.dtype, ("rows", "layers")) for name, field in _FIELDS.items()},
-}
 
 
 class Trace:
@@ -62,13 +32,13 @@ class Trace:
     """
 
     def __init__(self, layers: Sequence[str], numel: ArrayLike) -> None:
-        self._layers = _checked_names(layers)
-        self._numel = _checked_sizes(numel, len(self._layers))
+        self._layers = columns.checked_names(layers)
+        self._numel = columns.checked_sizes(numel, len(self._layers))
         if not self._numel.any():
             raise ValueError("numel is zero for every layer: a trace needs at least one weight")
         self._rows = 0
         self._steps = np.empty(0, dtype="<i8")
-        self._columns = {name: np.empty((0, len(self._layers)), dtype=field.dtype) for name, field in _FIELDS.items()}
+        self._columns = {name: np.empty((0, len(self._layers)), dtype=column.dtype) for name, column in COLUMNS.items()}
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -149,7 +119,7 @@ class Trace:
             TypeError: lengths, steps or resolutions that are not integers.
             ValueError: a shape that does not fit, a value outside its range, or a step that does not increase.
         """
-        steps = self._checked_steps(step)
+        steps = columns.checked_steps(step, self._steps[self._rows - 1] if self._rows else -1)
         given = {
             "word_length": word_length,
             "fraction_length": fraction_length,
@@ -160,7 +130,7 @@ class Trace:
             "divergence": divergence,
         }
         shapes = ((), (len(self._layers),), (len(steps), len(self._layers)))
-        values = {name: _checked_values(name, value, shapes) for name, value in given.items()}
+        values = {name: columns.checked_values(name, value, shapes) for name, value in given.items()}
         start, stop = self._rows, self._rows + len(steps)
         self._reserve(stop)
         self._steps[start:stop] = steps
@@ -178,10 +148,10 @@ class Trace:
         Raises:
             TypeError, ValueError: as the constructor; a name that is there already.
         """
-        names = _checked_names([*self._layers, *layers])
-        sizes = _checked_sizes(numel, len(names) - len(self._layers))
-        for name, field in _FIELDS.items():
-            earlier = np.full((self._rows, len(sizes)), field.float32, dtype=field.dtype)
+        names = columns.checked_names([*self._layers, *layers])
+        sizes = columns.checked_sizes(numel, len(names) - len(self._layers))
+        for name, column in COLUMNS.items():
+            earlier = np.full((self._rows, len(sizes)), column.float32, dtype=column.dtype)
             self._columns[name] = np.concatenate([self._columns[name][: self._rows], earlier], axis=1)
         self._steps = self._steps[: self._rows].copy()
         self._layers, self._numel = names, np.concatenate([self._numel, sizes])
@@ -209,7 +179,7 @@ class Trace:
         Raises:
             TypeError, ValueError: the state is not one of a trace, or of another version.
         """
-        return cls._from_arrays(state["layers"], archive.from_state(state, _LAYOUT, version=VERSION))
+        return cls._from_arrays(state["layers"], archive.from_state(state, LAYOUT, version=VERSION))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write an npz file that needs no pickle. The file appears whole or not at all.
@@ -230,7 +200,7 @@ class Trace:
         """
         path = Path(path)
         try:
-            arrays = archive.read(path, _LAYOUT, version=VERSION)
+            arrays = archive.read(path, LAYOUT, version=VERSION)
             return cls._from_arrays(arrays.pop("layers").tolist(), arrays)
         except (ValueError, TypeError) as error:
             raise ValueError(f"{path} is not a readable trace: {error}") from error
@@ -241,11 +211,11 @@ class Trace:
         steps = arrays["step"]
         if steps.ndim != 1:
             raise ValueError(f"step must have one dimension, got the shape {steps.shape}")
-        for name in _FIELDS:
+        for name in COLUMNS:
             expected = (len(steps), len(trace.layers))
             if arrays[name].shape != expected:
                 raise ValueError(f"{name} has the shape {arrays[name].shape}, step and layers ask for {expected}")
-        trace.append(steps, **{name: arrays[name] for name in _FIELDS})
+        trace.append(steps, **{name: arrays[name] for name in COLUMNS})
         return trace
 
     def _arrays(self) -> dict[str, NDArray[Any]]:
@@ -272,65 +242,8 @@ class Trace:
         steps[: self._rows] = self._steps[: self._rows]
         self._steps = steps
 
-    def _checked_steps(self, step: int | ArrayLike) -> NDArray[Any]:
-        steps = np.asarray(step)
-        if steps.dtype.kind not in "iu" and steps.size:
-            raise TypeError(f"step must be an integer or an array of them, got the type {steps.dtype}")
-        if steps.ndim > 1:
-            raise ValueError(f"step must be one integer or one-dimensional, got the shape {steps.shape}")
-        steps = np.atleast_1d(steps).astype(np.int64)
-        last = self._steps[self._rows - 1] if self._rows else -1
-        if len(steps) and (steps[0] <= last or np.count_nonzero(steps[1:] <= steps[:-1])):
-            raise ValueError(f"step must increase from row to row, got {steps[0]} to {steps[-1]} after {last}")
-        return steps
-
 
 def _read_only(array: NDArray[Any]) -> NDArray[Any]:
     view = array.view()
     view.flags.writeable = False
     return view
-
-
-def _checked_names(layers: Sequence[str]) -> tuple[str, ...]:
-    if isinstance(layers, str):
-        raise TypeError(f"layers must be a sequence of names, got the string {layers!s}")
-    names = tuple(layers)
-    if not names:
-        raise ValueError("layers is empty: a trace needs at least one layer")
-    for name in names:
-        if not isinstance(name, str):
-            raise TypeError(f"layers must hold strings, got {name!r}")
-        # Names are printed in terminals, where control characters from a foreign file would act.
-        if not 0 < len(name) <= LONGEST_TEXT or not name.isprintable():
-            raise ValueError(f"layers must hold printable names of 1 to {LONGEST_TEXT} characters, got {name[:80]!a}")
-    if len(set(names)) < len(names):
-        twice = next(name for index, name in enumerate(names) if name in names[:index])
-        raise ValueError(f"layers must hold each name once, got {twice!a} twice")
-    return names
-
-
-def _checked_sizes(numel: ArrayLike, layers: int) -> NDArray[np.int64]:
-    sizes = np.asarray(numel)
-    if sizes.shape != (layers,):
-        raise ValueError(f"numel must hold one size for each of the {layers} layers, got the shape {sizes.shape}")
-    if sizes.size and sizes.dtype.kind not in "iu":
-        raise TypeError(f"numel must hold integers, got the type {sizes.dtype}")
-    if not ((sizes >= 0) & (sizes < 2**48)).all():
-        raise ValueError(f"numel must lie between 0 and 2^48, got {sizes.min()} to {sizes.max()}")
-    return sizes.astype(np.int64)
-
-
-def _checked_values(name: str, value: ArrayLike, shapes: tuple[tuple[int, ...], ...]) -> NDArray[Any]:
-    field, values = _FIELDS[name], np.asarray(value)
-    if values.shape not in shapes:
-        raise ValueError(f"{name} must have the shape {shapes[1]} or {shapes[2]}, got {values.shape}")
-    if values.size and values.dtype.kind not in ("iu" if field.dtype.kind == "i" else "iuf"):
-        kind = "integers" if field.dtype.kind == "i" else "real numbers"
-        raise TypeError(f"{name} must hold {kind}, got the type {values.dtype}")
-    inside = (values >= field.low) & (values <= field.high)
-    if field.missing:
-        inside |= values != values
-    # Counting takes a tenth of the time of .all(), and this runs at every optimizer step.
-    if np.count_nonzero(inside) != values.size:
-        raise ValueError(f"{name} must lie between {field.low:g} and {field.high:g}, got {values[~inside].flat[0]}")
-    return values

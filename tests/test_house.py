@@ -16,7 +16,7 @@ FLOORS = (
     ("precision", "blockfloat", "kernels", "hooks", "alone", "files", "checkpoint", "penalties", "pending"),
     ("normalization", "products", "reduced_product", "straight_through"),
     ("initialization", "perfmodel"),
-    ("rounding", "archive", "sharding"),
+    ("rounding", "archive", "columns", "sharding"),
     ("trace", "switching", "layering"),
     ("figures", "masters", "steps", "decisions"),
     ("activations", "execution", "biases", "views"),

@@ -198,6 +198,7 @@ def main():
         (corpus / f"seed-{name.replace(' ', '-')}").write_bytes(content)
     for module in (
         adapt.archive,
+        adapt.columns,
         adapt.trace,
         checkpoint,
         zipfile,
