@@ -37,8 +37,8 @@ class Figure:
         return cls(fmean(values), stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan, len(values))
 
     def text(self, form: str = ".2f") -> str:
-        """The mean, and ± the standard error where there is one."""
-        error = "" if math.isnan(self.error) else f" ± {self.error:{form.lstrip('+')}}"
+        """The mean, and ± the standard error where seeds differ."""
+        error = f" ± {self.error:{form.lstrip('+')}}" if self.error > 1e-9 else ""
         return f"{self.mean:{form}}{error}".replace("-", "−")
 
 
