@@ -60,6 +60,6 @@ class Biases:
         )
         for i, name in enumerate(self.masters.names):
             if name in formats:
-                self.masters.load(i, state["followers"], {}, {})
+                self.masters.load(i, state["followers"])
                 self._formats[i] = formats[name]
         self.masters.use(self._formats)

@@ -100,7 +100,7 @@ class Controller:
 
         Of a layer in block floating point, the format in which its weights now are.
         """
-        return dict(zip(self._run.layers.names, self._run.layers.precisions, strict=True))  # type: ignore[arg-type]
+        return dict(zip(self._run.layers.names, self._run.layers.grids.precisions, strict=True))  # type: ignore[arg-type]
 
     @property
     def activation_precisions(self) -> dict[str, Precision]:

@@ -1,4 +1,4 @@
-"""Float32 master weights, the quantised copies that the parameters show, and the running sums of gradients."""
+"""Float32 master weights, and the quantised copies that the parameters show."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, get_args
@@ -6,15 +6,14 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.autograd.graph import increment_version
+from torch import Tensor
 
 from adapt import rounding
-from adapt.blockfloat import BlockFloat
+from adapt.grids import Grids
 from adapt.kernels import Kernels
 from adapt.kernels.stream import is_dense
-from adapt.precision import Precision
-from adapt.sharding import OnPieces, extremes, is_sharded, local, placed
+from adapt.lending import Lending
+from adapt.sharding import OnPieces, is_sharded, local, placed
 from adapt.switching.policy import Format
 
 View = Literal["training", "evaluation", "masters"]
@@ -22,7 +21,7 @@ View = Literal["training", "evaluation", "masters"]
 
 
 class Masters:
-    """W, Ŵ and ΣG of some parameters, all of one device.
+    """W and Ŵ of some parameters, all of one device.
 
     Ŵ is written in place into the parameter, which stays the leaf of autograd: its gradient is dL/dŴ and the
     straight-through rule costs nothing. Ŵ is a function of W, the format and the key of the step that wrote it,
@@ -32,15 +31,12 @@ class Masters:
         parameters: what to keep masters of, by name; their values now are the masters.
         seed: seed of the rounding stream.
         stochastic: whether training rounds stochastically; evaluation rounds to nearest.
-        sums: whether to keep a running sum of the gradients.
         old: masters to take over where a parameter is among theirs.
 
     Attributes:
-        precisions: what each parameter is rounded to: its format, or the one in which block floating point put its
-            master at the latest rounding.
-        lends: whether `restore` may lend the parameters the masters themselves, until `store`, where copies would go
-            forth and back: for an optimizer that updates in place what it finds in a parameter. An update that is cut
-            short then leaves half of the masters updated, as it would leave the parameters of a plain optimizer.
+        grids: what each parameter is rounded to.
+        lends: whether `restore` may lend the parameters the masters themselves, until `store`: for an optimizer that
+            updates in place what it finds in a parameter.
 
     Raises:
         ValueError: a parameter's memory has gaps or overlaps.
@@ -52,7 +48,6 @@ class Masters:
         *,
         seed: int,
         stochastic: bool,
-        sums: bool,
         old: "Masters | None" = None,
     ) -> None:
         self.names = tuple(parameters)
@@ -63,26 +58,12 @@ class Masters:
                     f"{name} is a view with gaps or overlaps in memory: make the parameter contiguous first"
                 )
         self.seed, self.stochastic = seed, stochastic
-        kept = {} if old is None else {id(p): i for i, p in enumerate(old.parameters)}
-        self.weights: list[Tensor] = []
-        self.sums: list[Tensor | None] = []
-        self.windows: list[list[Tensor]] = []
-        for parameter in self.parameters:
-            index = kept.get(id(parameter))
-            if old is not None and index is not None:
-                self.weights.append(old.weights[index])
-                self.sums.append(old.sums[index])
-                self.windows.append(old.windows[index])
-            else:
-                values = parameter.detach()
-                self.weights.append(values.clone())
-                self.sums.append(torch.zeros_like(values) if sums else None)
-                self.windows.append([])
+        kept = {} if old is None else dict(zip(map(id, old.parameters), old.weights, strict=True))
+        self.weights: list[Tensor] = [kept[id(p)] if id(p) in kept else p.detach().clone() for p in self.parameters]
         self.device = self.parameters[0].device
         self.sharded = any(is_sharded(parameter) for parameter in self.parameters)
         self.lends = False
-        self._plain = all(type(parameter) in (Tensor, nn.Parameter) for parameter in self.parameters)
-        self._own: dict[int, Tensor] = {}
+        self._lending = Lending(self.parameters, self.weights)
         self.numel = np.array([p.numel() for p in self.parameters], np.int64)
         self.nonzeros = torch.zeros(len(self.parameters), dtype=torch.float64, device=self.device)
         self.views: list[View] = ["masters"] * len(self.parameters)
@@ -92,35 +73,7 @@ class Masters:
 
     def use(self, formats: Sequence[Format]) -> None:
         """Round to these formats from now on, one for each parameter; the parameters change with the next `store`."""
-        self._formats = list(formats)
-        self._in_blocks = any(isinstance(form, BlockFloat) for form in formats)
-        self._take(self._resolved(range(len(formats)), self.weights))
-
-    def _resolved(self, indices: Sequence[int], tensors: Sequence[Tensor]) -> list[Precision | None]:
-        """In what the formats of the parameters `indices` put these tensors, one for each."""
-        formats = [self._formats[i] for i in indices]
-        blocks = [(at, form) for at, form in enumerate(formats) if isinstance(form, BlockFloat)]
-        found = extremes([tensors[at] for at, _ in blocks]) if blocks else []
-        for (at, form), ends in zip(blocks, found, strict=True):
-            formats[at] = form.precision(*ends)
-        return formats  # type: ignore[return-value]
-
-    def _grids_for(self, indices: Sequence[int], tensors: Sequence[Tensor]) -> NDArray[np.floating]:
-        """The grids of the parameters `indices` for these tensors, which are not their masters."""
-        if not self._in_blocks:
-            return self._grids[indices]
-        return np.stack([rounding.grid(precision) for precision in self._resolved(indices, tensors)])
-
-    def _take(self, precisions: Sequence[Precision | None]) -> None:
-        self.precisions = tuple(precisions)
-        self.fraction_lengths = np.array([0 if p is None else p.fraction_length for p in precisions], np.int64)
-        self._grids = np.stack([rounding.grid(precision) for precision in precisions])
-
-    def _follow(self, indices: Sequence[int], tensors: Sequence[Tensor]) -> None:
-        """Let block floating point follow what these parameters' masters are, or are about to be."""
-        if self._in_blocks:
-            fresh = dict(zip(indices, self._resolved(indices, tensors), strict=True))
-            self._take([fresh.get(i, precision) for i, precision in enumerate(self.precisions)])
+        self.grids = Grids(formats, self.weights)
 
     def gradients(self) -> list[Tensor | None]:
         """Each parameter's gradient, laid out in memory as the parameter is.
@@ -157,26 +110,12 @@ class Masters:
         if quantize:
             raw = squared.clone()
             keys = rounding.stream_keys(self.seed, step, [f"{self.names[i]}.grad" for i in active])
-            grids = self._grids_for(active, tensors)
+            grids = self.grids.of(active, tensors)
             kernels.quantize_(tensors, tensors, grids, keys, self._offsets[active], stochastic=True)
             kernels.squared_norms_(tensors, squared)
             squared.copy_(torch.where(torch.isfinite(raw), squared, raw))
         if squared is not out:
             out[active] = squared
-
-    def keep(self, gradients: Sequence[Tensor | None]) -> None:
-        """Add copies of the gradients to the windows."""
-        for window, gradient in zip(self.windows, gradients, strict=True):
-            if gradient is not None:
-                window.append(gradient.clone())
-
-    def clear(self, indices: Sequence[int]) -> None:
-        """Start the windows of these parameters anew."""
-        for i in indices:
-            self.windows[i].clear()
-            total = self.sums[i]
-            if total is not None:
-                total.zero_()
 
     def restore(
         self,
@@ -187,7 +126,7 @@ class Masters:
         l1: NDArray[np.float64],
         l2: float,
         normalize: bool,
-        add: bool = True,
+        sums: Sequence[Tensor | None] | None = None,
     ) -> None:
         """p ← W, ΣG += G and G ← G/‖G‖ + α·sign(W) + β·W, in one pass.
 
@@ -200,14 +139,14 @@ class Masters:
             l1: α for each parameter.
             l2: β.
             normalize: whether to divide by ‖G‖.
-            add: whether to add to ΣG. Otherwise ‖ΣG‖ comes out as 0.
+            sums: ΣG of each parameter, or None; ‖ΣG‖ comes out as 0 without.
         """
-        lend = self.lends and self._plain
+        lend = self.lends and self._lending.is_possible
         self._kernels().restore_(
             None if lend else self.parameters,
             self.weights,
             gradients,
-            self.sums if add else [None] * len(self.sums),
+            [None] * len(self.parameters) if sums is None else sums,
             squared,
             l1,
             np.full(len(self.parameters), l2),
@@ -215,7 +154,7 @@ class Masters:
             normalize=normalize,
         )
         if lend:
-            self._lend()
+            self._lending.lend()
         self.views = ["masters"] * len(self.parameters)
 
     def restore_only(self) -> None:
@@ -229,30 +168,14 @@ class Masters:
     def store(self, step: int) -> None:
         """W ← p, p ← Q(W) with the key of `step`, and count the non-zeros of Ŵ, in one pass."""
         self._keys = rounding.stream_keys(self.seed, step, self.names)
-        self._follow(range(len(self.parameters)), self.parameters)
-        tables = self._grids, self._keys, self._offsets, self.nonzeros
-        if self._own:
-            self._take_back(range(len(self.parameters)), updated=True)
+        self.grids.follow(range(len(self.parameters)), self.parameters)
+        tables = self.grids.table, self._keys, self._offsets, self.nonzeros
+        if self._lending:
+            self._lending.take_back(range(len(self.parameters)), updated=True)
             self._kernels().quantize_(self.weights, self.parameters, *tables, stochastic=self.stochastic)
         else:
             self._kernels().store_(self.parameters, self.weights, *tables, stochastic=self.stochastic)
         self.views = ["training"] * len(self.parameters)
-
-    def _lend(self) -> None:
-        """Let the parameters be the masters, until `_take_back`."""
-        for i, (parameter, weight) in enumerate(zip(self.parameters, self.weights, strict=True)):
-            self._own.setdefault(i, parameter.data)
-            parameter.data = weight
-        increment_version(self.parameters)
-
-    def _take_back(self, indices: Iterable[int], *, updated: bool = False) -> None:
-        """Give the parameters their own memory again; W ← p where one that was `updated` had it already."""
-        for i in indices:
-            memory = self._own.pop(i, None)
-            if memory is not None:
-                self.parameters[i].data = memory
-            elif updated:
-                self.weights[i].copy_(self.parameters[i])
 
     @torch.no_grad()
     def show(self, view: View, indices: Sequence[int] | None = None, *, anew: bool = False) -> None:
@@ -267,7 +190,7 @@ class Masters:
         if not chosen:
             return
         # An update may have been interrupted.
-        self._take_back(chosen)
+        self._lending.take_back(chosen)
         self._require_unmoved(chosen)
         parameters = [self.parameters[i] for i in chosen]
         if view == "masters":
@@ -280,14 +203,14 @@ class Masters:
     @torch.no_grad()
     def hand_over(self, view: View) -> None:
         """Leave this view of the masters to the parameters, wherever they are by now."""
-        self._take_back(range(len(self.parameters)))
+        self._lending.take_back(range(len(self.parameters)))
         for index, parameter in enumerate(self.parameters):
             parameter.copy_(self.seen(index, view))
             self.views[index] = view
 
     def round_parameters(self) -> None:
         """Round to nearest, in place, what the parameters hold now."""
-        grids = self._grids_for(range(len(self.parameters)), self.parameters)
+        grids = self.grids.of(range(len(self.parameters)), self.parameters)
         self._kernels().quantize_(self.parameters, self.parameters, grids, self._keys, self._offsets, stochastic=False)
 
     def seen(self, index: int, view: View) -> Tensor:
@@ -303,23 +226,13 @@ class Masters:
         value, views = self.parameters[index].detach(), get_args(View)
         if not any(torch.equal(value, self.seen(index, view)) for view in views):
             self.weights[index].copy_(value)
-            self._follow([index], [self.weights[index]])
+            self.grids.follow([index], [self.weights[index]])
         self.show(self.views[index], [index], anew=True)
 
-    def load(
-        self,
-        index: int,
-        weights: Mapping[str, Tensor],
-        sums: Mapping[str, Tensor],
-        windows: Mapping[str, Sequence[Tensor]],
-    ) -> None:
-        """Take over a parameter's master, running sum and window by its name; the parameter follows with `store`."""
-        name, total = self.names[index], self.sums[index]
+    def load(self, index: int, weights: Mapping[str, Tensor]) -> None:
+        """Take over a parameter's master by its name; the parameter follows with `store`."""
         weight = self.weights[index]
-        weight.copy_(placed(weights[name], weight))
-        if total is not None:
-            total.copy_(placed(sums[name], weight))
-        self.windows[index] = [placed(g, weight).to(self.device, copy=True) for g in windows.get(name, ())]
+        weight.copy_(placed(weights[self.names[index]], weight))
 
     def _require_unmoved(self, indices: Iterable[int]) -> None:
         for i in indices:
@@ -336,7 +249,7 @@ class Masters:
         self._kernels().quantize_(
             [self.weights[i] for i in indices],
             outputs,
-            self._grids[at],
+            self.grids.table[at],
             self._keys[at],
             self._offsets[at],
             stochastic=stochastic,

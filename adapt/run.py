@@ -17,6 +17,7 @@ from adapt.settings import Settings
 from adapt.sharding import Whole
 from adapt.switching.policy import Policy, carry, pack, unpack
 from adapt.trace import Trace
+from adapt.windows import Windows
 
 
 class Run:
@@ -28,7 +29,8 @@ class Run:
         layers: the layers by name; their values now are the masters.
 
     Attributes:
-        layers: masters, sums and copies of the layers' weights.
+        layers: masters and copies of the layers' weights.
+        windows: the layers' gradients since their last switches.
         biases: those of the biases, where they are quantised.
         activations: what rounds activations, where they are quantised.
         execution: what runs products in a short type, where that is wanted.
@@ -41,7 +43,9 @@ class Run:
         self.policy, self.settings, self.step = policy, settings, 0
         self.seed, self.stochastic = settings.seed, settings.rounding == "stochastic"
         self.micro_losses: list[Tensor | float] = []
-        self.layers = self._masters(layers, sums=policy.sums_gradients)
+        self.layers = self._masters(layers)
+        self.windows = Windows(sums=policy.sums_gradients)
+        self.windows.begin(self.layers.weights)
         self.biases: Biases | None = None
         self.activations: Activations | None = None
         self.execution: Execution | None = None
@@ -62,20 +66,21 @@ class Run:
     def trace(self) -> Trace:
         """What happened in every step so far. Reading it waits for the device."""
         self.settle()
-        self.decisions.close_row(self.layers.nonzeros.cpu().numpy(), self.layers.fraction_lengths)
+        self.decisions.close_row(self.layers.nonzeros.cpu().numpy(), self.layers.grids.fraction_lengths)
         self.decisions.write()
         return self.decisions.trace
 
     # Who takes part
 
-    def _masters(self, parameters: Mapping[str, Tensor], *, sums: bool, old: Masters | None = None) -> Masters:
-        return Masters(parameters, seed=self.seed, stochastic=self.stochastic, sums=sums, old=old)
+    def _masters(self, parameters: Mapping[str, Tensor], old: Masters | None = None) -> Masters:
+        return Masters(parameters, seed=self.seed, stochastic=self.stochastic, old=old)
 
     def join(self, layers: Mapping[str, Tensor]) -> None:
         """Take in layers that are new among `layers`, which begins with those that are there."""
         old, trace, skipped = self.layers, self.trace, self.decisions.skipped
         count = len(old.names)
-        self.layers = self._masters(layers, sums=self.policy.sums_gradients, old=old)
+        self.layers = self._masters(layers, old)
+        self.windows.begin(self.layers.weights[count:])
         if len(layers) > count:
             trace.add_layers(self.layers.names[count:], self.layers.numel[count:])
         fresh = self.policy.start(Whole(self.layers.weights))
@@ -87,7 +92,7 @@ class Run:
         if biases:
             tensors = {name: parameter for name, (parameter, _) in biases.items()}
             old = None if self.biases is None else self.biases.masters
-            self.biases = Biases(self._masters(tensors, sums=False, old=old), [leader for _, leader in biases.values()])
+            self.biases = Biases(self._masters(tensors, old), [leader for _, leader in biases.values()])
         places = {id(p): i for i, p in enumerate(self.layers.parameters)}
         if self.settings.activations is not None and module is not None:
             before = self.activations
@@ -133,7 +138,7 @@ class Run:
         self._note_loss(row.loss)
         masters.square(gradients, row.squared, quantize=policy.quantize_gradients, step=self.step)
         if policy.keeps_gradients:
-            masters.keep(gradients)
+            self.windows.keep(gradients)
         masters.restore(
             gradients,
             row.squared,
@@ -141,12 +146,12 @@ class Run:
             l1=self.l1_of_layers,
             l2=self.settings.l2,
             normalize=policy.normalize_gradients,
-            add=self.decisions.can_switch or not policy.samples_gradients,
+            sums=self.windows.sums if self.decisions.can_switch or not policy.samples_gradients else None,
         )
         if self.biases is not None:
             self.biases.masters.restore_only()
         self.step += 1
-        self.decisions.add(self.step, active, masters.fraction_lengths, loss_shown)
+        self.decisions.add(self.step, active, masters.grids.fraction_lengths, loss_shown)
         if self.decisions.due:
             self.settle()
 
@@ -169,7 +174,7 @@ class Run:
             self.activations.resume(self.step)
         if self.execution is not None:
             # Block floating point has followed the weights.
-            self.execution.use(self.layers.precisions)
+            self.execution.use(self.layers.grids.precisions)
             self.execution.resume()
 
     def _note_loss(self, out: Tensor) -> None:
@@ -191,12 +196,12 @@ class Run:
         before = self.decisions.formats
         ended = self.decisions.settle(
             Whole(self.layers.weights),
-            Whole(self.layers.sums),
-            self.layers.windows,
+            Whole(self.windows.sums),
+            self.windows.gradients,
             self.l1_of_layers,
             self.settings.l2,
         )
-        self.layers.clear(ended)
+        self.windows.clear(ended)
         if ended or before != self.decisions.formats:
             changed = [i for i, f in enumerate(self.decisions.formats) if f != before[i]]
             self._use_formats({*ended, *changed})
@@ -208,7 +213,7 @@ class Run:
         if self.activations is not None:
             self.activations.use(formats)
         if self.execution is not None:
-            self.execution.use(self.layers.precisions)
+            self.execution.use(self.layers.grids.precisions)
         if self.biases is not None:
             self.biases.use(formats, changed)
         l1 = self.settings.l1
@@ -223,7 +228,7 @@ class Run:
         Args:
             optimized: every parameter of the optimizer, by name.
         """
-        trace, masters = self.trace, self.layers
+        trace, masters, windows = self.trace, self.layers, self.windows
         biases, activations = self.biases, self.activations
         gradients = (p.grad for p in optimized.values())
         return {
@@ -235,8 +240,8 @@ class Run:
             "layers": list(masters.names),
             "state": pack(self.decisions.state),
             "masters": checkpoint.copied(masters.names, masters.weights),
-            "sums": checkpoint.copied(masters.names, masters.sums),
-            "windows": {n: [g.clone() for g in w] for n, w in zip(masters.names, masters.windows, strict=True)},
+            "sums": checkpoint.copied(masters.names, windows.sums),
+            "windows": {n: [g.clone() for g in w] for n, w in zip(masters.names, windows.gradients, strict=True)},
             "skipped": dict(zip(masters.names, self.decisions.skipped.tolist(), strict=True)),
             **({"followers": {}, "follower_formats": {}} if biases is None else biases.state_dict()),
             "micro_losses": [float(loss) for loss in self.micro_losses],
@@ -282,8 +287,10 @@ class Run:
         self.step, self.seed, self.stochastic = state["step"], state["seed"], state["stochastic"]
         decisions.go_on(policy_state, trace)
         for i in places:
-            masters.load(i, state["masters"], state["sums"], state["windows"])
-            decisions.skipped[i] = state["skipped"].get(names[i], 0)
+            name = names[i]
+            masters.load(i, state["masters"])
+            self.windows.load(i, state["sums"].get(name), state["windows"].get(name, ()), like=masters.weights[i])
+            decisions.skipped[i] = state["skipped"].get(name, 0)
         self._use_formats(range(len(names)))
         if biases is not None:
             biases.load(state)

@@ -108,7 +108,7 @@ def test_algorithm_4_keeps_the_gradients_of_the_window_only():
     longest = 0
     for step in range(20):
         train(model, optimizer, 1, step, controller)
-        longest = max(longest, *(len(window) for window in controller._run.layers.windows))
+        longest = max(longest, *(len(window) for window in controller._run.windows.gradients))
     assert 2 <= longest <= 4, "a window of five ends with its fifth gradient"
 
 

@@ -18,7 +18,7 @@ FLOORS = (
     ("initialization", "perfmodel"),
     ("rounding", "archive", "columns", "sharding"),
     ("trace", "switching", "layering"),
-    ("figures", "masters", "steps", "decisions"),
+    ("figures", "grids", "lending", "windows", "masters", "steps", "decisions"),
     ("activations", "execution", "biases", "views"),
     ("settings",),
     ("run",),

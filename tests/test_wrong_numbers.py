@@ -30,9 +30,9 @@ def test_a_gradient_that_is_not_finite_moves_nothing_and_is_counted(value, quant
         optimizer.step()
         assert torch.equal(controller.masters["0.weight"], masters["0.weight"])
         assert not torch.equal(controller.masters["2.weight"], masters["2.weight"])
-        assert controller._run.layers.sums[0].isfinite().all()
-    layers = controller._run.layers
-    assert all(gradient.isfinite().all() for window in layers.windows for gradient in window)
+        assert controller._run.windows.sums[0].isfinite().all()
+    windows = controller._run.windows.gradients
+    assert all(gradient.isfinite().all() for window in windows for gradient in window)
     assert controller.skipped == {"0.weight": 3, "2.weight": 0}
     train(model, optimizer, 20, 5, controller)
     assert controller.trace.switches()[:, 0].any()

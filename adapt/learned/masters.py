@@ -75,7 +75,7 @@ class LearnedMasters(Masters):
     """
 
     def __init__(self, parameters: Mapping[str, Tensor], channels: Sequence[Channels], formats: Formats) -> None:
-        super().__init__(parameters, seed=0, stochastic=False, sums=False)
+        super().__init__(parameters, seed=0, stochastic=False)
         self.channels, self.formats = list(channels), formats
         self.skipped = torch.zeros(len(self.names), dtype=torch.int64, device=self.device)
 
