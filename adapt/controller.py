@@ -7,7 +7,6 @@ the policy sees (W, G, loss) and answers formats → the optimizer steps → W �
 import contextlib
 import warnings
 from collections.abc import Iterator, Mapping
-from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from torch.optim import Optimizer
 
 from adapt import checkpoint, layering, penalties
 from adapt.masters import Masters, View
+from adapt.members import Members
 from adapt.precision import Precision
 from adapt.run import Run
 from adapt.settings import Settings
@@ -53,7 +53,8 @@ class Controller:
         chosen = layering.choose(optimizer, parameters, settings.layers)
         layering.check_modules(module, chosen)
         self.optimizer = optimizer
-        self._module, self._known = module, dict(parameters)
+        self._module = module
+        self._members = Members(optimizer, module, parameters)
         self._run = self._begin(policy, settings, chosen)
         self._views = Views(module, self._adopt)
         self._steps = Steps(
@@ -138,18 +139,11 @@ class Controller:
             TypeError: the loss is no number.
             ValueError: the loss is not a single number.
         """
-        if not isinstance(loss, Tensor | Real):
-            raise TypeError(f"loss must be a tensor or a number, got {type(loss).__name__}")
-        if isinstance(loss, Tensor) and loss.numel() != 1:
-            raise ValueError(f"loss must be a single number, got shape {tuple(loss.shape)}: reduce it first")
-        if not isinstance(loss, Tensor):
-            self._run.micro_losses.append(float(loss))
-        else:
-            self._run.micro_losses.append(loss.detach().reshape(()) if loss.dim() else loss.detach())
+        self._run.losses.observe(loss)
 
     def forget_losses(self) -> None:
         """Drop the losses shown since the last step: for gradients that are thrown away, as by a scaler's skip."""
-        self._run.micro_losses.clear()
+        self._run.losses.forget()
 
     def penalty(self) -> Tensor:
         """α‖W‖₁ + β/2·‖W‖₂² + P as it stands, a 0-dim tensor. It has no gradient: the step itself applies it."""
@@ -226,11 +220,10 @@ class Controller:
 
     def _follow(self) -> None:
         """Let biases, activations and modules follow the present layers."""
-        self._members = sum(len(group["params"]) for group in self.optimizer.param_groups)
-        self._frozen = [p for p in layering.optimized(self.optimizer) if not p.requires_grad]
+        self._members.look()
         with_biases = self._run.settings.quantize_biases
         names = self._run.layers.names
-        biases = layering.followers(self._known, names, self.optimizer) if with_biases else {}
+        biases = layering.followers(self._members.known, names, self.optimizer) if with_biases else {}
         with torch.no_grad():
             self._run.follow(biases, self._module)
         for masters in self.banks:
@@ -240,21 +233,12 @@ class Controller:
 
     def _adopt(self) -> None:
         """Take in the layers that joined the optimizer, or were unfrozen, since the last look."""
-        members = sum(len(group["params"]) for group in self.optimizer.param_groups)
-        if members == self._members and not any(p.requires_grad for p in self._frozen):
+        if not self._members.changed:
             return
         self._views.renew()
-        names = {id(p): name for name, p in self._known.items()}
-        if self._module is not None:
-            names |= {id(p): layering.plain_name(name) for name, p in self._module.named_parameters()}
-        for parameter in layering.optimized(self.optimizer):
-            name = names.setdefault(id(parameter), f"parameter_{len(names)}")
-            # A module may have been replaced by one of its name, but the optimizer keeps the parameters of both.
-            while self._known.get(name, parameter) is not parameter:
-                name += "'"
-            self._known[name] = parameter
+        self._members.name()
         present = self._run.layers
-        found = layering.choose(self.optimizer, self._known, self._run.settings.layers)
+        found = layering.choose(self.optimizer, self._members.known, self._run.settings.layers)
         self._run.join(dict(zip(present.names, present.parameters, strict=True)) | found)
         self._follow()
 
@@ -265,7 +249,7 @@ class Controller:
             raise RuntimeError(
                 "optimizer.step() within master_weights() or evaluation_weights(): leave the context before training"
             )
-        if not self._run.micro_losses and isinstance(loss, Tensor | float | int):
+        if not self._run.losses and isinstance(loss, Tensor | float | int):
             self.observe(loss)
         self._restored = False
         self._adopt()
@@ -289,7 +273,7 @@ class Controller:
 
         Between the micro-batches of a step it holds the gradients so far too, where their losses were observed.
         """
-        return self._run.state_dict(self._optimized())
+        return self._run.state_dict(self._members.present)
 
     def load_state_dict(self, state: Mapping[str, Any], *, strict: bool = True) -> None:
         """Go on from where `state_dict` was taken. Nothing changes unless all of it fits.
@@ -302,15 +286,10 @@ class Controller:
         Raises:
             ValueError: the state is of another kind, version, policy or network.
         """
-        self._run.load_state_dict(state, self._optimized(), strict=strict)
+        self._run.load_state_dict(state, self._members.present, strict=strict)
         self._restored = True
         self._steps.forget()
         self._views.renew()
-
-    def _optimized(self) -> dict[str, Tensor]:
-        """Every parameter of the optimizer by its name."""
-        inside = {id(p) for p in layering.optimized(self.optimizer)}
-        return {name: p for name, p in self._known.items() if id(p) in inside}
 
     def _save_into(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
         state_dict[checkpoint.KEY] = self.state_dict()

@@ -12,6 +12,7 @@ from adapt.activations import Activations, check_state
 from adapt.biases import Biases
 from adapt.decisions import Decisions
 from adapt.execution import Execution
+from adapt.losses import MicroLosses
 from adapt.masters import Masters
 from adapt.settings import Settings
 from adapt.sharding import Whole
@@ -36,13 +37,13 @@ class Run:
         execution: what runs products in a short type, where that is wanted.
         decisions: the policy's state and the trace.
         step: optimizer steps begun so far.
-        micro_losses: losses shown since the last step.
+        losses: those shown since the last step.
     """
 
     def __init__(self, policy: Policy[Any], settings: Settings, layers: Mapping[str, Tensor]) -> None:
         self.policy, self.settings, self.step = policy, settings, 0
         self.seed, self.stochastic = settings.seed, settings.rounding == "stochastic"
-        self.micro_losses: list[Tensor | float] = []
+        self.losses = MicroLosses()
         self.layers = self._masters(layers)
         self.windows = Windows(sums=policy.sums_gradients)
         self.windows.begin(self.layers.weights)
@@ -132,7 +133,7 @@ class Run:
         masters, policy = self.layers, self.policy
         gradients = masters.gradients()
         active = np.array([gradient is not None for gradient in gradients])
-        loss_shown = bool(self.micro_losses)
+        loss_shown = len(self.losses) > 0
         row = self.decisions.row
         row.nonzeros.copy_(masters.nonzeros)
         self._note_loss(row.loss)
@@ -178,13 +179,9 @@ class Run:
             self.execution.resume()
 
     def _note_loss(self, out: Tensor) -> None:
-        """The mean of the micro-batches' losses, over all processes, into `out`."""
-        micro, self.micro_losses = self.micro_losses, []
-        if micro:
-            out.fill_(micro[0] if len(micro) == 1 else 0.0)
-            for loss in micro if len(micro) > 1 else ():
-                out += (loss.to(out) if isinstance(loss, Tensor) else loss) / len(micro)
-            _average_over_ranks(out)
+        """The step's loss into `out`, where it was shown."""
+        if self.losses:
+            self.losses.average_into(out)
         elif self.policy.uses_loss:
             self.decisions.warn(
                 "the controller never saw the loss of this step, so the push-up strategy stays where it is: pass a "
@@ -244,8 +241,8 @@ class Run:
             "windows": {n: [g.clone() for g in w] for n, w in zip(masters.names, windows.gradients, strict=True)},
             "skipped": dict(zip(masters.names, self.decisions.skipped.tolist(), strict=True)),
             **({"followers": {}, "follower_formats": {}} if biases is None else biases.state_dict()),
-            "micro_losses": [float(loss) for loss in self.micro_losses],
-            "gradients": checkpoint.copied(optimized, gradients) if self.micro_losses else {},
+            "micro_losses": self.losses.state(),
+            "gradients": checkpoint.copied(optimized, gradients) if self.losses else {},
             "activations": {} if activations is None else activations.state_dict(),
             "trace": checkpoint.sealed(trace.state_dict()),
         }
@@ -299,14 +296,7 @@ class Run:
         if activations is not None:
             activations.seed, activations.stochastic = self.seed, self.stochastic
             activations.load_state_dict(state["activations"], strict=strict)
-        self.micro_losses = list(state["micro_losses"])
+        self.losses.load(state["micro_losses"])
         for name, parameter in gradients.items():
             parameter.grad = state["gradients"][name].to(parameter.device, copy=True)
         self.renew()
-
-
-def _average_over_ranks(value: Tensor) -> None:
-    """The mean over all processes, in place, so that every rank decides alike."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.all_reduce(value)
-        value /= torch.distributed.get_world_size()

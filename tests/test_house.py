@@ -13,11 +13,11 @@ ROOT = Path(adapt.__file__).parent
 
 # From the ground up. A module may import from its own floor and from those below.
 FLOORS = (
-    ("precision", "blockfloat", "kernels", "hooks", "alone", "files", "checkpoint", "penalties", "pending"),
+    ("precision", "blockfloat", "kernels", "hooks", "alone", "files", "checkpoint", "penalties", "pending", "losses"),
     ("normalization", "products", "reduced_product", "straight_through"),
     ("initialization", "perfmodel"),
     ("rounding", "archive", "columns", "sharding"),
-    ("trace", "switching", "layering"),
+    ("trace", "switching", "layering", "members"),
     ("figures", "grids", "lending", "windows", "masters", "steps", "decisions"),
     ("activations", "execution", "biases", "views"),
     ("settings",),

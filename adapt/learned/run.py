@@ -20,6 +20,7 @@ from adapt.learned.rules import StepRule, WidthRule
 from adapt.learned.settling import settle
 from adapt.learned.sizes import Sizes
 from adapt.learned.widths import Widths
+from adapt.losses import MicroLosses
 from adapt.masters import Masters
 from adapt.run import Run
 from adapt.settings import Settings
@@ -62,7 +63,7 @@ class LearnedRun(Run):
     def __init__(self, plan: Plan, settings: Settings, layers: Mapping[str, Tensor], module: nn.Module) -> None:
         self.plan, self.settings, self.step = plan, settings, 0
         self.seed, self.stochastic = 0, False
-        self.micro_losses = []
+        self.losses = MicroLosses()
         self.biases = self.activations = self.execution = None
         self.frozen = self.settled = False
         self.layers, self.formats, self.sites = start.prepare(plan, layers, module)
@@ -152,7 +153,7 @@ class LearnedRun(Run):
     def before_update(self) -> None:
         """p ← W, G becomes the gradient to W, and the formats move where it is their turn."""
         plan = self.plan
-        self.micro_losses.clear()
+        self.losses.forget()
         self.layers.back(self.layers.gradients(), plan.weight_scaling, plan.delta, collect=not self.frozen)
         at, self.step = self.step, self.step + 1
         self._news = self.step == 1
@@ -279,7 +280,7 @@ class LearnedRun(Run):
         self.layers.skipped.copy_(saved["skipped"])
         for name, weight in zip(self.layers.names, self.layers.weights, strict=True):
             weight.copy_(saved["masters"][name])
-        self.micro_losses.clear()
+        self.losses.forget()
         self._go_on_averaging()
         self.renew()
 

@@ -1,0 +1,58 @@
+"""The losses of a step's micro-batches, and what they are on average."""
+
+from collections.abc import Iterable
+from numbers import Real
+
+import torch
+from torch import Tensor
+
+
+class MicroLosses:
+    """The losses shown since the last step, one for each micro-batch. Tensors stay on the device."""
+
+    def __init__(self) -> None:
+        self._shown: list[Tensor | float] = []
+
+    def __len__(self) -> int:
+        return len(self._shown)
+
+    def observe(self, loss: Tensor | float) -> None:
+        """Note the loss of one more micro-batch.
+
+        Raises:
+            TypeError: the loss is no number.
+            ValueError: the loss is not a single number.
+        """
+        if not isinstance(loss, Tensor | Real):
+            raise TypeError(f"loss must be a tensor or a number, got {type(loss).__name__}")
+        if isinstance(loss, Tensor) and loss.numel() != 1:
+            raise ValueError(f"loss must be a single number, got shape {tuple(loss.shape)}: reduce it first")
+        if not isinstance(loss, Tensor):
+            self._shown.append(float(loss))
+        else:
+            self._shown.append(loss.detach().reshape(()) if loss.dim() else loss.detach())
+
+    def forget(self) -> None:
+        """Begin a step."""
+        self._shown = []
+
+    def average_into(self, out: Tensor) -> None:
+        """Their mean, over all processes, into a 0-dim tensor, so that every process decides alike; then forget them.
+
+        There must be one.
+        """
+        shown, self._shown = self._shown, []
+        out.fill_(shown[0] if len(shown) == 1 else 0.0)
+        for loss in shown if len(shown) > 1 else ():
+            out += (loss.to(out) if isinstance(loss, Tensor) else loss) / len(shown)
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(out)
+            out /= torch.distributed.get_world_size()
+
+    def state(self) -> list[float]:
+        """As plain numbers."""
+        return [float(loss) for loss in self._shown]
+
+    def load(self, state: Iterable[float]) -> None:
+        """Go on from `state`."""
+        self._shown = list(state)
