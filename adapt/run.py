@@ -51,7 +51,8 @@ class Run:
         self.activations: Activations | None = None
         self.execution: Execution | None = None
         self.decisions = Decisions(policy, self.layers.device, trace_every=settings.trace_every)
-        self.decisions.go_on(policy.start(Whole(self.layers.weights)), Trace(self.layers.names, self.layers.numel))
+        self._fresh = policy.start(Whole(self.layers.weights))
+        self.decisions.go_on(self._fresh, Trace(self.layers.names, self.layers.numel))
 
     @property
     def banks(self) -> list[Masters]:
@@ -84,8 +85,8 @@ class Run:
         self.windows.begin(self.layers.weights[count:])
         if len(layers) > count:
             trace.add_layers(self.layers.names[count:], self.layers.numel[count:])
-        fresh = self.policy.start(Whole(self.layers.weights))
-        self.decisions.go_on(carry(self.decisions.state, fresh, {i: i for i in range(count)}), trace)
+        self._fresh = self.policy.start(Whole(self.layers.weights))
+        self.decisions.go_on(carry(self.decisions.state, self._fresh, {i: i for i in range(count)}), trace)
         self.decisions.skipped[: len(skipped)] = skipped
 
     def follow(self, biases: Mapping[str, tuple[Tensor, int]], module: nn.Module | None) -> None:
@@ -265,9 +266,11 @@ class Run:
             strict=strict,
         )
         old_names = list(state["layers"])
-        old = unpack(state["state"], policy.start(Whole(masters.weights[:1] * len(old_names))), len(old_names))
+        old = unpack(state["state"], self._fresh, len(old_names))
         places = {i: old_names.index(name) for i, name in enumerate(names) if name in old_names}
-        policy_state = carry(old, policy.start(Whole(masters.weights)), places)
+        # Of a state that has all layers nothing fresh remains: no weight needs a look, not even one that is not finite.
+        fresh = self._fresh if len(places) == len(names) else policy.start(Whole(masters.weights))
+        policy_state = carry(old, fresh, places)
         if policy.keeps_gradients:
             checkpoint.check_windows(state["windows"], dict(zip(old_names, old.gradients.tolist(), strict=True)))
         same = tuple(old_names) == names
