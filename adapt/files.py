@@ -1,6 +1,7 @@
 """Files that appear whole or not at all, and checkpoints that are read without trusting a byte."""
 
 import os
+import re
 import secrets
 import zipfile
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     Raises:
         OSError: the folder does not exist or cannot be written.
     """
+    if not path.parent.exists():
+        raise FileNotFoundError(f"{path.parent} is not there: make the folder of {path.name} first")
     unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with unfinished.open("xb") as file:
@@ -50,7 +53,7 @@ def save(state: Any, path: str | os.PathLike[str]) -> None:
             torch.load(file.name, map_location="cpu", weights_only=True, mmap=True)
         except Exception as error:  # torch raises half a dozen kinds
             raise TypeError(
-                f"state could not be read back without executing code, so nothing was saved ({_first_line(error)}): "
+                f"state could not be read back without executing code, so nothing was saved ({_reason(error)}): "
                 "save state_dict()s, tensors, numbers, strings and containers of them"
             ) from error
 
@@ -79,8 +82,12 @@ def load(path: str | os.PathLike[str], *, map_location: Any = "cpu") -> Any:
             file.seek(0)
             return torch.load(file, map_location=map_location, weights_only=True)
         except Exception as error:  # broken files raise a dozen kinds, from struct.error to UnpicklingError
-            raise ValueError(f"{path} is not a readable checkpoint: {_first_line(error)}") from error
+            raise ValueError(f"{path} is not a readable checkpoint: {_reason(error)}") from error
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+def _reason(error: Exception) -> str:
+    """One line, without torch's advice to trust the file."""
+    _, _, message = str(error).rpartition("WeightsUnpickler error: ")
+    if (found := re.match(r"Unsupported global: GLOBAL (\S+)", message)) is not None:
+        return f"it holds a {found[1]:.200}, which only a pickle could restore"
+    return (message.strip().splitlines() or [type(error).__name__])[0][:300]

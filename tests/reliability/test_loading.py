@@ -262,6 +262,17 @@ def test_code_in_a_file_is_not_run(tmp_path, monkeypatch, form):
     assert not (tmp_path / "hacked").exists()
 
 
+def test_what_is_in_the_way_is_named_and_no_advice_to_trust_the_file_given(tmp_path):
+    path = tmp_path / "model.pt"
+    torch.save({"model": torch.nn.Linear(2, 2)}, path)
+    with pytest.raises(
+        ValueError, match=r"it holds a torch\.nn\.modules\.linear\.Linear, which only a pickle could .*e$"
+    ):
+        adapt.load(path)
+    with pytest.raises(TypeError, match=r"nothing was saved \(it holds a torch\.nn\..*Linear, .*\): save state_dict"):
+        adapt.save({"model": torch.nn.Linear(2, 2)}, path)
+
+
 def test_packed_parts_are_refused_before_memory_is_taken(tmp_path):
     path = written(tmp_path)
     bomb = tmp_path / "bomb"
@@ -282,7 +293,7 @@ def test_what_could_not_be_loaded_is_not_saved(tmp_path):
 
 
 def test_a_folder_that_is_not_there(tmp_path):
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError, match="nowhere is not there: make the folder of checkpoint first"):
         adapt.save({}, tmp_path / "nowhere" / "checkpoint")
     with pytest.raises(FileNotFoundError):
         adapt.load(tmp_path / "nowhere")
