@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from adapt import layering
 from adapt.controller import Controller
+from adapt.precision import Precision
 from adapt.settings import Settings
 from adapt.switching.adapt import AdaPT
 from adapt.switching.policy import Policy
@@ -84,8 +85,7 @@ def attach(
     """
     layering.check_optimizer(optimizer)
     policy = AdaPT() if policy is None else policy
-    if isinstance(policy, type) or not hasattr(policy, "advance"):
-        raise TypeError(f"policy must be a policy such as adapt.AdaPT(), got {policy!r}")
+    check_policy(policy)
     settings = Settings(
         l1=l1,
         l2=l2,
@@ -112,6 +112,17 @@ def attach(
         raise ValueError("execution changes how the layers compute: pass the module itself as params")
     parameters = layering.named(params)
     return admit(optimizer, parameters, lambda: Controller(optimizer, module, parameters, policy, settings))
+
+
+def check_policy(policy: object) -> None:
+    """Refuse what cannot decide on formats.
+
+    Raises:
+        TypeError: it is no policy.
+    """
+    if isinstance(policy, type) or not hasattr(policy, "advance"):
+        hint = f": a format that stays is adapt.Fixed({policy!r})" if isinstance(policy, Precision) else ""
+        raise TypeError(f"policy must be a policy such as adapt.AdaPT(), got {policy!r}{hint}")
 
 
 def admit(optimizer: Optimizer, parameters: Mapping[str, Tensor], make: Callable[[], Kind]) -> Kind:

@@ -1,5 +1,6 @@
 """AdaPT-SGD (AdaPT, section 3.4): torch's SGD with a controller attached."""
 
+from numbers import Real
 from typing import Any
 
 import torch
@@ -41,6 +42,9 @@ class ASGD(torch.optim.SGD):
         policy: Policy[Any] | None = None,
         **options: Any,
     ) -> None:
+        if not isinstance(lr, Real | torch.Tensor):
+            hint = ": give the policy as policy=" if hasattr(lr, "advance") else ""
+            raise TypeError(f"lr must be a number or a tensor, got {lr!r}{hint}")
         source = params if isinstance(params, nn.Module) else named(params)
         super().__init__(
             list(named(source).values()),

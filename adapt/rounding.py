@@ -51,7 +51,7 @@ def quantize(
         i-th element in memory.
 
     Raises:
-        TypeError: `x` or `precision` is of another type.
+        TypeError: `x`, `precision` or `generator` is of another type.
         ValueError: an unknown rounding.
     """
     if not isinstance(x, Tensor) or x.dtype not in _WORKING_TYPE:
@@ -61,6 +61,8 @@ def quantize(
         raise TypeError(f"precision must be an adapt.Precision, got {precision!r}")
     if rounding not in ("nearest", "stochastic"):
         raise ValueError(f'rounding must be "nearest" or "stochastic", got {rounding!r}')
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(f"generator must be a torch.Generator or None, got {generator!r}")
 
     halves = None
     if rounding == "stochastic":

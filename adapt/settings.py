@@ -41,9 +41,13 @@ class Settings:
             raise TypeError(f"layers must be a function of (name, parameter), got {self.layers!r}")
         if self.rounding not in ("stochastic", "nearest"):
             raise ValueError(f'rounding must be "stochastic" or "nearest", got {self.rounding!r}')
-        if not isinstance(self.seed, int):
+        for name in ("quantize_biases", "l1_by_word_length", "quantize_errors", "execution_backward"):
+            value = getattr(self, name)
+            if not isinstance(value, bool):
+                raise TypeError(f"{name} must be True or False, got {value!r}")
+        if not isinstance(self.seed, int) or isinstance(self.seed, bool):
             raise TypeError(f"seed must be an integer, got {self.seed!r}")
-        if not isinstance(self.trace_every, int) or self.trace_every < 1:
+        if not isinstance(self.trace_every, int) or isinstance(self.trace_every, bool) or self.trace_every < 1:
             raise ValueError(f"trace_every must be a whole number of steps ≥ 1, got {self.trace_every!r}")
         if self.activations is not None and self.activations not in MODES:
             raise ValueError(f'activations must be None, "layer" or "range", got {self.activations!r}')

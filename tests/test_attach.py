@@ -154,7 +154,7 @@ def test_params(params, error, message):
     [
         ({"policy": "AdaPT"}, TypeError, r"policy must be a policy such as adapt\.AdaPT\(\), got 'AdaPT'"),
         ({"policy": adapt.AdaPT}, TypeError, r"policy must be a policy such as adapt\.AdaPT\(\), got <class"),
-        ({"policy": adapt.Precision(8, 4)}, TypeError, "policy must be a policy"),
+        ({"policy": adapt.Precision(8, 4)}, TypeError, r"got Precision\(.*\): a format that stays is adapt\.Fixed\("),
         ({"l1": -1e-5}, ValueError, "l1 must be a finite number ≥ 0, got -1e-05"),
         ({"l1": math.inf}, ValueError, "l1 must be a finite number ≥ 0, got inf"),
         ({"l2": math.nan}, ValueError, "l2 must be a finite number ≥ 0, got nan"),
@@ -163,6 +163,12 @@ def test_params(params, error, message):
         ({"rounding": "up"}, ValueError, 'rounding must be "stochastic" or "nearest", got \'up\''),
         ({"seed": 1.5}, TypeError, r"seed must be an integer, got 1\.5"),
         ({"seed": None}, TypeError, "seed must be an integer, got None"),
+        ({"seed": True}, TypeError, "seed must be an integer, got True"),
+        ({"trace_every": True}, ValueError, "trace_every must be a whole number of steps ≥ 1, got True"),
+        ({"quantize_biases": "no"}, TypeError, "quantize_biases must be True or False, got 'no'"),
+        ({"l1_by_word_length": 2}, TypeError, "l1_by_word_length must be True or False, got 2"),
+        ({"quantize_errors": "layer"}, TypeError, "quantize_errors must be True or False, got 'layer'"),
+        ({"execution_backward": None}, TypeError, "execution_backward must be True or False, got None"),
         ({"trace_every": 0}, ValueError, "trace_every must be a whole number of steps ≥ 1, got 0"),
         ({"trace_every": 2.5}, ValueError, r"trace_every must be a whole number of steps ≥ 1, got 2\.5"),
         ({"layers": "all"}, TypeError, r"layers must be a function of \(name, parameter\), got 'all'"),
@@ -450,6 +456,11 @@ def test_arguments_of_sgd_are_checked_by_sgd(options, message):
         adapt.ASGD(model, **options)
     assert all(torch.equal(p, weights[name]) for name, p in model.named_parameters())
     assert sum(hooks(model, None)) == 0
+
+
+def test_asgd_takes_its_policy_by_name():
+    with pytest.raises(TypeError, match=r"lr must be a number or a tensor, got AdaPT.*: give the policy as policy="):
+        adapt.ASGD(net(), adapt.AdaPT())
 
 
 def test_asgd_refuses_groups_and_says_what_to_do():

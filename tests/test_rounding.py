@@ -254,6 +254,7 @@ def test_a_compiled_program_holds_it_whole_and_gives_the_same(rounding, dtype):
         ({"precision": (8, 4)}, TypeError, r"precision must be an adapt.Precision, got \(8, 4\)"),
         ({"precision": None}, TypeError, "precision"),
         ({"rounding": "up"}, ValueError, "rounding must be .*'up'"),
+        ({"generator": 3}, TypeError, "generator must be a torch.Generator or None, got 3"),
     ],
 )
 def test_nonsense_is_refused(arguments, error, words):

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from adapt import checkpoint as persistence
 from adapt import layering
-from adapt.attachment import attached
+from adapt.attachment import attached, check_policy
 from adapt.controller import Controller
 from adapt.lightning.averaging import BeforeAveraging
 from adapt.lightning.compatibility import (
@@ -26,6 +26,7 @@ from adapt.lightning.compatibility import (
 )
 from adapt.lightning.losses import Losses
 from adapt.lightning.reports import Reports
+from adapt.settings import Settings
 from adapt.switching.policy import Policy
 from adapt.trace import Trace
 
@@ -101,6 +102,10 @@ class AdaptivePrecision(Callback):
             "execution": execution,
             "execution_backward": execution_backward,
         }
+        # Refused here and not when fit starts.
+        if policy is not None:
+            check_policy(policy)
+        Settings(**{name: value for name, value in self._options.items() if name != "policy"})
         self.controllers: list[Controller] = []
         self._losses = Losses((), ())
         self._reports = Reports()
@@ -114,6 +119,8 @@ class AdaptivePrecision(Callback):
         Raises:
             RuntimeError: no fit has started, or several optimizers have layers.
         """
+        if not self.controllers:
+            raise RuntimeError("AdaptivePrecision has no controller before fit starts")
         if len(self.controllers) != 1:
             raise RuntimeError(
                 f"AdaptivePrecision has {len(self.controllers)} controllers, one for each optimizer with layers of the "

@@ -59,9 +59,10 @@ def push_up(lowest: Precision, diversity: float, strategy: str, buffer_bits: int
         buffer_bits: sign and integer bits kept for sums and for weights that grow, 0 to 32.
 
     Raises:
-        TypeError: buffer_bits is not an integer.
+        TypeError: lowest is not a Precision or buffer_bits not an integer.
         ValueError: the strategy is unknown or buffer_bits outside 0 to 32.
     """
+    _check_precision("lowest", lowest)
     suggestion = suggest(diversity, lowest.fraction_length, strategy)
     return _buffered(lowest.word_length, lowest.fraction_length + suggestion, buffer_bits)
 
@@ -83,9 +84,11 @@ def push_up_by_diversity(
         buffer_bits: sign and integer bits kept for sums and for weights that grow, 0 to 32.
 
     Raises:
-        TypeError: buffer_bits is not an integer.
+        TypeError: lowest or current is not a Precision or buffer_bits not an integer.
         ValueError: buffer_bits is outside 0 to 32.
     """
+    _check_precision("lowest", lowest)
+    _check_precision("current", current)
     enough = _quantized_diversity(gradients, current)
     word_length, fraction_length = lowest.word_length, lowest.fraction_length
     while (
@@ -121,6 +124,11 @@ def _buffered(word_length: int, fraction_length: int, buffer_bits: int) -> Preci
         raise ValueError(f"buffer_bits must lie between 0 and {LONGEST_WORD}, got {buffer_bits}")
     fraction_length = min(fraction_length, LONGEST_WORD - buffer_bits)
     return Precision(max(min(fraction_length + buffer_bits, LONGEST_WORD), word_length), fraction_length)
+
+
+def _check_precision(name: str, value: object) -> None:
+    if not isinstance(value, Precision):
+        raise TypeError(f"{name} must be an adapt.Precision, got {value!r}")
 
 
 def checked_strategy(strategy: str) -> str:

@@ -318,7 +318,7 @@ class TestTheEnd:
         assert_nothing_attached()
 
     def test_before_any_fit_there_is_no_controller(self):
-        with pytest.raises(RuntimeError, match="0 controllers"):
+        with pytest.raises(RuntimeError, match="no controller before fit starts"):
             _ = precision().trace
 
     def test_with_two_optimizers_there_is_not_the_one_controller(self):

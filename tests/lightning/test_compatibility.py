@@ -250,10 +250,17 @@ class TestRefusals:
         with pytest.raises(ValueError, match="several AdaptivePrecision callbacks: one serves"):
             fit(Classifier(), precision(), precision())
 
-    def test_nonsense_settings_are_refused_before_training(self):
-        with pytest.raises(ValueError, match="l1 must be"):
-            fit(Classifier(), precision(l1=-1.0))
-        assert_nothing_attached()
+    @pytest.mark.parametrize(
+        ("options", "kind", "message"),
+        [
+            ({"l1": -1.0}, ValueError, "l1 must be"),
+            ({"rounding": "up"}, ValueError, "rounding must be"),
+            ({"policy": adapt.AdaPT}, TypeError, "policy must be a policy such as"),
+        ],
+    )
+    def test_nonsense_settings_are_refused_at_once(self, options, kind, message):
+        with pytest.raises(kind, match=message):
+            AdaptivePrecision(**options)
 
     def test_the_trainer_of_the_other_package(self):
         pytorch_lightning = pytest.importorskip("pytorch_lightning")

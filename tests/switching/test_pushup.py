@@ -131,6 +131,10 @@ def test_refuses_nonsense():
     for buffer_bits in (-1, 33):
         with pytest.raises(ValueError, match=f"buffer_bits must lie between 0 and 32, got {buffer_bits}"):
             push_up(lowest, 2.0, "min", buffer_bits)
+    with pytest.raises(TypeError, match=r"lowest must be an adapt\.Precision, got \(6, 4\)"):
+        push_up((6, 4), 2.0, "min", 4)
+    with pytest.raises(TypeError, match=r"current must be an adapt\.Precision, got 8"):
+        push_up_by_diversity(lowest, 8, [], buffer_bits=4)
     with pytest.raises(TypeError, match=r"buffer_bits must be a whole number of bits, got 4\.0"):
         push_up_by_diversity(lowest, lowest, [], buffer_bits=4.0)
 
