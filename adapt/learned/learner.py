@@ -174,11 +174,18 @@ class Learner(Controller):
             network: what to run, the module itself if None.
 
         Raises:
-            ValueError, RuntimeError: no batch, one that forward does not take, or a budget that cannot be met.
+            TypeError, ValueError, RuntimeError: no batches, one that forward does not take, or a budget that cannot be
+                met.
         """
         sites, module = self._run.sites, network or self._module
         if sites is None or module is None:
             return
+        if isinstance(batches, Tensor):
+            raise TypeError(
+                f"calibration must be batches, got one tensor of shape {tuple(batches.shape)}: pass [batch]"
+            )
+        if not isinstance(batches, Iterable):
+            raise TypeError(f"calibration must be batches, got {batches!r}: give a few, each as forward takes it")
         met, samples = sites.watch(), []
         device = self._run.formats.device
         with self.master_weights(), _undisturbed(module), torch.no_grad():
@@ -192,9 +199,11 @@ class Learner(Controller):
                     # Compiled, it would be traced once more for nothing.
                     getattr(module, "_orig_mod", module)(*inputs)
                 except Exception as error:
+                    reason = (str(error).splitlines() or [""])[0]
                     raise RuntimeError(
-                        f"calibration could not run a batch through {type(module).__name__}: "
-                        f"{type(error).__name__}: {error}"
+                        f"calibration could not run a batch through {type(module).__name__} "
+                        f"({type(error).__name__}: {reason}): a batch is a tensor, or a tuple of forward's positional "
+                        "arguments, so of a loader of inputs and labels pass [x for x, _ in loader]"
                     ) from error
         if not samples:
             raise ValueError("calibration has no batch: give a few, each as the module's forward takes it")

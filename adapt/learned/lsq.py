@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from adapt.kernels.learned_torch import Row
-from adapt.learned.quantizer import rounding
+from adapt.learned.quantizer import check_tensor, rounding
 from adapt.learned.scaling import DELTA, check_delta, check_scaling
 
 LONGEST = 8
@@ -82,6 +82,7 @@ def lsq(
     """
     check_scaling("scaling", scaling)
     check_delta(delta)
+    check_tensor("step", step)
     low, high = bounds(bits, signed=signed)
     if not bool((step > 0).all()):
         raise ValueError("step must be above 0 everywhere")

@@ -117,7 +117,8 @@ def _check_number(name: str, value: object, low: float, high: float) -> None:
     if not isinstance(value, Real) or isinstance(value, bool):
         raise TypeError(f"{name} must be a number, got {value!r}")
     if not low <= float(value) <= high or math.isinf(float(value)):
-        raise ValueError(f"{name} must lie between {low:g} and {high:g}, got {value!r}")
+        bounds = f"be a finite number ≥ {low:g}" if math.isinf(high) else f"lie between {low:g} and {high:g}"
+        raise ValueError(f"{name} must {bounds}, got {value!r}")
 
 
 def _check_count(name: str, value: object) -> None:

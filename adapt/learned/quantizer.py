@@ -1,6 +1,7 @@
 """Rounding with a learned step and a learned range, from which the word length follows (Schaefer et al. eq. 1)."""
 
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 import torch
@@ -102,6 +103,8 @@ def quantize(
     check_scaling("scaling", scaling)
     check_delta(delta)
     check_floor(floor)
+    check_tensor("step", step)
+    check_tensor("maximum", maximum)
     if not (bool((step > 0).all()) and bool((maximum > 0).all())):
         raise ValueError("step and maximum must be above 0 everywhere")
     step, maximum = torch.broadcast_tensors(step, maximum)  # type: ignore[no-untyped-call]
@@ -117,6 +120,17 @@ def rounding(
 ) -> Tensor:
     """d·(round(v − o) + o) with v = clip(x, lower, upper)/d, differentiable in x, d, lower and upper."""
     return _Rounding.apply(x, step, lower, upper, offset, scaling, delta)  # type: ignore[no-untyped-call, no-any-return]
+
+
+def check_tensor(name: str, value: object) -> None:
+    """Refuse a number where gradients go to a tensor.
+
+    Raises:
+        TypeError: it is no tensor.
+    """
+    if not isinstance(value, Tensor):
+        hint = f": pass torch.tensor({value!r})" if isinstance(value, Real) else ""
+        raise TypeError(f"{name} must be a tensor, got {value!r}{hint}")
 
 
 def check_floor(floor: object) -> None:

@@ -271,7 +271,7 @@ def refused(kind, message, call):
         ({"weight_scaling": "x"}, ValueError, "weight_scaling must be one of"),
         ({"activation_scaling": None}, ValueError, "activation_scaling must be one of"),
         ({"delta": "a"}, TypeError, "delta must be a number"),
-        ({"beta": -1}, ValueError, "beta must lie between 0 and inf"),
+        ({"beta": -1}, ValueError, "beta must be a finite number ≥ 0, got -1"),
         ({"update_every": 0}, ValueError, "update_every must be at least 1"),
         ({"update_every": 2.5}, TypeError, "update_every must be a whole number"),
         ({"width_rate": "fast"}, TypeError, "width_rate must be a number"),
@@ -313,6 +313,19 @@ def test_calibration_is_needed_and_must_run():
         "calibration could not run a batch through Convolutional",
         lambda: attach(optimizer, model, [torch.zeros(2, 5)], **options),
     )
+    refused(TypeError, "calibration must be batches, got 5", lambda: attach(optimizer, model, 5, **options))
+    images, labels = pictures(0)
+    refused(
+        TypeError,
+        r"calibration must be batches, got one tensor of shape .*: pass \[batch\]",
+        lambda: attach(optimizer, model, images, **options),
+    )
+    for batch in ([images, labels], (images, labels)):
+        refused(
+            RuntimeError,
+            r"through Convolutional \(TypeError: .*\): a batch is .* pass \[x for x, _ in loader\]$",
+            lambda batch=batch: attach(optimizer, model, [batch], **options),
+        )
 
 
 def test_calibration_leaves_buffers_and_random_streams():

@@ -158,6 +158,19 @@ def test_refusals(options, message):
         quantize(torch.ones(3), **arguments)
 
 
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        (lambda one: quantize(one, 0.1, one), "step"),
+        (lambda one: quantize(one, one, 0.1), "maximum"),
+        (lambda one: lsq(one, 0.1, 4), "step"),
+    ],
+)
+def test_numbers_in_the_place_of_tensors_are_refused(call, name):
+    with pytest.raises(TypeError, match=rf"{name} must be a tensor, got 0\.1: pass torch\.tensor\(0\.1\)"):
+        call(torch.ones(()))
+
+
 # LSQ
 
 
