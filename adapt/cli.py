@@ -1,6 +1,7 @@
 """The command `adapt`."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         _report(options)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader, such as `head`, has seen enough; what Python would still flush at exit goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (OSError, ValueError, ImportError) as error:
         print(f"adapt {options.command}: {_one_line(error)}", file=sys.stderr)
         return 1
@@ -62,6 +67,8 @@ def _parser() -> argparse.ArgumentParser:
 def _report(options: argparse.Namespace) -> None:
     from adapt.report import save_pictures, table
 
+    if options.pictures is not None and options.pictures.is_file():
+        raise ValueError(f"--pictures {options.pictures} is a file: name a folder for the pictures")
     path = find_trace(options.run)
     trace = Trace.load(path)
     try:

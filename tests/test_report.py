@@ -125,7 +125,14 @@ class TestCommand:
     def test_pictures_into_a_file(self, run, capsys):
         pytest.importorskip("matplotlib")
         assert main(["report", str(run), "--pictures", str(run / "trace.npz")]) == 1
-        assert "trace.npz: File exists" in capsys.readouterr().err
+        assert "trace.npz is a file: name a folder for the pictures" in capsys.readouterr().err
+
+    @pytest.mark.skipif(os.name != "posix", reason="pipes of a POSIX shell")
+    def test_a_reader_that_has_seen_enough(self, run):
+        command = f"{sys.executable} -m adapt report {run} | true"
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUTF8": "1", "PYTHONUNBUFFERED": "1"}
+        result = subprocess.run(command, shell=True, capture_output=True, text=True, env=environment, check=False)
+        assert result.stderr == ""
 
     @pytest.mark.parametrize("arguments", [[], ["report"], ["draw", "x"], ["report", "x", "--nonsense"]])
     def test_wrong_use(self, arguments, capsys):
