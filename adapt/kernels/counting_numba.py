@@ -8,7 +8,7 @@ the same arithmetic, which never decreases, so different cells are in the order 
 import numpy as np
 from numpy.typing import NDArray
 
-from adapt.kernels.numba_device import compiled
+from adapt.kernels.numba_compiler import compiled
 
 _FEWEST_CELL_BITS, _MOST_CELL_BITS = 10, 15
 _BLOCK = 1024

@@ -10,7 +10,6 @@ torch's own learnable fake-quantise kernels scale no gradients, and took 36 and 
 
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
@@ -19,7 +18,7 @@ from torch.autograd.graph import increment_version
 from adapt.kernels import learned_torch
 from adapt.kernels.learned import SCALINGS, SUMS
 from adapt.kernels.numba_ import chunks_of, run
-from adapt.kernels.numba_device import compiled, pointer
+from adapt.kernels.numba_compiler import add, compiled, floats
 
 _BLOCK = 1024
 _ZERO, _ONE, _HALF = np.float32(0), np.float32(1), np.float32(0.5)
@@ -31,14 +30,6 @@ _TANH_ABOVE = tuple(map(np.float32, (1.99986292, 2.20691262, -0.602526799)))
 _TANH_BELOW = np.float32(6.43107769)
 _INVERSE_ABOVE = tuple(map(np.float32, (0.519004408, -2.16654836, 1.59539688)))
 _INVERSE_BELOW = tuple(map(np.float32, (-5.35408793, 6.64973708)))
-
-
-def _add(total: Any, term: Any) -> Any:
-    return total + term
-
-
-# The order of a sum within a block is the compiler's, which it needs to use vector registers.
-_add = compiled(_add, reassociate=True)
 
 
 @compiled
@@ -58,8 +49,8 @@ def _forward_pass(first: int, last: int, chunks: Any, source: int, output: int, 
     inverse, step, low, high, offset = rows[site, 0], rows[site, 1], rows[site, 2], rows[site, 3], rows[site, 4]
     for c in range(first, last):
         numel = chunks[c, 2]
-        x = numba.carray(pointer(source + 4 * chunks[c, 1]), numel)
-        y = numba.carray(pointer(output + 4 * chunks[c, 1]), numel)
+        x = floats(source + 4 * chunks[c, 1], numel)
+        y = floats(output + 4 * chunks[c, 1], numel)
         if inverse == _ZERO:
             for i in range(numel):
                 y[i] = x[i]
@@ -111,10 +102,10 @@ def _backward_block(
         through = gradient
         if scaling:
             through += delta * f[i] * (abs(gradient) if signed else gradient)
-        step = _add(step, gradient * _round(v, offset) - through * v)
-        above = _add(above, through if scaled > high else _ZERO)
-        below = _add(below, through if scaled < low else _ZERO)
-        energy = _add(energy, gradient * gradient)
+        step = add(step, gradient * _round(v, offset) - through * v)
+        above = add(above, through if scaled > high else _ZERO)
+        below = add(below, through if scaled < low else _ZERO)
+        energy = add(energy, gradient * gradient)
         y[i] = through if (scaled >= low) & (scaled <= high) else _ZERO
     sums[c, 0] += step
     sums[c, 1] += above
@@ -143,9 +134,9 @@ def _backward_pass(
         sums[c] = 0.0
         for start in range(chunks[c, 1], chunks[c, 1] + chunks[c, 2], _BLOCK):
             numel = min(_BLOCK, chunks[c, 1] + chunks[c, 2] - start)
-            g = numba.carray(pointer(gradient + 4 * start), numel)
-            x = numba.carray(pointer(source + 4 * start), numel)
-            y = numba.carray(pointer(output + 4 * start), numel)
+            g = floats(gradient + 4 * start, numel)
+            x = floats(source + 4 * start, numel)
+            y = floats(output + 4 * start, numel)
             if row[0] == _ZERO:
                 for i in range(numel):
                     sums[c, 3] += g[i] * g[i]

@@ -8,14 +8,13 @@ within a chunk and float64 over chunks, in the order of the chunks, so no result
 from functools import lru_cache
 from typing import Any
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from adapt.kernels.activation_numba import _narrowed, _pointer_to, _widened
 from adapt.kernels.numba_ import Chunks, run
-from adapt.kernels.numba_device import compiled
+from adapt.kernels.numba_bits import narrowed, widened
+from adapt.kernels.numba_compiler import array, compiled
 
 _ZERO = np.float32(0)
 
@@ -30,9 +29,9 @@ def _moments_pass(first: int, last: int, chunks: Any, address: int, block: int, 
         ones[:], squares[:] = _ZERO, _ZERO
         for start in range(chunks[c, 1], chunks[c, 1] + chunks[c, 2], block):
             numel = min(block, chunks[c, 1] + chunks[c, 2] - start)
-            x = numba.carray(_pointer_to(address + 2 * start, np.uint16), numel)
+            x = array(address + 2 * start, numel, np.uint16)
             for i in range(numel):
-                d = _widened(x[i]) - pivot[i]
+                d = widened(x[i]) - pivot[i]
                 ones[i] += d
                 squares[i] += d * d
         _gather(ones, squares, sums, c)
@@ -48,12 +47,12 @@ def _products_pass(
         ones[:], products[:] = _ZERO, _ZERO
         for start in range(chunks[c, 1], chunks[c, 1] + chunks[c, 2], block):
             numel = min(block, chunks[c, 1] + chunks[c, 2] - start)
-            g = numba.carray(_pointer_to(error + 2 * start, np.uint16), numel)
-            x = numba.carray(_pointer_to(address + 2 * start, np.uint16), numel)
+            g = array(error + 2 * start, numel, np.uint16)
+            x = array(address + 2 * start, numel, np.uint16)
             for i in range(numel):
-                e = _widened(g[i])
+                e = widened(g[i])
                 ones[i] += e
-                products[i] += e * (_widened(x[i]) - pivot[i])
+                products[i] += e * (widened(x[i]) - pivot[i])
         _gather(ones, products, sums, c)
 
 
@@ -74,10 +73,10 @@ def _scale_pass(first: int, last: int, chunks: Any, source: int, output: int, bl
     for c in range(first, last):
         for start in range(chunks[c, 1], chunks[c, 1] + chunks[c, 2], block):
             numel = min(block, chunks[c, 1] + chunks[c, 2] - start)
-            x = numba.carray(_pointer_to(source + 2 * start, np.uint16), numel)
-            y = numba.carray(_pointer_to(output + 2 * start, np.uint16), numel)
+            x = array(source + 2 * start, numel, np.uint16)
+            y = array(output + 2 * start, numel, np.uint16)
             for i in range(numel):
-                y[i] = _narrowed(_widened(x[i]) * a[i] + b[i])
+                y[i] = narrowed(widened(x[i]) * a[i] + b[i])
 
 
 @compiled
@@ -88,11 +87,11 @@ def _combine_pass(
     for c in range(first, last):
         for start in range(chunks[c, 1], chunks[c, 1] + chunks[c, 2], block):
             numel = min(block, chunks[c, 1] + chunks[c, 2] - start)
-            g = numba.carray(_pointer_to(error + 2 * start, np.uint16), numel)
-            x = numba.carray(_pointer_to(address + 2 * start, np.uint16), numel)
-            y = numba.carray(_pointer_to(output + 2 * start, np.uint16), numel)
+            g = array(error + 2 * start, numel, np.uint16)
+            x = array(address + 2 * start, numel, np.uint16)
+            y = array(output + 2 * start, numel, np.uint16)
             for i in range(numel):
-                y[i] = _narrowed(_widened(g[i]) * a[i] + (_widened(x[i]) * b[i] + d[i]))
+                y[i] = narrowed(widened(g[i]) * a[i] + (widened(x[i]) * b[i] + d[i]))
 
 
 @lru_cache(maxsize=64)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from adapt.kernels.numba_device import norm_pass, quantize_and_count_pass, quantize_pass, restore_pass, store_pass
+from adapt.kernels.numba_device import norm_pass, quantize_pass, restore_pass, store_pass
 from adapt.kernels.stream import require_layout
 
 CHUNK = 4096
@@ -87,11 +87,9 @@ def quantize_(
 ) -> None:
     chunks = chunks_of(require_layout(torch.float32, sources=sources, outputs=outputs))
     tables = np.array(grids, np.float32), np.array(keys, np.uint64), np.array(offsets, np.int64)
-    if nonzeros is None:
-        run(quantize_pass, chunks, _addresses(sources), _addresses(outputs), *tables, stochastic)
-    else:
-        counts = np.empty(len(chunks.table))
-        run(quantize_and_count_pass, chunks, _addresses(sources), _addresses(outputs), *tables, counts, stochastic)
+    counts = np.empty(0 if nonzeros is None else len(chunks.table))
+    run(quantize_pass, chunks, _addresses(sources), _addresses(outputs), *tables, counts, stochastic)
+    if nonzeros is not None:
         nonzeros.numpy()[:] = np.add.reduceat(counts, chunks.first)
     increment_version(outputs)
 

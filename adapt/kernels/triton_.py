@@ -19,14 +19,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from adapt.kernels.stream import require_layout
-from adapt.kernels.triton_device import (
-    add_up,
-    norm_pass,
-    quantize_and_count_pass,
-    quantize_pass,
-    restore_pass,
-    store_pass,
-)
+from adapt.kernels.triton_device import add_up, norm_pass, quantize_pass, restore_pass, store_pass
 
 BLOCK = 2048
 
@@ -76,17 +69,17 @@ def _run(
         # From pinned memory the copy does not wait; torch keeps that memory until the copy is done.
         table, on_device = table.pin_memory().to(device, non_blocking=True), torch.cuda.device(device)
     with on_device:
-        sums: tuple[Tensor, ...] = ()
+        sums = None
         if out is not None:
-            sums = (torch.empty((blocks.number, *out.shape[1:]), dtype=torch.float64, device=device),)
+            sums = torch.empty((blocks.number, *out.shape[1:]), dtype=torch.float64, device=device)
         options = {"WIDTH": table.shape[1], "ALIGNED": aligned, "BLOCK": BLOCK, **constants}
         if blocks.number:
             # A fused multiply-add would round once where the other back ends round twice.
-            kernel[blocks.number,](blocks.table, table, *arguments, *sums, **options, enable_fp_fusion=False)
+            kernel[blocks.number,](blocks.table, table, *arguments, sums, **options, enable_fp_fusion=False)
         if out is not None:
             numbers = out.shape[1:].numel()
             strides = (out.stride(0), out.stride(1) if out.dim() > 1 else 0)
-            add_up[len(sizes), numbers](blocks.ends, *sums, out, *strides, COLUMNS=numbers, LANES=256)
+            add_up[len(sizes), numbers](blocks.ends, sums, out, *strides, COLUMNS=numbers, LANES=256)
 
 
 def _rounding_columns(
@@ -111,8 +104,7 @@ def quantize_(
     stochastic: bool,
 ) -> None:
     tensors = {"sources": sources, "outputs": outputs}
-    kernel = quantize_pass if nonzeros is None else quantize_and_count_pass
-    _run(kernel, tensors, _rounding_columns(grids, keys, offsets), out=nonzeros, STOCHASTIC=stochastic)
+    _run(quantize_pass, tensors, _rounding_columns(grids, keys, offsets), out=nonzeros, STOCHASTIC=stochastic)
     increment_version(outputs)
 
 

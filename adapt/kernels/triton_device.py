@@ -101,46 +101,29 @@ def _squares(x):
 
 
 @triton.jit
-def _quantize_block(row, position, numel, STOCHASTIC: tl.constexpr, ALIGNED: tl.constexpr, FULL: tl.constexpr):
-    x = _load(_pointer(row, 1, ALIGNED), position, numel, FULL)
-    _store(_pointer(row, 2, ALIGNED), position, _round(x, position, row, 3, STOCHASTIC), numel, FULL)
-
-
-@triton.jit
-def quantize_pass(
-    blocks, table, WIDTH: tl.constexpr, STOCHASTIC: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr
-):
-    row, _, position, numel, full = _place(blocks, table, WIDTH, BLOCK)
-    if full:
-        _quantize_block(row, position, numel, STOCHASTIC, ALIGNED, True)
-    else:
-        _quantize_block(row, position, numel, STOCHASTIC, ALIGNED, False)
-
-
-@triton.jit
 def _count(rounded, position, numel):
     return tl.sum((rounded != 0.0).to(tl.int32) * (position < numel)).to(tl.float64)
 
 
 @triton.jit
-def _quantize_and_count_block(
-    row, position, numel, partial, STOCHASTIC: tl.constexpr, ALIGNED: tl.constexpr, FULL: tl.constexpr
-):
-    rounded = _round(_load(_pointer(row, 1, ALIGNED), position, numel, FULL), position, row, 3, STOCHASTIC)
-    _store(_pointer(row, 2, ALIGNED), position, rounded, numel, FULL)
-    tl.store(partial, _count(rounded, position, numel))
+def _quantize_block(row, position, numel, partial, STOCHASTIC: tl.constexpr, ALIGNED: tl.constexpr, FULL: tl.constexpr):
+    x, output = _load(_pointer(row, 1, ALIGNED), position, numel, FULL), _pointer(row, 2, ALIGNED)
+    rounded = _round(x, position, row, 3, STOCHASTIC)
+    _store(output, position, rounded, numel, FULL)
+    if partial is not None:
+        tl.store(partial + tl.program_id(0), _count(rounded, position, numel))
 
 
 @triton.jit
-def quantize_and_count_pass(
+def quantize_pass(
     blocks, table, partial, WIDTH: tl.constexpr, STOCHASTIC: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr
 ):
+    """Where `partial` is None nothing is counted."""
     row, _, position, numel, full = _place(blocks, table, WIDTH, BLOCK)
-    partial += tl.program_id(0)
     if full:
-        _quantize_and_count_block(row, position, numel, partial, STOCHASTIC, ALIGNED, True)
+        _quantize_block(row, position, numel, partial, STOCHASTIC, ALIGNED, True)
     else:
-        _quantize_and_count_block(row, position, numel, partial, STOCHASTIC, ALIGNED, False)
+        _quantize_block(row, position, numel, partial, STOCHASTIC, ALIGNED, False)
 
 
 @triton.jit

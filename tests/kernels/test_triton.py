@@ -21,7 +21,7 @@ def test_the_interpreter_gives_the_bits_of_the_other_back_ends():
 
 ROUNDING = {"WIDTH": 7, "ALIGNED": True, "BLOCK": 2048}
 PASSES = {
-    "quantize_pass": ({"blocks": "*i64", "table": "*i64"}, {**ROUNDING, "STOCHASTIC": True}),
+    "quantize_pass": ({"blocks": "*i64", "table": "*i64"}, {**ROUNDING, "STOCHASTIC": True, "partial": None}),
     "store_pass": ({"blocks": "*i64", "table": "*i64", "partial": "*fp64"}, {**ROUNDING, "STOCHASTIC": False}),
     "restore_pass": (
         {"blocks": "*i64", "table": "*i64", "squared": "*fp64", "partial": "*fp64"},

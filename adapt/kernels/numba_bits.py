@@ -1,0 +1,65 @@
+"""float32 and bfloat16 numbers as their bits, in instructions that Numba has no functions for."""
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def bits_of(context: Any, x: Any) -> Any:
+    """The bits of a float32."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], ir.IntType(32))
+
+    return types.int32(types.float32), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def from_bits(context: Any, bits: Any) -> Any:
+    """The float32 with these bits."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], ir.FloatType())
+
+    return types.float32(types.int32), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def larger_magnitude(context: Any, x: Any, bits: Any) -> Any:
+    """The larger of |x| and a magnitude, both as float32 bits: their order is that of integers, NaN above all."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        word = ir.IntType(32)
+        magnitude = builder.and_(builder.bitcast(arguments[0], word), word(0x7FFFFFFF))
+        return builder.select(builder.icmp_signed(">", magnitude, arguments[1]), magnitude, arguments[1])
+
+    return types.int32(types.float32, types.int32), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def widened(context: Any, x: Any) -> Any:
+    """bfloat16 bits to float32: exact."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        word = ir.IntType(32)
+        return builder.bitcast(builder.shl(builder.zext(arguments[0], word), word(16)), ir.FloatType())
+
+    return types.float32(types.uint16), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def narrowed(context: Any, x: Any) -> Any:
+    """float32 to bfloat16 bits, to nearest even; NaN stays NaN."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        word = ir.IntType(32)
+        bits = builder.bitcast(arguments[0], word)
+        half = builder.add(builder.and_(builder.lshr(bits, word(16)), word(1)), word(0x7FFF))
+        rounded = builder.add(bits, half)
+        chosen = builder.select(builder.fcmp_unordered("uno", arguments[0], arguments[0]), word(0x7FC00000), rounded)
+        return builder.trunc(builder.lshr(chosen, word(16)), ir.IntType(16))
+
+    return types.uint16(types.float32), generate

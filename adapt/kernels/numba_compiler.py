@@ -1,0 +1,52 @@
+"""How functions are compiled for the CPU by Numba, and what all of them need: arrays at addresses, and sums."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numba
+import numpy as np
+from numba import types
+from numba.extending import intrinsic
+
+if numba.config.DISABLE_JIT:
+    raise ImportError("NUMBA_DISABLE_JIT is set")
+
+
+def compiled(function: Callable[..., Any], *, reassociate: bool = False) -> Callable[..., Any]:
+    """Compile without the interpreter lock, and keep the result on disk where a folder can be written.
+
+    Numba takes a result from disk as long as the function's own file has not changed: after changing functions that
+    are called from another file, remove what is kept for that one (`adapt/kernels/__pycache__`).
+    """
+    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"reassoc"} if reassociate else False}
+    try:
+        return numba.njit(cache=True, **options)(function)  # type: ignore[no-any-return]
+    except RuntimeError:
+        return numba.njit(**options)(function)  # type: ignore[no-any-return]
+
+
+@partial(compiled, reassociate=True)
+def add(total: Any, term: Any) -> Any:
+    """For a sum whose order the compiler may choose, which it needs to use vector registers; it is left no other."""
+    return total + term
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _pointer(context: Any, address: Any, kind: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
+
+    return types.CPointer(kind.dtype)(types.int64, kind), generate
+
+
+@compiled
+def array(address: int, numel: int, kind: Any) -> Any:
+    """The array of a NumPy type that starts at an address."""
+    return numba.carray(_pointer(address, kind), numel)
+
+
+@compiled
+def floats(address: int, numel: int) -> Any:
+    """The float32 array that starts at an address."""
+    return array(address, numel, np.float32)
