@@ -115,7 +115,7 @@ def tune(
     batches.set_epoch(settings.start_epochs)
     calibration = [x for x, _ in islice(batches, CALIBRATION)]
     controller = attach(plan(settings, steps), optimizer, model, calibration)
-    schedule = LambdaLR(optimizer, partial(course, settings, steps))
+    schedule = LambdaLR(optimizer, partial(course, steps))
     run = Run(settings, model, optimizer, controller, schedule, batches.pictures.shape)
     checkpoint = None if folder is None else folder / "checkpoint.pt"
     if checkpoint is not None and checkpoint.exists():
