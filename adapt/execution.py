@@ -6,28 +6,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from adapt.masters import View
-from adapt.normalization import NORMALIZATIONS, can_normalize, normalize
+from adapt.normalization import NORMALIZATIONS
+from adapt.outermost import Outermost
+from adapt.overrides import FastNormalization, Override, ReducedLayer
 from adapt.precision import Precision
-from adapt.products import Geometry, is_native
-from adapt.reduced_product import Companions, reduced_product
+from adapt.products import LAYERS, is_native
 
 EXECUTIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 _LONGEST_WORD = {torch.bfloat16: 8, torch.float16: 11}
-
-_REDUCED = {
-    nn.Linear,
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.Conv3d,
-    nn.ConvTranspose1d,
-    nn.ConvTranspose2d,
-    nn.ConvTranspose3d,
-}
-"""Exactly these: what a derived class does in its forward is not known."""
 
 
 class Execution:
@@ -106,7 +96,8 @@ class Execution:
         if old is not None:
             old.remove()
         self._dtype = EXECUTIONS[execution]
-        self._precisions: list[Precision | None] = [None] * len(layers)
+        self._precisions: tuple[Precision | None, ...] = (None,) * len(layers)
+        self._moved = False
         self._pin: View | None = None
         # On the host, whatever the device: formats are decided there, and kernels chosen.
         if old is None and not is_native(self._dtype, next(module.parameters()).device):
@@ -122,18 +113,18 @@ class Execution:
                 f"execution={execution!r} was asked for, but params has no linear layer or convolution that is "
                 "quantised: leave execution=None"
             )
-        outermost = _Outermost() if old is None else old._outermost
-        self._outermost: _Outermost = outermost
+        outermost = Outermost() if old is None else old._outermost
+        self._outermost: Outermost = outermost
         handles: list[Any] = []
         for owner, index in owners.items():
-            forward = _Layer(owner, self._fits, index, self._dtype, backward, outermost)
+            forward = ReducedLayer(owner, self._fits, index, self._dtype, backward, outermost)
             owner.__dict__["forward"] = forward
             if forward.module.weight.dim() == 4:
                 # Before activations are rounded: it is the gradient of what comes in that others add to.
                 handles.append(owner.register_forward_pre_hook(forward.watch, prepend=True))
         normalizations = [m for m in module.modules() if type(m) in NORMALIZATIONS and "forward" not in m.__dict__]
         for normalization in normalizations:
-            normalization.__dict__["forward"] = _Normalization(normalization)
+            normalization.__dict__["forward"] = FastNormalization(normalization)
         for other in module.modules():
             if other in owners or type(other) in NORMALIZATIONS:
                 continue
@@ -152,18 +143,25 @@ class Execution:
 
     def use(self, precisions: Sequence[Precision | None]) -> None:
         """Note the layers' formats as they are; execution follows with the next `resume`."""
-        self._precisions = list(precisions)
+        noted = tuple(precisions)
+        self._moved |= noted != self._precisions
+        self._precisions = noted
 
     def resume(self) -> None:
         """Decide by these formats from now on."""
-        exact = self._pin != "masters"
-        fits = [exact and form is not None and fits_into(form, self._dtype) for form in self._precisions]
-        self._fits.copy_(torch.tensor(fits))
+        if self._moved:
+            self._decide()
 
     def pin(self, view: View | None) -> None:
         """Until the next call with None: "masters", which lie on no grid, run in float32."""
         self._pin = view
-        self.resume()
+        self._decide()
+
+    def _decide(self) -> None:
+        exact = self._pin != "masters"
+        fits = [exact and form is not None and fits_into(form, self._dtype) for form in self._precisions]
+        self._fits.copy_(torch.tensor(fits))
+        self._moved = False
 
 
 def fits_into(precision: Precision, dtype: torch.dtype) -> bool:
@@ -177,124 +175,8 @@ def fits_into(precision: Precision, dtype: torch.dtype) -> bool:
 
 
 def _can_run(module: nn.Module) -> bool:
-    return type(module) in _REDUCED and "forward" not in module.__dict__ and "weight" in module._parameters
-
-
-class _Override:
-    """Stands in for a module's forward. In a copy of the module it is the forward of the copy's class."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self.module: Any = module
-        self.active = True
-
-    def plain(self, *args: Any, **kwargs: Any) -> Any:
-        """What the module's class does."""
-        return type(self.module).forward(self.module, *args, **kwargs)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"module": self.module, "active": False}
-
-
-class _Layer(_Override):
-    """A layer's forward: in the short type where its word fits, in float32 otherwise."""
-
-    def __init__(
-        self,
-        module: nn.Module,
-        fits: Tensor,
-        index: int,
-        dtype: torch.dtype,
-        backward: bool,
-        outermost: "_Outermost",
-    ) -> None:
-        super().__init__(module)
-        self.fits, self.index, self.dtype = fits, index, dtype
-        # The same memory, which answers sooner.
-        self.flags = fits.numpy()
-        self.backward, self.outermost, self.companions = backward, outermost, Companions()
-
-    def __call__(self, input: Tensor, *args: Any, **kwargs: Any) -> Any:
-        if not self.active:
-            return self.plain(input, *args, **kwargs)
-        if torch.compiler.is_compiling() or not torch.is_autocast_enabled(input.device.type):
-            return self.run(input, *args, **kwargs)
-        # Which may ask for another short type, and for layers that do not fit.
-        with torch.autocast(input.device.type, enabled=False):
-            return self.run(input, *args, **kwargs)
-
-    def run(self, input: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """The layer's answer, whatever autocast says."""
-        compiling = torch.compiler.is_compiling()
-        if not compiling and not self.flags[self.index]:
-            return self.plain(input.float(), *args, **kwargs)
-        x, geometry = Geometry.of(self.module, input, *args, **kwargs)
-        y = reduced_product(
-            x,
-            self.module.weight,
-            self.module.bias,
-            geometry,
-            self.dtype,
-            backward=self.backward,
-            fits=self.fits,
-            index=self.index,
-            companions=self.companions,
-        )
-        if geometry is not None and input.dim() < x.dim():
-            y = y.squeeze(0)
-        return y if compiling or self.outermost.depth else y.float()
-
-    def watch(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        """Keep an eye on the layout of the input's gradient."""
-        if self.active and args and isinstance(args[0], Tensor) and not torch.compiler.is_compiling():
-            self.companions.watch(args[0])
-
-
-class _Normalization(_Override):
-    """The forward of a batch normalisation: its own kernel for bfloat16 where there is one."""
-
-    def __call__(self, input: Tensor) -> Any:
-        if self.active and not torch.compiler.is_compiling() and can_normalize(self.module, input):
-            return normalize(self.module, input)
-        return self.plain(input)
-
-
-class _Outermost:
-    """Counts how many modules are at work inside each other, and lets the outermost one answer in float32.
-
-    In a copy of a module it does nothing.
-    """
-
-    def __init__(self, active: bool = True) -> None:
-        self.depth, self.active = 0, active
-
-    def enter(self, module: nn.Module, args: Any) -> None:
-        """A module begins."""
-        if self.active and not torch.compiler.is_compiling():
-            self.depth += 1
-
-    def widen(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
-        """Give a module with parameters of its own, which may not mix types, float32 to work with."""
-        return _widened((args, kwargs)) if self.active and not torch.compiler.is_compiling() else None
-
-    def leave(self, module: nn.Module, args: Any, output: Any) -> Any:
-        """A module ends, by an exception perhaps."""
-        if not self.active or torch.compiler.is_compiling():
-            return None
-        self.depth -= 1
-        return output if self.depth else _widened(output)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "_Outermost":
-        return _Outermost(False)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _Outermost, (False,)
-
-
-def _widened(output: Any) -> Any:
-    def widen(tensor: Tensor) -> Tensor:
-        return tensor.float() if tensor.dtype in _LONGEST_WORD else tensor
-
-    return torch.utils._pytree.tree_map_only(Tensor, widen, output)
+    # What a derived class does in its forward is not known.
+    return type(module) in LAYERS and "forward" not in module.__dict__ and "weight" in module._parameters
 
 
 def _restore(handles: Sequence[Any], owners: Sequence["weakref.ref[nn.Module]"]) -> None:
@@ -302,5 +184,5 @@ def _restore(handles: Sequence[Any], owners: Sequence["weakref.ref[nn.Module]"])
         handle.remove()
     for reference in owners:
         owner = reference()
-        if owner is not None and isinstance(owner.__dict__.get("forward"), _Override):
+        if owner is not None and isinstance(owner.__dict__.get("forward"), Override):
             del owner.__dict__["forward"]

@@ -107,12 +107,22 @@ def reduced_product(
     )
 
 
-def _geometry(*numbers: Any) -> Geometry | None:
-    """What `reduced_product` handed to the operator."""
-    return Geometry(*numbers) if numbers[-1] else None
+# The operators' arguments, in torch's words. A geometry cannot be one of them, but its parts can.
+_WHERE = "Tensor fits, SymInt index, ScalarType dtype, bool backward"
+_PARTS = "SymInt[] stride, SymInt[] padding, SymInt[] dilation, bool transposed, SymInt[] output_padding, SymInt groups"
 
 
-@torch.library.custom_op("adapt::reduced_product", mutates_args=())
+def _geometry(*arguments: Any) -> Geometry | None:
+    """The geometry whose parts are the last of an operator's arguments; None for a linear layer."""
+    geometry = Geometry(*arguments[-len(Geometry._fields) :])
+    return geometry if geometry.groups else None
+
+
+@torch.library.custom_op(
+    "adapt::reduced_product",
+    mutates_args=(),
+    schema=f"(Tensor x, Tensor weight, Tensor? bias, {_WHERE}, {_PARTS}) -> Tensor",
+)
 def _operator(
     x: Tensor,
     weight: Tensor,
@@ -121,14 +131,9 @@ def _operator(
     index: int,
     dtype: torch.dtype,
     backward: bool,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    transposed: bool,
-    output_padding: Sequence[int],
-    groups: int,
+    *parts: Any,
 ) -> Tensor:
-    geometry = _geometry(stride, padding, dilation, transposed, output_padding, groups)
+    geometry = _geometry(*parts)
     layout = layout_of(x, weight)
     operands = shortened(x, weight, bias, dtype) if fits[index] else (x.float(), weight, bias)
     with torch.autocast(x.device.type, enabled=False):
@@ -137,27 +142,16 @@ def _operator(
 
 
 @_operator.register_fake
-def _(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    fits: Tensor,
-    index: int,
-    dtype: torch.dtype,
-    backward: bool,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    transposed: bool,
-    output_padding: Sequence[int],
-    groups: int,
-) -> Tensor:
-    geometry = _geometry(stride, padding, dilation, transposed, output_padding, groups)
-    shape = product(x.to(weight.dtype), weight, bias, geometry).shape
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, *others: Any) -> Tensor:
+    shape = product(x.to(weight.dtype), weight, bias, _geometry(*others)).shape
     return torch.empty(shape, dtype=torch.float32, device=x.device).contiguous(memory_format=layout_of(x, weight))
 
 
-@torch.library.custom_op("adapt::reduced_product_backward", mutates_args=())
+@torch.library.custom_op(
+    "adapt::reduced_product_backward",
+    mutates_args=(),
+    schema=f"(Tensor error, Tensor x, Tensor weight, {_WHERE}, bool[] wanted, {_PARTS}) -> (Tensor, Tensor, Tensor)",
+)
 def _backward_operator(
     error: Tensor,
     x: Tensor,
@@ -167,14 +161,9 @@ def _backward_operator(
     dtype: torch.dtype,
     backward: bool,
     wanted: Sequence[bool],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    transposed: bool,
-    output_padding: Sequence[int],
-    groups: int,
+    *parts: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    geometry = _geometry(stride, padding, dilation, transposed, output_padding, groups)
+    geometry = _geometry(*parts)
     layout, type_of_x, like = layout_of(x, weight), x.dtype, weight
     if fits[index]:
         x, weight, _ = shortened(x, weight, None, dtype)
@@ -201,14 +190,9 @@ def _(
     dtype: torch.dtype,
     backward: bool,
     wanted: Sequence[bool],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    transposed: bool,
-    output_padding: Sequence[int],
-    groups: int,
+    *parts: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    channels = error.shape[1] if groups else error.shape[-1]
+    channels = error.shape[-1] if _geometry(*parts) is None else error.shape[1]
     return (
         torch.empty_like(x).contiguous(memory_format=layout_of(x, weight)) if wanted[0] else _nothing(error),
         torch.empty_like(weight) if wanted[1] else _nothing(error),

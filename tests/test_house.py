@@ -13,8 +13,9 @@ ROOT = Path(adapt.__file__).parent
 
 # From the ground up. A module may import from its own floor and from those below.
 FLOORS = (
-    ("precision", "blockfloat", "kernels", "hooks", "alone", "files", "checkpoint", "penalties", "pending", "losses"),
-    ("normalization", "products", "reduced_product", "straight_through"),
+    ("precision", "blockfloat", "kernels", "hooks", "alone", "files", "checkpoint", "penalties", "pending", "ranks"),
+    ("losses", "normalization", "products", "reduced_product", "straight_through"),
+    ("outermost", "overrides", "activation_hooks"),
     ("initialization", "perfmodel"),
     ("rounding", "archive", "columns", "sharding"),
     ("trace", "switching", "layering", "members"),

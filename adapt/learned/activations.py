@@ -14,16 +14,7 @@ from adapt.layering import plain_name
 from adapt.learned.calibration import percentile
 from adapt.learned.formats import Formats
 from adapt.masters import View
-
-LAYERS = (
-    nn.Linear,
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.Conv3d,
-    nn.ConvTranspose1d,
-    nn.ConvTranspose2d,
-    nn.ConvTranspose3d,
-)
+from adapt.products import LAYERS
 
 
 class Met:
