@@ -73,7 +73,8 @@ def attach(
         layers: which parameters are weights, called with (name, parameter); all of two or more dimensions if not given.
 
     Returns:
-        The learner. It lives as long as the optimizer.
+        The learner. It lives as long as the optimizer. After its `detach()` the weights stay rounded, but activations
+        are float32.
 
     Raises:
         TypeError, ValueError, RuntimeError, NotImplementedError: an argument does not fit, a budget is below what

@@ -35,10 +35,11 @@ class AdaptivePrecision(Callback):
     """Trains the layers of a LightningModule at adaptive fixed-point precision. Nothing in the module changes.
 
     When fit starts, before the sanity check and before a checkpoint is restored, a controller is attached to every
-    optimizer that has layers; the weights of then become the float32 masters. When fit ends, or fails, it is
-    detached: the module keeps the masters rounded to nearest, or its weights as they were if there was no step.
-    Another fit begins anew from these. Forward passes of training see weights rounded as `rounding` says; those of
-    validation, and checkpoints, the masters rounded to nearest.
+    optimizer that has layers; the weights of then become the float32 masters. When fit ends, or fails, it is detached:
+    the module keeps the masters rounded to nearest, or its weights as they were if there was no step, and rounds no
+    activations any more, which `trainer.test` after fit therefore sees in float32. Another fit begins anew from these.
+    Forward passes of training see weights rounded as `rounding` says; those of validation, and checkpoints, the masters
+    rounded to nearest.
 
     An optimizer with a controller of its own, such as `adapt.ASGD`, keeps it: this callback's settings do not apply
     to it, and a warning says so if any were given. It is detached like the others.

@@ -28,7 +28,8 @@ class LearnedBitwidth(AdaptivePrecision):
     Nothing in the module changes. When fit starts, before the sanity check and before a checkpoint is restored, the
     module's one optimizer is attached to (see `adapt.learned.attach`); when training starts, a few of its batches
     calibrate the activations. The phases share the trainer's steps, and at the end the module keeps its quantised
-    weights. Resuming by `fit(ckpt_path=…)` is exact, because everything rides in the optimizer's state.
+    weights, while its activations are float32 again: validation within fit sees both rounded, `trainer.test` after fit
+    the weights alone. Resuming by `fit(ckpt_path=…)` is exact, because everything rides in the optimizer's state.
 
     Where configure_optimizers answers a scheduler, the learning rate is the scheduler's; otherwise it rises and falls
     as a cosine in each phase, with the optimizer's rate as the peak.
