@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from adapt import rounding
+from adapt import ranks, rounding
 from adapt.alone import holders_of_one_alone
 from adapt.blockfloat import BlockFloat
 from adapt.kernels.activation import (
@@ -169,7 +169,7 @@ class Activations:
     def resume(self, step: int) -> None:
         """Round in the present formats from now on, which hold what was met, and draw with the keys of `step`."""
         if self._ended:
-            _largest_over_ranks(self._state.peaks)
+            ranks.maximum_(self._state.peaks)
         self._step = step
         self._renew(ended=self._ended)
         self._ended = False
@@ -335,18 +335,8 @@ def _owners(module: nn.Module, layers: Mapping[int, int]) -> Iterator[tuple[str,
 
 def _of_rank(names: Sequence[str]) -> list[str]:
     """The sites' names in the random stream: each process draws noise of its own for its own share of the data."""
-    rank = torch.distributed.get_rank() if _distributed() else 0
+    rank = torch.distributed.get_rank() if ranks.are_several() else 0
     return [f"{name}@{rank}" for name in names] if rank else list(names)
-
-
-def _largest_over_ranks(values: Tensor) -> None:
-    """The maximum over all processes, in place, so that every rank rounds alike."""
-    if _distributed():
-        torch.distributed.all_reduce(values, torch.distributed.ReduceOp.MAX)
-
-
-def _distributed() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def _remove_all(handles: Sequence[Any]) -> None:

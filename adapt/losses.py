@@ -3,8 +3,9 @@
 from collections.abc import Iterable
 from numbers import Real
 
-import torch
 from torch import Tensor
+
+from adapt import ranks
 
 
 class MicroLosses:
@@ -37,7 +38,7 @@ class MicroLosses:
         self._shown = []
 
     def average_into(self, out: Tensor) -> None:
-        """Their mean, over all processes, into a 0-dim tensor, so that every process decides alike; then forget them.
+        """Their mean, over all processes, into a 0-dim tensor; then forget them.
 
         There must be one.
         """
@@ -45,9 +46,7 @@ class MicroLosses:
         out.fill_(shown[0] if len(shown) == 1 else 0.0)
         for loss in shown if len(shown) > 1 else ():
             out += (loss.to(out) if isinstance(loss, Tensor) else loss) / len(shown)
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(out)
-            out /= torch.distributed.get_world_size()
+        ranks.average_(out)
 
     def state(self) -> list[float]:
         """As plain numbers."""

@@ -51,6 +51,7 @@ class Run:
         self.activations: Activations | None = None
         self.execution: Execution | None = None
         self.decisions = Decisions(policy, self.layers.device, trace_every=settings.trace_every)
+        # The first state, and the pattern that a loaded one must fit.
         self._fresh = policy.start(Whole(self.layers.weights))
         self.decisions.go_on(self._fresh, Trace(self.layers.names, self.layers.numel))
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from adapt import checkpoint
+from adapt import checkpoint, ranks
 from adapt.learned import start, state
 from adapt.learned.activations import Met
 from adapt.learned.log import Log
@@ -187,11 +187,8 @@ class LearnedRun(Run):
     def _move(self, at: int) -> None:
         """Move the formats by what came back since the last time."""
         formats = self.formats
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            # Of activations alone: weights' gradients are averaged over the processes already.
-            part = formats.sums[formats.weights :].contiguous()
-            torch.distributed.all_reduce(part)
-            formats.sums[formats.weights :] = part / torch.distributed.get_world_size()
+        # Of activations alone: weights' gradients are averaged over the processes already.
+        ranks.average_(formats.sums[formats.weights :])
         if isinstance(self.plan, LearnedWidths):
             energy = formats.figures(self.count)[2]
             self.energy = energy if not bool(self.energy.any()) else _FADING * self.energy + (1 - _FADING) * energy

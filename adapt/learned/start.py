@@ -2,13 +2,13 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from adapt import ranks
 from adapt.learned.activations import Met, Sites
 from adapt.learned.calibration import gaussian_range
 from adapt.learned.formats import Formats
@@ -119,10 +119,10 @@ def begin_activations(
         i = formats.places[name].start
         if one.elements:
             formats.numel[i] = max(round(one.elements / max(samples)), 1)
-            formats.signed[i] = _mean_over_ranks(float(one.negative)) > 0
-            formats.maximum[i] = _mean_over_ranks(float(np.mean(one.percentiles)))
+            formats.signed[i] = ranks.average(float(one.negative)) > 0
+            formats.maximum[i] = ranks.average(float(np.mean(one.percentiles)))
             if isinstance(plan, FixedWidths):
-                mean = torch.tensor(_mean_over_ranks(float(np.mean(one.means))))
+                mean = torch.tensor(ranks.average(float(np.mean(one.means))))
                 formats.step[i] = initial_step(mean, plan.activation_bits or 1, signed=bool(formats.signed[i]))
     formats.find_idle()
 
@@ -144,12 +144,3 @@ def _take(
     else:
         formats.set(formats.step, torch.where(mask, maximum, formats.maximum))
         formats.set_widths(bits, chosen)
-
-
-def _mean_over_ranks(value: float) -> float:
-    """The mean over all processes, so that every one begins alike."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return value
-    gathered: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(gathered, value)
-    return float(np.mean(gathered))
