@@ -13,36 +13,18 @@ import torch
 from torch import Tensor, nn
 
 from adapt import ranks, rounding
+from adapt.activation_hooks import Hooks
 from adapt.alone import holders_of_one_alone
 from adapt.blockfloat import BlockFloat
-from adapt.kernels.activation import (
-    FROZEN,
-    NOISE,
-    RECORD,
-    TYPES,
-    ActivationKernels,
-    State,
-    activation_kernels,
-    mask_size,
-)
-from adapt.kernels.stream import is_dense
+from adapt.kernels.activation import FROZEN, NOISE, RECORD, State, activation_kernels
 from adapt.layering import plain_name
 from adapt.masters import View
 from adapt.precision import Precision
-from adapt.straight_through import StraightThrough, quantized
+from adapt.products import LAYERS
 from adapt.switching.policy import Format
 
 MODES = ("layer", "range")
 
-_WITH_INPUT = (
-    nn.Linear,
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.Conv3d,
-    nn.ConvTranspose1d,
-    nn.ConvTranspose2d,
-    nn.ConvTranspose3d,
-)
 _WITH_OUTPUT_ALONE = (nn.Embedding, nn.EmbeddingBag)
 _FRESH_OUTPUT = {nn.Linear, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Embedding}
 """Layers whose own forward answers a new tensor that nobody else holds, so that it can be rounded in place."""
@@ -102,7 +84,7 @@ class Activations:
         for name, owner, leader in _owners(module, layers):
             sites = []
             for kind in ("input", "output", "error"):
-                wanted = errors if kind == "error" else kind == "output" or isinstance(owner, _WITH_INPUT)
+                wanted = errors if kind == "error" else kind == "output" or isinstance(owner, LAYERS)
                 sites.append(len(self.names) if wanted else -1)
                 if wanted:
                     self.names.append(f"{name}.{kind}")
@@ -135,10 +117,10 @@ class Activations:
         # The first call must not come within a backward pass.
         holders_of_one_alone()
         kernels = activation_kernels(device)
-        self._hooks = [_Hooks(self._state, kernels, type(owner) in _FRESH_OUTPUT, *sites) for owner, sites in found]
+        self._hooks = [Hooks(self._state, kernels, type(owner) in _FRESH_OUTPUT, *sites) for owner, sites in found]
         handles = []
         for (owner, _), hooks in zip(found, self._hooks, strict=True):
-            if isinstance(owner, _WITH_INPUT):
+            if isinstance(owner, LAYERS):
                 handles.append(owner.register_forward_pre_hook(hooks.before, with_kwargs=True))
             # Before any other hook, so that all others see, and may keep, what the network goes on with.
             handles.append(owner.register_forward_hook(hooks.after, prepend=True))
@@ -257,79 +239,11 @@ def check_state(state: Mapping[str, Any], names: Sequence[str], *, strict: bool)
             )
 
 
-class _Hooks:
-    """What a layer's hooks do. A copy, and so a copied or pickled model, does nothing.
-
-    Args:
-        state: what the sites share; None in a copy.
-        kernels: the passes.
-        fresh: whether the layer's output is a new tensor that nobody else holds.
-        input, output, error: the layer's sites, −1 where there is none.
-    """
-
-    idle = False
-    """Whether the layer is in float32."""
-
-    def __init__(
-        self, state: State | None, kernels: ActivationKernels, fresh: bool, input: int, output: int, error: int
-    ) -> None:
-        self.state, self.kernels, self.fresh = state, kernels, fresh
-        self.input, self.output, self.error = input, output, error
-
-    def before(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """Round the first argument, or the one that is called input."""
-        if args:
-            return (self._apply(args[0], self.input, module.training), *args[1:]), kwargs
-        if "input" in kwargs:
-            return args, {**kwargs, "input": self._apply(kwargs["input"], self.input, module.training)}
-        return None
-
-    def after(self, module: nn.Module, args: Any, output: Any) -> Any:
-        """Round the output."""
-        return self._apply(output, self.output, module.training, fresh=self.fresh, error=self.error)
-
-    def _apply(self, x: Any, site: int, training: bool, *, fresh: bool = False, error: int = -1) -> Any:
-        state = self.state
-        if state is None or not isinstance(x, Tensor) or x.dtype not in TYPES:
-            return x
-        if not training:
-            error = -1
-        if torch.compiler.is_compiling():
-            tables = (state.formats, state.keys, state.drawn, state.peaks)
-            return torch.ops.adapt.quantize_activation(x, *tables, site, error, training)[0]
-        if self.idle:
-            return x
-        in_place = fresh and not x._is_view() and is_dense(x)
-        learning = x.requires_grad and torch.is_grad_enabled()
-        mask = torch.empty(mask_size(x.numel()), dtype=torch.uint8, device=x.device) if learning else None
-        rounded, needed = quantized(x, mask, self.kernels, state, site, training=training, in_place=in_place)
-        if in_place:
-            torch.autograd.graph.increment_version(x)
-        if not learning:
-            return x if in_place else rounded
-        if in_place and not needed and error < 0:
-            return x
-        return StraightThrough.apply(  # type: ignore[no-untyped-call]
-            x, [] if in_place else [rounded], mask if needed else None, self.kernels, state, error
-        )
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "_Hooks":
-        return _Hooks(*_NOTHING)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _Hooks, _NOTHING
-
-
-_NOTHING: tuple[Any, ...] = (None, None, False, -1, -1, -1)
-
-
 def _owners(module: nn.Module, layers: Mapping[int, int]) -> Iterator[tuple[str, nn.Module, int]]:
     """The layers whose activations can be rounded: the weight's name by this path, the layer, the weight's index."""
     for path, owner in module.named_modules():
         weight = owner._parameters.get("weight")
-        if isinstance(owner, (*_WITH_INPUT, *_WITH_OUTPUT_ALONE)) and weight is not None and id(weight) in layers:
+        if isinstance(owner, (*LAYERS, *_WITH_OUTPUT_ALONE)) and weight is not None and id(weight) in layers:
             yield plain_name(f"{path}.weight" if path else "weight"), owner, layers[id(weight)]
 
 
