@@ -120,8 +120,13 @@ def check_policy(policy: object) -> None:
     Raises:
         TypeError: it is no policy.
     """
-    if isinstance(policy, type) or not hasattr(policy, "advance"):
-        hint = f": a format that stays is adapt.Fixed({policy!r})" if isinstance(policy, Precision) else ""
+    missing = [name for name in vars(Policy) if not name.startswith("_") and not hasattr(policy, name)]
+    if isinstance(policy, type) or missing:
+        hint = ""
+        if isinstance(policy, Precision):
+            hint = f": a format that stays is adapt.Fixed({policy!r})"
+        elif hasattr(policy, "advance") and missing:
+            hint = f": it lacks {', '.join(missing)} of adapt.switching.policy.Policy"
         raise TypeError(f"policy must be a policy such as adapt.AdaPT(), got {policy!r}{hint}")
 
 

@@ -149,12 +149,26 @@ def test_params(params, error, message):
     refuses(error, message, sgd(model), params(model), model=model)
 
 
+class Unfinished:
+    """The beginnings of a policy."""
+
+    normalize_gradients = quantize_gradients = False
+
+    def advance(self, state, observation):
+        return state
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
         ({"policy": "AdaPT"}, TypeError, r"policy must be a policy such as adapt\.AdaPT\(\), got 'AdaPT'"),
         ({"policy": adapt.AdaPT}, TypeError, r"policy must be a policy such as adapt\.AdaPT\(\), got <class"),
         ({"policy": adapt.Precision(8, 4)}, TypeError, r"got Precision\(.*\): a format that stays is adapt\.Fixed\("),
+        (
+            {"policy": Unfinished()},
+            TypeError,
+            r"it lacks sums_gradients, .*, start, .* of adapt\.switching\.policy\.Policy",
+        ),
         ({"l1": -1e-5}, ValueError, "l1 must be a finite number ≥ 0, got -1e-05"),
         ({"l1": math.inf}, ValueError, "l1 must be a finite number ≥ 0, got inf"),
         ({"l2": math.nan}, ValueError, "l2 must be a finite number ≥ 0, got nan"),
