@@ -37,11 +37,14 @@ class Activations:
     with the output alone. What else owns a quantised weight, such as a recurrent layer or attention, keeps its
     activations: its inner values cannot be reached, so only its weights are quantised.
 
-    Two modes: "layer" rounds in the layer's own ⟨WL, FL⟩; "range" keeps WL and lets FL follow what was met, as the
-    fewest integer bits that hold the running maximum of |x|. That maximum stays on the device and moves the format
-    once in an optimizer step; it falls by 1 % in a step that does not reach it. Before the first step "range" rounds
-    as "layer" does. Errors always follow their range, in the layer's WL, and stay float32 in the first step. So do
-    all activations of a layer in block floating point, whose scale is each tensor's own matter.
+    Three modes: "layer" rounds in the layer's own ⟨WL, FL⟩; "range" keeps WL and lets FL follow what was met, as the
+    fewest integer bits that hold the running maximum of |x|; a number is a WL for all layers, with FL by range. That
+    maximum stays on the device and moves the format once in an optimizer step; it falls by 1 % in a step that does not
+    reach it. Before the first step "range" rounds as "layer" does. Errors always follow their range, in the layer's WL
+    or in that for all layers, and stay float32 in the first step. So do all activations of a layer in block floating
+    point, whose scale is each tensor's own matter, and those in a WL for all layers.
+
+    A layer in float32 keeps its activations in float32 in every mode.
 
     Noise comes from the stream of (seed, step, name of the site), a site's name being its weight's name and ".input",
     ".output" or ".error". Several passes through a layer in one step (accumulation, shared layers) continue its
@@ -54,7 +57,7 @@ class Activations:
     Args:
         module: the module whose layers to hook.
         layers: the index of each quantised parameter, by the parameter's id.
-        mode: "layer" or "range".
+        mode: "layer", "range", or a word length.
         errors: whether to round the errors too: the gradient with regard to a layer's output.
         seed: seed of the rounding stream.
         stochastic: whether training rounds stochastically.
@@ -70,7 +73,7 @@ class Activations:
         module: nn.Module,
         layers: Mapping[int, int],
         *,
-        mode: str,
+        mode: str | int,
         errors: bool,
         seed: int,
         stochastic: bool,
@@ -104,7 +107,8 @@ class Activations:
         )
         self._ranges = torch.zeros(count, device=device)
         self._errors = np.array([name.endswith(".error") for name in self.names])
-        self._follows = self._errors | (mode == "range")
+        self._word = mode if isinstance(mode, int) else None
+        self._follows = self._errors | (mode != "layer")
         self._words = torch.zeros(count, dtype=torch.int32, device=device)
         self._following = torch.zeros_like(self._words)
         self._otherwise = torch.zeros(count, 4, device=device)
@@ -133,10 +137,10 @@ class Activations:
     def use(self, formats: Sequence[Format]) -> None:
         """Note the layers' formats; rounding follows with the next `resume`."""
         chosen = [formats[leader] for leader in self._leaders]
-        words = np.array([0 if form is None else form.word_length for form in chosen], np.int32)
+        words = np.array([0 if form is None else self._word or form.word_length for form in chosen], np.int32)
         blocks = np.array([isinstance(form, BlockFloat) for form in chosen])
         rows = np.stack([rounding.grid(form if isinstance(form, Precision) else None) for form in chosen])
-        rows[self._errors] = 0
+        rows[self._errors | (self._word is not None)] = 0
         self._words.copy_(torch.from_numpy(words))
         self._following.copy_(torch.from_numpy(words * (self._follows | blocks)))
         self._otherwise.copy_(torch.from_numpy(rows))

@@ -38,7 +38,7 @@ def attach(
     quantize_biases: bool = False,
     l1_by_word_length: bool = False,
     trace_every: int = 1,
-    activations: str | None = None,
+    activations: str | int | None = None,
     quantize_errors: bool = False,
     execution: str | None = None,
     execution_backward: bool = True,
@@ -66,10 +66,11 @@ def attach(
         trace_every: write every k-th step into the trace.
         activations: quantise the inputs and outputs of the linear layers, convolutions and embeddings too, with a
             straight-through gradient: "layer" in the layer's own format, "range" in its word length with the fraction
-            length that the observed range asks for; see `adapt.activations.Activations`. Of recurrent layers and
-            attention only the weights are quantised. Needs the module in `params`.
-        quantize_errors: quantise the gradients that come back to the outputs of these layers too, in the layer's word
-            length with the fraction length that their range asks for.
+            length that the observed range asks for, a number in a word of so many bits by range; see
+            `adapt.activations.Activations`. Of recurrent layers and attention only the weights are quantised. Needs
+            the module in `params`.
+        quantize_errors: quantise the gradients that come back to the outputs of these layers too, in the activations'
+            word length with the fraction length that their range asks for.
         execution: really run the products of linear layers and convolutions in "bfloat16" (words of up to 8 bits) or
             "float16" (up to 11), as long as their words fit; see `adapt.execution.Execution` for what is rounded where.
             Needs the module in `params`.

@@ -135,11 +135,14 @@ class Controller:
     def observe(self, loss: Tensor | float) -> None:
         """Show the loss of a micro-batch before `step()`; those of several micro-batches are averaged.
 
+        After `detach` there is nobody to show it to.
+
         Raises:
             TypeError: the loss is no number.
             ValueError: the loss is not a single number.
         """
-        self._run.losses.observe(loss)
+        if self.is_attached:
+            self._run.losses.observe(loss)
 
     def forget_losses(self) -> None:
         """Drop the losses shown since the last step: for gradients that are thrown away, as by a scaler's skip."""
@@ -193,8 +196,13 @@ class Controller:
 
         Args:
             view: what the parameters keep: the masters rounded to nearest, or the "masters" themselves.
+
+        Raises:
+            ValueError: there is no such view.
         """
-        if not self._handles:
+        if view not in ("evaluation", "masters"):
+            raise ValueError(f'view must be "evaluation" or "masters", got {view!r}')
+        if not self.is_attached:
             return
         for masters in self.banks:
             masters.hand_over(view)

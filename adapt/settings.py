@@ -7,6 +7,7 @@ from numbers import Real
 from adapt import layering
 from adapt.activations import MODES
 from adapt.execution import EXECUTIONS
+from adapt.precision import LONGEST_WORD, SHORTEST_WORD
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +26,7 @@ class Settings:
     quantize_biases: bool
     l1_by_word_length: bool
     trace_every: int
-    activations: str | None
+    activations: str | int | None
     quantize_errors: bool
     execution: str | None
     execution_backward: bool
@@ -49,9 +50,16 @@ class Settings:
             raise TypeError(f"seed must be an integer, got {self.seed!r}")
         if not isinstance(self.trace_every, int) or isinstance(self.trace_every, bool) or self.trace_every < 1:
             raise ValueError(f"trace_every must be a whole number of steps ≥ 1, got {self.trace_every!r}")
-        if self.activations is not None and self.activations not in MODES:
-            raise ValueError(f'activations must be None, "layer" or "range", got {self.activations!r}')
+        if not (self.activations is None or self.activations in MODES or _is_word_length(self.activations)):
+            raise ValueError(
+                f'activations must be None, "layer", "range" or a word length of {SHORTEST_WORD} to {LONGEST_WORD} '
+                f"bits, got {self.activations!r}"
+            )
         if self.quantize_errors and self.activations is None:
-            raise ValueError('quantize_errors=True needs activations="layer" or "range"')
+            raise ValueError('quantize_errors=True needs activations="layer", "range" or a word length')
         if self.execution is not None and self.execution not in EXECUTIONS:
             raise ValueError(f'execution must be None, "bfloat16" or "float16", got {self.execution!r}')
+
+
+def _is_word_length(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and SHORTEST_WORD <= value <= LONGEST_WORD

@@ -206,6 +206,26 @@ def test_the_fraction_follows_the_range():
             assert controller.activation_precisions[name] == expected
 
 
+def test_a_word_length_of_their_own_for_all_activations():
+    model, optimizer, controller = assembled(
+        nn.Linear(6, 5), SHORT, rounding="nearest", activations=8, quantize_errors=True
+    )
+    assert set(controller.activation_precisions.values()) == {None}
+    x = torch.randn(32, 6, generator=torch.Generator().manual_seed(0))
+    for _ in range(2):
+        seen = model(x)
+        optimizer.zero_grad()
+        seen.square().mean().backward()
+        optimizer.step()
+    assert controller.precisions == {"weight": SHORT.precision}
+    forms = controller.activation_precisions
+    assert {form.word_length for form in forms.values()} == {8}
+    largest = reference.largest_finite(x)
+    assert forms["weight.input"] == Precision(8, reference.fitting_fraction_length(largest, 8))
+    expected = F.linear(adapt.quantize(x, forms["weight.input"]), model.weight, model.bias)
+    assert torch.equal(model(x), adapt.quantize(expected, forms["weight.output"]))
+
+
 def test_evaluation_does_not_move_a_range():
     model, optimizer, controller = assembled(nn.Linear(6, 5), EIGHT_FOUR, activations="range")
     model(torch.ones(2, 6)).sum().backward()
@@ -384,7 +404,7 @@ def shared_sites(controller):
     return {name: form for name, form in controller.activation_precisions.items() if form is not None}
 
 
-@pytest.mark.parametrize("mode", ["layer", "range"])
+@pytest.mark.parametrize("mode", ["layer", "range", 6])
 def test_a_resumed_run_is_the_same_run(mode):
     options = {"activations": mode, "quantize_errors": True}
     straight, optimizer, controller = assembled(**options)
@@ -540,7 +560,9 @@ def test_back_ends_train_alike():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"activations": "both"}, 'activations must be None, "layer" or "range", got \'both\''),
+        ({"activations": "both"}, 'None, "layer", "range" or a word length of 2 to 32 bits, got \'both\''),
+        ({"activations": 1}, "word length of 2 to 32 bits, got 1"),
+        ({"activations": True}, "word length of 2 to 32 bits, got True"),
         ({"quantize_errors": True}, "quantize_errors=True needs activations"),
     ],
 )

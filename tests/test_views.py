@@ -93,6 +93,20 @@ def test_detaching_again_changes_nothing():
     assert (net[0].weight == 0.3).all()
 
 
+def test_detach_refuses_a_view_that_there_is_not():
+    _, optimizer, controller = trained()
+    with pytest.raises(ValueError, match='view must be "evaluation" or "masters", got \'float32\''):
+        controller.detach("float32")
+    assert attached(optimizer) is controller
+
+
+def test_losses_shown_after_detach_are_not_kept():
+    _, _, controller = trained()
+    controller.detach()
+    controller.observe(torch.tensor(1.0))
+    assert controller.state_dict()["micro_losses"] == []
+
+
 def test_quantize_rounds_foreign_values_and_no_master():
     net, _, controller = trained()
     masters = copy.deepcopy(controller.masters)

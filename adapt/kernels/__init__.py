@@ -123,9 +123,10 @@ def backend(device: torch.device | str) -> Kernels:
     if forced:
         kernels = _load(_known(forced, "ADAPT_BACKEND"))
         if not _works_on(forced, device):
+            interpreter = ", or set TRITON_INTERPRET=1" if (forced, device.type) == ("triton", "cpu") else ""
             raise RuntimeError(
                 f"the {forced} back end was forced but cannot work on {device}: call set_backend(None) "
-                "and unset ADAPT_BACKEND, or move the tensors"
+                f"and unset ADAPT_BACKEND, or move the tensors{interpreter}"
             )
         return kernels
     for name in ("numba", "triton"):

@@ -83,7 +83,7 @@ class AdaptivePrecision(Callback):
         quantize_biases: bool = False,
         l1_by_word_length: bool = False,
         trace_every: int = 1,
-        activations: str | None = None,
+        activations: str | int | None = None,
         quantize_errors: bool = False,
         execution: str | None = None,
         execution_backward: bool = True,

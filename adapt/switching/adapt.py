@@ -140,6 +140,9 @@ class AdaPT:
         * Layers start where push-down puts their first weights, so that a trained network can be refined too.
         * Gradients keep their norms, so learning rates and penalties are those of float32.
 
+        What it measures is what rounding the weights costs, and there are no buffer bits, so activations in the
+        layers' formats would get too few bits to train: give them a word of their own, `attach(..., activations=8)`.
+
         Without losses (see `Controller.observe`) push-down alone decides.
         """
         return cls(initial=None, buffer_bits=0, kl_tolerance=2.0, normalize_gradients=False, push_up="loss")

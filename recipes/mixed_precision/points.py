@@ -5,7 +5,7 @@
 | float32               | the start trained on in float32 for as long as the others are tuned                       |
 | lsq2 … lsq8           | LSQ at so many bits for all weights and activations                                       |
 | learned2 … learned8   | a width for each output channel and activation, learned within the bytes of LSQ's         |
-| compact               | `AdaPT.compact()`, to nearest, activations in their layer's width by range                |
+| compact               | `AdaPT.compact()`, to nearest, activations in words of 8 bits by range                    |
 """
 
 from collections.abc import Iterable, Sequence
@@ -27,6 +27,8 @@ from recipes.common.models import MODELS
 BITS = tuple(range(2, 9))
 KINDS = ("float32", "compact", "lsq", "learned")
 METHODS = ("float32", "compact", *(f"lsq{bits}" for bits in BITS), *(f"learned{bits}" for bits in BITS))
+COMPACT_ACTIVATIONS = 8
+"""Bits of the activations under AdaPT's compact preset, which looks at the weights alone."""
 WARMUP = 0.04
 """Share of a schedule in which the learning rate rises."""
 
@@ -150,5 +152,5 @@ def attach(
     if isinstance(chosen, FixedWidths):
         return learned.attach_lsq(optimizer, model, calibration, **vars(chosen))
     if chosen is not None:
-        return adapt.attach(optimizer, model, chosen, rounding="nearest", activations="range")
+        return adapt.attach(optimizer, model, chosen, rounding="nearest", activations=COMPACT_ACTIVATIONS)
     return None
