@@ -16,11 +16,12 @@ from pathlib import Path
 
 import torch
 
-from recipes.adapt_tables.report import put, write
+from recipes.adapt_tables.report import write
 from recipes.adapt_tables.rows import ROWS
 from recipes.adapt_tables.runs import LEDGER, finish, identity
 from recipes.common import ledger
 from recipes.common.data import DataError, load
+from recipes.common.marks import put
 from recipes.common.training import SCHEDULES, Settings, recommended
 
 
@@ -80,7 +81,7 @@ def main(arguments: list[str] | None = None) -> None:
         if options.what == "report":
             print(text := write(options.out))
             if options.readme is not None:
-                put(text, options.readme)
+                put(text, "adapt_tables", options.readme)
         else:
             train_rows(options)
     except (DataError, ValueError) as error:

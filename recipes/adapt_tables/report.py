@@ -13,7 +13,6 @@ from recipes.common.evidence import NOT_RUN, NOTHING, markdown
 DOCUMENT = "adapt_tables.md"
 NOTE = "note.md"
 """What should be known of the runs in a folder of results; it is put into the report as it is."""
-START, END = "<!-- from python -m recipes.adapt_tables report -->", "<!-- to here -->"
 NOTES = """\
 Ours are means over seeds, ± the standard error of the mean. Δ is the accuracy less that of float32 with the same seed,
 in points, ± the standard error of that difference. The performance model compares with float32 training of the same
@@ -106,20 +105,6 @@ def write(folder: Path) -> str:
     with files.replacing(folder / DOCUMENT) as file:
         file.write(document(groups, figures, note).encode())
     return summary(groups)
-
-
-def put(text: str, path: Path) -> None:
-    """Put the summary between the two marks of a Markdown file.
-
-    Raises:
-        ValueError: the file lacks the marks.
-    """
-    before, start, rest = path.read_text(encoding="utf-8").partition(START)
-    _, end, after = rest.partition(END)
-    if not (start and end):
-        raise ValueError(f"{path} must hold the lines {START} and {END}, between which the summary goes")
-    with files.replacing(path) as file:
-        file.write(f"{before}{START}\n\n{text}\n\n{END}{after}".encode())
 
 
 def _cells(group: Group, method: str) -> list[str]:

@@ -9,7 +9,7 @@ float32 itself, LSQ at the given bits for all weights and activations, learned w
 AdaPT's compact preset. First and last layers are layers like the others. Every finished run is appended as one line to
 mixed_precision.jsonl under --out. The same command given again skips what is finished and goes on with what was
 interrupted, from its last whole epoch. `report` needs these lines alone: it writes mixed_precision.md and
-figures/mixed_precision.png beside them.
+figures/mixed_precision.png beside them and prints a summary, which --readme puts between two marks of a Markdown file.
 
 The defaults are a schedule for two CPU cores: half of the pictures, and a MobileNetV2 of a quarter of the channels.
 """
@@ -23,6 +23,7 @@ import torch
 from recipes.common import ledger
 from recipes.common.data import load
 from recipes.common.download import DataError
+from recipes.common.marks import put
 from recipes.mixed_precision.points import BITS, KINDS, Settings, chosen
 from recipes.mixed_precision.report import write
 from recipes.mixed_precision.runs import LEDGER, finish, identity
@@ -49,6 +50,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the data sets")
     parser.add_argument("--no-download", action="store_true", help="stop with an error where the data are missing")
     parser.add_argument("--out", type=Path, default=Path("recipes/results"), help="folder of the results")
+    parser.add_argument("--readme", type=Path, help="with report: a Markdown file whose marked part is the summary")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, help="CPU threads")
     return parser.parse_args(arguments)
@@ -82,7 +84,10 @@ def main(arguments: list[str] | None = None) -> None:
         torch.set_num_threads(options.threads)
     try:
         if options.what == "report":
-            print(write(options.out))
+            text = write(options.out)
+            print(text)
+            if options.readme is not None:
+                put(text, "mixed_precision", options.readme)
         else:
             train_all(options)
     except (DataError, ValueError) as error:

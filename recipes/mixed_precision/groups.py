@@ -34,13 +34,18 @@ class Group:
         return self.methods.get(method, {})
 
     @property
+    def network(self) -> str:
+        """The network's name in tables."""
+        model: str = self.settings["model"]
+        return NETWORKS.get(model, model)
+
+    @property
     def title(self) -> str:
         """Network and schedule."""
         now = self.settings
         pictures = f"{now['subset']:,} pictures of " if now["subset"] else ""
-        network = NETWORKS.get(now["model"], now["model"])
         return (
-            f"{network} on {pictures}CIFAR-10: {now['start_epochs']} epochs in float32, then {now['epochs']} of "
+            f"{self.network} on {pictures}CIFAR-10: {now['start_epochs']} epochs in float32, then {now['epochs']} of "
             f"tuning, batch {now['batch_size']}"
         )
 

@@ -1,5 +1,6 @@
 """Everything that the runs say: a Markdown file, with the picture of accuracy against size beside it."""
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from recipes.mixed_precision.points import kind_of
 
 DOCUMENT = "mixed_precision.md"
 PICTURE = "figures/mixed_precision.png"
+WIDTH = 120
 NOTES = """\
 Accuracy in percent; means over seeds ± the standard error of the mean. Differences are between runs of the same seed,
 which share their float32 start and see the same pictures in the same order, in points ± their standard error. Sizes are
@@ -38,8 +40,25 @@ def table(group: Group) -> str:
     return markdown(head, rows)
 
 
+def summary(groups: Sequence[Group]) -> str:
+    """Learned widths beside LSQ of the same bytes, a row for each budget; the rest of a network in a sentence."""
+    head = ["", "kB", "LSQ, %", "learned, %", "learned − LSQ", "learned − float32"]
+    rows = []
+    for group in groups:
+        for learned in sorted(group.methods, key=lambda name: kind_of(name)[1]):
+            runs, others = group.runs(learned), group.runs(same_bytes(learned) or "")
+            if runs and others:
+                rows.append([
+                    f"{group.network}, {kind_of(learned)[1]} bits on average", _mean(runs, kilobytes, ".0f"),
+                    text(figure(others, accuracy)), text(figure(runs, accuracy)),
+                    text(difference(runs, others, accuracy), "+.2f"),
+                    text(difference(runs, group.runs("float32"), accuracy), "+.2f"),
+                ])  # fmt: skip
+    return "\n\n".join([markdown(head, rows), *map(_around, groups)])
+
+
 def write(folder: Path) -> str:
-    """Write `mixed_precision.md` and the picture beside the results; answer the text.
+    """Write `mixed_precision.md` and the picture beside the results; answer the summary.
 
     Raises:
         ValueError: there are no results, or their file is damaged.
@@ -52,13 +71,13 @@ def write(folder: Path) -> str:
         raise ValueError(f"{folder} holds no results yet: train first")
     (folder / PICTURE).parent.mkdir(exist_ok=True)
     draw(groups).savefig(folder / PICTURE)
-    parts = ["# Learned bit widths, and LSQ at the same bytes", NOTES]
+    parts = ["# Learned bit widths, and LSQ at the same bytes", NOTES, summary(groups)]
     for group in groups:
         parts += [f"## {group.title}", table(group), sources(group.methods, accuracy, ".2f", "%")]
     document = "\n\n".join([*parts, f"![Accuracy against size]({PICTURE})"]) + "\n"
     with files.replacing(folder / DOCUMENT) as file:
         file.write(document.encode())
-    return document
+    return summary(groups)
 
 
 def same_bytes(method: str) -> str | None:
@@ -81,6 +100,20 @@ def _cells(group: Group, method: str) -> list[str]:
         NOTHING if method == "float32" else text(_ratio(runs, float32, processor_seconds)),
         str(len(runs)),
     ]
+
+
+def _around(group: Group) -> str:
+    """The schedule, and what was run beside LSQ and learned widths."""
+    names = {
+        "start": group.starts,
+        "float32 tuned for as long": group.runs("float32"),
+        "compact": group.runs("compact"),
+    }
+    told = [f"{name} {text(figure(runs, accuracy))} %" for name, runs in names.items() if runs]
+    sizes = f" in {_mean(group.runs('compact'), kilobytes, '.0f')} kB" if group.runs("compact") else ""
+    seeds = sorted({len(runs) for runs in group.methods.values()})
+    counted = f"{seeds[0]} to {seeds[-1]} seeds" if len(seeds) > 1 else f"{seeds[0]} seed{'s' * (seeds[0] > 1)}"
+    return "\n".join(textwrap.wrap(f"{group.title}; {counted}. {', '.join(told).capitalize()}{sizes}.", width=WIDTH))
 
 
 def _filled(runs: Runs, others: Runs) -> str:

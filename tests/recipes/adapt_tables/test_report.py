@@ -2,7 +2,8 @@ import pytest
 
 from recipes.adapt_tables import tables
 from recipes.adapt_tables.evidence import gather
-from recipes.adapt_tables.report import END, START, document, put, summary, write
+from recipes.adapt_tables.report import document, summary, write
+from recipes.common.marks import END, put, start
 from tests.recipes.adapt_tables.made import line, store
 
 
@@ -109,11 +110,11 @@ def test_without_traces_there_are_tables_alone(results):
 
 def test_the_summary_goes_between_the_marks(results, command, tmp_path):
     readme = tmp_path / "page.md"
-    readme.write_text(f"before\n\n{START}\nold\n{END}\n\nafter\n")
+    readme.write_text(f"before\n\n{start('adapt_tables')}\nold\n{END}\n\nafter\n")
     command("report", "--out", str(results), "--readme", str(readme))
     text = readme.read_text()
-    assert text == f"before\n\n{START}\n\n{summary(gather(results))}\n\n{END}\n\nafter\n"
-    put(summary(gather(results)), readme)
+    assert text == f"before\n\n{start('adapt_tables')}\n\n{summary(gather(results))}\n\n{END}\n\nafter\n"
+    put(summary(gather(results)), "adapt_tables", readme)
     assert readme.read_text() == text
 
 
