@@ -2,13 +2,12 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from textwrap import fill
 
 from adapt import files
 from recipes.adapt_tables import paper, tables
 from recipes.adapt_tables.evidence import Group, gather
 from recipes.adapt_tables.rows import ROWS, Row
-from recipes.common.evidence import NOT_RUN, NOTHING, markdown
+from recipes.common.evidence import NOT_RUN, NOTHING, markdown, paragraph, seeds
 
 DOCUMENT = "adapt_tables.md"
 NOTE = "note.md"
@@ -47,7 +46,8 @@ def summary(groups: Sequence[Group]) -> str:
                 rows.append([f"{network}, {name}", NOT_RUN, *[""] * 6])
             if method == "compact" and group.key in TARGETS:
                 rows.append([f"{network}, target of compact", "", "≥ 0", "", *TARGETS[group.key]])
-        schedules.append(f"{network} {group.schedule}, {_seeds(group)}")
+        counted = seeds(runs for method, runs in group.methods.items() if method in shown)
+        schedules.append(f"{network} {group.schedule}, {counted}")
     head = [
         "",
         "accuracy, %",
@@ -60,7 +60,7 @@ def summary(groups: Sequence[Group]) -> str:
     ]
     missing = [f"{tables.NETWORKS[row.model]} on {tables.DATA_SETS[row.data_set]}" for row in _missing(groups)]
     below = f"Schedules: {'; '.join(schedules) or 'none yet'}. Not run: {', '.join(missing) or 'nothing'}."
-    return f"{markdown(head, rows)}\n\n{fill(below, 120, break_long_words=False, break_on_hyphens=False)}"
+    return f"{markdown(head, rows)}\n\n{paragraph(below)}"
 
 
 def document(groups: Sequence[Group], figures: Sequence[Path], note: str = "") -> str:
@@ -119,12 +119,6 @@ def _printed(key: paper.Key) -> list[str]:
         f"{accuracy.quantized}", f"{accuracy.quantized - accuracy.float32:+.1f}", NOTHING,
         f"{inference.size:.2f}", f"{training.speedup:.2f}", f"{inference.speedup:.2f}", f"{training.memory:.2f}",
     ]  # fmt: skip
-
-
-def _seeds(group: Group) -> str:
-    numbers = [len(runs) for method, runs in group.methods.items() if method in ("float32", *tables.METHODS)]
-    fewest, most = min(numbers, default=0), max(numbers, default=0)
-    return f"{most if fewest == most else f'{fewest} to {most}'} seed{'' if most == 1 else 's'}"
 
 
 def _missing(groups: Sequence[Group]) -> list[Row]:

@@ -27,7 +27,7 @@ def accuracies(groups: Sequence[Group], data_set: str) -> str:
             text(figure(group.runs("float32"), percent), ".1f"),
             text(figure(group.runs(method), percent), ".1f"),
             text(group.difference(method), "+.1f"),
-            f"{group.schedule}, {seeds(group, method)}",
+            f"{group.schedule}, {evidence.seeds([group.runs(method)])}",
         ]
 
     def cells(p: paper.Accuracy) -> list[str]:
@@ -110,12 +110,6 @@ def result(group: Group, method: str) -> dict[str, str]:
 def sources(group: Group) -> str:
     """The accuracy of every run, and where it comes from."""
     return evidence.sources(group.methods, percent, ".2f", "%")
-
-
-def seeds(group: Group, method: str) -> str:
-    """How many runs stand behind a method's figures."""
-    number = len(group.runs(method))
-    return f"{number} seed{'' if number == 1 else 's'}"
 
 
 def _iso_accuracy(group: Group, method: str) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
+from textwrap import fill
 from typing import Any
 
 from recipes.common import ledger
@@ -103,6 +104,18 @@ def text(figure: Figure | None, form: str = ".2f") -> str:
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table."""
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))
+
+
+def paragraph(text: str) -> str:
+    """A text in lines of 120 characters, as Markdown here has them."""
+    return fill(text, 120, break_long_words=False, break_on_hyphens=False)
+
+
+def seeds(methods: Iterable[Runs]) -> str:
+    """How many runs stand behind the figures of some methods: "3 seeds", or "1 to 3 seeds"."""
+    numbers = [len(runs) for runs in methods]
+    fewest, most = min(numbers, default=0), max(numbers, default=0)
+    return f"{most if fewest == most else f'{fewest} to {most}'} seed{'' if most == 1 else 's'}"
 
 
 def sources(methods: Mapping[str, Runs], value: Value, form: str, unit: str) -> str:

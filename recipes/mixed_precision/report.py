@@ -1,18 +1,28 @@
 """Everything that the runs say: a Markdown file, with the picture of accuracy against size beside it."""
 
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
 from adapt import files
 from recipes.common import ledger
-from recipes.common.evidence import NOTHING, Figure, Runs, Value, difference, figure, markdown, sources, text
+from recipes.common.evidence import (
+    NOTHING,
+    Figure,
+    Runs,
+    Value,
+    difference,
+    figure,
+    markdown,
+    paragraph,
+    seeds,
+    sources,
+    text,
+)
 from recipes.mixed_precision.groups import SIZES, Group, accuracy, gather, kilobytes
 from recipes.mixed_precision.points import kind_of
 
 DOCUMENT = "mixed_precision.md"
 PICTURE = "figures/mixed_precision.png"
-WIDTH = 120
 NOTES = """\
 Accuracy in percent; means over seeds ± the standard error of the mean. Differences are between runs of the same seed,
 which share their float32 start and see the same pictures in the same order, in points ± their standard error. Sizes are
@@ -111,9 +121,7 @@ def _around(group: Group) -> str:
     }
     told = [f"{name} {text(figure(runs, accuracy))} %" for name, runs in names.items() if runs]
     sizes = f" in {_mean(group.runs('compact'), kilobytes, '.0f')} kB" if group.runs("compact") else ""
-    seeds = sorted({len(runs) for runs in group.methods.values()})
-    counted = f"{seeds[0]} to {seeds[-1]} seeds" if len(seeds) > 1 else f"{seeds[0]} seed{'s' * (seeds[0] > 1)}"
-    return "\n".join(textwrap.wrap(f"{group.title}; {counted}. {', '.join(told).capitalize()}{sizes}.", width=WIDTH))
+    return paragraph(f"{group.title}; {seeds(group.methods.values())}. {', '.join(told).capitalize()}{sizes}.")
 
 
 def _filled(runs: Runs, others: Runs) -> str:

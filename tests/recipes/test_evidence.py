@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from recipes.common.evidence import Figure, difference, figure, gather, markdown, text
+from recipes.common.evidence import Figure, difference, figure, gather, markdown, paragraph, seeds, text
 
 
 def test_a_figure_is_the_mean_and_its_standard_error():
@@ -34,3 +34,16 @@ def test_tables_are_markdown():
 
 def test_no_file_gives_nothing(tmp_path):
     assert gather(tmp_path / "none.jsonl") == []
+
+
+@pytest.mark.parametrize(
+    ("numbers", "told"), [([], "0 seeds"), ([1], "1 seed"), ([3, 3], "3 seeds"), ([3, 1], "1 to 3 seeds")]
+)
+def test_seeds_are_counted_over_methods(numbers, told):
+    assert seeds([{seed: {} for seed in range(number)} for number in numbers]) == told
+
+
+def test_a_paragraph_breaks_between_words_alone():
+    text = paragraph(" ".join(["one-cycle"] * 30))
+    assert max(map(len, text.splitlines())) <= 120
+    assert text.split() == ["one-cycle"] * 30
