@@ -16,6 +16,7 @@ from adapt import ranks, rounding
 from adapt.activation_hooks import Hooks
 from adapt.alone import holders_of_one_alone
 from adapt.blockfloat import BlockFloat
+from adapt.hooks import remove_all
 from adapt.kernels.activation import FROZEN, NOISE, RECORD, State, activation_kernels
 from adapt.layering import plain_name
 from adapt.masters import View
@@ -128,7 +129,7 @@ class Activations:
                 handles.append(owner.register_forward_pre_hook(hooks.before, with_kwargs=True))
             # Before any other hook, so that all others see, and may keep, what the network goes on with.
             handles.append(owner.register_forward_hook(hooks.after, prepend=True))
-        self._remove = weakref.finalize(self, _remove_all, handles)
+        self._remove = weakref.finalize(self, remove_all, handles)
 
     def remove(self) -> None:
         """Take the hooks away."""
@@ -255,8 +256,3 @@ def _of_rank(names: Sequence[str]) -> list[str]:
     """The sites' names in the random stream: each process draws noise of its own for its own share of the data."""
     rank = torch.distributed.get_rank() if ranks.are_several() else 0
     return [f"{name}@{rank}" for name in names] if rank else list(names)
-
-
-def _remove_all(handles: Sequence[Any]) -> None:
-    for handle in handles:
-        handle.remove()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from adapt import checkpoint, layering, penalties
+from adapt.hooks import remove_all
 from adapt.masters import Masters, View
 from adapt.members import Members
 from adapt.precision import Precision
@@ -208,8 +209,7 @@ class Controller:
             masters.hand_over(view)
         self._views.renew()
         self._views.remove()
-        for handle in self._handles:
-            handle.remove()
+        remove_all(self._handles)
         self._handles.clear()
         for follower in self._run.hooked:
             follower.remove()

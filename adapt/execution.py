@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from adapt.hooks import remove_all
 from adapt.masters import View
 from adapt.normalization import NORMALIZATIONS
 from adapt.outermost import Outermost
@@ -180,8 +181,7 @@ def _can_run(module: nn.Module) -> bool:
 
 
 def _restore(handles: Sequence[Any], owners: Sequence["weakref.ref[nn.Module]"]) -> None:
-    for handle in handles:
-        handle.remove()
+    remove_all(handles)
     for reference in owners:
         owner = reference()
         if owner is not None and isinstance(owner.__dict__.get("forward"), Override):

@@ -1,7 +1,7 @@
-"""A hook on a module that neither keeps its owner alive nor follows the module into a copy."""
+"""Hooks on a module: one that neither keeps its owner alive nor follows the module into a copy, and an end to all."""
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -29,3 +29,9 @@ class WeakHook:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return WeakHook, (None,)
+
+
+def remove_all(handles: Iterable[Any]) -> None:
+    """Take away the hooks behind these handles."""
+    for handle in handles:
+        handle.remove()

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from adapt.hooks import WeakHook
+from adapt.hooks import WeakHook, remove_all
 from adapt.masters import Masters, View
 from adapt.sharding import reshard_
 
@@ -54,8 +54,7 @@ class Views:
 
     def remove(self) -> None:
         """Take the hooks away."""
-        for handle in self._handles:
-            handle.remove()
+        remove_all(self._handles)
         self._handles.clear()
         self._own, self._inside = {}, {}
         self._running = False

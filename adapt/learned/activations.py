@@ -1,12 +1,13 @@
 """Rounding the inputs of layers with a learned step and range, by hooks on the layers."""
 
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from adapt.hooks import remove_all
 from adapt.kernels.activation import TYPES
 from adapt.kernels.learned import SCALINGS, SUMS, learned_kernels
 from adapt.kernels.stream import is_dense
@@ -67,7 +68,7 @@ class Sites:
             owner.register_forward_pre_hook(hook.before, with_kwargs=True)
             for (_, owner), hook in zip(found, self._hooks, strict=True)
         ]
-        self._remove = weakref.finalize(self, _remove_all, handles)
+        self._remove = weakref.finalize(self, remove_all, handles)
         # Something in the graph of every pass must ask for a gradient, even where the input does not.
         self._anchor = torch.zeros((), requires_grad=True)
 
@@ -189,8 +190,3 @@ def _owners(module: nn.Module, weights: Mapping[int, str]) -> Iterator[tuple[str
         inner = type(owner).__name__ == "NonDynamicallyQuantizableLinear"
         if isinstance(owner, LAYERS) and not inner and weight is not None and id(weight) in weights:
             yield plain_name(f"{path}.weight" if path else "weight"), owner
-
-
-def _remove_all(handles: Sequence[Any]) -> None:
-    for handle in handles:
-        handle.remove()
