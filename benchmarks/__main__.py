@@ -3,9 +3,10 @@
     python -m benchmarks
 
 Everything is timed in turns within one process (A B A B …), over many short rounds: a ratio of medians, and the
-quartiles of the ratios of neighbours. One pinned thread by default, because that can be repeated. Where CUDA is there,
-the same table and a few rows more are measured on it, with larger tensors and batches (--device cpu for the
-processor). That part has not been run on a GPU yet; `results/` says where what was run.
+quartiles of the ratios of neighbours. One pinned thread by default, because that can be repeated, and freed memory is
+kept for all variants alike (`allocator.py`). Where CUDA is there, the same table and a few rows more are measured on
+it, with larger tensors and batches (--device cpu for the processor). That part has not been run on a GPU yet;
+`results/` says where what was run.
 """
 
 import argparse
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.allocator import keep_freed_memory
 from benchmarks.bench import CPU, CUDA, Bench, Section, Sizes
 from benchmarks.cuda import beyond
 from benchmarks.execution import execution
@@ -79,7 +81,7 @@ def main(arguments: list[str] | None = None, sizes: Sizes | None = None) -> None
     device = torch.device(options.device)
     pin(options.threads)
     name, clock = clock_for(device, options.threads)
-    machine = describe(device, options.threads)
+    machine = describe(device, options.threads, memory_kept=keep_freed_memory())
     bench = Bench(device, clock, sizes or (CUDA if device.type == "cuda" else CPU))
     rows = measure(bench, options.only or list(SECTIONS))
     print(f"\n{machine['processor']}, {machine['device']}, {options.threads} threads, {name}\n\n{as_markdown(rows)}")

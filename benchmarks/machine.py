@@ -26,13 +26,14 @@ def processor() -> str:
     return f"{model}, {vectors}" if vectors else model
 
 
-def describe(device: torch.device, threads: int) -> dict[str, Any]:
-    """The machine, the threads used and the versions of what takes part; None for a package that is not installed."""
+def describe(device: torch.device, threads: int, *, memory_kept: bool = False) -> dict[str, Any]:
+    """The machine, the settings and the versions of what takes part; None for a package that is not installed."""
     return {
         "processor": processor(),
         "cores": os.cpu_count(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "threads": threads,
+        "memory": "freed memory is kept" if memory_kept else "as the allocator sees fit",
         "system": platform.system(),
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},

@@ -28,8 +28,9 @@ KEYS = {
 
 @pytest.fixture
 def _alone(monkeypatch):
-    """No other package, and this process's threads and cores as they were afterwards."""
+    """No other package, and this process's threads, cores and allocator as they were afterwards."""
     monkeypatch.setattr(peers, "load", lambda name: peers.NOT_INSTALLED)
+    monkeypatch.setattr(command, "keep_freed_memory", lambda: False)
     threads, cores = torch.get_num_threads(), os.sched_getaffinity(0)
     yield
     torch.set_num_threads(threads)
