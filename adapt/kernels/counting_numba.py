@@ -18,9 +18,8 @@ def count(values: NDArray[np.floating], thresholds: NDArray[np.float64]) -> NDAr
     """`adapt.kernels.counting.count_at_most` for values [n] in memory."""
     # A cell for every four values: with fewer, more values share theirs; with more, the tables outgrow the caches.
     bits = min(max((len(values) // 4).bit_length(), _FEWEST_CELL_BITS), _MOST_CELL_BITS)
-    flat = thresholds.ravel()
-    counts = np.empty(flat.shape, np.int64)
-    _count(values, np.append(np.sort(flat), np.inf), flat, 1 << bits, counts)
+    counts = np.empty(thresholds.size, np.int64)
+    _count(values, thresholds.ravel(), 1 << bits, counts)
     return counts.reshape(thresholds.shape)
 
 
@@ -42,30 +41,55 @@ def _below(value: float, ascending: NDArray[np.float64], starts: NDArray[np.int3
 
 
 @compiled
+def _reach(thresholds: NDArray[np.float64]) -> tuple[float, float]:
+    """The smallest and the largest of the finite thresholds; (∞, −∞) where there is none."""
+    first, last = np.inf, -np.inf
+    for threshold in thresholds:
+        if np.isfinite(threshold):
+            first, last = min(first, threshold), max(last, threshold)
+    return first, last
+
+
+@compiled
+def _sorted_by_cell(
+    thresholds: NDArray[np.float64], cell_of: NDArray[np.int32], starts: NDArray[np.int32]
+) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
+    """The thresholds in ascending order, and which one each of them is. Few share a cell, so each is moved past them."""
+    count = len(thresholds)
+    ascending, order = np.empty(count + 1, np.float64), np.empty(count, np.int32)
+    ascending[count] = np.inf
+    ends = starts.copy()
+    for k in range(count):
+        threshold, cell = thresholds[k], cell_of[k]
+        place = ends[cell]
+        ends[cell] += 1
+        while place > starts[cell] and ascending[place - 1] > threshold:
+            ascending[place], order[place] = ascending[place - 1], order[place - 1]
+            place -= 1
+        ascending[place], order[place] = threshold, k
+    return ascending, order
+
+
+@compiled
 def _count(
-    values: NDArray[np.floating],
-    ascending: NDArray[np.float64],
-    thresholds: NDArray[np.float64],
-    cells: int,
-    counts: NDArray[np.int64],
+    values: NDArray[np.floating], thresholds: NDArray[np.float64], cells: int, counts: NDArray[np.int64]
 ) -> None:
-    first, end = 0, len(ascending) - 1
-    while first < end and not np.isfinite(ascending[first]):
-        first += 1
-    while end > first and not np.isfinite(ascending[end]):
-        end -= 1
-    origin, last = ascending[first], np.float64(cells - 1)
-    scale = cells / (ascending[end] - origin)
-    if not np.isfinite(scale):
+    origin, end = _reach(thresholds)
+    last, scale = np.float64(cells - 1), cells / (end - origin)
+    if not (np.isfinite(scale) and scale > 0.0):
         # No two finite thresholds apart: one cell holds everything, and every value is compared.
         origin, scale = 0.0, 0.0
 
+    cell_of = np.empty(len(thresholds), np.int32)
     starts = np.zeros(cells + 1, np.int32)
-    for threshold in ascending:
-        starts[_cell(threshold, origin, scale, last) + 1] += 1
+    for k in range(len(thresholds)):
+        cell_of[k] = _cell(thresholds[k], origin, scale, last)
+    for cell in cell_of:
+        starts[cell + 1] += 1
     mixed = starts[1:] > 0
     for cell in range(cells):
         starts[cell + 1] += starts[cell]
+    ascending, order = _sorted_by_cell(thresholds, cell_of, starts)
 
     # Loops of one task each: the first is vectorised, the second free of branches, and only the third mispredicts.
     in_cell = np.zeros(cells, np.int64)
@@ -87,9 +111,8 @@ def _count(
         if not mixed[cell]:
             at_index[starts[cell]] += in_cell[cell]
 
-    # A value is at most t exactly if no more thresholds lie below it than below t.
-    for index in range(1, len(at_index)):
-        at_index[index] += at_index[index - 1]
-    for k in range(len(thresholds)):
-        threshold = thresholds[k]
-        counts[k] = at_index[_below(threshold, ascending, starts, _cell(threshold, origin, scale, last))]
+    # Equal thresholds stand together, and no value lies between them: each counts what the last of them does.
+    total = 0
+    for index in range(len(order)):
+        total += at_index[index]
+        counts[order[index]] = total
