@@ -13,7 +13,7 @@ from adapt.kernels.activation import FROZEN, MASKED, NOISE
 from adapt.kernels.numba_ import CHUNK
 from adapt.kernels.numba_bits import bits_of, from_bits, larger_magnitude, narrowed, widened
 from adapt.kernels.numba_compiler import array, compiled, floats
-from adapt.kernels.numba_rounding import copy_chunk, round_nearest, round_stochastic, uniform
+from adapt.kernels.numba_rounding import round_nearest, round_stochastic, uniform
 
 BLOCK = 1024
 """Elements that a pass takes through all that it does before the next. Those of a mask's flags are set together."""
@@ -61,6 +61,30 @@ def _round_and_measure(source: int, output: int, numel: int, grid: Any, key: Any
         for i in range(numel):
             top = larger_magnitude(s[i], top)
             o[i] = round_nearest(s[i], scale, step, low, high)
+    return top
+
+
+@compiled
+def _round_in_place(address: int, kept: int, numel: int, grid: Any, key: Any, offset: int, stochastic: bool) -> Any:
+    """The same of x ← Q(x); what x was goes to `kept`, for the little that storing it beside costs."""
+    scale, step, low, high = grid[0], grid[1], grid[2], grid[3]
+    first, k0, k1 = np.uint32(offset), np.uint32(key), np.uint32(key >> np.uint64(32))
+    x, k = floats(address, numel), floats(kept, numel)
+    top = _ZERO_BITS
+    if scale == _ZERO:
+        for i in range(numel):
+            k[i] = x[i]
+            top = larger_magnitude(x[i], top)
+    elif stochastic:
+        for i in range(numel):
+            k[i] = x[i]
+            top = larger_magnitude(x[i], top)
+            x[i] = round_stochastic(x[i], uniform(first, i, k0, k1), scale, step, low, high)
+    else:
+        for i in range(numel):
+            k[i] = x[i]
+            top = larger_magnitude(x[i], top)
+            x[i] = round_nearest(x[i], scale, step, low, high)
     return top
 
 
@@ -139,7 +163,7 @@ def forward_pass(
     tops: Any,
     outside: Any,
 ) -> None:
-    wide, rounded = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
+    wide, beside = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
     saturated = array(flags, last * CHUNK // MASKED, np.uint8)
     minimum, maximum = grid[2] * grid[1], grid[3] * grid[1]
     # A grid without a scale leaves values as they are: all lie inside.
@@ -152,9 +176,14 @@ def forward_pass(
             if width_in == 2:
                 _widen(x, wide.ctypes.data, numel)
                 x = wide.ctypes.data
-            # In place the values must outlast their rounding until the mask is written.
-            z = rounded.ctypes.data if width_out == 2 or x == y else y
-            top = _round_and_measure(x, z, numel, grid, key, offset + start, noise)
+            if x == y:
+                x = beside.ctypes.data
+                top = _round_in_place(y, x, numel, grid, key, offset + start, noise)
+            else:
+                z = beside.ctypes.data if width_out == 2 else y
+                top = _round_and_measure(x, z, numel, grid, key, offset + start, noise)
+                if width_out == 2:
+                    _narrow(z, y, numel)
             finite = top if top < _INFINITE_BITS else _largest_finite(x, numel)
             highest = finite if finite > highest else highest
             if mask:
@@ -162,10 +191,6 @@ def forward_pass(
                 if top > limit:
                     beyond = True
                     _inside(x, mask + start, numel, minimum, maximum)
-            if width_out == 2:
-                _narrow(z, y, numel)
-            elif z != y:
-                copy_chunk(z, y, numel)
         tops[c], outside[c] = highest, beyond
 
 
@@ -185,7 +210,7 @@ def backward_pass(
     noise: bool,
     tops: Any,
 ) -> None:
-    wide, rounded = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
+    wide, beside = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
     saturated = array(flags, last * CHUNK // MASKED, np.uint8)
     for c in range(first, last):
         highest = _ZERO_BITS
@@ -195,14 +220,16 @@ def backward_pass(
             if width == 2:
                 _widen(g, wide.ctypes.data, numel)
                 g = wide.ctypes.data
-            z = rounded.ctypes.data if width == 2 or g == e else e
-            top = _round_and_measure(g, z, numel, grid, key, offset + start, noise)
+            z = beside.ctypes.data if width == 2 else e
+            if g == e:
+                g = beside.ctypes.data
+                top = _round_in_place(e, g, numel, grid, key, offset + start, noise)
+            else:
+                top = _round_and_measure(g, z, numel, grid, key, offset + start, noise)
             finite = top if top < _INFINITE_BITS else _largest_finite(g, numel)
             highest = finite if finite > highest else highest
             if mask and saturated[start // MASKED]:
                 _keep(z, mask + start, numel)
             if width == 2:
                 _narrow(z, e, numel)
-            elif z != e:
-                copy_chunk(z, e, numel)
         tops[c] = highest

@@ -54,7 +54,7 @@ def _reach(thresholds: NDArray[np.float64]) -> tuple[float, float]:
 def _sorted_by_cell(
     thresholds: NDArray[np.float64], cell_of: NDArray[np.int32], starts: NDArray[np.int32]
 ) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
-    """The thresholds in ascending order, and which one each of them is. Few share a cell, so each is moved past them."""
+    """The thresholds in ascending order, and which one each of them is. Few share a cell: each is moved past them."""
     count = len(thresholds)
     ascending, order = np.empty(count + 1, np.float64), np.empty(count, np.int32)
     ascending[count] = np.inf
@@ -84,8 +84,7 @@ def _count(
     starts = np.zeros(cells + 1, np.int32)
     for k in range(len(thresholds)):
         cell_of[k] = _cell(thresholds[k], origin, scale, last)
-    for cell in cell_of:
-        starts[cell + 1] += 1
+        starts[cell_of[k] + 1] += 1
     mixed = starts[1:] > 0
     for cell in range(cells):
         starts[cell + 1] += starts[cell]
