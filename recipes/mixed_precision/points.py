@@ -56,7 +56,7 @@ class Settings:
     method: str
     lr: float = 0.02
     start_epochs: int = 12
-    epochs: int = 4
+    epochs: int = 6
     batch_size: int = 128
     momentum: float = 0.9
     l2: float = 5e-4
