@@ -9,11 +9,10 @@ from torch import Tensor, nn
 
 from adapt.hooks import remove_all
 from adapt.kernels.activation import TYPES
-from adapt.kernels.learned import SCALINGS, SUMS, learned_kernels
-from adapt.kernels.stream import is_dense
 from adapt.layering import plain_name
 from adapt.learned.calibration import percentile
 from adapt.learned.formats import Formats
+from adapt.learned.through import Quantizer
 from adapt.masters import View
 from adapt.products import LAYERS
 
@@ -47,7 +46,7 @@ class Sites:
     What else owns a quantised weight, such as a recurrent layer, attention or an embedding, keeps its activations: the
     inner values of the first two cannot be reached, and what an embedding hands on is on its weight's grid already.
 
-    Under torch.compile the graph breaks at these layers.
+    Programs of torch.compile and torch.export hold the rounding as an operator.
 
     For backward the values are kept as they came, not a rounded copy or a mask: a ReLU before the layer keeps the
     same tensor anyway, and backward computes again what it needs from it.
@@ -81,10 +80,9 @@ class Sites:
 
     def quantize(self, formats: Formats, scaling: str, delta: float) -> None:
         """From now on round by these formats, which hold the sites by name."""
-        code = SCALINGS.index(scaling)
         for name, hook in zip(self.names, self._hooks, strict=True):
             hook.met = None
-            hook.quantizer = _Quantizer(formats, formats.places[name].start, code, delta, self._anchor)
+            hook.quantizer = Quantizer(formats, formats.places[name].start, scaling, delta, self._anchor)
 
     def pin(self, view: View | None) -> None:
         """Until the next call with None: "masters" does not round."""
@@ -96,23 +94,13 @@ class Sites:
         self._remove()
 
 
-class _Quantizer:
-    """Where a site's format is, and how its gradient goes back."""
-
-    def __init__(self, formats: Formats, index: int, scaling: int, delta: float, anchor: Tensor) -> None:
-        self.formats, self.index = formats, index
-        self.scaling, self.delta, self.anchor = scaling, delta, anchor
-        self.kernels = learned_kernels(formats.device)
-        self.scratch = torch.zeros(len(formats.numel), SUMS, dtype=torch.float64, device=formats.device)
-
-
 class _Hook:
     """What a layer's hook does. A copy, and so a copied or pickled model, does nothing."""
 
     def __init__(self, site: int | None) -> None:
         self.site = site
         self.met: Met | None = None
-        self.quantizer: _Quantizer | None = None
+        self.quantizer: Quantizer | None = None
         self.idle = False
 
     def before(
@@ -132,54 +120,13 @@ class _Hook:
             self.met.look(x)
         if self.quantizer is None:
             return x
-        if torch.is_grad_enabled() and (training or x.requires_grad):
-            return _Through.apply(x, self.quantizer.anchor, self.quantizer, training)  # type: ignore[no-untyped-call]
-        return _rounded(x, self.quantizer)[1]
+        return self.quantizer(x, training=training)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "_Hook":
         return _Hook(None)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _Hook, (None,)
-
-
-def _rounded(x: Tensor, quantizer: _Quantizer) -> tuple[Tensor, Tensor]:
-    """x as the kernels can walk it, and Q(x)."""
-    source = x.detach() if is_dense(x) else x.detach().contiguous()
-    output = torch.empty_like(source)
-    quantizer.kernels.forward(source, output, quantizer.formats.rows, quantizer.index)
-    return source, output
-
-
-class _Through(torch.autograd.Function):
-    """Q(x), whose backward pass also notes what the site's step and range get."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, anchor: Tensor, quantizer: _Quantizer, collect: bool) -> Tensor:
-        source, output = _rounded(x, quantizer)
-        # The input itself where that is possible, so that autograd notices if someone overwrites it.
-        ctx.save_for_backward(x if source.data_ptr() == x.data_ptr() else source)
-        ctx.quantizer, ctx.collect = quantizer, collect
-        return output
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (gradient,), (source,), quantizer = gradients, ctx.saved_tensors, ctx.quantizer
-        gradient, source = gradient.detach(), source.detach()
-        output = torch.empty_like(source)
-        if gradient.stride() != source.stride() or gradient.dtype != source.dtype:
-            gradient = output.copy_(gradient)
-        quantizer.kernels.backward(
-            gradient,
-            source,
-            output,
-            quantizer.formats.rows,
-            quantizer.index,
-            quantizer.formats.sums if ctx.collect else quantizer.scratch,
-            scaling=quantizer.scaling,
-            delta=quantizer.delta,
-        )
-        return (output if ctx.needs_input_grad[0] else None), None, None, None
 
 
 def _owners(module: nn.Module, weights: Mapping[int, str]) -> Iterator[tuple[str, nn.Module]]:

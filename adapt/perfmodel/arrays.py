@@ -65,9 +65,13 @@ def bounded(name: str, value: ArrayLike, low: float, high: float) -> Array:
     """Finite numbers from low to high, both included.
 
     Raises:
+        TypeError: what is no number, or rows of different length.
         ValueError: a number outside, or not finite.
     """
-    result = np.asarray(value, dtype=np.float64)
+    try:
+        result = np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be a number or a regular array of numbers, got {value!r:.80}") from None
     wrong = ~(np.isfinite(result) & (result >= low) & (result <= high))
     if wrong.any():
         expected = f"between {low:g} and {high:g}" if np.isfinite(high) else f"finite and at least {low:g}"

@@ -18,6 +18,7 @@ def inference_speedup(operations: Operations, word_length: ArrayLike, nonzero: A
         nonzero: sp, share of weights that are not zero, 0 to 1, as `word_length`.
 
     Raises:
+        TypeError: an argument that holds no numbers.
         ValueError: a number out of its range, or shapes that do not fit.
     """
     counts = as_operations(operations)
@@ -36,6 +37,7 @@ def size_ratio(word_length: ArrayLike, nonzero: ArrayLike, numel: ArrayLike | No
             layers count alike, as in the paper.
 
     Raises:
+        TypeError: an argument that holds no numbers.
         ValueError: a number out of its range, or shapes that do not fit.
     """
     lengths, shares = as_rows(word_length, nonzero)
@@ -53,6 +55,7 @@ def memory_ratio(word_length: ArrayLike, nonzero: ArrayLike, numel: ArrayLike | 
         word_length, nonzero, numel: as in `size_ratio`; here every row counts.
 
     Raises:
+        TypeError: an argument that holds no numbers.
         ValueError: a number out of its range, or shapes that do not fit.
     """
     lengths, shares = as_rows(word_length, nonzero)

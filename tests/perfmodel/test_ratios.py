@@ -98,3 +98,13 @@ def test_a_network_of_zeros_costs_nothing():
 def test_bad_input_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("ratio", [size_ratio, memory_ratio])
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [(("eight", 0.5), "word_length"), ((8, [[1.0], [1.0, 1.0]]), "nonzero"), ((8, 0.5, {"a": 1}), "numel")],
+)
+def test_what_is_no_number_is_refused_by_the_argument_s_name(ratio, arguments, name):
+    with pytest.raises(TypeError, match=f"{name} must be a number or a regular array of numbers"):
+        ratio(*arguments)
