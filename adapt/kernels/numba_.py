@@ -22,8 +22,8 @@ from torch.autograd.graph import increment_version
 from adapt.kernels.numba_device import norm_pass, quantize_pass, restore_pass, store_pass
 from adapt.kernels.stream import require_layout
 
-CHUNK = 4096
-CHUNKS_PER_THREAD = 64
+CHUNK = 2048
+CHUNKS_PER_THREAD = 128
 """Waking a thread costs some 20 µs; this many chunks take about as long."""
 
 
@@ -87,7 +87,7 @@ def quantize_(
 ) -> None:
     chunks = chunks_of(require_layout(torch.float32, sources=sources, outputs=outputs))
     tables = np.array(grids, np.float32), np.array(keys, np.uint64), np.array(offsets, np.int64)
-    counts = np.empty(0 if nonzeros is None else len(chunks.table))
+    counts = np.empty(len(chunks.table))
     run(quantize_pass, chunks, _addresses(sources), _addresses(outputs), *tables, counts, stochastic)
     if nonzeros is not None:
         nonzeros.numpy()[:] = np.add.reduceat(counts, chunks.first)

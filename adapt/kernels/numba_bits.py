@@ -28,6 +28,18 @@ def from_bits(context: Any, bits: Any) -> Any:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
+def times_sign_of(context: Any, factor: Any, x: Any) -> Any:
+    """The factor where the sign bit of x is clear, its negative where it is set; both float32."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        word = ir.IntType(32)
+        factor, x = (builder.bitcast(argument, word) for argument in arguments)
+        return builder.bitcast(builder.xor(factor, builder.and_(x, word(0x80000000))), ir.FloatType())
+
+    return types.float32(types.float32, types.float32), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
 def larger_magnitude(context: Any, x: Any, bits: Any) -> Any:
     """The larger of |x| and a magnitude, both as float32 bits: their order is that of integers, NaN above all."""
 

@@ -1,6 +1,6 @@
 """How functions are compiled for the CPU by Numba, and what all of them need: arrays at addresses, and sums."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any
 
@@ -13,23 +13,31 @@ if numba.config.DISABLE_JIT:
     raise ImportError("NUMBA_DISABLE_JIT is set")
 
 
-def compiled(function: Callable[..., Any], *, reassociate: bool = False) -> Callable[..., Any]:
+def compiled(function: Callable[..., Any], *, fastmath: Collection[str] = ()) -> Callable[..., Any]:
     """Compile without the interpreter lock, and keep the result on disk where a folder can be written.
+
+    Operations are exact unless `fastmath` names what LLVM may do to those of this very function.
 
     Numba takes a result from disk as long as the function's own file has not changed: after changing functions that
     are called from another file, remove what is kept for that one (`adapt/kernels/__pycache__`).
     """
-    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"reassoc"} if reassociate else False}
+    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": set(fastmath) or False}
     try:
         return numba.njit(cache=True, **options)(function)  # type: ignore[no-any-return]
     except RuntimeError:
         return numba.njit(**options)(function)  # type: ignore[no-any-return]
 
 
-@partial(compiled, reassociate=True)
+@partial(compiled, fastmath={"reassoc"})
 def add(total: Any, term: Any) -> Any:
     """For a sum whose order the compiler may choose, which it needs to use vector registers; it is left no other."""
     return total + term
+
+
+@partial(compiled, fastmath={"reassoc", "contract"})
+def add_square(total: Any, term: Any) -> Any:
+    """The same for the square of a widened float32 number: it is exact in float64, so fusing changes nothing."""
+    return total + term * term
 
 
 @intrinsic  # type: ignore[untyped-decorator]

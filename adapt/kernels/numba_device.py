@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from adapt.kernels.numba_compiler import add, compiled, floats
+from adapt.kernels.numba_bits import times_sign_of
+from adapt.kernels.numba_compiler import add, add_square, compiled, floats
 from adapt.kernels.numba_rounding import copy_chunk, round_chunk, round_nearest, round_stochastic, uniform
 
 _LARGEST = np.float32(np.finfo(np.float32).max)
@@ -43,20 +44,11 @@ def _store(parameter: int, master: int, numel: int, grid: Any, key: Any, offset:
 
 
 @compiled
-def _nonzeros(address: int, numel: int) -> np.int32:
-    x = floats(address, numel)
-    count = np.int32(0)
-    for i in range(numel):
-        count = np.int32(count + (x[i] != _ZERO))
-    return count
-
-
-@compiled
 def _squared_norm(address: int, numel: int) -> float:
     x = floats(address, numel)
     total = 0.0
     for i in range(numel):
-        total = add(total, np.float64(x[i]) * np.float64(x[i]))
+        total = add_square(total, np.float64(x[i]))
     return total
 
 
@@ -68,7 +60,7 @@ def _norms(address: int, numel: int) -> tuple[float, float]:
     for i in range(numel):
         wide = np.float64(m[i])
         absolute = add(absolute, abs(wide))
-        squares = add(squares, wide * wide)
+        squares = add_square(squares, wide)
     return absolute, squares
 
 
@@ -77,7 +69,7 @@ def _treated(g: Any, m: Any, factor: Any, l1: Any, l2: Any) -> Any:
     """g·factor + (l1·sign(m) + l2·m), without the bracket where there is no penalty."""
     g = g * factor
     if l1 != _ZERO or l2 != _ZERO:
-        g += (_ONE if m > _ZERO else (-_ONE if m < _ZERO else _ZERO)) * l1 + m * l2
+        g += (times_sign_of(l1, m) if m != _ZERO else _ZERO) + m * l2
     return g
 
 
@@ -96,7 +88,7 @@ def _accumulate_and_treat(total: int, gradient: int, master: int, numel: int, fa
     squares = 0.0
     for i in range(numel):
         s[i] += g[i]
-        squares = add(squares, np.float64(s[i]) * np.float64(s[i]))
+        squares = add_square(squares, np.float64(s[i]))
         g[i] = _treated(g[i], m[i], factor, l1, l2)
     return squares
 
@@ -121,13 +113,11 @@ def quantize_pass(
     counts: Any,
     stochastic: bool,
 ) -> None:
-    """outputs ← Q(sources), and how many results of each chunk are not zero, where there are places for the counts."""
+    """outputs ← Q(sources), and how many results of each chunk are not zero."""
     for c in range(first, last):
         i, start, numel = chunks[c, 0], chunks[c, 1], chunks[c, 2]
         source, output = sources[i] + 4 * start, outputs[i] + 4 * start
-        round_chunk(source, output, numel, grids[i], keys[i], offsets[i] + start, stochastic)
-        if len(counts):
-            counts[c] = _nonzeros(output, numel)
+        counts[c] = round_chunk(source, output, numel, grids[i], keys[i], offsets[i] + start, stochastic)
 
 
 @compiled

@@ -56,32 +56,45 @@ def round_stochastic(x: Any, u: Any, scale: Any, step: Any, low: Any, high: Any)
 
 
 @compiled
-def copy_chunk(source: int, output: int, numel: int) -> None:
+def copy_chunk(source: int, output: int, numel: int) -> np.int32:
+    """output ← source for one chunk, and how many are not zero."""
     s, o = floats(source, numel), floats(output, numel)
+    count = np.int32(0)
     for i in range(numel):
         o[i] = s[i]
+        count = np.int32(count + (s[i] != _ZERO))
+    return count
 
 
 @compiled
-def round_chunk(source: int, output: int, numel: int, grid: Any, key: Any, offset: int, stochastic: bool) -> None:
-    """output ← Q(source) for one chunk."""
+def round_chunk(source: int, output: int, numel: int, grid: Any, key: Any, offset: int, stochastic: bool) -> np.int32:
+    """output ← Q(source) for one chunk, and how many results are not zero."""
     scale, step, low, high = grid[0], grid[1], grid[2], grid[3]
     first, k0, k1 = np.uint32(offset), np.uint32(key), np.uint32(key >> np.uint64(32))
     s, o = floats(source, numel), floats(output, numel)
+    count = np.int32(0)
     if scale == _ZERO:
-        if source != output:
-            copy_chunk(source, output, numel)
+        count = copy_chunk(source, output, numel)
     elif source != output:
         if stochastic:
             for i in range(numel):
-                o[i] = round_stochastic(s[i], uniform(first, i, k0, k1), scale, step, low, high)
+                r = round_stochastic(s[i], uniform(first, i, k0, k1), scale, step, low, high)
+                o[i] = r
+                count = np.int32(count + (r != _ZERO))
         else:
             for i in range(numel):
-                o[i] = round_nearest(s[i], scale, step, low, high)
+                r = round_nearest(s[i], scale, step, low, high)
+                o[i] = r
+                count = np.int32(count + (r != _ZERO))
     # In place, the same loops over one array: over two that overlap they would not be vectorised.
     elif stochastic:
         for i in range(numel):
-            o[i] = round_stochastic(o[i], uniform(first, i, k0, k1), scale, step, low, high)
+            r = round_stochastic(o[i], uniform(first, i, k0, k1), scale, step, low, high)
+            o[i] = r
+            count = np.int32(count + (r != _ZERO))
     else:
         for i in range(numel):
-            o[i] = round_nearest(o[i], scale, step, low, high)
+            r = round_nearest(o[i], scale, step, low, high)
+            o[i] = r
+            count = np.int32(count + (r != _ZERO))
+    return count
