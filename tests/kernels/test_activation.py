@@ -143,13 +143,29 @@ def test_without_a_grid_values_stay_and_all_lie_inside(kernels):
     assert state.peaks[0] == reference.largest_finite(x)
 
 
-def test_in_place(kernels):
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("precision", [Precision(8, 4), None])
+def test_in_place(kernels, precision, training):
     x = values(5000)
-    expected, mask, _ = forward(kernels, x, state_of(Precision(8, 4)))
-    other = torch.empty_like(mask)
-    kernels.forward(x, x, other, state_of(Precision(8, 4)), 0, training=True, replay=False)
+    beside, within = state_of(precision), state_of(precision)
+    expected, other = torch.empty_like(x), torch.empty(mask_size(5000), dtype=torch.uint8)
+    mask = torch.empty_like(other)
+    kernels.forward(x, expected, mask, beside, 0, training=training, replay=False)
+    kernels.forward(x, x, other, within, 0, training=training, replay=False)
     assert same(x, expected)
     assert torch.equal(inside_of(mask, 5000), inside_of(other, 5000))
+    assert torch.equal(beside.peaks, within.peaks)
+
+
+@pytest.mark.parametrize("precision", [Precision(8, 4), None])
+def test_errors_in_place(kernels, precision):
+    g, state = values(5000, scale=1e-3), state_of(Precision(8, 4))
+    _, mask, _ = forward(kernels, values(5000), state)
+    expected, beside, within = torch.empty_like(g), state_of(precision), state_of(precision)
+    kernels.backward(g, expected, mask, beside, 1)
+    kernels.backward(g, g, mask, within, 1)
+    assert same(g, expected)
+    assert torch.equal(beside.peaks, within.peaks)
 
 
 def test_a_mask_is_needed_only_where_something_saturates(kernels):
