@@ -56,13 +56,18 @@ def round_stochastic(x: Any, u: Any, scale: Any, step: Any, low: Any, high: Any)
 
 
 @compiled
-def copy_chunk(source: int, output: int, numel: int) -> np.int32:
-    """output ← source for one chunk, and how many are not zero."""
+def copy_chunk(source: int, output: int, numel: int) -> None:
     s, o = floats(source, numel), floats(output, numel)
-    count = np.int32(0)
     for i in range(numel):
         o[i] = s[i]
-        count = np.int32(count + (s[i] != _ZERO))
+
+
+@compiled
+def _nonzeros(address: int, numel: int) -> np.int32:
+    x = floats(address, numel)
+    count = np.int32(0)
+    for i in range(numel):
+        count = np.int32(count + (x[i] != _ZERO))
     return count
 
 
@@ -74,7 +79,9 @@ def round_chunk(source: int, output: int, numel: int, grid: Any, key: Any, offse
     s, o = floats(source, numel), floats(output, numel)
     count = np.int32(0)
     if scale == _ZERO:
-        count = copy_chunk(source, output, numel)
+        if source != output:
+            copy_chunk(source, output, numel)
+        count = np.int32(_nonzeros(output, numel))
     elif source != output:
         if stochastic:
             for i in range(numel):

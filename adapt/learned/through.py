@@ -43,27 +43,18 @@ class Quantizer:
 
 class _Through(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        anchor: Tensor,
-        kernels: LearnedKernels,
-        rows: Tensor,
-        sums: Tensor,
-        site: int,
-        scaling: int,
-        delta: float,
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, anchor: Tensor, kernels: LearnedKernels, rows: Tensor, *how: Any) -> Tensor:
         source = _dense(x.detach())
         # The input itself where that is possible, so that autograd notices if someone overwrites it.
         ctx.save_for_backward(x if source.data_ptr() == x.data_ptr() else source)
-        ctx.kernels, ctx.how = kernels, (rows, sums, site, scaling, delta)
+        ctx.how = kernels, rows, *how
+        _, site, _, _ = how
         return _rounded(source, kernels, rows, site)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,), (source,) = gradients, ctx.saved_tensors
-        output = _gradient(gradient, source, ctx.kernels, *ctx.how)
+        output = _gradient(gradient, source, *ctx.how)
         return (output if ctx.needs_input_grad[0] else None), *[None] * 7
 
 
