@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from adapt import checkpoint, layering, penalties
+from adapt.descent import Descent
 from adapt.hooks import remove_all
 from adapt.masters import Masters, View
 from adapt.members import Members
@@ -236,6 +237,7 @@ class Controller:
             self._run.follow(biases, self._module)
         for masters in self.banks:
             masters.lends = layering.updates_in_place(self.optimizer)
+        self._descent = Descent(self.optimizer, self._run.layers.parameters)
         self._views.hook(self.banks)
         self._views.renew()
 
@@ -262,10 +264,12 @@ class Controller:
         self._restored = False
         self._adopt()
         unscale(self.optimizer)
-        self._run.before_update()
+        if self._run.before_update(self._descent.take_over):
+            self._descent.hide()
 
     @torch.no_grad()
     def _after_update(self) -> None:
+        self._descent.show()
         self._run.after_update()
         self._views.renew()
 

@@ -32,6 +32,11 @@ class Grids:
         self._in_blocks = any(isinstance(form, BlockFloat) for form in formats)
         self._take(self._resolved(range(len(formats)), weights))
 
+    @property
+    def is_fixed(self) -> bool:
+        """Whether every parameter is in fixed point, and so rounded, and on a grid that does not follow its values."""
+        return all(isinstance(form, Precision) for form in self._formats)
+
     def follow(self, indices: Sequence[int], tensors: Sequence[Tensor]) -> None:
         """Let block floating point follow what these parameters' masters are, or are about to be."""
         if self._in_blocks:

@@ -5,12 +5,12 @@ from typing import Literal, get_args
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from adapt import rounding
+from adapt.descent import Update
 from adapt.grids import Grids
-from adapt.kernels import Kernels
+from adapt.kernels import Kernels, Rounding, Treatment
 from adapt.kernels.stream import is_dense
 from adapt.lending import Lending
 from adapt.sharding import OnPieces, is_sharded, local, placed
@@ -35,6 +35,8 @@ class Masters:
 
     Attributes:
         grids: what each parameter is rounded to.
+        figures: the non-zeros of Ŵ, ‖W‖₁ and ‖W‖₂² of each parameter as of the latest rounding, float64
+            [parameters, 3].
         lends: whether `restore` may lend the parameters the masters themselves, until `store`: for an optimizer that
             updates in place what it finds in a parameter.
 
@@ -65,11 +67,16 @@ class Masters:
         self.lends = False
         self._lending = Lending(self.parameters, self.weights)
         self.numel = np.array([p.numel() for p in self.parameters], np.int64)
-        self.nonzeros = torch.zeros(len(self.parameters), dtype=torch.float64, device=self.device)
+        self.figures = torch.zeros(len(self.parameters), 3, dtype=torch.float64, device=self.device)
         self.views: list[View] = ["masters"] * len(self.parameters)
         self._offsets = np.zeros(len(self.parameters), np.int64)
         self.use([None] * len(self.parameters))
         self._keys = np.zeros(len(self.parameters), np.uint64)
+
+    @property
+    def nonzeros(self) -> Tensor:
+        """How many elements of each Ŵ are not zero, float64 [parameters]."""
+        return self.figures[:, 0]
 
     def use(self, formats: Sequence[Format]) -> None:
         """Round to these formats from now on, one for each parameter; the parameters change with the next `store`."""
@@ -94,65 +101,54 @@ class Masters:
             gradients.append(gradient)
         return gradients
 
-    def square(self, gradients: Sequence[Tensor | None], out: Tensor, *, quantize: bool = False, step: int = 0) -> None:
-        """‖G‖₂² into `out`, float64 [parameters], left as it is where there is no gradient.
-
-        With `quantize`, the gradients are first rounded stochastically, in place, in their parameters' formats; the
-        norm of one that was not finite stays so.
-        """
-        active = [i for i, gradient in enumerate(gradients) if gradient is not None]
-        if not active:
-            return
-        tensors = [gradient for gradient in gradients if gradient is not None]
-        squared = out if len(active) == len(out) else torch.empty(len(active), dtype=out.dtype, device=out.device)
-        kernels = self._kernels()
-        kernels.squared_norms_(tensors, squared)
-        if quantize:
-            raw = squared.clone()
-            keys = rounding.stream_keys(self.seed, step, [f"{self.names[i]}.grad" for i in active])
-            grids = self.grids.of(active, tensors)
-            kernels.quantize_(tensors, tensors, grids, keys, self._offsets[active], stochastic=True)
-            kernels.squared_norms_(tensors, squared)
-            squared.copy_(torch.where(torch.isfinite(raw), squared, raw))
-        if squared is not out:
-            out[active] = squared
-
-    def restore(
+    def accumulate(
         self,
         gradients: Sequence[Tensor | None],
+        sums: Sequence[Tensor | None] | None,
         squared: Tensor,
-        statistics: Tensor,
+        squared_sums: Tensor,
         *,
-        l1: NDArray[np.float64],
-        l2: float,
-        normalize: bool,
-        sums: Sequence[Tensor | None] | None = None,
+        quantize: bool = False,
+        step: int = 0,
     ) -> None:
-        """p ← W, ΣG += G and G ← G/‖G‖ + α·sign(W) + β·W, in one pass.
+        """‖G‖₂² and ‖ΣG‖₂² of each parameter into float64 [parameters], after ΣG += G.
 
-        A gradient that is not finite is left out of the sum and replaced by zero.
+        A gradient that is not finite is left out of the sum; where there is none its norm becomes NaN.
+
+        Args:
+            gradients: G of each parameter; None where there is none.
+            sums: ΣG of each parameter, or of none.
+            squared, squared_sums: where the norms go.
+            quantize: round the gradients first, stochastically and in place, in their parameters' formats. The norm of
+                one that was not finite stays so.
+            step: whose key to round them with.
+        """
+        totals = [None] * len(self.parameters) if sums is None else sums
+        kernels = self._kernels()
+        if not quantize:
+            kernels.accumulate_(totals, gradients, squared, squared_sums)
+            return
+        kernels.squared_norms_(gradients, squared)
+        raw = squared.clone()
+        active = [i for i, gradient in enumerate(gradients) if gradient is not None]
+        tensors = [gradient for gradient in gradients if gradient is not None]
+        keys = rounding.stream_keys(self.seed, step, [f"{self.names[i]}.grad" for i in active])
+        grids = self.grids.of(active, tensors)
+        kernels.quantize_(tensors, tensors, Rounding(grids, keys, self._offsets[active], stochastic=True))
+        kernels.squared_norms_(gradients, squared)
+        squared.copy_(torch.where(torch.isfinite(raw), squared, raw))
+        kernels.add_(totals, gradients, squared, squared_sums)
+
+    def restore(self, gradients: Sequence[Tensor | None], treatment: Treatment) -> None:
+        """p ← W, and G ← G/‖G‖ + α·sign(W) + β·W: what an optimizer then finds. One that is not finite becomes zero.
 
         Args:
             gradients: G of each parameter, changed in place; None where there is none.
-            squared: ‖G‖₂² of each, float64 [parameters]; anything where there is no gradient.
-            statistics: float64 [parameters, 3], filled with ‖ΣG‖₂², ‖W‖₁ and ‖W‖₂².
-            l1: α for each parameter.
-            l2: β.
-            normalize: whether to divide by ‖G‖.
-            sums: ΣG of each parameter, or None; ‖ΣG‖ comes out as 0 without.
+            treatment: what becomes of them.
         """
         lend = self.lends and self._lending.is_possible
-        self._kernels().restore_(
-            None if lend else self.parameters,
-            self.weights,
-            gradients,
-            [None] * len(self.parameters) if sums is None else sums,
-            squared,
-            l1,
-            np.full(len(self.parameters), l2),
-            statistics,
-            normalize=normalize,
-        )
+        parameters = None if lend else self.parameters
+        self._kernels().restore_(parameters, self.weights, gradients, treatment)
         if lend:
             self._lending.lend()
         self.views = ["masters"] * len(self.parameters)
@@ -160,22 +156,52 @@ class Masters:
     def restore_only(self) -> None:
         """p ← W; a gradient stays as it is, but one that is not finite is replaced by zero."""
         gradients, count = self.gradients(), len(self.parameters)
-        squared = torch.zeros(count, dtype=torch.float64, device=self.device)
-        self.square(gradients, squared)
-        statistics = torch.empty(count, 3, dtype=torch.float64, device=self.device)
-        self.restore(gradients, squared, statistics, l1=np.zeros(count), l2=0.0, normalize=False)
+        squared = torch.empty(count, dtype=torch.float64, device=self.device)
+        self._kernels().squared_norms_(gradients, squared)
+        self.restore(gradients, Treatment(squared, np.zeros(count), np.zeros(count), normalize=False))
 
     def store(self, step: int) -> None:
-        """W ← p, p ← Q(W) with the key of `step`, and count the non-zeros of Ŵ, in one pass."""
-        self._keys = rounding.stream_keys(self.seed, step, self.names)
+        """W ← p, p ← Q(W) with the key of `step`, and measure Ŵ and W, in one pass."""
         self.grids.follow(range(len(self.parameters)), self.parameters)
-        tables = self.grids.table, self._keys, self._offsets, self.nonzeros
+        how = self._begin(step)
         if self._lending:
             self._lending.take_back(range(len(self.parameters)), updated=True)
-            self._kernels().quantize_(self.weights, self.parameters, *tables, stochastic=self.stochastic)
+            self._kernels().quantize_(self.weights, self.parameters, how, self.figures)
         else:
-            self._kernels().store_(self.parameters, self.weights, *tables, stochastic=self.stochastic)
+            self._kernels().store_(self.parameters, self.weights, how, self.figures)
         self.views = ["training"] * len(self.parameters)
+
+    def descend(self, gradients: Sequence[Tensor | None], treatment: Treatment, update: Update, step: int) -> None:
+        """W ← SGD(W, treated G), p ← Q(W) with the key of `step`, and measure Ŵ and W, in one pass.
+
+        For fixed point alone: block floating point would have to look at the weights between update and rounding.
+
+        Args:
+            gradients: G of each parameter, which stays as it is; None where there is none.
+            treatment: what becomes of it before the update.
+            update: the update's rates and buffers.
+        """
+        self._kernels().descend_(
+            self.parameters,
+            self.weights,
+            gradients,
+            update.buffers,
+            treatment,
+            update.rates,
+            self._begin(step),
+            self.figures,
+        )
+        self.views = ["training"] * len(self.parameters)
+
+    def _begin(self, step: int) -> Rounding:
+        """How training rounds, with the key of `step` from now on."""
+        self._keys = rounding.stream_keys(self.seed, step, self.names)
+        return self._rounding(range(len(self.parameters)), stochastic=self.stochastic)
+
+    def _rounding(self, indices: Sequence[int], *, stochastic: bool) -> Rounding:
+        """How the masters of the parameters `indices` are rounded now."""
+        at = np.asarray(indices, np.intp)
+        return Rounding(self.grids.table[at], self._keys[at], self._offsets[at], stochastic)
 
     @torch.no_grad()
     def show(self, view: View, indices: Sequence[int] | None = None, *, anew: bool = False) -> None:
@@ -211,7 +237,8 @@ class Masters:
     def round_parameters(self) -> None:
         """Round to nearest, in place, what the parameters hold now."""
         grids = self.grids.of(range(len(self.parameters)), self.parameters)
-        self._kernels().quantize_(self.parameters, self.parameters, grids, self._keys, self._offsets, stochastic=False)
+        how = Rounding(grids, self._keys, self._offsets, stochastic=False)
+        self._kernels().quantize_(self.parameters, self.parameters, how)
 
     def seen(self, index: int, view: View) -> Tensor:
         """A master as this view of it shows it: a new tensor, or the master itself."""
@@ -227,7 +254,15 @@ class Masters:
         if not any(torch.equal(value, self.seen(index, view)) for view in views):
             self.weights[index].copy_(value)
             self.grids.follow([index], [self.weights[index]])
+            self._measure(index)
         self.show(self.views[index], [index], anew=True)
+
+    def _measure(self, index: int) -> None:
+        """Bring a parameter's figures up to date with its master."""
+        weight, figures = self.weights[index], self.figures.new_empty(1, 3)
+        how = self._rounding([index], stochastic=self.stochastic)
+        self._kernels().quantize_([weight], [torch.empty_like(weight)], how, figures)
+        self.figures[index] = figures[0]
 
     def load(self, index: int, weights: Mapping[str, Tensor]) -> None:
         """Take over a parameter's master by its name; the parameter follows with `store`."""
@@ -245,15 +280,8 @@ class Masters:
                 )
 
     def _round(self, indices: Sequence[int], outputs: Sequence[Tensor], *, stochastic: bool) -> None:
-        at = np.asarray(indices)
-        self._kernels().quantize_(
-            [self.weights[i] for i in indices],
-            outputs,
-            self.grids.table[at],
-            self._keys[at],
-            self._offsets[at],
-            stochastic=stochastic,
-        )
+        how = self._rounding(indices, stochastic=stochastic)
+        self._kernels().quantize_([self.weights[i] for i in indices], outputs, how)
 
     def _kernels(self) -> Kernels:
         kernels = rounding.backend(self.device)

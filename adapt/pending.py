@@ -1,6 +1,5 @@
 """Figures of the steps that no policy has looked at yet, kept on the device until one must."""
 
-import math
 from typing import NamedTuple
 
 import numpy as np
@@ -29,8 +28,9 @@ class Row(NamedTuple):
     """Where one step's figures go, float64 views on the device: see `Figures`."""
 
     squared: Tensor
-    statistics: Tensor
-    nonzeros: Tensor
+    squared_sums: Tensor
+    masters: Tensor
+    """[layers, 3]: `nonzeros`, `l1_norms` and `squared_weights`."""
     loss: Tensor
 
 
@@ -46,10 +46,10 @@ class Pending:
     def __init__(self, layers: int, capacity: int, device: torch.device) -> None:
         n = self._layers = layers
         self.capacity = capacity
-        self._buffer = torch.full((capacity, 5 * n + 1), math.nan, dtype=torch.float64, device=device)
+        self._buffer = torch.empty(capacity, 5 * n + 1, dtype=torch.float64, device=device)
         # Views cost microseconds each: made once, not at every step.
-        self._views = [Row(row[:n], row[n : 4 * n].view(n, 3), row[4 * n : 5 * n], row[5 * n]) for row in self._buffer]
-        # On the CPU the buffer is read and cleared where it is, at a tenth of what tensor operations take.
+        self._views = [Row(row[:n], row[n : 2 * n], row[2 * n : 5 * n].view(n, 3), row[5 * n]) for row in self._buffer]
+        # On the CPU the buffer is read where it is, at a tenth of what tensor operations take.
         self._host = self._buffer.numpy() if device.type == "cpu" else None
         self._rows = 0
 
@@ -63,7 +63,7 @@ class Pending:
 
     @property
     def row(self) -> Row:
-        """Where the next step's figures go. It is NaN until something is written."""
+        """Where the next step's figures go: all of them must be written."""
         return self._views[self._rows]
 
     def add(self) -> None:
@@ -72,20 +72,15 @@ class Pending:
 
     def take(self) -> Figures:
         """Bring all rows to the host in one transfer and forget them."""
-        if self._host is None:
-            rows = self._buffer[: self._rows].cpu().numpy()
-            self._buffer[: self._rows] = math.nan
-        else:
-            rows = self._host[: self._rows].copy()
-            self._host[: self._rows] = math.nan
+        rows = self._buffer[: self._rows].cpu().numpy() if self._host is None else self._host[: self._rows].copy()
         self._rows = 0
         n = self._layers
-        statistics = rows[:, n : 4 * n].reshape(-1, n, 3)
+        masters = rows[:, 2 * n : 5 * n].reshape(-1, n, 3)
         return Figures(
             squared=rows[:, :n],
-            squared_sums=statistics[..., 0],
-            l1_norms=statistics[..., 1],
-            squared_weights=statistics[..., 2],
-            nonzeros=rows[:, 4 * n : 5 * n],
+            squared_sums=rows[:, n : 2 * n],
+            l1_norms=masters[..., 1],
+            squared_weights=masters[..., 2],
+            nonzeros=masters[..., 0],
             losses=rows[:, -1],
         )

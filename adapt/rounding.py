@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from adapt.kernels import backend, set_backend, torch_
+from adapt.kernels import Rounding, backend, set_backend, torch_
 from adapt.kernels.stream import is_dense
 from adapt.precision import Precision
 
@@ -82,7 +82,7 @@ def _quantize(x: Tensor, word_length: int, fraction_length: int, halves: Tensor 
     key = np.array([low | high << 32], np.uint64)
     row = grid(Precision(word_length, fraction_length), x.dtype)[None]
     kernels = backend(x.device) if source.dtype == torch.float32 else torch_
-    kernels.quantize_([source], [output], row, key, _NO_OFFSET, stochastic=halves is not None)
+    kernels.quantize_([source], [output], Rounding(row, key, _NO_OFFSET, stochastic=halves is not None))
     return output.to(x.dtype)
 
 

@@ -1,5 +1,6 @@
 """What a run must remember between two steps, and what a step does to it."""
 
+import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -11,7 +12,9 @@ from adapt import checkpoint, penalties
 from adapt.activations import Activations, check_state
 from adapt.biases import Biases
 from adapt.decisions import Decisions
+from adapt.descent import TakeOver
 from adapt.execution import Execution
+from adapt.kernels import Treatment
 from adapt.losses import MicroLosses
 from adapt.masters import Masters
 from adapt.settings import Settings
@@ -130,36 +133,50 @@ class Run:
 
     # One step
 
-    def before_update(self) -> None:
-        """p ← W, statistics and treatment of G, and the policy's turn where it is due."""
+    def before_update(self, take_over: TakeOver) -> bool:
+        """Statistics of G, the policy's turn where it is due, then p ← W and treatment of G; or all up to p ← Ŵ.
+
+        Args:
+            take_over: answers what the optimizer is about to do with the layers' gradients, where it need not do so.
+
+        Returns:
+            Whether the layers are updated.
+        """
         masters, policy = self.layers, self.policy
         gradients = masters.gradients()
-        active = np.array([gradient is not None for gradient in gradients])
         loss_shown = len(self.losses) > 0
         row = self.decisions.row
-        row.nonzeros.copy_(masters.nonzeros)
+        row.masters.copy_(masters.figures)
         self._note_loss(row.loss)
-        masters.square(gradients, row.squared, quantize=policy.quantize_gradients, step=self.step)
+        masters.accumulate(
+            gradients,
+            self.windows.sums if self.decisions.can_switch or not policy.samples_gradients else None,
+            row.squared,
+            row.squared_sums,
+            quantize=policy.quantize_gradients,
+            step=self.step,
+        )
         if policy.keeps_gradients:
             self.windows.keep(gradients)
-        masters.restore(
-            gradients,
-            row.squared,
-            row.statistics,
-            l1=self.l1_of_layers,
-            l2=self.settings.l2,
-            normalize=policy.normalize_gradients,
-            sums=self.windows.sums if self.decisions.can_switch or not policy.samples_gradients else None,
-        )
         if self.biases is not None:
             self.biases.masters.restore_only()
+        # Penalties are those of the words that the forward pass ran in, whatever the policy decides now.
+        l2 = np.full(len(gradients), self.settings.l2)
+        treatment = Treatment(row.squared, self.l1_of_layers, l2, policy.normalize_gradients)
         self.step += 1
+        active = np.array([gradient is not None for gradient in gradients])
         self.decisions.add(self.step, active, masters.grids.fraction_lengths, loss_shown)
         if self.decisions.due:
             self.settle()
+        update = take_over(gradients) if masters.grids.is_fixed else None
+        if update is None:
+            masters.restore(gradients, treatment)
+        else:
+            masters.descend(gradients, treatment, update, self.step)
+        return update is not None
 
     def after_update(self) -> None:
-        """W ← p, p ← Ŵ."""
+        """W ← p, p ← Ŵ, where that is not done."""
         if self.activations is not None:
             self.activations.advance()
         self._store()
@@ -172,7 +189,8 @@ class Run:
 
     def _store(self) -> None:
         for masters in self.banks:
-            masters.store(self.step)
+            if "masters" in masters.views:
+                masters.store(self.step)
         if self.activations is not None:
             self.activations.resume(self.step)
         if self.execution is not None:
@@ -181,10 +199,12 @@ class Run:
             self.execution.resume()
 
     def _note_loss(self, out: Tensor) -> None:
-        """The step's loss into `out`, where it was shown."""
+        """The step's loss into `out`; NaN where it was not shown."""
         if self.losses:
             self.losses.average_into(out)
-        elif self.policy.uses_loss:
+            return
+        out.fill_(math.nan)
+        if self.policy.uses_loss:
             self.decisions.warn(
                 "the controller never saw the loss of this step, so the push-up strategy stays where it is: pass a "
                 "closure to step(), or call controller.observe(loss) before it"

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from adapt.kernels import Kernels
+from adapt.kernels import Kernels, Rounding, Treatment
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
@@ -116,57 +116,67 @@ class OnPieces:
         self._kernels = kernels
 
     def quantize_(
-        self,
-        sources: Sequence[Tensor],
-        outputs: Sequence[Tensor],
-        grids: NDArray[np.floating],
-        keys: NDArray[np.uint64],
-        offsets: NDArray[np.int64],
-        nonzeros: Tensor | None = None,
-        *,
-        stochastic: bool,
+        self, sources: Sequence[Tensor], outputs: Sequence[Tensor], rounding: Rounding, figures: Tensor | None = None
     ) -> None:
-        pieces = _pieces(sources), _pieces(outputs)
-        self._kernels.quantize_(*pieces, grids, keys, offsets + _offsets(sources), nonzeros, stochastic=stochastic)
-        if nonzeros is not None:
-            _add_up(nonzeros, sources)
+        self._kernels.quantize_(_pieces(sources), _pieces(outputs), _moved(rounding, sources), figures)
+        if figures is not None:
+            _add_up(figures, sources)
 
     def store_(
-        self,
-        parameters: Sequence[Tensor],
-        masters: Sequence[Tensor],
-        grids: NDArray[np.floating],
-        keys: NDArray[np.uint64],
-        offsets: NDArray[np.int64],
-        nonzeros: Tensor,
-        *,
-        stochastic: bool,
+        self, parameters: Sequence[Tensor], masters: Sequence[Tensor], rounding: Rounding, figures: Tensor
     ) -> None:
-        pieces = _pieces(parameters), _pieces(masters)
-        self._kernels.store_(*pieces, grids, keys, offsets + _offsets(masters), nonzeros, stochastic=stochastic)
-        _add_up(nonzeros, masters)
+        self._kernels.store_(_pieces(parameters), _pieces(masters), _moved(rounding, masters), figures)
+        _add_up(figures, masters)
 
-    def squared_norms_(self, tensors: Sequence[Tensor], out: Tensor) -> None:
+    def squared_norms_(self, tensors: Sequence[Tensor | None], out: Tensor) -> None:
         self._kernels.squared_norms_(_pieces(tensors), out)
         _add_up(out, tensors)
+
+    def add_(
+        self,
+        sums: Sequence[Tensor | None],
+        gradients: Sequence[Tensor | None],
+        squared: Tensor,
+        squared_sums: Tensor,
+    ) -> None:
+        self._kernels.add_(_pieces(sums), _pieces(gradients), squared, squared_sums)
+        _add_up(squared_sums, sums)
+
+    def accumulate_(
+        self,
+        sums: Sequence[Tensor | None],
+        gradients: Sequence[Tensor | None],
+        squared: Tensor,
+        squared_sums: Tensor,
+    ) -> None:
+        # Whether a gradient is finite is known when all processes have looked at their pieces.
+        self.squared_norms_(gradients, squared)
+        self.add_(sums, gradients, squared, squared_sums)
 
     def restore_(
         self,
         parameters: Sequence[Tensor] | None,
         masters: Sequence[Tensor],
         gradients: Sequence[Tensor | None],
-        sums: Sequence[Tensor | None],
-        squared: Tensor,
-        l1: Sequence[float] | NDArray[np.floating],
-        l2: Sequence[float] | NDArray[np.floating],
-        statistics: Tensor,
-        *,
-        normalize: bool,
+        treatment: Treatment,
     ) -> None:
         written = None if parameters is None else _pieces(parameters)
-        pieces = written, _pieces(masters), _pieces(gradients), _pieces(sums)
-        self._kernels.restore_(*pieces, squared, l1, l2, statistics, normalize=normalize)
-        _add_up(statistics, masters)
+        self._kernels.restore_(written, _pieces(masters), _pieces(gradients), treatment)
+
+    def descend_(
+        self,
+        parameters: Sequence[Tensor],
+        masters: Sequence[Tensor],
+        gradients: Sequence[Tensor | None],
+        buffers: Sequence[Tensor | None],
+        treatment: Treatment,
+        rates: NDArray[np.floating],
+        rounding: Rounding,
+        figures: Tensor,
+    ) -> None:
+        pieces = _pieces(parameters), _pieces(masters), _pieces(gradients), _pieces(buffers)
+        self._kernels.descend_(*pieces, treatment, rates, _moved(rounding, masters), figures)
+        _add_up(figures, masters)
 
 
 def _pieces(tensors: Sequence[Any]) -> list[Any]:
@@ -179,12 +189,13 @@ def _axis(tensor: Tensor) -> int | None:
     return next((axis for axis, place in enumerate(placements) if not place.is_replicate()), None)
 
 
-def _offsets(tensors: Sequence[Tensor]) -> NDArray[np.int64]:
-    """The index of each piece's first element in its layer: [layers]."""
-    return np.array([_offset(tensor) for tensor in tensors], np.int64)
+def _moved(rounding: Rounding, tensors: Sequence[Tensor]) -> Rounding:
+    """The same from where the tensors' pieces begin."""
+    return rounding._replace(offsets=rounding.offsets + np.array([_offset(tensor) for tensor in tensors], np.int64))
 
 
 def _offset(tensor: Tensor) -> int:
+    """The index of a piece's first element in its layer."""
     axis = _axis(tensor)
     if axis is None or not is_sharded(tensor) or not tensor.numel():
         return 0
@@ -194,7 +205,7 @@ def _offset(tensor: Tensor) -> int:
     return int(first * tensor.stride(0))
 
 
-def _add_up(figures: Tensor, tensors: Sequence[Tensor]) -> None:
+def _add_up(figures: Tensor, tensors: Sequence[Tensor | None]) -> None:
     """Replace the figures [layers, …] of pieces by those of whole layers."""
     for group, indices in _groups(tensors).items():
         part = figures[indices]
@@ -202,11 +213,11 @@ def _add_up(figures: Tensor, tensors: Sequence[Tensor]) -> None:
         figures[indices] = part
 
 
-def _groups(tensors: Sequence[Tensor]) -> dict[Any, list[int]]:
+def _groups(tensors: Sequence[Tensor | None]) -> dict[Any, list[int]]:
     """The processes that hold the pieces of sharded tensors → the tensors' indices."""
     groups: dict[Any, list[int]] = {}
     for index, tensor in enumerate(tensors):
-        axis = _axis(tensor)
-        if axis is not None and is_sharded(tensor):
+        axis = None if tensor is None else _axis(tensor)
+        if axis is not None and tensor is not None and is_sharded(tensor):
             groups.setdefault(tensor.device_mesh.get_group(axis), []).append(index)
     return groups

@@ -8,6 +8,7 @@ from torch import Tensor
 
 import adapt
 from adapt import rounding
+from adapt.kernels import Rounding
 from benchmarks import peers
 from benchmarks.bench import Bench, many_calls, runnable
 from benchmarks.networks import RESNET
@@ -65,15 +66,16 @@ class _Pass:
     def __init__(self, sources: list[Tensor]) -> None:
         self._sources, self._outputs = sources, [torch.empty_like(source) for source in sources]
         names = [str(i) for i in range(len(sources))]
-        self._tables = (
+        self._rounding = Rounding(
             np.stack([rounding.grid(adapt.Precision(8, 6))] * len(sources)),
             rounding.stream_keys(0, 0, names),
             np.zeros(len(sources), np.int64),
+            stochastic=True,
         )
         self._kernels = rounding.backend(sources[0].device)
 
     def __call__(self) -> None:
-        self._kernels.quantize_(self._sources, self._outputs, *self._tables, stochastic=True)
+        self._kernels.quantize_(self._sources, self._outputs, self._rounding)
 
 
 def _loop(calls: list[Callable[[], object] | str]) -> Callable[[], object] | str:

@@ -37,7 +37,7 @@ def spied(method, note):
 def calls(monkeypatch):
     """How often masters were stored and rounded, and how often figures were fetched."""
     counts = Counter()
-    for owner, name in ((Masters, "store"), (Masters, "_round"), (Pending, "take")):
+    for owner, name in ((Masters, "store"), (Masters, "descend"), (Masters, "_round"), (Pending, "take")):
         monkeypatch.setattr(owner, name, spied(getattr(owner, name), partial(counts.update, [name])))
     return counts
 
@@ -53,7 +53,7 @@ def test_each_step_quantises_once(calls, micro_batches):
             (loss / micro_batches).backward()
             controller.observe(loss)
         optimizer.step()
-    assert (calls["store"], calls["_round"]) == (10, 0)
+    assert (calls["descend"], calls["store"], calls["_round"]) == (10, 0, 0)
 
 
 def test_evaluation_quantises_when_the_mode_changes_and_not_again(calls):
@@ -66,7 +66,7 @@ def test_evaluation_quantises_when_the_mode_changes_and_not_again(calls):
     model.train()
     for _ in range(5):
         model(batch(0)[0])
-    assert calls["store"] == 0
+    assert calls["store"] == calls["descend"] == 0
     assert calls["_round"] == 4, "two layers, there and back"
 
 

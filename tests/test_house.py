@@ -19,7 +19,7 @@ FLOORS = (
     ("initialization", "perfmodel"),
     ("rounding", "archive", "columns", "sharding"),
     ("trace", "switching", "layering", "members"),
-    ("figures", "grids", "lending", "windows", "masters", "steps", "decisions"),
+    ("figures", "grids", "lending", "descent", "windows", "masters", "steps", "decisions"),
     ("activations", "execution", "biases", "views"),
     ("settings",),
     ("run",),

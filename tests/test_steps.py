@@ -145,7 +145,7 @@ def test_a_step_that_fails_before_its_update_leaves_no_row(monkeypatch):
         loss_of(model, 3).backward()
         controller.observe(1.0)
         with monkeypatch.context() as patch:
-            patch.setattr(Masters, "restore", fail)
+            patch.setattr(Masters, "accumulate", fail)
             with pytest.raises(MemoryError):
                 optimizer.step()
         assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())

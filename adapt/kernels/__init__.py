@@ -9,7 +9,7 @@ import os
 from collections.abc import Sequence
 from functools import cache
 from importlib import import_module
-from typing import Protocol, cast
+from typing import NamedTuple, Protocol, cast
 
 import numpy as np
 import torch
@@ -20,77 +20,122 @@ NAMES = ("torch", "numba", "triton")
 _forced: str | None = None
 
 
+class Rounding(NamedTuple):
+    """How to round each of some tensors. NumPy arrays, with L tensors.
+
+    Attributes:
+        grids: float32 [L, 4], one row (2^FL, 2^−FL, low, high) of `adapt.rounding.grid` for each; scale 0 leaves it in
+            float32.
+        keys: uint64 [L], from `adapt.rounding.stream_keys`.
+        offsets: int64 [L], the index of the tensor's first element in its layer, which is not 0 in shards.
+        stochastic: stochastic rounding, or to nearest.
+    """
+
+    grids: NDArray[np.floating]
+    keys: NDArray[np.uint64]
+    offsets: NDArray[np.int64]
+    stochastic: bool
+
+
+class Treatment(NamedTuple):
+    """What becomes of the gradient of each of L layers before the update: G/‖G‖₂ + α·sign(W) + β·W.
+
+    With m an element of the master, g of the gradient: g·c + (l1·sign(m) + l2·m), every product and sum rounded to
+    float32. c = 1/‖G‖₂ if `normalize` and ‖G‖₂ > 0, otherwise 1; no penalty term at all where both coefficients are 0.
+    A gradient that is not finite becomes 0.
+
+    Attributes:
+        squared: ‖G‖₂², float64 [L] on the device; not read where there is no gradient.
+        l1, l2: α and β, [L], used in float32.
+        normalize: whether to divide by the norm.
+    """
+
+    squared: Tensor
+    l1: Sequence[float] | NDArray[np.floating]
+    l2: Sequence[float] | NDArray[np.floating]
+    normalize: bool
+
+
 class Kernels(Protocol):
     """What a back end offers. Tensors of one list belong to different layers; lists run side by side.
 
     Every tensor is dense float32, those of one layer share shape and strides, all lie on one device. "Memory order"
-    is the order of the elements in memory, whatever the order of the dimensions. Nothing waits for the device.
+    is the order of the elements in memory, whatever the order of the dimensions. Nothing waits for the device. L is
+    the number of layers.
 
-    Shapes, with L layers: `grids` float32 [L, 4], one row (2^FL, 2^−FL, low, high) of `adapt.rounding.grid` per layer,
-    where scale 0 leaves the layer in float32; `keys` uint64 [L] from `adapt.rounding.stream_keys`; `offsets` int64 [L],
-    the index of the tensor's first element in its layer (non-zero for shards). These three are NumPy arrays.
+    Figures of a layer are how many elements of what was rounded are not zero, and ‖x‖₁ and ‖x‖₂² of what it was rounded
+    from: float64 [L, 3] on the device.
     """
 
     def quantize_(
-        self,
-        sources: Sequence[Tensor],
-        outputs: Sequence[Tensor],
-        grids: NDArray[np.floating],
-        keys: NDArray[np.uint64],
-        offsets: NDArray[np.int64],
-        nonzeros: Tensor | None = None,
-        *,
-        stochastic: bool,
+        self, sources: Sequence[Tensor], outputs: Sequence[Tensor], rounding: Rounding, figures: Tensor | None = None
     ) -> None:
-        """outputs[i] ← Q(sources[i]). An output may be its own source.
-
-        `nonzeros`, where it is given, is a float64 tensor [L] on the device: it counts what is not zero in the outputs.
-        """
+        """outputs[i] ← Q(sources[i]), and the figures where they are wanted. An output may be its own source."""
 
     def store_(
-        self,
-        parameters: Sequence[Tensor],
-        masters: Sequence[Tensor],
-        grids: NDArray[np.floating],
-        keys: NDArray[np.uint64],
-        offsets: NDArray[np.int64],
-        nonzeros: Tensor,
-        *,
-        stochastic: bool,
+        self, parameters: Sequence[Tensor], masters: Sequence[Tensor], rounding: Rounding, figures: Tensor
     ) -> None:
-        """masters[i] ← parameters[i], then parameters[i] ← Q(masters[i]); nonzeros [L] counts what is not zero in it.
+        """masters[i] ← parameters[i], then parameters[i] ← Q(masters[i]), and the figures."""
 
-        `nonzeros` is a float64 tensor on the device.
+    def squared_norms_(self, tensors: Sequence[Tensor | None], out: Tensor) -> None:
+        """out[i] ← ‖tensors[i]‖₂², summed in float64; NaN where there is none. `out` is float64 [L] on the device."""
+
+    def add_(
+        self,
+        sums: Sequence[Tensor | None],
+        gradients: Sequence[Tensor | None],
+        squared: Tensor,
+        squared_sums: Tensor,
+    ) -> None:
+        """sums[i] += gradients[i] where squared[i] is finite, and squared_sums[i] ← ‖sums[i]‖₂² afterwards.
+
+        Without a gradient the sum stays; without a sum `squared_sums` becomes 0.
+
+        Args:
+            squared: ‖gradients[i]‖₂², float64 [L] on the device; not read where there is no gradient.
+            squared_sums: float64 [L] on the device.
         """
 
-    def squared_norms_(self, tensors: Sequence[Tensor], out: Tensor) -> None:
-        """out[i] ← ‖tensors[i]‖₂², summed in float64. `out` is a float64 tensor [L] on the device."""
+    def accumulate_(
+        self,
+        sums: Sequence[Tensor | None],
+        gradients: Sequence[Tensor | None],
+        squared: Tensor,
+        squared_sums: Tensor,
+    ) -> None:
+        """`squared_norms_` of the gradients into `squared`, then `add_`."""
 
     def restore_(
         self,
         parameters: Sequence[Tensor] | None,
         masters: Sequence[Tensor],
         gradients: Sequence[Tensor | None],
-        sums: Sequence[Tensor | None],
-        squared: Tensor,
-        l1: Sequence[float] | NDArray[np.floating],
-        l2: Sequence[float] | NDArray[np.floating],
-        statistics: Tensor,
-        *,
-        normalize: bool,
+        treatment: Treatment,
     ) -> None:
-        """parameters[i] ← masters[i], and gradients[i] becomes what the optimizer sees.
+        """parameters[i] ← masters[i], unless there are none, and gradients[i] becomes what the optimizer sees."""
 
-        Where squared[i] = ‖gradients[i]‖₂² is finite: sums[i] += g, then
-        g ← g·c + (l1[i]·sign(m) + l2[i]·m), with c = 1/√squared[i] if `normalize` and squared[i] > 0, otherwise 1, and
-        no penalty term at all where both coefficients are 0. Where it is not finite: g ← 0 and the sum stays.
-        A layer without a gradient keeps its sum; a layer without a sum has none to add to.
+    def descend_(
+        self,
+        parameters: Sequence[Tensor],
+        masters: Sequence[Tensor],
+        gradients: Sequence[Tensor | None],
+        buffers: Sequence[Tensor | None],
+        treatment: Treatment,
+        rates: NDArray[np.floating],
+        rounding: Rounding,
+        figures: Tensor,
+    ) -> None:
+        """A step of stochastic gradient descent on the masters, then parameters[i] ← Q(masters[i]), and the figures.
+
+        With g the treated gradient (the gradient itself stays as it is) and m the master, every product and sum rounded
+        to float32: d = sign·g + decay·m; where there is a buffer, buffer ← momentum·buffer + kept·d and then
+        d ← d + momentum·buffer with `nesterov`, otherwise d ← buffer; m ← m + rate·d. A layer without a gradient
+        keeps its master and its buffer.
 
         Args:
-            parameters: None where nothing is to be written but gradients and sums.
-            squared: float64 [L] on the device; entries of layers without a gradient are not read.
-            l1, l2: penalty coefficients [L], used in float32.
-            statistics: float64 [L, 3] on the device ← (‖sum‖₂² afterwards, ‖m‖₁, ‖m‖₂²); 0 where there is no sum.
+            buffers: None where there is no momentum, or no gradient.
+            rates: float32 [L, 6], a row (rate, sign, decay, momentum, kept, nesterov) for each layer. Where decay is 0
+                nothing is added.
         """
 
 

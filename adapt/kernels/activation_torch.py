@@ -13,7 +13,7 @@ from torch import Tensor
 
 from adapt.kernels.activation import DECAY, FROZEN, MASKED, NOISE, State
 from adapt.kernels.stream import flat
-from adapt.kernels.torch_ import _rounded
+from adapt.kernels.torch_ import rounded
 from adapt.precision import HIGHEST_FRACTION, LOWEST_FRACTION
 
 
@@ -59,7 +59,7 @@ def forward(
     inside = (x >= low * step) & (x <= high * step) if scale else torch.ones_like(x, dtype=torch.bool)
     if training and not replay:
         _remember(x, state, site)
-    flat(output).copy_(_rounded(x, row, key, offset, noise))
+    flat(output).copy_(rounded(x, row, key, offset, noise))
     if mask is None:
         return False
     mask[: x.numel()] = inside
@@ -73,7 +73,7 @@ def backward(gradient: Tensor, output: Tensor, mask: Tensor | None, state: State
     if site >= 0:
         key, offset, noise = _begin(state, site, g.numel(), training=True, replay=False)
         _remember(g, state, site)
-        g = _rounded(g, _grid(state, site, output.dtype), key, offset, noise)
+        g = rounded(g, _grid(state, site, output.dtype), key, offset, noise)
     if mask is not None:
         g = torch.where(mask[: g.numel()].view(torch.bool) | _unflagged(mask, g.numel()), g, 0)
     flat(output).copy_(g)

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from adapt.kernels.activation import FROZEN, NOISE
-from adapt.kernels.triton_device import _load, _nearest_integer, _store, _uniform
+from adapt.kernels.triton_rounding import load, nearest_integer, store, uniform
 
 _FROZEN, _NOISE = tl.constexpr(float(FROZEN)), tl.constexpr(float(NOISE))
 _INFINITE_BITS = tl.constexpr(0x7F800000)
@@ -37,10 +37,10 @@ def _bounds(row, HALF: tl.constexpr):
 @triton.jit
 def _rounded(x, index, scale, step, low, high, key, noise):
     v = x * scale
-    nearest = _nearest_integer(v)
+    nearest = nearest_integer(v)
     # The device's own floor flushes subnormal numbers to zero: that of −1e−40 would be 0.
     floor = tl.where(nearest > v, nearest - 1.0, nearest)
-    drawn = tl.where(_uniform(index, key) < v - floor, floor + 1.0, floor)
+    drawn = tl.where(uniform(index, key) < v - floor, floor + 1.0, floor)
     r = tl.where(noise, drawn, nearest)
     # Two comparisons that NaN fails, so that it stays.
     r = tl.where(r > high, high, r)
@@ -76,7 +76,7 @@ def _forward_block(
     BLOCK: tl.constexpr,
     FULL: tl.constexpr,
 ):
-    x = _load(source, position, numel, FULL).to(tl.float32)
+    x = load(source, position, numel, FULL).to(tl.float32)
     scale, step, low, high = _bounds(formats, HALF)
     mode = tl.load(formats + 4)
     if HAS_MASK:
@@ -86,13 +86,13 @@ def _forward_block(
         group = tl.program_id(0).to(tl.int64) * (BLOCK // MASKED) + tl.arange(0, BLOCK // MASKED)
         tl.store(mask + numel + group, saturated.to(tl.uint8), mask=group * MASKED < numel)
         if tl.max(saturated, axis=0) != 0:
-            _store(mask, position, inside.to(tl.uint8), numel, FULL)
+            store(mask, position, inside.to(tl.uint8), numel, FULL)
     offset = tl.load(drawn)
     if REPLAY:
         offset -= numel
     noise = mode == _NOISE if TRAINING else mode < 0.0
     y = _rounded(x, position + offset, scale, step, low, high, tl.load(keys), noise)
-    _store(output, position, y.to(output.dtype.element_ty), numel, FULL)
+    store(output, position, y.to(output.dtype.element_ty), numel, FULL)
     if TRAINING and not REPLAY:
         _record(x, position, numel, peaks, mode)
 
@@ -146,7 +146,7 @@ def _backward_block(
     BLOCK: tl.constexpr,
     FULL: tl.constexpr,
 ):
-    g = _load(gradient, position, numel, FULL).to(tl.float32)
+    g = load(gradient, position, numel, FULL).to(tl.float32)
     if ROUND:
         scale, step, low, high = _bounds(formats, HALF)
         mode = tl.load(formats + 4)
@@ -157,7 +157,7 @@ def _backward_block(
         saturated = tl.load(mask + numel + position // MASKED, mask=position < numel, other=0)
         inside = tl.load(mask + position, mask=(position < numel) & (saturated != 0), other=1)
         g = tl.where(inside != 0, g, 0.0)
-    _store(output, position, g.to(output.dtype.element_ty), numel, FULL)
+    store(output, position, g.to(output.dtype.element_ty), numel, FULL)
 
 
 @triton.jit

@@ -11,40 +11,14 @@ import numpy as np
 
 from adapt.kernels.numba_bits import times_sign_of
 from adapt.kernels.numba_compiler import add, add_square, compiled, floats
-from adapt.kernels.numba_rounding import copy_chunk, round_chunk, round_nearest, round_stochastic, uniform
+from adapt.kernels.numba_rounding import copy_chunk, round_chunk
 
 _LARGEST = np.float32(np.finfo(np.float32).max)
 _ZERO, _ONE = np.float32(0), np.float32(1)
 
 
 @compiled
-def _store(parameter: int, master: int, numel: int, grid: Any, key: Any, offset: int, stochastic: bool) -> np.int32:
-    """master ← parameter and parameter ← Q(master) for one chunk; how many of the results are not zero."""
-    scale, step, low, high = grid[0], grid[1], grid[2], grid[3]
-    first, k0, k1 = np.uint32(offset), np.uint32(key), np.uint32(key >> np.uint64(32))
-    p, m = floats(parameter, numel), floats(master, numel)
-    count = np.int32(0)
-    if scale == _ZERO:
-        for i in range(numel):
-            m[i] = p[i]
-            count = np.int32(count + (p[i] != _ZERO))
-    elif stochastic:
-        for i in range(numel):
-            m[i] = p[i]
-            r = round_stochastic(p[i], uniform(first, i, k0, k1), scale, step, low, high)
-            p[i] = r
-            count = np.int32(count + (r != _ZERO))
-    else:
-        for i in range(numel):
-            m[i] = p[i]
-            r = round_nearest(p[i], scale, step, low, high)
-            p[i] = r
-            count = np.int32(count + (r != _ZERO))
-    return count
-
-
-@compiled
-def _squared_norm(address: int, numel: int) -> float:
+def squared_norm(address: int, numel: int) -> float:
     x = floats(address, numel)
     total = 0.0
     for i in range(numel):
@@ -81,15 +55,23 @@ def _treat(gradient: int, master: int, numel: int, factor: Any, l1: Any, l2: Any
 
 
 @compiled
-def _accumulate_and_treat(total: int, gradient: int, master: int, numel: int, factor: Any, l1: Any, l2: Any) -> float:
-    """sum ← sum + g, then g treated, for one chunk; ‖sum‖₂²."""
-    s = floats(total, numel)
-    g, m = floats(gradient, numel), floats(master, numel)
+def _factor(squared: float, normalize: bool) -> Any:
+    """What a gradient is multiplied with; 0 stands for one that is not finite."""
+    if not np.isfinite(squared):
+        return _ZERO
+    if normalize and squared > 0.0:
+        return np.float32(min(1.0 / np.sqrt(squared), np.float64(_LARGEST)))
+    return _ONE
+
+
+@compiled
+def _add(total: int, gradient: int, numel: int) -> float:
+    """sum ← sum + g for one chunk; ‖sum‖₂²."""
+    s, g = floats(total, numel), floats(gradient, numel)
     squares = 0.0
     for i in range(numel):
         s[i] += g[i]
         squares = add_square(squares, np.float64(s[i]))
-        g[i] = _treated(g[i], m[i], factor, l1, l2)
     return squares
 
 
@@ -98,6 +80,32 @@ def _clear(address: int, numel: int) -> None:
     x = floats(address, numel)
     for i in range(numel):
         x[i] = _ZERO
+
+
+@compiled
+def _descend(gradient: int, master: int, numel: int, factor: Any, l1: Any, l2: Any, rates: Any) -> None:
+    """One chunk of plain descent."""
+    rate, sign, decay = rates[0], rates[1], rates[2]
+    g, m = floats(gradient, numel), floats(master, numel)
+    for i in range(numel):
+        d = sign * (_treated(g[i], m[i], factor, l1, l2) if factor != _ZERO else _ZERO)
+        d = d + m[i] * decay if decay != _ZERO else d
+        m[i] += d * rate
+
+
+@compiled
+def _descend_with_momentum(
+    gradient: int, buffer: int, master: int, numel: int, factor: Any, l1: Any, l2: Any, rates: Any
+) -> None:
+    """One chunk of descent with momentum."""
+    rate, sign, decay, momentum, kept, nesterov = rates[0], rates[1], rates[2], rates[3], rates[4], rates[5] != _ZERO
+    g, b, m = floats(gradient, numel), floats(buffer, numel), floats(master, numel)
+    for i in range(numel):
+        d = sign * (_treated(g[i], m[i], factor, l1, l2) if factor != _ZERO else _ZERO)
+        d = d + m[i] * decay if decay != _ZERO else d
+        b[i] = b[i] * momentum + d * kept
+        d = d + b[i] * momentum if nesterov else b[i]
+        m[i] += d * rate
 
 
 @compiled
@@ -110,14 +118,17 @@ def quantize_pass(
     grids: Any,
     keys: Any,
     offsets: Any,
-    counts: Any,
     stochastic: bool,
+    partial: Any,
+    measure: bool,
 ) -> None:
-    """outputs ← Q(sources), and how many results of each chunk are not zero."""
+    """outputs ← Q(sources). Each chunk's figures go into `partial`; without `measure` no norms."""
     for c in range(first, last):
         i, start, numel = chunks[c, 0], chunks[c, 1], chunks[c, 2]
         source, output = sources[i] + 4 * start, outputs[i] + 4 * start
-        counts[c] = round_chunk(source, output, numel, grids[i], keys[i], offsets[i] + start, stochastic)
+        if measure:
+            partial[c, 1], partial[c, 2] = _norms(source, numel)
+        partial[c, 0] = round_chunk(source, output, numel, grids[i], keys[i], offsets[i] + start, stochastic)
 
 
 @compiled
@@ -130,20 +141,54 @@ def store_pass(
     grids: Any,
     keys: Any,
     offsets: Any,
-    counts: Any,
     stochastic: bool,
+    partial: Any,
 ) -> None:
     for c in range(first, last):
         i, start, numel = chunks[c, 0], chunks[c, 1], chunks[c, 2]
         parameter, master = parameters[i] + 4 * start, masters[i] + 4 * start
-        counts[c] = _store(parameter, master, numel, grids[i], keys[i], offsets[i] + start, stochastic)
+        copy_chunk(parameter, master, numel)
+        partial[c, 1], partial[c, 2] = _norms(master, numel)
+        partial[c, 0] = round_chunk(master, parameter, numel, grids[i], keys[i], offsets[i] + start, stochastic)
 
 
 @compiled
 def norm_pass(first: int, last: int, chunks: Any, tensors: Any, partial: Any) -> None:
+    """‖x‖₂² of each chunk; 0 where there is no tensor."""
     for c in range(first, last):
         i, start, numel = chunks[c, 0], chunks[c, 1], chunks[c, 2]
-        partial[c] = _squared_norm(tensors[i] + 4 * start, numel)
+        partial[c] = squared_norm(tensors[i] + 4 * start, numel) if tensors[i] else 0.0
+
+
+@compiled
+def add_pass(first: int, last: int, chunks: Any, sums: Any, gradients: Any, squared: Any, partial: Any) -> None:
+    """‖sum‖₂² of each chunk too; 0 where there is no sum."""
+    for c in range(first, last):
+        i, start, numel = chunks[c, 0], chunks[c, 1], chunks[c, 2]
+        total = sums[i] + 4 * start
+        if sums[i] and gradients[i] and np.isfinite(squared[i]):
+            partial[c] = _add(total, gradients[i] + 4 * start, numel)
+        else:
+            partial[c] = squared_norm(total, numel) if sums[i] else 0.0
+
+
+@compiled
+def accumulate_pass(
+    first: int, last: int, chunks: Any, sums: Any, gradients: Any, squared: Any, norms: Any, partial: Any
+) -> None:
+    """`norm_pass` and `add_pass` layer by layer, so that the second finds in the cache what the first has read.
+
+    For all chunks of a network: `squared` gets the norms of whole layers.
+    """
+    start = first
+    while start < last:
+        layer, end = chunks[start, 0], start
+        while end < last and chunks[end, 0] == layer:
+            end += 1
+        norm_pass(start, end, chunks, gradients, norms)
+        squared[layer] = norms[start:end].sum()
+        add_pass(start, end, chunks, sums, gradients, squared, partial)
+        start = end
 
 
 @compiled
@@ -154,28 +199,53 @@ def restore_pass(
     parameters: Any,
     masters: Any,
     gradients: Any,
-    sums: Any,
     squared: Any,
     l1: Any,
     l2: Any,
-    partial: Any,
     normalize: bool,
 ) -> None:
     for c in range(first, last):
         i, start, numel = chunks[c, 0], chunks[c, 1], chunks[c, 2]
-        master, gradient, total = masters[i] + 4 * start, gradients[i] + 4 * start, sums[i] + 4 * start
+        master, gradient = masters[i] + 4 * start, gradients[i] + 4 * start
         if parameters[i]:
             copy_chunk(master, parameters[i] + 4 * start, numel)
-        partial[c, 1], partial[c, 2] = _norms(master, numel)
-        use = gradients[i] != 0 and np.isfinite(squared[i])
-        factor = _ONE
-        if normalize and squared[i] > 0.0:
-            factor = np.float32(min(1.0 / np.sqrt(squared[i]), np.float64(_LARGEST)))
-        if use and sums[i]:
-            partial[c, 0] = _accumulate_and_treat(total, gradient, master, numel, factor, l1[i], l2[i])
-        else:
-            partial[c, 0] = _squared_norm(total, numel) if sums[i] else 0.0
-            if use:
+        if gradients[i]:
+            factor = _factor(squared[i], normalize)
+            if factor != _ZERO:
                 _treat(gradient, master, numel, factor, l1[i], l2[i])
-            elif gradients[i]:
+            else:
                 _clear(gradient, numel)
+
+
+@compiled
+def descend_pass(
+    first: int,
+    last: int,
+    chunks: Any,
+    parameters: Any,
+    masters: Any,
+    gradients: Any,
+    buffers: Any,
+    squared: Any,
+    l1: Any,
+    l2: Any,
+    normalize: bool,
+    rates: Any,
+    grids: Any,
+    keys: Any,
+    offsets: Any,
+    stochastic: bool,
+    partial: Any,
+) -> None:
+    for c in range(first, last):
+        i, start, numel = chunks[c, 0], chunks[c, 1], chunks[c, 2]
+        parameter, master, gradient = parameters[i] + 4 * start, masters[i] + 4 * start, gradients[i] + 4 * start
+        if gradients[i]:
+            factor = _factor(squared[i], normalize)
+            if buffers[i]:
+                buffer = buffers[i] + 4 * start
+                _descend_with_momentum(gradient, buffer, master, numel, factor, l1[i], l2[i], rates[i])
+            else:
+                _descend(gradient, master, numel, factor, l1[i], l2[i], rates[i])
+        partial[c, 1], partial[c, 2] = _norms(master, numel)
+        partial[c, 0] = round_chunk(master, parameter, numel, grids[i], keys[i], offsets[i] + start, stochastic)

@@ -12,6 +12,7 @@ i is the offset of the tensor in its layer plus the position in memory (modulo 2
 (key, i): not on the order of the work, the number of threads or the device.
 """
 
+import math
 from collections.abc import Sequence
 from typing import cast
 
@@ -91,6 +92,20 @@ def require_layout(dtype: torch.dtype | None, /, **lists: Sequence[Tensor | None
     if len(dtypes) > 1 or (dtype is not None and dtypes - {dtype}):
         raise TypeError(f"tensors hold {sorted(map(str, dtypes))}: this back end takes {dtype or 'one type at a time'}")
     return sizes
+
+
+def present(*lists: Sequence[Tensor | None]) -> list[Tensor]:
+    """A tensor for every place in lists that may lack some: the first that one of them has, or an empty one."""
+    found = [next((tensor for tensor in tensors if tensor is not None), None) for tensors in zip(*lists, strict=True)]
+    device = next((tensor.device for tensor in found if tensor is not None), None)
+    return [torch.empty(0, device=device) if tensor is None else tensor for tensor in found]
+
+
+def set_missing(tensors: Sequence[Tensor | None], norms: Tensor) -> None:
+    """norms[i] ← NaN where there is no tensor."""
+    missing = [i for i, tensor in enumerate(tensors) if tensor is None]
+    if missing:
+        norms[missing] = math.nan
 
 
 def _layout(tensor: Tensor) -> str:

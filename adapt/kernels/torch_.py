@@ -3,6 +3,7 @@
 `adapt.kernels.Kernels` says what each function does. Here tensors may be float64 too; the work is then done in float64.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from adapt.kernels.stream import FIRST_MULTIPLIER, SECOND_MULTIPLIER, UNIFORM_STEP, flat, require_layout
+from adapt.kernels import Rounding, Treatment
+from adapt.kernels.stream import FIRST_MULTIPLIER, SECOND_MULTIPLIER, UNIFORM_STEP, flat, present, require_layout
 
 
 def uniform(numel: int, key: int, offset: int, *, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -32,7 +34,7 @@ def _signed(bits: int) -> int:
     return bits - (1 << 32) if bits >> 31 else bits
 
 
-def _rounded(x: Tensor, grid: NDArray[np.floating], key: int, offset: int, stochastic: bool) -> Tensor:
+def rounded(x: Tensor, grid: NDArray[np.floating], key: int, offset: int, stochastic: bool) -> Tensor:
     """Q(x) for a vector x, as a new one."""
     scale, step, low, high = grid.tolist()
     if scale == 0:
@@ -50,45 +52,56 @@ def _rounded(x: Tensor, grid: NDArray[np.floating], key: int, offset: int, stoch
 
 @torch.no_grad()
 def quantize_(
-    sources: Sequence[Tensor],
-    outputs: Sequence[Tensor],
-    grids: NDArray[np.floating],
-    keys: NDArray[np.uint64],
-    offsets: NDArray[np.int64],
-    nonzeros: Tensor | None = None,
-    *,
-    stochastic: bool,
+    sources: Sequence[Tensor], outputs: Sequence[Tensor], rounding: Rounding, figures: Tensor | None = None
 ) -> None:
     require_layout(None, sources=sources, outputs=outputs)
     for i, (source, output) in enumerate(zip(sources, outputs, strict=True)):
-        quantized = _rounded(flat(source), grids[i], int(keys[i]), int(offsets[i]), stochastic)
+        key, offset = int(rounding.keys[i]), int(rounding.offsets[i])
+        quantized = rounded(flat(source), rounding.grids[i], key, offset, rounding.stochastic)
+        if figures is not None:
+            figures[i, 0] = quantized.count_nonzero()
+            figures[i, 1] = source.abs().sum(dtype=torch.float64)
+            figures[i, 2] = _squared_norm(source)
         flat(output).copy_(quantized)
-        if nonzeros is not None:
-            nonzeros[i] = quantized.count_nonzero()
 
 
 @torch.no_grad()
-def store_(
-    parameters: Sequence[Tensor],
-    masters: Sequence[Tensor],
-    grids: NDArray[np.floating],
-    keys: NDArray[np.uint64],
-    offsets: NDArray[np.int64],
-    nonzeros: Tensor,
-    *,
-    stochastic: bool,
-) -> None:
+def store_(parameters: Sequence[Tensor], masters: Sequence[Tensor], rounding: Rounding, figures: Tensor) -> None:
     require_layout(None, parameters=parameters, masters=masters)
     for parameter, master in zip(parameters, masters, strict=True):
         master.copy_(parameter)
-    quantize_(masters, parameters, grids, keys, offsets, nonzeros, stochastic=stochastic)
+    quantize_(masters, parameters, rounding, figures)
 
 
 @torch.no_grad()
-def squared_norms_(tensors: Sequence[Tensor], out: Tensor) -> None:
-    require_layout(None, tensors=tensors)
+def squared_norms_(tensors: Sequence[Tensor | None], out: Tensor) -> None:
+    require_layout(None, present=present(tensors), tensors=tensors)
     for i, tensor in enumerate(tensors):
-        out[i] = _squared_norm(tensor)
+        out[i] = math.nan if tensor is None else _squared_norm(tensor)
+
+
+@torch.no_grad()
+def add_(
+    sums: Sequence[Tensor | None],
+    gradients: Sequence[Tensor | None],
+    squared: Tensor,
+    squared_sums: Tensor,
+) -> None:
+    require_layout(None, present=present(sums, gradients), sums=sums, gradients=gradients)
+    for i, (total, gradient) in enumerate(zip(sums, gradients, strict=True)):
+        if total is not None and gradient is not None:
+            total.copy_(torch.where(squared[i].isfinite(), total + gradient, total))
+        squared_sums[i] = 0 if total is None else _squared_norm(total)
+
+
+def accumulate_(
+    sums: Sequence[Tensor | None],
+    gradients: Sequence[Tensor | None],
+    squared: Tensor,
+    squared_sums: Tensor,
+) -> None:
+    squared_norms_(gradients, squared)
+    add_(sums, gradients, squared, squared_sums)
 
 
 @torch.no_grad()
@@ -96,41 +109,66 @@ def restore_(
     parameters: Sequence[Tensor] | None,
     masters: Sequence[Tensor],
     gradients: Sequence[Tensor | None],
-    sums: Sequence[Tensor | None],
-    squared: Tensor,
-    l1: Sequence[float] | NDArray[np.floating],
-    l2: Sequence[float] | NDArray[np.floating],
-    statistics: Tensor,
-    *,
-    normalize: bool,
+    treatment: Treatment,
 ) -> None:
     written = [None] * len(masters) if parameters is None else parameters
-    require_layout(None, masters=masters, parameters=written, gradients=gradients, sums=sums)
-    finite = squared.isfinite()
-    factors = _factors(squared, normalize)
-    for i, (parameter, master, gradient, total) in enumerate(zip(written, masters, gradients, sums, strict=True)):
+    require_layout(None, masters=masters, parameters=written, gradients=gradients)
+    factors = _factors(treatment)
+    for i, (parameter, master, gradient) in enumerate(zip(written, masters, gradients, strict=True)):
         if parameter is not None:
             parameter.copy_(master)
         if gradient is not None:
-            if total is not None:
-                total.copy_(torch.where(finite[i], total + gradient, total))
-            treated = gradient * factors[i].to(gradient.dtype)
-            # Separate products and sums: torch's add with alpha fuses them and would round once instead of twice.
-            first, second = float(np.float32(l1[i])), float(np.float32(l2[i]))
-            if first or second:
-                treated += master.sign() * first + master * second
-            gradient.copy_(torch.where(finite[i], treated, 0))
-        statistics[i, 0] = 0 if total is None else _squared_norm(total)
-        statistics[i, 1] = master.abs().sum(dtype=torch.float64)
-        statistics[i, 2] = _squared_norm(master)
+            gradient.copy_(_treated(gradient, master, factors[i], treatment, i))
 
 
-def _factors(squared: Tensor, normalize: bool) -> Tensor:
-    """What each gradient is multiplied with, float32 [L]. The cap keeps a vanishing norm from making it infinite."""
-    if not normalize:
-        return torch.ones_like(squared, dtype=torch.float32)
-    largest = torch.finfo(torch.float32).max
-    return torch.where(squared > 0, squared.sqrt().reciprocal().clamp_(max=largest), 1).to(torch.float32)
+@torch.no_grad()
+def descend_(
+    parameters: Sequence[Tensor],
+    masters: Sequence[Tensor],
+    gradients: Sequence[Tensor | None],
+    buffers: Sequence[Tensor | None],
+    treatment: Treatment,
+    rates: NDArray[np.floating],
+    rounding: Rounding,
+    figures: Tensor,
+) -> None:
+    require_layout(None, parameters=parameters, masters=masters, gradients=gradients, buffers=buffers)
+    factors = _factors(treatment)
+    for i, (master, gradient, buffer) in enumerate(zip(masters, gradients, buffers, strict=True)):
+        if gradient is None:
+            continue
+        # Separate products and sums: torch's add with alpha fuses them and would round once instead of twice.
+        rate, sign, decay, momentum, kept, nesterov = np.asarray(rates[i], np.float32).tolist()
+        direction = _treated(gradient, master, factors[i], treatment, i) * sign
+        if decay:
+            direction += master * decay
+        if buffer is not None:
+            buffer.mul_(momentum).add_(direction * kept)
+            direction = direction + buffer * momentum if nesterov else buffer
+        master.add_(direction * rate)
+    quantize_(masters, parameters, rounding, figures)
+
+
+def _treated(gradient: Tensor, master: Tensor, factor: Tensor, treatment: Treatment, i: int) -> Tensor:
+    """What the optimizer sees of the i-th gradient, whose factor is this: a new tensor."""
+    treated = gradient * factor.to(gradient.dtype)
+    l1, l2 = float(np.float32(treatment.l1[i])), float(np.float32(treatment.l2[i]))
+    if l1 or l2:
+        treated += master.sign() * l1 + master * l2
+    return torch.where(factor > 0, treated, 0)
+
+
+def _factors(treatment: Treatment) -> Tensor:
+    """What each gradient is multiplied with, float32 [L]; 0 stands for one that is not finite.
+
+    The cap keeps a vanishing norm from making it infinite.
+    """
+    squared = treatment.squared
+    factors = torch.ones_like(squared, dtype=torch.float32)
+    if treatment.normalize:
+        largest = torch.finfo(torch.float32).max
+        factors = torch.where(squared > 0, squared.sqrt().reciprocal().clamp_(max=largest), 1).to(torch.float32)
+    return torch.where(squared.isfinite(), factors, 0)
 
 
 def _squared_norm(tensor: Tensor) -> Tensor:

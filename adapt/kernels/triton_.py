@@ -18,8 +18,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from adapt.kernels.stream import require_layout
-from adapt.kernels.triton_device import add_up, norm_pass, quantize_pass, restore_pass, store_pass
+from adapt.kernels import Rounding, Treatment
+from adapt.kernels.stream import present, require_layout, set_missing
+from adapt.kernels.triton_device import (
+    add_pass,
+    add_up,
+    descend_pass,
+    norm_pass,
+    quantize_pass,
+    restore_pass,
+    store_pass,
+)
 
 BLOCK = 2048
 
@@ -82,10 +91,9 @@ def _run(
             add_up[len(sizes), numbers](blocks.ends, sums, out, *strides, COLUMNS=numbers, LANES=256)
 
 
-def _rounding_columns(
-    grids: NDArray[np.floating], keys: NDArray[np.uint64], offsets: NDArray[np.int64]
-) -> list[NDArray[np.int64]]:
-    return [np.array(offsets, np.int64), np.array(keys, np.uint64).view(np.int64), _bits(grids)]
+def _rounding_columns(rounding: Rounding) -> list[NDArray[np.int64]]:
+    keys = np.array(rounding.keys, np.uint64).view(np.int64)
+    return [np.array(rounding.offsets, np.int64), keys, _bits(rounding.grids)]
 
 
 def _bits(values: Any) -> NDArray[np.int64]:
@@ -94,55 +102,75 @@ def _bits(values: Any) -> NDArray[np.int64]:
 
 
 def quantize_(
-    sources: Sequence[Tensor],
-    outputs: Sequence[Tensor],
-    grids: NDArray[np.floating],
-    keys: NDArray[np.uint64],
-    offsets: NDArray[np.int64],
-    nonzeros: Tensor | None = None,
-    *,
-    stochastic: bool,
+    sources: Sequence[Tensor], outputs: Sequence[Tensor], rounding: Rounding, figures: Tensor | None = None
 ) -> None:
     tensors = {"sources": sources, "outputs": outputs}
-    _run(quantize_pass, tensors, _rounding_columns(grids, keys, offsets), out=nonzeros, STOCHASTIC=stochastic)
+    _run(quantize_pass, tensors, _rounding_columns(rounding), out=figures, STOCHASTIC=rounding.stochastic)
     increment_version(outputs)
 
 
-def store_(
-    parameters: Sequence[Tensor],
-    masters: Sequence[Tensor],
-    grids: NDArray[np.floating],
-    keys: NDArray[np.uint64],
-    offsets: NDArray[np.int64],
-    nonzeros: Tensor,
-    *,
-    stochastic: bool,
-) -> None:
+def store_(parameters: Sequence[Tensor], masters: Sequence[Tensor], rounding: Rounding, figures: Tensor) -> None:
     tensors = {"parameters": parameters, "masters": masters}
-    _run(store_pass, tensors, _rounding_columns(grids, keys, offsets), out=nonzeros, STOCHASTIC=stochastic)
+    _run(store_pass, tensors, _rounding_columns(rounding), out=figures, STOCHASTIC=rounding.stochastic)
     increment_version(parameters)
 
 
-def squared_norms_(tensors: Sequence[Tensor], out: Tensor) -> None:
-    _run(norm_pass, {"tensors": tensors}, [], out=out)
+def squared_norms_(tensors: Sequence[Tensor | None], out: Tensor) -> None:
+    _run(norm_pass, {"present": present(tensors), "tensors": tensors}, [], out=out)
+    set_missing(tensors, out)
+
+
+def add_(
+    sums: Sequence[Tensor | None],
+    gradients: Sequence[Tensor | None],
+    squared: Tensor,
+    squared_sums: Tensor,
+) -> None:
+    tensors = {"present": present(sums, gradients), "sums": sums, "gradients": gradients}
+    _run(add_pass, tensors, [], [squared.contiguous()], squared_sums)
+
+
+def accumulate_(
+    sums: Sequence[Tensor | None],
+    gradients: Sequence[Tensor | None],
+    squared: Tensor,
+    squared_sums: Tensor,
+) -> None:
+    squared_norms_(gradients, squared)
+    add_(sums, gradients, squared, squared_sums)
 
 
 def restore_(
     parameters: Sequence[Tensor] | None,
     masters: Sequence[Tensor],
     gradients: Sequence[Tensor | None],
-    sums: Sequence[Tensor | None],
-    squared: Tensor,
-    l1: Sequence[float] | NDArray[np.floating],
-    l2: Sequence[float] | NDArray[np.floating],
-    statistics: Tensor,
-    *,
-    normalize: bool,
+    treatment: Treatment,
 ) -> None:
     written = [None] * len(masters) if parameters is None else parameters
-    tensors = {"masters": masters, "parameters": written, "gradients": gradients, "sums": sums}
-    penalties = _bits(np.stack([l1, l2], axis=-1))
-    _run(restore_pass, tensors, [penalties], [squared.contiguous()], statistics, NORMALIZE=normalize)
+    tensors = {"masters": masters, "parameters": written, "gradients": gradients}
+    squared = treatment.squared.contiguous()
+    _run(restore_pass, tensors, [_penalties(treatment)], [squared], NORMALIZE=treatment.normalize)
     if parameters is not None:
         increment_version(parameters)
     increment_version([gradient for gradient in gradients if gradient is not None])
+
+
+def descend_(
+    parameters: Sequence[Tensor],
+    masters: Sequence[Tensor],
+    gradients: Sequence[Tensor | None],
+    buffers: Sequence[Tensor | None],
+    treatment: Treatment,
+    rates: NDArray[np.floating],
+    rounding: Rounding,
+    figures: Tensor,
+) -> None:
+    tensors = {"parameters": parameters, "masters": masters, "gradients": gradients, "buffers": buffers}
+    columns = [_penalties(treatment), _bits(rates), *_rounding_columns(rounding)]
+    constants = {"NORMALIZE": treatment.normalize, "STOCHASTIC": rounding.stochastic}
+    _run(descend_pass, tensors, columns, [treatment.squared.contiguous()], figures, **constants)
+    increment_version(parameters)
+
+
+def _penalties(treatment: Treatment) -> NDArray[np.int64]:
+    return _bits(np.stack([treatment.l1, treatment.l2], axis=-1))

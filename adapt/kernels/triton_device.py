@@ -9,12 +9,8 @@ import numpy as np
 import triton
 import triton.language as tl
 
-from adapt.kernels.stream import FIRST_MULTIPLIER, SECOND_MULTIPLIER, UNIFORM_STEP
+from adapt.kernels.triton_rounding import load, round_block, store
 
-_FIRST = tl.constexpr(FIRST_MULTIPLIER)
-_SECOND = tl.constexpr(SECOND_MULTIPLIER)
-_UNIFORM_STEP = tl.constexpr(UNIFORM_STEP)
-_INTEGERS_FROM = tl.constexpr(2.0**23)  # every float32 number from here on is an integer
 _LARGEST = tl.constexpr(float(np.finfo(np.float32).max))
 
 
@@ -25,62 +21,6 @@ def _pointer(row, column: tl.constexpr, ALIGNED: tl.constexpr):
     if ALIGNED:
         pointer = tl.multiple_of(pointer, 16)
     return pointer
-
-
-@triton.jit
-def _load(pointer, position, numel, FULL: tl.constexpr):
-    # Without a mask neighbouring elements travel together.
-    if FULL:
-        return tl.load(pointer + position)
-    return tl.load(pointer + position, mask=position < numel, other=0.0)
-
-
-@triton.jit
-def _store(pointer, position, value, numel, FULL: tl.constexpr):
-    if FULL:
-        tl.store(pointer + position, value)
-    else:
-        tl.store(pointer + position, value, mask=position < numel)
-
-
-@triton.jit
-def _uniform(index, key):
-    """The stream's draws, from indices and a key in int64."""
-    x = index.to(tl.uint32) ^ key.to(tl.uint32)
-    x = (x ^ (x >> 16)) * _FIRST
-    x = (x ^ (x >> 15) ^ (key >> 32).to(tl.uint32)) * _SECOND
-    x = x ^ (x >> 16)
-    return (x >> 8).to(tl.int32).to(tl.float32) * _UNIFORM_STEP
-
-
-@triton.jit
-def _nearest_integer(v):
-    """Half to even, with the sign of v. From 2^23 on float32 has no fractions: adding that and taking it off rounds."""
-    magnitude = tl.abs(v)
-    rounded = (magnitude + _INTEGERS_FROM) - _INTEGERS_FROM
-    rounded = tl.where(magnitude < _INTEGERS_FROM, rounded, magnitude)
-    sign = v.to(tl.int32, bitcast=True) & -2147483648
-    return (rounded.to(tl.int32, bitcast=True) | sign).to(tl.float32, bitcast=True)
-
-
-@triton.jit
-def _round(x, position, row, GRID: tl.constexpr, STOCHASTIC: tl.constexpr):
-    """Q(x) for one block. Columns GRID … GRID + 3 hold the offset, the key and the grid's row in float32."""
-    grid = (row + GRID + 2).to(tl.pointer_type(tl.float32))
-    scale, step, low, high = tl.load(grid), tl.load(grid + 1), tl.load(grid + 2), tl.load(grid + 3)
-    v = x * scale
-    if STOCHASTIC:
-        nearest = _nearest_integer(v)
-        # The device's own floor flushes subnormal numbers to zero: that of −1e−40 would be 0.
-        floor = tl.where(nearest > v, nearest - 1.0, nearest)
-        u = _uniform(position + tl.load(row + GRID), tl.load(row + GRID + 1))
-        r = tl.where(u < v - floor, floor + 1.0, floor)
-    else:
-        r = _nearest_integer(v)
-    # Two comparisons that NaN fails, so that it stays.
-    r = tl.where(r > high, high, r)
-    r = tl.where(r < low, low, r)
-    return tl.where(scale == 0.0, x, r * step)
 
 
 @triton.jit
@@ -106,19 +46,27 @@ def _count(rounded, position, numel):
 
 
 @triton.jit
+def _measure(rounded, source, position, numel, partial):
+    """The three figures of one block: non-zeros of what was rounded, ‖source‖₁ and ‖source‖₂²."""
+    tl.store(partial, _count(rounded, position, numel))
+    tl.store(partial + 1, tl.sum(tl.abs(source).to(tl.float64)))
+    tl.store(partial + 2, _squares(source))
+
+
+@triton.jit
 def _quantize_block(row, position, numel, partial, STOCHASTIC: tl.constexpr, ALIGNED: tl.constexpr, FULL: tl.constexpr):
-    x, output = _load(_pointer(row, 1, ALIGNED), position, numel, FULL), _pointer(row, 2, ALIGNED)
-    rounded = _round(x, position, row, 3, STOCHASTIC)
-    _store(output, position, rounded, numel, FULL)
+    x, output = load(_pointer(row, 1, ALIGNED), position, numel, FULL), _pointer(row, 2, ALIGNED)
+    rounded = round_block(x, position, row, 3, STOCHASTIC)
+    store(output, position, rounded, numel, FULL)
     if partial is not None:
-        tl.store(partial + tl.program_id(0), _count(rounded, position, numel))
+        _measure(rounded, x, position, numel, partial + 3 * tl.program_id(0))
 
 
 @triton.jit
 def quantize_pass(
     blocks, table, partial, WIDTH: tl.constexpr, STOCHASTIC: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """Where `partial` is None nothing is counted."""
+    """Where `partial` is None nothing is measured."""
     row, _, position, numel, full = _place(blocks, table, WIDTH, BLOCK)
     if full:
         _quantize_block(row, position, numel, partial, STOCHASTIC, ALIGNED, True)
@@ -128,11 +76,11 @@ def quantize_pass(
 
 @triton.jit
 def _store_block(row, position, numel, partial, STOCHASTIC: tl.constexpr, ALIGNED: tl.constexpr, FULL: tl.constexpr):
-    x = _load(_pointer(row, 1, ALIGNED), position, numel, FULL)
-    rounded = _round(x, position, row, 3, STOCHASTIC)
-    _store(_pointer(row, 2, ALIGNED), position, x, numel, FULL)
-    _store(_pointer(row, 1, ALIGNED), position, rounded, numel, FULL)
-    tl.store(partial, _count(rounded, position, numel))
+    x = load(_pointer(row, 1, ALIGNED), position, numel, FULL)
+    rounded = round_block(x, position, row, 3, STOCHASTIC)
+    store(_pointer(row, 2, ALIGNED), position, x, numel, FULL)
+    store(_pointer(row, 1, ALIGNED), position, rounded, numel, FULL)
+    _measure(rounded, x, position, numel, partial)
 
 
 @triton.jit
@@ -140,7 +88,7 @@ def store_pass(
     blocks, table, partial, WIDTH: tl.constexpr, STOCHASTIC: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr
 ):
     row, _, position, numel, full = _place(blocks, table, WIDTH, BLOCK)
-    partial += tl.program_id(0)
+    partial += 3 * tl.program_id(0)
     if full:
         _store_block(row, position, numel, partial, STOCHASTIC, ALIGNED, True)
     else:
@@ -149,46 +97,64 @@ def store_pass(
 
 @triton.jit
 def norm_pass(blocks, table, partial, WIDTH: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr):
+    """‖x‖₂² of each block; 0 where there is no tensor."""
     row, _, position, numel, full = _place(blocks, table, WIDTH, BLOCK)
-    pointer, partial = _pointer(row, 1, ALIGNED), partial + tl.program_id(0)
-    if full:
-        tl.store(partial, _squares(_load(pointer, position, numel, True)))
+    pointer, partial = _pointer(row, 2, ALIGNED), partial + tl.program_id(0)
+    if tl.load(row + 2) == 0:
+        tl.store(partial, 0.0)
+    elif full:
+        tl.store(partial, _squares(load(pointer, position, numel, True)))
     else:
-        tl.store(partial, _squares(_load(pointer, position, numel, False)))
+        tl.store(partial, _squares(load(pointer, position, numel, False)))
 
 
 @triton.jit
-def _restore_block(
-    row, position, numel, squared, partial, NORMALIZE: tl.constexpr, ALIGNED: tl.constexpr, FULL: tl.constexpr
-):
-    has_gradient, has_sum, finite = tl.load(row + 3) != 0, tl.load(row + 4) != 0, squared < float("inf")
-    master = _load(_pointer(row, 1, ALIGNED), position, numel, FULL)
-    if tl.load(row + 2) != 0:
-        _store(_pointer(row, 2, ALIGNED), position, master, numel, FULL)
-    gradient = tl.zeros_like(master)
-    if has_gradient:
-        gradient = _load(_pointer(row, 3, ALIGNED), position, numel, FULL)
-    total = tl.zeros_like(master)
-    if has_sum:
-        total = _load(_pointer(row, 4, ALIGNED), position, numel, FULL)
-        if has_gradient & finite:
-            total += gradient
-            _store(_pointer(row, 4, ALIGNED), position, total, numel, FULL)
-    if has_gradient:
-        if finite:
-            if NORMALIZE & (squared > 0.0):
-                gradient = gradient * tl.minimum(1.0 / tl.sqrt(squared), _LARGEST).to(tl.float32)
-            coefficients = (row + 5).to(tl.pointer_type(tl.float32))
-            l1, l2 = tl.load(coefficients), tl.load(coefficients + 1)
-            if (l1 != 0.0) | (l2 != 0.0):
-                sign = tl.where(master > 0.0, 1.0, tl.where(master < 0.0, -1.0, 0.0))
-                gradient = gradient + (sign * l1 + master * l2)
-        else:
-            gradient = tl.zeros_like(master)
-        _store(_pointer(row, 3, ALIGNED), position, gradient, numel, FULL)
+def _add_block(row, position, numel, squared, partial, ALIGNED: tl.constexpr, FULL: tl.constexpr):
+    total = load(_pointer(row, 2, ALIGNED), position, numel, FULL)
+    if (tl.load(row + 3) != 0) & (squared < float("inf")):
+        total += load(_pointer(row, 3, ALIGNED), position, numel, FULL)
+        store(_pointer(row, 2, ALIGNED), position, total, numel, FULL)
     tl.store(partial, _squares(total))
-    tl.store(partial + 1, tl.sum(tl.abs(master).to(tl.float64)))
-    tl.store(partial + 2, _squares(master))
+
+
+@triton.jit
+def add_pass(blocks, table, squared, partial, WIDTH: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr):
+    """‖sum‖₂² of each block too; 0 where there is no sum."""
+    row, layer, position, numel, full = _place(blocks, table, WIDTH, BLOCK)
+    norm, partial = tl.load(squared + layer), partial + tl.program_id(0)
+    if tl.load(row + 2) == 0:
+        tl.store(partial, 0.0)
+    elif full:
+        _add_block(row, position, numel, norm, partial, ALIGNED, True)
+    else:
+        _add_block(row, position, numel, norm, partial, ALIGNED, False)
+
+
+@triton.jit
+def _treated(gradient, master, row, squared, PENALTIES: tl.constexpr, NORMALIZE: tl.constexpr):
+    """What the optimizer sees of a gradient. Column PENALTIES holds l1 and l2 in float32."""
+    treated = tl.zeros_like(master)
+    if squared < float("inf"):
+        treated = gradient
+        if NORMALIZE & (squared > 0.0):
+            treated = gradient * tl.minimum(1.0 / tl.sqrt(squared), _LARGEST).to(tl.float32)
+        coefficients = (row + PENALTIES).to(tl.pointer_type(tl.float32))
+        l1, l2 = tl.load(coefficients), tl.load(coefficients + 1)
+        if (l1 != 0.0) | (l2 != 0.0):
+            sign = tl.where(master > 0.0, 1.0, tl.where(master < 0.0, -1.0, 0.0))
+            treated = treated + (sign * l1 + master * l2)
+    return treated
+
+
+@triton.jit
+def _restore_block(row, position, numel, squared, NORMALIZE: tl.constexpr, ALIGNED: tl.constexpr, FULL: tl.constexpr):
+    master = load(_pointer(row, 1, ALIGNED), position, numel, FULL)
+    if tl.load(row + 2) != 0:
+        store(_pointer(row, 2, ALIGNED), position, master, numel, FULL)
+    if tl.load(row + 3) != 0:
+        gradient = load(_pointer(row, 3, ALIGNED), position, numel, FULL)
+        treated = _treated(gradient, master, row, squared, 4, NORMALIZE)
+        store(_pointer(row, 3, ALIGNED), position, treated, numel, FULL)
 
 
 @triton.jit
@@ -202,12 +168,69 @@ def restore_pass(
     ALIGNED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    """`partial` is None: nothing is measured."""
+    row, layer, position, numel, full = _place(blocks, table, WIDTH, BLOCK)
+    norm = tl.load(squared + layer)
+    if full:
+        _restore_block(row, position, numel, norm, NORMALIZE, ALIGNED, True)
+    else:
+        _restore_block(row, position, numel, norm, NORMALIZE, ALIGNED, False)
+
+
+@triton.jit
+def _descend_block(
+    row,
+    position,
+    numel,
+    squared,
+    partial,
+    NORMALIZE: tl.constexpr,
+    STOCHASTIC: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    FULL: tl.constexpr,
+):
+    master = load(_pointer(row, 2, ALIGNED), position, numel, FULL)
+    if tl.load(row + 3) != 0:
+        gradient = load(_pointer(row, 3, ALIGNED), position, numel, FULL)
+        rates = (row + 6).to(tl.pointer_type(tl.float32))
+        sign, decay = tl.load(rates + 1), tl.load(rates + 2)
+        direction = _treated(gradient, master, row, squared, 5, NORMALIZE) * sign
+        if decay != 0.0:
+            direction += master * decay
+        if tl.load(row + 4) != 0:
+            momentum = tl.load(rates + 3)
+            buffer = load(_pointer(row, 4, ALIGNED), position, numel, FULL) * momentum + direction * tl.load(rates + 4)
+            store(_pointer(row, 4, ALIGNED), position, buffer, numel, FULL)
+            if tl.load(rates + 5) != 0.0:
+                direction += buffer * momentum
+            else:
+                direction = buffer
+        master += direction * tl.load(rates)
+        store(_pointer(row, 2, ALIGNED), position, master, numel, FULL)
+    rounded = round_block(master, position, row, 9, STOCHASTIC)
+    store(_pointer(row, 1, ALIGNED), position, rounded, numel, FULL)
+    _measure(rounded, master, position, numel, partial)
+
+
+@triton.jit
+def descend_pass(
+    blocks,
+    table,
+    squared,
+    partial,
+    WIDTH: tl.constexpr,
+    NORMALIZE: tl.constexpr,
+    STOCHASTIC: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Columns: four tensors, the penalties, three of rates, then what `_round` needs."""
     row, layer, position, numel, full = _place(blocks, table, WIDTH, BLOCK)
     norm, partial = tl.load(squared + layer), partial + 3 * tl.program_id(0)
     if full:
-        _restore_block(row, position, numel, norm, partial, NORMALIZE, ALIGNED, True)
+        _descend_block(row, position, numel, norm, partial, NORMALIZE, STOCHASTIC, ALIGNED, True)
     else:
-        _restore_block(row, position, numel, norm, partial, NORMALIZE, ALIGNED, False)
+        _descend_block(row, position, numel, norm, partial, NORMALIZE, STOCHASTIC, ALIGNED, False)
 
 
 @triton.jit

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from adapt import checkpoint, ranks
+from adapt.descent import TakeOver
 from adapt.learned import start, state
 from adapt.learned.activations import Met
 from adapt.learned.log import Log
@@ -150,8 +151,8 @@ class LearnedRun(Run):
 
     # One step
 
-    def before_update(self) -> None:
-        """p ← W, G becomes the gradient to W, and the formats move where it is their turn."""
+    def before_update(self, take_over: TakeOver) -> bool:
+        """p ← W, G becomes the gradient to W, and the formats move where it is their turn; the update is torch's."""
         plan = self.plan
         self.losses.forget()
         self.layers.back(self.layers.gradients(), plan.weight_scaling, plan.delta, collect=not self.frozen)
@@ -166,6 +167,7 @@ class LearnedRun(Run):
             self._learn(plan, at)
         elif self.step == plan.phases.pretraining + plan.phases.learning + plan.update_every:
             self.norms.end()
+        return False
 
     def _learn(self, plan: LearnedWidths, at: int) -> None:
         """One of the steps in which formats are learned, and the ends of phases."""

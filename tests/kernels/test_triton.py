@@ -23,9 +23,17 @@ ROUNDING = {"WIDTH": 7, "ALIGNED": True, "BLOCK": 2048}
 PASSES = {
     "quantize_pass": ({"blocks": "*i64", "table": "*i64"}, {**ROUNDING, "STOCHASTIC": True, "partial": None}),
     "store_pass": ({"blocks": "*i64", "table": "*i64", "partial": "*fp64"}, {**ROUNDING, "STOCHASTIC": False}),
-    "restore_pass": (
+    "add_pass": (
         {"blocks": "*i64", "table": "*i64", "squared": "*fp64", "partial": "*fp64"},
-        {"WIDTH": 6, "ALIGNED": True, "BLOCK": 2048, "NORMALIZE": True},
+        {"WIDTH": 4, "ALIGNED": True, "BLOCK": 2048},
+    ),
+    "restore_pass": (
+        {"blocks": "*i64", "table": "*i64", "squared": "*fp64"},
+        {"WIDTH": 5, "ALIGNED": True, "BLOCK": 2048, "NORMALIZE": True, "partial": None},
+    ),
+    "descend_pass": (
+        {"blocks": "*i64", "table": "*i64", "squared": "*fp64", "partial": "*fp64"},
+        {"WIDTH": 13, "ALIGNED": True, "BLOCK": 2048, "NORMALIZE": True, "STOCHASTIC": True},
     ),
 }
 

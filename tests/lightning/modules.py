@@ -206,7 +206,8 @@ class Witness:
         form, master = owners[0].precisions[name], owners[0].masters[name]
         if not is_on_grid(weight, form):
             self.problems.append(f"{name} off the grid {form}")
-        if is_on_grid(master, form):
+        # The grids of longer words are finer than float32 itself where weights are not small.
+        if form.word_length <= 24 and is_on_grid(master, form):
             self.problems.append(f"the master of {name} is on the grid")
         if not training and not torch.equal(weight, adapt.quantize(master, form)):
             self.problems.append(f"{name} not rounded to nearest outside training")

@@ -22,3 +22,18 @@ def treated_gradient(gradient, master, squared, l1, l2, *, normalize):
 
 def running_sum(total, gradient, squared):
     return F(total) + F(gradient) if math.isfinite(squared) else F(total)
+
+
+def descended(gradient, buffer, master, rates):
+    """One step of SGD for one element, every operation rounded to float32: the master and the buffer afterwards.
+
+    `gradient` is what the optimizer sees; `buffer` is None where there is no momentum.
+    """
+    rate, sign, decay, momentum, kept, nesterov = map(F, rates)
+    direction = sign * F(gradient)
+    if decay != 0:
+        direction = direction + F(master) * decay
+    if buffer is not None:
+        buffer = F(buffer) * momentum + direction * kept
+        direction = direction + buffer * momentum if nesterov else buffer
+    return F(master) + direction * rate, buffer

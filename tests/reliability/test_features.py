@@ -135,9 +135,12 @@ def test_after_an_exception_detaching_leaves_what_was_asked_for(place, view, mon
         model[1].register_forward_hook(fail)
     else:
         monkeypatch.setattr(optimizer, "_init_group", fail)
-    masters = {name: master.clone() for name, master in controller.masters.items()}
+    before = {name: master.clone() for name, master in controller.masters.items()}
     with pytest.raises(KeyboardInterrupt):
         step_once(model, optimizer, controller, 5)
+    masters = {name: master.clone() for name, master in controller.masters.items()}
+    # SGD's update of the layers comes before that of everything else.
+    assert all(torch.equal(master, before[name]) == (place == "forward") for name, master in masters.items())
     controller.detach(view)
     for name, master in masters.items():
         kept = adapt.quantize(master, controller.precisions[name]) if view == "evaluation" else master
