@@ -41,7 +41,7 @@ class Decisions:
         """Go on from the policy's state `state`, with rows for `trace`; forget what waits."""
         self.state, self.trace = state, trace
         self.skipped = np.zeros(len(trace.layers), np.int64)
-        self._sizes, self._empty = np.maximum(trace.numel, 1), trace.numel == 0
+        self._sizes = np.maximum(trace.numel, 1)
         self._formats: tuple[Format, ...] | None = None
         self._pending = Pending(len(trace.layers), 0, self._device)
         self._hosts: list[tuple[int, NDArray[np.bool_], NDArray[np.int64], bool]] = []
@@ -119,20 +119,20 @@ class Decisions:
         figures = self._pending.take()
         hosts, self._hosts = self._hosts, []
         # Only the newest step can switch a layer, so all of them ran in these words.
-        active, words = np.array([active for _, active, *_ in hosts]), self.word_lengths
+        words = self.word_lengths
         norms, norms_of_sums = np.sqrt(figures.squared), np.sqrt(figures.squared_sums)
-        seen, sound = active & np.isfinite(figures.squared), np.isfinite(figures.squared_weights)
-        healthy = ((seen == active) & sound & ((figures.nonzeros > 0) | self._empty)).all(axis=1).tolist()
+        seen, sound = np.isfinite(figures.squared), np.isfinite(figures.squared_weights)
+        all_well = seen.all() and sound.all() and figures.nonzeros.all()
         losses = (
             figures.losses
             + penalties.elastic_net(figures.l1_norms, figures.squared_weights, l1, l2)
             + penalties.word_length_sparsity(words, figures.nonzeros / self._sizes)
         ).tolist()
-        for i, (step, _, fraction_lengths, loss_shown) in enumerate(hosts):
+        for i, (step, active, fraction_lengths, loss_shown) in enumerate(hosts):
             # The forward pass of this step saw what the step before left.
             self.close_row(figures.nonzeros[i], fraction_lengths)
-            if not healthy[i]:
-                self._check(figures, i, active[i], windows)
+            if not all_well:
+                self._check(figures, i, active, windows)
             observation = Observation(
                 loss=losses[i] if loss_shown else None,
                 norms=norms[i],

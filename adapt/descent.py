@@ -11,7 +11,7 @@ from torch.optim import SGD, Optimizer
 from torch.optim import optimizer as torch_optimizer
 
 from adapt.layering import updates_in_place
-from adapt.sharding import is_sharded, local
+from adapt.sharding import is_sharded
 
 
 class Update(NamedTuple):
@@ -28,6 +28,9 @@ class Update(NamedTuple):
 
 TakeOver = Callable[[Sequence[Tensor | None]], Update | None]
 """Answers the update that an optimizer would make of some parameters with these gradients, if another may make it."""
+
+
+_NOTHING: dict[str, Any] = {}
 
 
 class Descent:
@@ -59,22 +62,20 @@ class Descent:
         if not self._is_known or self._is_watched():
             return None
         groups = self._optimizer.param_groups
-        if not all(_is_at_hand(group[name]) for group in groups for name in ("lr", "weight_decay")):
+        if not all(_is_at_hand(group["lr"]) and _is_at_hand(group["weight_decay"]) for group in groups):
             return None
-        state = self._optimizer.state
-        moved = [
-            i
-            for i, (group, gradient) in enumerate(zip(self._groups, gradients, strict=True))
-            if gradient is not None and groups[group]["momentum"]
-        ]
+        state, begun = self._optimizer.state, []
         buffers: list[Tensor | None] = [None] * len(gradients)
-        for i in moved:
-            buffers[i] = state.get(self._parameters[i], {}).get("momentum_buffer")
-        if not all(buffers[i] is None or _are_alike(buffers[i], self._parameters[i]) for i in moved):
-            return None
+        for i, (parameter, gradient) in enumerate(zip(self._parameters, gradients, strict=True)):
+            if gradient is None or not groups[self._groups[i]]["momentum"]:
+                continue
+            buffers[i] = buffer = state.get(parameter, _NOTHING).get("momentum_buffer")
+            if buffer is None:
+                begun.append(i)
+            elif not _are_alike(buffer, parameter):
+                return None
         rows = [_row(group) for group in groups]
         rates = np.array([rows[group] for group in self._groups], np.float32)
-        begun = [i for i in moved if buffers[i] is None]
         if begun:
             self._order_state()
         for i in begun:
@@ -126,7 +127,11 @@ def _row(group: dict[str, Any]) -> tuple[float, ...]:
     return -float(group["lr"]), sign, float(group["weight_decay"]), group["momentum"], kept, nesterov
 
 
-def _are_alike(buffer: Any, parameter: Tensor) -> bool:
-    """Whether a buffer can be walked beside its parameter."""
-    one, other = local(buffer), local(parameter)
-    return one.dtype == other.dtype and one.device == other.device and one.stride() == other.stride()
+def _are_alike(buffer: Tensor, parameter: Tensor) -> bool:
+    """Whether a buffer can be walked beside its parameter, on each process that has a piece of it."""
+    return (
+        buffer.dtype == parameter.dtype
+        and buffer.device == parameter.device
+        and buffer.stride() == parameter.stride()
+        and getattr(buffer, "placements", None) == getattr(parameter, "placements", None)
+    )

@@ -24,14 +24,14 @@ class MicroLosses:
             TypeError: the loss is no number.
             ValueError: the loss is not a single number.
         """
-        if not isinstance(loss, Tensor | Real):
-            raise TypeError(f"loss must be a tensor or a number, got {type(loss).__name__}")
-        if isinstance(loss, Tensor) and loss.numel() != 1:
-            raise ValueError(f"loss must be a single number, got shape {tuple(loss.shape)}: reduce it first")
-        if not isinstance(loss, Tensor):
+        if isinstance(loss, Tensor):
+            if loss.numel() != 1:
+                raise ValueError(f"loss must be a single number, got shape {tuple(loss.shape)}: reduce it first")
+            self._shown.append(loss.detach().reshape(()) if loss.dim() else loss.detach())
+        elif isinstance(loss, Real):
             self._shown.append(float(loss))
         else:
-            self._shown.append(loss.detach().reshape(()) if loss.dim() else loss.detach())
+            raise TypeError(f"loss must be a tensor or a number, got {type(loss).__name__}")
 
     def forget(self) -> None:
         """Begin a step."""

@@ -64,6 +64,8 @@ class Masters:
         self.weights: list[Tensor] = [kept[id(p)] if id(p) in kept else p.detach().clone() for p in self.parameters]
         self.device = self.parameters[0].device
         self.sharded = any(is_sharded(parameter) for parameter in self.parameters)
+        kernels = rounding.backend(self.device)
+        self._kernels: Kernels = OnPieces(kernels) if self.sharded else kernels
         self.lends = False
         self._lending = Lending(self.parameters, self.weights)
         self.numel = np.array([p.numel() for p in self.parameters], np.int64)
@@ -97,7 +99,8 @@ class Masters:
                     raise RuntimeError(f"{name} has a sparse gradient: make its embedding with sparse=False")
                 if gradient.stride() != parameter.stride():
                     gradient = parameter.grad = torch.empty_like(parameter).copy_(gradient)
-                gradient = gradient.detach()
+                if gradient.requires_grad:
+                    gradient = gradient.detach()
             gradients.append(gradient)
         return gradients
 
@@ -124,7 +127,7 @@ class Masters:
             step: whose key to round them with.
         """
         totals = [None] * len(self.parameters) if sums is None else sums
-        kernels = self._kernels()
+        kernels = self._kernels
         if not quantize:
             kernels.accumulate_(totals, gradients, squared, squared_sums)
             return
@@ -148,7 +151,7 @@ class Masters:
         """
         lend = self.lends and self._lending.is_possible
         parameters = None if lend else self.parameters
-        self._kernels().restore_(parameters, self.weights, gradients, treatment)
+        self._kernels.restore_(parameters, self.weights, gradients, treatment)
         if lend:
             self._lending.lend()
         self.views = ["masters"] * len(self.parameters)
@@ -157,7 +160,7 @@ class Masters:
         """p ← W; a gradient stays as it is, but one that is not finite is replaced by zero."""
         gradients, count = self.gradients(), len(self.parameters)
         squared = torch.empty(count, dtype=torch.float64, device=self.device)
-        self._kernels().squared_norms_(gradients, squared)
+        self._kernels.squared_norms_(gradients, squared)
         self.restore(gradients, Treatment(squared, np.zeros(count), np.zeros(count), normalize=False))
 
     def store(self, step: int) -> None:
@@ -166,9 +169,9 @@ class Masters:
         how = self._begin(step)
         if self._lending:
             self._lending.take_back(range(len(self.parameters)), updated=True)
-            self._kernels().quantize_(self.weights, self.parameters, how, self.figures)
+            self._kernels.quantize_(self.weights, self.parameters, how, self.figures)
         else:
-            self._kernels().store_(self.parameters, self.weights, how, self.figures)
+            self._kernels.store_(self.parameters, self.weights, how, self.figures)
         self.views = ["training"] * len(self.parameters)
 
     def descend(self, gradients: Sequence[Tensor | None], treatment: Treatment, update: Update, step: int) -> None:
@@ -181,7 +184,7 @@ class Masters:
             treatment: what becomes of it before the update.
             update: the update's rates and buffers.
         """
-        self._kernels().descend_(
+        self._kernels.descend_(
             self.parameters,
             self.weights,
             gradients,
@@ -196,7 +199,7 @@ class Masters:
     def _begin(self, step: int) -> Rounding:
         """How training rounds, with the key of `step` from now on."""
         self._keys = rounding.stream_keys(self.seed, step, self.names)
-        return self._rounding(range(len(self.parameters)), stochastic=self.stochastic)
+        return Rounding(self.grids.table, self._keys, self._offsets, self.stochastic)
 
     def _rounding(self, indices: Sequence[int], *, stochastic: bool) -> Rounding:
         """How the masters of the parameters `indices` are rounded now."""
@@ -238,7 +241,7 @@ class Masters:
         """Round to nearest, in place, what the parameters hold now."""
         grids = self.grids.of(range(len(self.parameters)), self.parameters)
         how = Rounding(grids, self._keys, self._offsets, stochastic=False)
-        self._kernels().quantize_(self.parameters, self.parameters, how)
+        self._kernels.quantize_(self.parameters, self.parameters, how)
 
     def seen(self, index: int, view: View) -> Tensor:
         """A master as this view of it shows it: a new tensor, or the master itself."""
@@ -261,7 +264,7 @@ class Masters:
         """Bring a parameter's figures up to date with its master."""
         weight, figures = self.weights[index], self.figures.new_empty(1, 3)
         how = self._rounding([index], stochastic=self.stochastic)
-        self._kernels().quantize_([weight], [torch.empty_like(weight)], how, figures)
+        self._kernels.quantize_([weight], [torch.empty_like(weight)], how, figures)
         self.figures[index] = figures[0]
 
     def load(self, index: int, weights: Mapping[str, Tensor]) -> None:
@@ -281,8 +284,4 @@ class Masters:
 
     def _round(self, indices: Sequence[int], outputs: Sequence[Tensor], *, stochastic: bool) -> None:
         how = self._rounding(indices, stochastic=stochastic)
-        self._kernels().quantize_([self.weights[i] for i in indices], outputs, how)
-
-    def _kernels(self) -> Kernels:
-        kernels = rounding.backend(self.device)
-        return OnPieces(kernels) if self.sharded else kernels
+        self._kernels.quantize_([self.weights[i] for i in indices], outputs, how)

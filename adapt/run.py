@@ -161,8 +161,7 @@ class Run:
         if self.biases is not None:
             self.biases.masters.restore_only()
         # Penalties are those of the words that the forward pass ran in, whatever the policy decides now.
-        l2 = np.full(len(gradients), self.settings.l2)
-        treatment = Treatment(row.squared, self.l1_of_layers, l2, policy.normalize_gradients)
+        treatment = Treatment(row.squared, self.l1_of_layers, self.l2_of_layers, policy.normalize_gradients)
         self.step += 1
         active = np.array([gradient is not None for gradient in gradients])
         self.decisions.add(self.step, active, masters.grids.fraction_lengths, loss_shown)
@@ -238,6 +237,7 @@ class Run:
         l1 = self.settings.l1
         by_word_length = self.settings.l1_by_word_length
         self.l1_of_layers = penalties.l1_by_word_length(l1, words) if by_word_length else np.full(len(words), l1)
+        self.l2_of_layers = np.full(len(words), self.settings.l2)
 
     # Persistence
 

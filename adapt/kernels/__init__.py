@@ -142,7 +142,8 @@ class Kernels(Protocol):
 def set_backend(name: str | None) -> None:
     """Force one back end, "torch", "numba" or "triton", for every device; None lets the device choose again.
 
-    The environment variable ADAPT_BACKEND does the same where this function was not called.
+    The environment variable ADAPT_BACKEND does the same where this function was not called. A controller keeps the
+    back end that it found when it was attached.
 
     Raises:
         ValueError: an unknown name.
@@ -163,17 +164,25 @@ def backend(device: torch.device | str) -> Kernels:
         ValueError: ADAPT_BACKEND holds an unknown name.
         RuntimeError: the forced back end does not work on this device or cannot be imported.
     """
-    device = torch.device(device)
+    device = device if isinstance(device, torch.device) else torch.device(device)
     forced = _forced or os.environ.get("ADAPT_BACKEND")
-    if forced:
-        kernels = _load(_known(forced, "ADAPT_BACKEND"))
-        if not _works_on(forced, device):
-            interpreter = ", or set TRITON_INTERPRET=1" if (forced, device.type) == ("triton", "cpu") else ""
-            raise RuntimeError(
-                f"the {forced} back end was forced but cannot work on {device}: call set_backend(None) "
-                f"and unset ADAPT_BACKEND, or move the tensors{interpreter}"
-            )
-        return kernels
+    return _forced_on(forced, device.type) if forced else _chosen_for(device.type)
+
+
+@cache
+def _forced_on(name: str, device: str) -> Kernels:
+    kernels = _load(_known(name, "ADAPT_BACKEND"))
+    if not _works_on(name, device):
+        interpreter = ", or set TRITON_INTERPRET=1" if (name, device) == ("triton", "cpu") else ""
+        raise RuntimeError(
+            f"the {name} back end was forced but cannot work on {device}: call set_backend(None) "
+            f"and unset ADAPT_BACKEND, or move the tensors{interpreter}"
+        )
+    return kernels
+
+
+@cache
+def _chosen_for(device: str) -> Kernels:
     for name in ("numba", "triton"):
         if _works_on(name, device) and _importable(name):
             return _load(name)
@@ -186,10 +195,10 @@ def _known(name: str, argument: str) -> str:
     return name
 
 
-def _works_on(name: str, device: torch.device) -> bool:
+def _works_on(name: str, device: str) -> bool:
     if name == "triton":
-        return device.type == "cuda" or (device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1")
-    return name == "torch" or device.type == "cpu"
+        return device == "cuda" or (device == "cpu" and os.environ.get("TRITON_INTERPRET") == "1")
+    return name == "torch" or device == "cpu"
 
 
 @cache

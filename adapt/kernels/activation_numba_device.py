@@ -12,11 +12,14 @@ import numpy as np
 from adapt.kernels.activation import FROZEN, MASKED, NOISE
 from adapt.kernels.numba_ import CHUNK
 from adapt.kernels.numba_bits import bits_of, from_bits, larger_magnitude, narrowed, widened
-from adapt.kernels.numba_compiler import array, compiled, floats
+from adapt.kernels.numba_compiler import array, compiled, floats, prefetch
 from adapt.kernels.numba_rounding import round_nearest, round_stochastic, uniform
 
-BLOCK = 1024
+BLOCK = 256
 """Elements that a pass takes through all that it does before the next. Those of a mask's flags are set together."""
+
+AHEAD = 2 * BLOCK
+"""Elements between those that a pass works on and those that it asks the memory for."""
 
 assert CHUNK % BLOCK == BLOCK % MASKED == 0, "every flag of a mask belongs to one block"
 
@@ -173,6 +176,7 @@ def forward_pass(
         for start in range(chunks[c, 1], chunks[c, 1] + chunks[c, 2], BLOCK):
             numel = min(BLOCK, chunks[c, 1] + chunks[c, 2] - start)
             x, y = source + width_in * start, output + width_out * start
+            prefetch(x + AHEAD * width_in, width_in * numel)
             if width_in == 2:
                 _widen(x, wide.ctypes.data, numel)
                 x = wide.ctypes.data
@@ -217,6 +221,7 @@ def backward_pass(
         for start in range(chunks[c, 1], chunks[c, 1] + chunks[c, 2], BLOCK):
             numel = min(BLOCK, chunks[c, 1] + chunks[c, 2] - start)
             g, e = gradient + width * start, output + width * start
+            prefetch(g + AHEAD * width, width * numel)
             if width == 2:
                 _widen(g, wide.ctypes.data, numel)
                 g = wide.ctypes.data

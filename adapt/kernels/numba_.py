@@ -23,6 +23,7 @@ from adapt.kernels import Rounding, Treatment
 from adapt.kernels.numba_device import (
     accumulate_pass,
     add_pass,
+    add_up,
     descend_pass,
     norm_pass,
     quantize_pass,
@@ -39,19 +40,19 @@ CHUNKS_PER_THREAD = 128
 class Chunks(NamedTuple):
     table: NDArray[np.int64]
     """[chunks, 3]: layer, first element, number of elements."""
-    first: NDArray[np.int64]
-    """[layers]: the layer's first chunk. Every layer has one, if only of no elements."""
+    ends: NDArray[np.int64]
+    """[layers]: the chunk after the layer's last."""
 
 
 @lru_cache(maxsize=64)
 def chunks_of(sizes: tuple[int, ...]) -> Chunks:
     """How tensors of these sizes are cut."""
     numel = np.array(sizes, np.int64)
-    counts = np.maximum(-(-numel // CHUNK), 1)
-    first = np.cumsum(counts) - counts
+    counts = -(-numel // CHUNK)
+    ends = np.cumsum(counts)
     layer = np.repeat(np.arange(len(sizes)), counts)
-    start = (np.arange(counts.sum()) - first[layer]) * CHUNK
-    return Chunks(np.stack([layer, start, np.minimum(numel[layer] - start, CHUNK)], axis=1), first)
+    start = (np.arange(counts.sum()) - (ends - counts)[layer]) * CHUNK
+    return Chunks(np.stack([layer, start, np.minimum(numel[layer] - start, CHUNK)], axis=1), ends)
 
 
 _pool: ThreadPoolExecutor | None = None
@@ -70,8 +71,8 @@ def threads_for(chunks: Chunks) -> int:
     return max(min(torch.get_num_threads(), len(chunks.table) // CHUNKS_PER_THREAD), 1)
 
 
-def run(kernel: Callable[..., None], chunks: Chunks, *arguments: Any) -> None:
-    """Run a pass over all chunks, on as many threads as `threads_for` says."""
+def run(kernel: Callable[..., None], chunks: Chunks, *arguments: Any) -> int:
+    """Run a pass over all chunks, on as many threads as `threads_for` says; answers how many."""
     global _pool
     count, threads = len(chunks.table), threads_for(chunks)
     ends = [count * (thread + 1) // threads for thread in range(threads)]
@@ -82,47 +83,56 @@ def run(kernel: Callable[..., None], chunks: Chunks, *arguments: Any) -> None:
     kernel(0, ends[0], chunks.table, *arguments)
     for other in others:
         other.result()
+    return threads
 
 
-def _addresses(tensors: Sequence[Tensor | None]) -> NDArray[np.int64]:
-    return np.array([0 if tensor is None else tensor.data_ptr() for tensor in tensors], np.int64)
+def _measure(out: Tensor, kernel: Callable[..., None], chunks: Chunks, *arguments: Any) -> None:
+    """Run a pass that measures each chunk, and add up into `out`, float64 [layers] or [layers, figures]."""
+    figures = _columns(out)
+    partial = np.empty((len(chunks.table), figures.shape[1]))
+    if run(kernel, chunks, *arguments, partial, chunks.ends, figures) > 1:
+        add_up(partial, chunks.ends, figures)
+
+
+def _columns(out: Tensor) -> NDArray[np.float64]:
+    figures = out.numpy()
+    return figures if figures.ndim == 2 else figures[:, None]
+
+
+def _addresses(*lists: Sequence[Tensor | None]) -> NDArray[np.int64]:
+    """A row for each list; 0 where there is no tensor."""
+    return np.array([[0 if tensor is None else tensor.data_ptr() for tensor in tensors] for tensors in lists], np.int64)
 
 
 def _tables(rounding: Rounding) -> tuple[Any, ...]:
     grids, keys, offsets, stochastic = rounding
-    return np.array(grids, np.float32), np.array(keys, np.uint64), np.array(offsets, np.int64), stochastic
+    return np.asarray(grids, np.float32), np.asarray(keys, np.uint64), np.asarray(offsets, np.int64), stochastic
 
 
-def _gather(partial: NDArray[np.float64], chunks: Chunks, out: Tensor) -> None:
-    """The sums of whole layers, from those of their chunks."""
-    out.numpy()[:] = np.add.reduceat(partial, chunks.first)
+_NOTHING = np.empty((0, 3))
 
 
 def quantize_(
     sources: Sequence[Tensor], outputs: Sequence[Tensor], rounding: Rounding, figures: Tensor | None = None
 ) -> None:
     chunks = chunks_of(require_layout(torch.float32, sources=sources, outputs=outputs))
-    partial = np.empty((len(chunks.table), 3))
-    addresses = _addresses(sources), _addresses(outputs)
-    run(quantize_pass, chunks, *addresses, *_tables(rounding), partial, figures is not None)
-    if figures is not None:
-        _gather(partial, chunks, figures)
+    arguments = *_addresses(sources, outputs), *_tables(rounding)
+    if figures is None:
+        run(quantize_pass, chunks, *arguments, _NOTHING, chunks.ends, _NOTHING)
+    else:
+        _measure(figures, quantize_pass, chunks, *arguments)
     increment_version(outputs)
 
 
 def store_(parameters: Sequence[Tensor], masters: Sequence[Tensor], rounding: Rounding, figures: Tensor) -> None:
     chunks = chunks_of(require_layout(torch.float32, parameters=parameters, masters=masters))
-    partial = np.empty((len(chunks.table), 3))
-    run(store_pass, chunks, _addresses(parameters), _addresses(masters), *_tables(rounding), partial)
-    _gather(partial, chunks, figures)
+    _measure(figures, store_pass, chunks, *_addresses(parameters, masters), *_tables(rounding))
     increment_version(parameters)
 
 
 def squared_norms_(tensors: Sequence[Tensor | None], out: Tensor) -> None:
     chunks = chunks_of(require_layout(torch.float32, present=present(tensors), tensors=tensors))
-    partial = np.empty(len(chunks.table))
-    run(norm_pass, chunks, _addresses(tensors), partial)
-    _gather(partial, chunks, out)
+    _measure(out, norm_pass, chunks, *_addresses(tensors))
     set_missing(tensors, out)
 
 
@@ -134,9 +144,7 @@ def add_(
 ) -> None:
     lists = {"present": present(sums, gradients), "sums": sums, "gradients": gradients}
     chunks = chunks_of(require_layout(torch.float32, **lists))
-    partial = np.empty(len(chunks.table))
-    run(add_pass, chunks, _addresses(sums), _addresses(gradients), np.array(squared.numpy(), np.float64), partial)
-    _gather(partial, chunks, squared_sums)
+    _measure(squared_sums, add_pass, chunks, *_addresses(sums, gradients), squared.numpy())
 
 
 def accumulate_(
@@ -151,10 +159,8 @@ def accumulate_(
         squared_norms_(gradients, squared)
         add_(sums, gradients, squared, squared_sums)
         return
-    norms, partial = np.empty(len(chunks.table)), np.empty(len(chunks.table))
-    run(accumulate_pass, chunks, _addresses(sums), _addresses(gradients), np.empty(len(sums)), norms, partial)
-    _gather(norms, chunks, squared)
-    _gather(partial, chunks, squared_sums)
+    norms = squared.numpy(), _columns(squared_sums)
+    accumulate_pass(chunks.table, *_addresses(sums, gradients), chunks.ends, *norms)
     set_missing(gradients, squared)
 
 
@@ -166,8 +172,7 @@ def restore_(
 ) -> None:
     written = [None] * len(masters) if parameters is None else parameters
     chunks = chunks_of(require_layout(torch.float32, masters=masters, parameters=written, gradients=gradients))
-    addresses = [_addresses(tensors) for tensors in (written, masters, gradients)]
-    run(restore_pass, chunks, *addresses, *_treatment(treatment))
+    run(restore_pass, chunks, *_addresses(written, masters, gradients), *_treatment(treatment))
     if parameters is not None:
         increment_version(parameters)
     increment_version([gradient for gradient in gradients if gradient is not None])
@@ -185,13 +190,11 @@ def descend_(
 ) -> None:
     lists = {"parameters": parameters, "masters": masters, "gradients": gradients, "buffers": buffers}
     chunks = chunks_of(require_layout(torch.float32, **lists))
-    tables = *_treatment(treatment), np.array(rates, np.float32), *_tables(rounding)
-    partial = np.empty((len(chunks.table), 3))
-    run(descend_pass, chunks, *map(_addresses, lists.values()), *tables, partial)
-    _gather(partial, chunks, figures)
+    tables = *_treatment(treatment), np.asarray(rates, np.float32), *_tables(rounding)
+    _measure(figures, descend_pass, chunks, *_addresses(*lists.values()), *tables)
     increment_version(parameters)
 
 
 def _treatment(treatment: Treatment) -> tuple[Any, ...]:
     squared, l1, l2, normalize = treatment
-    return np.array(squared.numpy(), np.float64), np.array(l1, np.float32), np.array(l2, np.float32), normalize
+    return squared.numpy(), np.asarray(l1, np.float32), np.asarray(l2, np.float32), normalize

@@ -6,6 +6,7 @@ from typing import Any
 
 import numba
 import numpy as np
+from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
@@ -65,3 +66,31 @@ def array(address: int, numel: int, kind: Any) -> Any:
 def floats(address: int, numel: int) -> Any:
     """The float32 array that starts at an address."""
     return array(address, numel, np.float32)
+
+
+LINE = 64
+"""Bytes that travel between memory and the caches together."""
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _prefetch_line(context: Any, address: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
+        function = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
+        to_read, into_all_caches, data = number(0), number(3), number(1)
+        builder.call(function, [builder.inttoptr(arguments[0], byte), to_read, into_all_caches, data])
+        return context.get_dummy_value()
+
+    return types.none(types.int64), generate
+
+
+@compiled
+def prefetch(address: int, size: int) -> None:
+    """Ask for so many bytes of memory ahead of their use; they need not belong to anything.
+
+    Where much is computed with each element, the processor looks too few elements ahead by itself, and not beyond the
+    end of a page.
+    """
+    for line in range(0, size, LINE):
+        _prefetch_line(address + line)

@@ -10,8 +10,11 @@ from typing import Any
 import numpy as np
 
 from adapt.kernels.numba_bits import times_sign_of
-from adapt.kernels.numba_compiler import add, add_square, compiled, floats
+from adapt.kernels.numba_compiler import add, add_square, compiled, floats, prefetch
 from adapt.kernels.numba_rounding import copy_chunk, round_chunk
+
+TILE = 256
+"""Elements that a pass takes through all that it does before the next, where that is much."""
 
 _LARGEST = np.float32(np.finfo(np.float32).max)
 _ZERO, _ONE = np.float32(0), np.float32(1)
@@ -109,6 +112,25 @@ def _descend_with_momentum(
 
 
 @compiled
+def add_up(partial: Any, ends: Any, out: Any) -> None:
+    """out[layer] ← the sum of the rows of its chunks, whose last are those before ends[layer], in their order."""
+    row = 0
+    for layer in range(len(ends)):
+        out[layer] = 0.0
+        while row < ends[layer]:
+            for column in range(out.shape[1]):
+                out[layer, column] += partial[row, column]
+            row += 1
+
+
+@compiled
+def _end(first: int, last: int, partial: Any, ends: Any, out: Any) -> None:
+    """Add up what a pass over all chunks has measured; of several passes nobody knows who is the last."""
+    if last - first == len(partial):
+        add_up(partial, ends, out)
+
+
+@compiled
 def quantize_pass(
     first: int,
     last: int,
@@ -120,15 +142,26 @@ def quantize_pass(
     offsets: Any,
     stochastic: bool,
     partial: Any,
-    measure: bool,
+    ends: Any,
+    out: Any,
 ) -> None:
-    """outputs ← Q(sources). Each chunk's figures go into `partial`; without `measure` no norms."""
+    """outputs ← Q(sources). Where `partial` is empty nothing is measured."""
+    measure = len(partial) > 0
     for c in range(first, last):
-        i, start, numel = chunks[c, 0], chunks[c, 1], chunks[c, 2]
-        source, output = sources[i] + 4 * start, outputs[i] + 4 * start
+        i, end = chunks[c, 0], chunks[c, 1] + chunks[c, 2]
+        grid, key = grids[i], keys[i]
+        nonzeros, absolute, squares = 0, 0.0, 0.0
+        for start in range(chunks[c, 1], end, TILE):
+            numel, source = min(TILE, end - start), sources[i] + 4 * start
+            prefetch(source + 4 * TILE, 4 * numel)
+            if measure:
+                norms = _norms(source, numel)
+                absolute, squares = absolute + norms[0], squares + norms[1]
+            nonzeros += round_chunk(source, outputs[i] + 4 * start, numel, grid, key, offsets[i] + start, stochastic)
         if measure:
-            partial[c, 1], partial[c, 2] = _norms(source, numel)
-        partial[c, 0] = round_chunk(source, output, numel, grids[i], keys[i], offsets[i] + start, stochastic)
+            partial[c, 0], partial[c, 1], partial[c, 2] = nonzeros, absolute, squares
+    if measure:
+        _end(first, last, partial, ends, out)
 
 
 @compiled
@@ -143,6 +176,8 @@ def store_pass(
     offsets: Any,
     stochastic: bool,
     partial: Any,
+    ends: Any,
+    out: Any,
 ) -> None:
     for c in range(first, last):
         i, start, numel = chunks[c, 0], chunks[c, 1], chunks[c, 2]
@@ -150,45 +185,56 @@ def store_pass(
         copy_chunk(parameter, master, numel)
         partial[c, 1], partial[c, 2] = _norms(master, numel)
         partial[c, 0] = round_chunk(master, parameter, numel, grids[i], keys[i], offsets[i] + start, stochastic)
+    _end(first, last, partial, ends, out)
 
 
 @compiled
-def norm_pass(first: int, last: int, chunks: Any, tensors: Any, partial: Any) -> None:
+def _norm(first: int, last: int, chunks: Any, tensors: Any, partial: Any) -> None:
     """‖x‖₂² of each chunk; 0 where there is no tensor."""
     for c in range(first, last):
         i, start, numel = chunks[c, 0], chunks[c, 1], chunks[c, 2]
-        partial[c] = squared_norm(tensors[i] + 4 * start, numel) if tensors[i] else 0.0
+        partial[c, 0] = squared_norm(tensors[i] + 4 * start, numel) if tensors[i] else 0.0
 
 
 @compiled
-def add_pass(first: int, last: int, chunks: Any, sums: Any, gradients: Any, squared: Any, partial: Any) -> None:
-    """‖sum‖₂² of each chunk too; 0 where there is no sum."""
+def _add_all(first: int, last: int, chunks: Any, sums: Any, gradients: Any, squared: Any, partial: Any) -> None:
+    """sums += gradients where there is one and it is finite, and ‖sum‖₂² of each chunk; 0 where there is no sum."""
     for c in range(first, last):
         i, start, numel = chunks[c, 0], chunks[c, 1], chunks[c, 2]
         total = sums[i] + 4 * start
         if sums[i] and gradients[i] and np.isfinite(squared[i]):
-            partial[c] = _add(total, gradients[i] + 4 * start, numel)
+            partial[c, 0] = _add(total, gradients[i] + 4 * start, numel)
         else:
-            partial[c] = squared_norm(total, numel) if sums[i] else 0.0
+            partial[c, 0] = squared_norm(total, numel) if sums[i] else 0.0
 
 
 @compiled
-def accumulate_pass(
-    first: int, last: int, chunks: Any, sums: Any, gradients: Any, squared: Any, norms: Any, partial: Any
-) -> None:
-    """`norm_pass` and `add_pass` layer by layer, so that the second finds in the cache what the first has read.
+def norm_pass(first: int, last: int, chunks: Any, tensors: Any, partial: Any, ends: Any, out: Any) -> None:
+    _norm(first, last, chunks, tensors, partial)
+    _end(first, last, partial, ends, out)
 
-    For all chunks of a network: `squared` gets the norms of whole layers.
-    """
-    start = first
-    while start < last:
-        layer, end = chunks[start, 0], start
-        while end < last and chunks[end, 0] == layer:
-            end += 1
-        norm_pass(start, end, chunks, gradients, norms)
-        squared[layer] = norms[start:end].sum()
-        add_pass(start, end, chunks, sums, gradients, squared, partial)
-        start = end
+
+@compiled
+def add_pass(
+    first: int, last: int, chunks: Any, sums: Any, gradients: Any, squared: Any, partial: Any, ends: Any, out: Any
+) -> None:
+    _add_all(first, last, chunks, sums, gradients, squared, partial)
+    _end(first, last, partial, ends, out)
+
+
+@compiled
+def accumulate_pass(chunks: Any, sums: Any, gradients: Any, ends: Any, squared: Any, squared_sums: Any) -> None:
+    """Both passes, layer by layer, so that the second finds in the cache what the first has read."""
+    norms, partial = np.empty((len(chunks), 1)), np.empty((len(chunks), 1))
+    start = 0
+    for layer in range(len(ends)):
+        squared[layer] = 0.0
+        _norm(start, ends[layer], chunks, gradients, norms)
+        for c in range(start, ends[layer]):
+            squared[layer] += norms[c, 0]
+        _add_all(start, ends[layer], chunks, sums, gradients, squared, partial)
+        start = ends[layer]
+    add_up(partial, ends, squared_sums)
 
 
 @compiled
@@ -236,16 +282,29 @@ def descend_pass(
     offsets: Any,
     stochastic: bool,
     partial: Any,
+    ends: Any,
+    out: Any,
 ) -> None:
     for c in range(first, last):
-        i, start, numel = chunks[c, 0], chunks[c, 1], chunks[c, 2]
-        parameter, master, gradient = parameters[i] + 4 * start, masters[i] + 4 * start, gradients[i] + 4 * start
-        if gradients[i]:
-            factor = _factor(squared[i], normalize)
-            if buffers[i]:
-                buffer = buffers[i] + 4 * start
-                _descend_with_momentum(gradient, buffer, master, numel, factor, l1[i], l2[i], rates[i])
-            else:
-                _descend(gradient, master, numel, factor, l1[i], l2[i], rates[i])
-        partial[c, 1], partial[c, 2] = _norms(master, numel)
-        partial[c, 0] = round_chunk(master, parameter, numel, grids[i], keys[i], offsets[i] + start, stochastic)
+        i, end = chunks[c, 0], chunks[c, 1] + chunks[c, 2]
+        grid, key, rate = grids[i], keys[i], rates[i]
+        factor = _factor(squared[i], normalize)
+        nonzeros, absolute, squares = 0, 0.0, 0.0
+        for start in range(chunks[c, 1], end, TILE):
+            numel, ahead = min(TILE, end - start), 4 * (start + TILE)
+            parameter, master = parameters[i] + 4 * start, masters[i] + 4 * start
+            gradient, buffer = gradients[i] + 4 * start, buffers[i] + 4 * start
+            prefetch(parameters[i] + ahead, 4 * numel)
+            prefetch(masters[i] + ahead, 4 * numel)
+            if gradients[i]:
+                prefetch(gradients[i] + ahead, 4 * numel)
+                if buffers[i]:
+                    prefetch(buffers[i] + ahead, 4 * numel)
+                    _descend_with_momentum(gradient, buffer, master, numel, factor, l1[i], l2[i], rate)
+                else:
+                    _descend(gradient, master, numel, factor, l1[i], l2[i], rate)
+            norms = _norms(master, numel)
+            absolute, squares = absolute + norms[0], squares + norms[1]
+            nonzeros += round_chunk(master, parameter, numel, grid, key, offsets[i] + start, stochastic)
+        partial[c, 0], partial[c, 1], partial[c, 2] = nonzeros, absolute, squares
+    _end(first, last, partial, ends, out)

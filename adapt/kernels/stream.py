@@ -94,8 +94,11 @@ def require_layout(dtype: torch.dtype | None, /, **lists: Sequence[Tensor | None
     return sizes
 
 
-def present(*lists: Sequence[Tensor | None]) -> list[Tensor]:
+def present(*lists: Sequence[Tensor | None]) -> Sequence[Tensor]:
     """A tensor for every place in lists that may lack some: the first that one of them has, or an empty one."""
+    for tensors in lists:
+        if all(tensor is not None for tensor in tensors):
+            return cast(Sequence[Tensor], tensors)
     found = [next((tensor for tensor in tensors if tensor is not None), None) for tensors in zip(*lists, strict=True)]
     device = next((tensor.device for tensor in found if tensor is not None), None)
     return [torch.empty(0, device=device) if tensor is None else tensor for tensor in found]

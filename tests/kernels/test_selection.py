@@ -22,11 +22,12 @@ def _no_choice_left_behind(monkeypatch):
 @pytest.fixture
 def fresh_imports():
     """Forget what was importable, before and after."""
-    for cached in (kernels._load, kernels._importable):
-        cached.cache_clear()
+    cached = kernels._load, kernels._importable, kernels._chosen_for, kernels._forced_on
+    for function in cached:
+        function.cache_clear()
     yield
-    for cached in (kernels._load, kernels._importable):
-        cached.cache_clear()
+    for function in cached:
+        function.cache_clear()
 
 
 def test_the_device_chooses():
