@@ -1,9 +1,13 @@
 """Counting for the CPU, compiled by Numba: one pass over the values, without a copy of them.
 
 The range of the thresholds is cut into equal cells, and the values of each cell are counted. Only those that share
-their cell with a threshold are compared with it. Rounding cannot break this: values and thresholds find their cells by
-the same arithmetic, which never decreases, so different cells are in the order of what lies in them.
+their cell with a threshold are compared with it. Rounding cannot break this: thresholds are rounded to the type of the
+values and find their cells by the same arithmetic, which never decreases. A value in a cell before that of a threshold
+is therefore below the rounded threshold, by at least the distance of two numbers of its type, and so below the
+threshold itself; likewise behind it.
 """
+
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +16,8 @@ from adapt.kernels.numba_compiler import compiled
 
 _FEWEST_CELL_BITS, _MOST_CELL_BITS = 10, 15
 _BLOCK = 1024
+_MIXED = 1 << 30
+"""Below zero, by so much, begins the tally of a cell in which a threshold lies: one look tells both."""
 
 
 def count(values: NDArray[np.floating], thresholds: NDArray[np.float64]) -> NDArray[np.int64]:
@@ -19,15 +25,21 @@ def count(values: NDArray[np.floating], thresholds: NDArray[np.float64]) -> NDAr
     # A cell for every four values: with fewer, more values share theirs; with more, the tables outgrow the caches.
     bits = min(max((len(values) // 4).bit_length(), _FEWEST_CELL_BITS), _MOST_CELL_BITS)
     counts = np.empty(thresholds.size, np.int64)
-    _count(values, thresholds.ravel(), 1 << bits, counts)
+    with np.errstate(over="ignore"):
+        rounded = thresholds.ravel().astype(values.dtype)
+    tallies = np.zeros(1 << bits, np.int32 if len(values) < _MIXED else np.int64)
+    _count(values, thresholds.ravel(), rounded, tallies, counts)
     return counts.reshape(thresholds.shape)
 
 
 @compiled
-def _cell(value: float, origin: float, scale: float, last: float) -> np.int32:
-    """Number of the cell, not decreasing in the value; the end cells hold what lies outside, infinities too."""
+def _cell(value: Any, origin: Any, scale: Any, last: Any) -> np.int32:
+    """Number of the cell, not decreasing in the value; the end cells hold what lies outside, infinities too.
+
+    All four are of the values' type.
+    """
     place = (value - origin) * scale
-    place = place if place > 0.0 else 0.0
+    place = place if place > 0 else origin - origin
     return np.int32(place if place < last else last)
 
 
@@ -41,7 +53,7 @@ def _below(value: float, ascending: NDArray[np.float64], starts: NDArray[np.int3
 
 
 @compiled
-def _reach(thresholds: NDArray[np.float64]) -> tuple[float, float]:
+def _reach(thresholds: NDArray[np.floating]) -> tuple[float, float]:
     """The smallest and the largest of the finite thresholds; (∞, −∞) where there is none."""
     first, last = np.inf, -np.inf
     for threshold in thresholds:
@@ -72,43 +84,50 @@ def _sorted_by_cell(
 
 @compiled
 def _count(
-    values: NDArray[np.floating], thresholds: NDArray[np.float64], cells: int, counts: NDArray[np.int64]
+    values: NDArray[np.floating],
+    thresholds: NDArray[np.float64],
+    rounded: NDArray[np.floating],
+    tallies: NDArray[np.signedinteger],
+    counts: NDArray[np.int64],
 ) -> None:
-    origin, end = _reach(thresholds)
-    last, scale = np.float64(cells - 1), cells / (end - origin)
-    if not (np.isfinite(scale) and scale > 0.0):
+    cells = len(tallies)
+    kind = rounded.dtype.type
+    first, end = _reach(rounded)
+    origin, scale, last = kind(first), kind(cells / (end - first)), kind(cells - 1)
+    if not (np.isfinite(scale) and scale > 0):
         # No two finite thresholds apart: one cell holds everything, and every value is compared.
-        origin, scale = 0.0, 0.0
+        origin, scale = kind(0), kind(0)
 
     cell_of = np.empty(len(thresholds), np.int32)
     starts = np.zeros(cells + 1, np.int32)
     for k in range(len(thresholds)):
-        cell_of[k] = _cell(thresholds[k], origin, scale, last)
+        cell_of[k] = _cell(rounded[k], origin, scale, last)
         starts[cell_of[k] + 1] += 1
-    mixed = starts[1:] > 0
     for cell in range(cells):
+        if starts[cell + 1] > 0:
+            tallies[cell] = -_MIXED
         starts[cell + 1] += starts[cell]
     ascending, order = _sorted_by_cell(thresholds, cell_of, starts)
 
     # Loops of one task each: the first is vectorised, the second free of branches, and only the third mispredicts.
-    in_cell = np.zeros(cells, np.int64)
     at_index = np.zeros(len(ascending), np.int64)
     own_cell, shared = np.empty(_BLOCK, np.int32), np.empty(_BLOCK, np.int32)
     for begin in range(0, len(values), _BLOCK):
         block = values[begin : begin + _BLOCK]
         for i in range(len(block)):
-            own_cell[i] = _cell(np.float64(block[i]), origin, scale, last)
+            own_cell[i] = _cell(block[i], origin, scale, last)
         found = 0
         for i in range(len(block)):
-            in_cell[own_cell[i]] += 1
+            tally = tallies[own_cell[i]]
+            tallies[own_cell[i]] = tally + 1
             shared[found] = i
-            found += mixed[own_cell[i]]
+            found += tally < 0
         for k in range(found):
             i = shared[k]
             at_index[_below(np.float64(block[i]), ascending, starts, own_cell[i])] += 1
     for cell in range(cells):
-        if not mixed[cell]:
-            at_index[starts[cell]] += in_cell[cell]
+        if tallies[cell] >= 0:
+            at_index[starts[cell]] += tallies[cell]
 
     # Equal thresholds stand together, and no value lies between them: each counts what the last of them does.
     total = 0

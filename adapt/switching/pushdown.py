@@ -49,8 +49,9 @@ def push_down(weights: Tensor, *, resolution: int, tolerance: float) -> Precisio
 def lowest_precision(weights: Tensor, *, resolution: int, tolerance: float) -> tuple[Precision, float]:
     """What `push_down` answers, and the divergence in bits that this format leaves; arguments and errors as there.
 
-    One pass over the weights serves all candidates: their histograms follow from how many weights lie below each bin
-    edge moved to the boundary of a rounding cell (`rounded_below`); no candidate quantises the tensor.
+    One pass over the weights serves many candidates: their histograms follow from how many weights lie below each bin
+    edge moved to the boundary of a rounding cell (`rounded_below`); no candidate quantises the tensor. The coarser half
+    of the candidates nearly always holds the answer; only where it does not, another pass serves the finer half.
     """
     resolution = checked_resolution(resolution)
     if not (math.isfinite(tolerance) and tolerance >= 0):
@@ -63,9 +64,11 @@ def lowest_precision(weights: Tensor, *, resolution: int, tolerance: float) -> t
         return grids.formats[0], 0.0
 
     edges = bin_edges(low, high, resolution)
-    counts = bin_counts(values, np.concatenate([below(edges)[None], rounded_below(edges, grids)]))
-    lost = kullback_leibler(counts[1:], counts[0])
-    failing, passing = -1, len(lost) - 1
+    failing, passing = -1, len(grids.formats) - 1
+    middle = max((failing + passing) // 2, 0)
+    lost = _divergences(values, edges, grids.part(0, middle + 1))
+    if lost[-1] > tolerance:
+        lost = np.concatenate([lost, _divergences(values, edges, grids.part(middle + 1, passing + 1))])
     while passing - failing > 1:
         middle = (failing + passing) // 2
         if lost[middle] <= tolerance:
@@ -73,6 +76,12 @@ def lowest_precision(weights: Tensor, *, resolution: int, tolerance: float) -> t
         else:
             failing = middle
     return grids.formats[passing], float(lost[passing])
+
+
+def _divergences(values: Tensor, edges: NDArray[np.float64], grids: "Grids") -> NDArray[np.float64]:
+    """Bits of divergence that rounding to each grid gives up, [formats]."""
+    counts = bin_counts(values, np.concatenate([below(edges)[None], rounded_below(edges, grids)]))
+    return kullback_leibler(counts[1:], counts[0])
 
 
 class Grids(NamedTuple):
@@ -89,6 +98,10 @@ class Grids(NamedTuple):
         formats = tuple(formats)
         rows = np.array([grid(precision, dtype) for precision in formats], np.float64).reshape(-1, 4)
         return cls(formats, rows[:, 1:2], rows[:, 2:3], rows[:, 3:4])
+
+    def part(self, first: int, end: int) -> "Grids":
+        """The formats `first` … `end` − 1."""
+        return Grids(*(column[first:end] for column in self))
 
 
 def candidates(largest: float, dtype: torch.dtype) -> Grids:

@@ -158,6 +158,22 @@ def test_the_finest_format_answers_where_none_passes():
     assert lost > 0
 
 
+@pytest.mark.parametrize(("small", "looks"), [(1e-2, 1), (1e-7, 2)])
+def test_only_long_words_take_a_second_look_at_the_weights(small, looks, monkeypatch):
+    # Edge 0 parts the small ones as soon as the step reaches them.
+    weights = np.array([-1.0, -small, -small, small, 1.0], np.float32)
+    counted = []
+
+    def spy(values, thresholds):
+        counted.append(thresholds)
+        return bin_counts(values, thresholds)
+
+    monkeypatch.setattr("adapt.switching.pushdown.bin_counts", spy)
+    answer = push_down(torch.from_numpy(weights), resolution=2, tolerance=0.0)
+    assert len(counted) == looks
+    assert (answer.word_length, answer.fraction_length) == reference.push_down(weights, 2, 0.0)
+
+
 @pytest.mark.parametrize("scale", [1e30, 1e-30, 1e-34, 1.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_extreme_weights_keep_their_divergence(scale, dtype):
