@@ -101,7 +101,8 @@ class Grids(NamedTuple):
 
     def part(self, first: int, end: int) -> "Grids":
         """The formats `first` … `end` − 1."""
-        return Grids(*(column[first:end] for column in self))
+        chosen = slice(first, end)
+        return Grids(self.formats[chosen], self.steps[chosen], self.lowest[chosen], self.highest[chosen])
 
 
 def candidates(largest: float, dtype: torch.dtype) -> Grids:
