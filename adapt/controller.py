@@ -1,7 +1,8 @@
 """The one stateful room: a run's state, and hooks on the user's own optimizer and modules that move it.
 
-One step flows one way: forward and backward at Ŵ → the loss is noted → p ← W, penalties and normalisation on G →
-the policy sees (W, G, loss) and answers formats → the optimizer steps → W ← p → p ← Q(W) → one row of the trace.
+One step flows one way: forward and backward at Ŵ → the loss is noted → the policy sees (W, G, loss) and answers
+formats → p ← W, penalties and normalisation on G → the optimizer steps → W ← p → p ← Q(W) → one row of the trace.
+Torch's SGD need not step on the layers: what it would do to W happens in one pass with the rounding after it.
 """
 
 import contextlib

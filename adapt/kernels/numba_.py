@@ -20,16 +20,8 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from adapt.kernels import Rounding, Treatment
-from adapt.kernels.numba_device import (
-    accumulate_pass,
-    add_pass,
-    add_up,
-    descend_pass,
-    norm_pass,
-    quantize_pass,
-    restore_pass,
-    store_pass,
-)
+from adapt.kernels.numba_device import descend_pass, quantize_pass, restore_pass, store_pass
+from adapt.kernels.numba_sums import accumulate_pass, add_pass, add_up, norm_pass
 from adapt.kernels.stream import present, require_layout, set_missing
 
 CHUNK = 2048
