@@ -149,12 +149,15 @@ class Masters:
             gradients: G of each parameter, changed in place; None where there is none.
             treatment: what becomes of them.
         """
-        lend = self.lends and self._lending.is_possible
-        parameters = None if lend else self.parameters
+        parameters = None if self._can_lend else self.parameters
         self._kernels.restore_(parameters, self.weights, gradients, treatment)
-        if lend:
+        if self._can_lend:
             self._lending.lend()
         self.views = ["masters"] * len(self.parameters)
+
+    @property
+    def _can_lend(self) -> bool:
+        return self.lends and self._lending.is_possible
 
     def restore_only(self) -> None:
         """p ← W; a gradient stays as it is, but one that is not finite is replaced by zero."""

@@ -20,9 +20,11 @@ from adapt.kernels.learned import SCALINGS, SUMS
 from adapt.kernels.numba_ import chunks_of, run
 from adapt.kernels.numba_compiler import add, compiled, floats
 
-_BLOCK = 1024
+BLOCK = 1024
 _ZERO, _ONE, _HALF = np.float32(0), np.float32(1), np.float32(0.5)
 _PBGS, _EWGS, _ACOS, _TANH, _INVTANH = (SCALINGS.index(name) for name in ("pbgs", "ewgs", "acos", "tanh", "invtanh"))
+SIGNED = (_EWGS, _TANH, _INVTANH)
+"""Scalings whose bend has the gradient's sign."""
 
 # Coefficients of u·P(u²)/Q(u²). Errors: 3e-7 for ½·sin(πu), 6e-6 for ½·tanh(4u), 5e-5 for ½·artanh(1.9u)/artanh(0.95).
 _SIN = tuple(map(np.float32, (1.57079099, -2.58357163, 1.27094331, -0.277303827)))
@@ -45,22 +47,37 @@ def _round(v: Any, offset: Any) -> Any:
 
 
 @compiled
+def round_block(source: int, output: int, numel: int, row: Any) -> None:
+    """output ← Q(source), all in one format."""
+    inverse, step, low, high, offset = row[0], row[1], row[2], row[3], row[4]
+    x, y = floats(source, numel), floats(output, numel)
+    if inverse == _ZERO:
+        for i in range(numel):
+            y[i] = x[i]
+    elif source == output:
+        # In place, the same loop over one array: over two that overlap it would not be vectorised.
+        for i in range(numel):
+            y[i] = _round(_clip(y[i] * inverse, low, high), offset) * step
+    else:
+        for i in range(numel):
+            y[i] = _round(_clip(x[i] * inverse, low, high), offset) * step
+
+
+@compiled
+def round_columns(source: int, output: int, numel: int, columns: Any, row: int) -> None:
+    """output ← Q(source), element i in the format of columns[:, row + i]."""
+    x, y = floats(source, numel), floats(output, numel)
+    for i in range(numel):
+        inverse, low, high, offset = columns[0, row + i], columns[2, row + i], columns[3, row + i], columns[4, row + i]
+        rounded = _round(_clip(x[i] * inverse, low, high), offset) * columns[1, row + i]
+        y[i] = x[i] if inverse == _ZERO else rounded
+
+
+@compiled
 def _forward_pass(first: int, last: int, chunks: Any, source: int, output: int, rows: Any, site: int) -> None:
-    inverse, step, low, high, offset = rows[site, 0], rows[site, 1], rows[site, 2], rows[site, 3], rows[site, 4]
     for c in range(first, last):
-        numel = chunks[c, 2]
-        x = floats(source + 4 * chunks[c, 1], numel)
-        y = floats(output + 4 * chunks[c, 1], numel)
-        if inverse == _ZERO:
-            for i in range(numel):
-                y[i] = x[i]
-        elif source == output:
-            # In place, the same loop over one array: over two that overlap it would not be vectorised.
-            for i in range(numel):
-                y[i] = _round(_clip(y[i] * inverse, low, high), offset) * step
-        else:
-            for i in range(numel):
-                y[i] = _round(_clip(x[i] * inverse, low, high), offset) * step
+        start, numel = chunks[c, 1], chunks[c, 2]
+        round_block(source + 4 * start, output + 4 * start, numel, rows[site])
 
 
 @compiled
@@ -86,16 +103,23 @@ def _bend(u: Any, scaling: int, numel: int) -> None:
 
 
 @compiled
-def _backward_block(
+def backward_block(
     g: Any, x: Any, y: Any, f: Any, numel: int, row: Any, signed: bool, scaling: int, delta: Any, sums: Any, c: int
 ) -> None:
+    """y ← the gradient with regard to x, all in one format, and sums[c] += what step and range get; f is for work."""
     inverse, low, high, offset = row[0], row[2], row[3], row[4]
+    step, above, below, energy = _ZERO, _ZERO, _ZERO, _ZERO
+    if inverse == _ZERO:
+        for i in range(numel):
+            energy = add(energy, g[i] * g[i])
+            y[i] = g[i]
+        sums[c, 3] += energy
+        return
     if scaling:
         for i in range(numel):
             v = _clip(x[i] * inverse, low, high)
             f[i] = v - _round(v, offset)
         _bend(f, scaling, numel)
-    step, above, below, energy = _ZERO, _ZERO, _ZERO, _ZERO
     for i in range(numel):
         scaled, gradient = x[i] * inverse, g[i]
         v = _clip(scaled, low, high)
@@ -114,6 +138,33 @@ def _backward_block(
 
 
 @compiled
+def backward_columns(
+    g: Any, x: Any, f: Any, numel: int, columns: Any, row: int, signed: bool, scaling: int, delta: Any, sums: Any
+) -> None:
+    """g ← the gradient with regard to x, element i in the format of columns[:, row + i], whose sums it adds to."""
+    for i in range(numel):
+        low, high, offset = columns[2, row + i], columns[3, row + i], columns[4, row + i]
+        v = _clip(x[i] * columns[0, row + i], low, high)
+        f[i] = v - _round(v, offset)
+    if scaling:
+        _bend(f, scaling, numel)
+    for i in range(numel):
+        inverse, low, high, offset = columns[0, row + i], columns[2, row + i], columns[3, row + i], columns[4, row + i]
+        scaled, gradient = x[i] * inverse, g[i]
+        sums[row + i, 3] += gradient * gradient
+        if inverse == _ZERO:
+            continue
+        v = _clip(scaled, low, high)
+        through = gradient
+        if scaling:
+            through += delta * f[i] * (abs(gradient) if signed else gradient)
+        sums[row + i, 0] += gradient * _round(v, offset) - through * v
+        sums[row + i, 1] += through if scaled > high else _ZERO
+        sums[row + i, 2] += through if scaled < low else _ZERO
+        g[i] = through if (scaled >= low) & (scaled <= high) else _ZERO
+
+
+@compiled
 def _backward_pass(
     first: int,
     last: int,
@@ -128,26 +179,22 @@ def _backward_pass(
     delta: Any,
     sums: Any,
 ) -> None:
-    f, held = np.empty(_BLOCK, np.float32), np.empty(_BLOCK, np.float32)
+    f, held = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
     row = rows[site]
     for c in range(first, last):
         sums[c] = 0.0
-        for start in range(chunks[c, 1], chunks[c, 1] + chunks[c, 2], _BLOCK):
-            numel = min(_BLOCK, chunks[c, 1] + chunks[c, 2] - start)
+        for start in range(chunks[c, 1], chunks[c, 1] + chunks[c, 2], BLOCK):
+            numel = min(BLOCK, chunks[c, 1] + chunks[c, 2] - start)
             g = floats(gradient + 4 * start, numel)
             x = floats(source + 4 * start, numel)
             y = floats(output + 4 * start, numel)
-            if row[0] == _ZERO:
-                for i in range(numel):
-                    sums[c, 3] += g[i] * g[i]
-                    y[i] = g[i]
-            elif gradient == output:
+            if gradient == output:
                 # Through a copy in the cache: two arrays that overlap would not be vectorised.
-                _backward_block(g, x, held, f, numel, row, signed, scaling, delta, sums, c)
+                backward_block(g, x, held, f, numel, row, signed, scaling, delta, sums, c)
                 for i in range(numel):
                     y[i] = held[i]
             else:
-                _backward_block(g, x, y, f, numel, row, signed, scaling, delta, sums, c)
+                backward_block(g, x, y, f, numel, row, signed, scaling, delta, sums, c)
 
 
 def forward(source: Tensor, output: Tensor, rows: Tensor, site: int) -> None:
@@ -174,8 +221,7 @@ def backward(
         return
     chunks = chunks_of((source.numel(),))
     partial = np.empty((len(chunks.table), SUMS))
-    signed = scaling in (_EWGS, _TANH, _INVTANH)
     addresses = gradient.data_ptr(), source.data_ptr(), output.data_ptr()
-    run(_backward_pass, chunks, *addresses, rows.numpy(), site, signed, scaling, np.float32(delta), partial)
+    run(_backward_pass, chunks, *addresses, rows.numpy(), site, scaling in SIGNED, scaling, np.float32(delta), partial)
     sums.numpy()[site] += partial.sum(axis=0)
     increment_version(output)

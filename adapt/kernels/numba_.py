@@ -91,7 +91,7 @@ def _columns(out: Tensor) -> NDArray[np.float64]:
     return figures if figures.ndim == 2 else figures[:, None]
 
 
-def _addresses(*lists: Sequence[Tensor | None]) -> NDArray[np.int64]:
+def addresses_of(*lists: Sequence[Tensor | None]) -> NDArray[np.int64]:
     """A row for each list; 0 where there is no tensor."""
     return np.array([[0 if tensor is None else tensor.data_ptr() for tensor in tensors] for tensors in lists], np.int64)
 
@@ -108,7 +108,7 @@ def quantize_(
     sources: Sequence[Tensor], outputs: Sequence[Tensor], rounding: Rounding, figures: Tensor | None = None
 ) -> None:
     chunks = chunks_of(require_layout(torch.float32, sources=sources, outputs=outputs))
-    arguments = *_addresses(sources, outputs), *_tables(rounding)
+    arguments = *addresses_of(sources, outputs), *_tables(rounding)
     if figures is None:
         run(quantize_pass, chunks, *arguments, _NOTHING, chunks.ends, _NOTHING)
     else:
@@ -118,13 +118,13 @@ def quantize_(
 
 def store_(parameters: Sequence[Tensor], masters: Sequence[Tensor], rounding: Rounding, figures: Tensor) -> None:
     chunks = chunks_of(require_layout(torch.float32, parameters=parameters, masters=masters))
-    _measure(figures, store_pass, chunks, *_addresses(parameters, masters), *_tables(rounding))
+    _measure(figures, store_pass, chunks, *addresses_of(parameters, masters), *_tables(rounding))
     increment_version(parameters)
 
 
 def squared_norms_(tensors: Sequence[Tensor | None], out: Tensor) -> None:
     chunks = chunks_of(require_layout(torch.float32, present=present(tensors), tensors=tensors))
-    _measure(out, norm_pass, chunks, *_addresses(tensors))
+    _measure(out, norm_pass, chunks, *addresses_of(tensors))
     set_missing(tensors, out)
 
 
@@ -136,7 +136,7 @@ def add_(
 ) -> None:
     lists = {"present": present(sums, gradients), "sums": sums, "gradients": gradients}
     chunks = chunks_of(require_layout(torch.float32, **lists))
-    _measure(squared_sums, add_pass, chunks, *_addresses(sums, gradients), squared.numpy())
+    _measure(squared_sums, add_pass, chunks, *addresses_of(sums, gradients), squared.numpy())
 
 
 def accumulate_(
@@ -152,7 +152,7 @@ def accumulate_(
         add_(sums, gradients, squared, squared_sums)
         return
     norms = squared.numpy(), _columns(squared_sums)
-    accumulate_pass(chunks.table, *_addresses(sums, gradients), chunks.ends, *norms)
+    accumulate_pass(chunks.table, *addresses_of(sums, gradients), chunks.ends, *norms)
     set_missing(gradients, squared)
 
 
@@ -164,7 +164,7 @@ def restore_(
 ) -> None:
     written = [None] * len(masters) if parameters is None else parameters
     chunks = chunks_of(require_layout(torch.float32, masters=masters, parameters=written, gradients=gradients))
-    run(restore_pass, chunks, *_addresses(written, masters, gradients), *_treatment(treatment))
+    run(restore_pass, chunks, *addresses_of(written, masters, gradients), *_treatment(treatment))
     if parameters is not None:
         increment_version(parameters)
     increment_version([gradient for gradient in gradients if gradient is not None])
@@ -183,7 +183,7 @@ def descend_(
     lists = {"parameters": parameters, "masters": masters, "gradients": gradients, "buffers": buffers}
     chunks = chunks_of(require_layout(torch.float32, **lists))
     tables = *_treatment(treatment), np.asarray(rates, np.float32), *_tables(rounding)
-    _measure(figures, descend_pass, chunks, *_addresses(*lists.values()), *tables)
+    _measure(figures, descend_pass, chunks, *addresses_of(*lists.values()), *tables)
     increment_version(parameters)
 
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from adapt.kernels.learned_torch import Row, partials, rounded
+from adapt.kernels.channels import Layout, channel_kernels
+from adapt.kernels.learned import SCALINGS
 from adapt.learned.formats import Formats
 from adapt.masters import Masters
 
@@ -35,6 +36,17 @@ class Channels:
     def summed(self) -> list[int]:
         """The dimensions of the view that lie within a channel."""
         return [i for i, size in enumerate(self.formats) if size == 1]
+
+    def layout(self, weight: Tensor, first: int) -> Layout:
+        """Where the channels lie in the weight's memory; `first` is the row of the first of them."""
+        if self.count == 1:
+            return Layout(first, max(weight.numel(), 1), 1, max(weight.numel(), 1), 1)
+        # A first dimension that is cut has the groups before the cut, and channels in the next dimension.
+        along = 1 if self.split > 1 else next(i for i, size in enumerate(self.formats) if size > 1)
+        stride, size = weight.stride(along), weight.shape[along]
+        if self.split == 1:
+            return Layout(first, stride, size, stride * size, 1)
+        return Layout(first, stride, size, weight.stride(0) * (weight.shape[0] // self.split), self.split)
 
     def view(self, weight: Tensor) -> Tensor:
         """The weight, cut so that its channels' formats broadcast with it."""
@@ -78,6 +90,11 @@ class LearnedMasters(Masters):
         super().__init__(parameters, seed=0, stochastic=False)
         self.channels, self.formats = list(channels), formats
         self.skipped = torch.zeros(len(self.names), dtype=torch.int64, device=self.device)
+        self._by_channel = channel_kernels(self.device)
+        self._layouts = [
+            channels.layout(weight, formats.places[name].start)
+            for name, weight, channels in zip(self.names, self.weights, self.channels, strict=True)
+        ]
 
     def back(self, gradients: Sequence[Tensor | None], scaling: str, delta: float, *, collect: bool) -> None:
         """p ← W, and each gradient, which is that to Ŵ, becomes the one to W; in place.
@@ -89,39 +106,43 @@ class LearnedMasters(Masters):
             scaling, delta: how gradients go through rounding.
             collect: whether to add to the formats' sums what steps and ranges get.
         """
-        self.show("masters", anew=True)
-        for i, gradient in enumerate(gradients):
-            if gradient is None:
-                continue
-            sound = torch.isfinite(gradient.sum())
-            self.skipped[i] += (~sound).long()
-            # Not a product with zero, which leaves NaN.
-            gradient.copy_(torch.where(sound, gradient, 0.0))
-            channels = self.channels[i]
-            back = partials(channels.view(gradient), channels.view(self.weights[i]), self._row(i), scaling, delta)
-            if collect:
-                place, axes = self.formats.places[self.names[i]], channels.summed
-                parts = (back.step, back.above, back.below, channels.view(gradient).square())
-                sums = [part.sum(axes, dtype=torch.float64).flatten() for part in parts]
-                self.formats.sums[place] += torch.stack(sums, dim=1)
-            channels.view(gradient).copy_(back.values)
+        squared = torch.empty(len(self.names), dtype=torch.float64, device=self.device)
+        self._kernels.squared_norms_(gradients, squared)
+        unsound = ~torch.isfinite(squared)
+        unsound[[i for i, gradient in enumerate(gradients) if gradient is None]] = False
+        self.skipped += unsound
+        self._by_channel.back_(
+            gradients,
+            self.weights,
+            squared,
+            self.formats.rows,
+            self._layouts,
+            self.formats.sums if collect else None,
+            scaling=SCALINGS.index(scaling),
+            delta=delta,
+        )
+        if self._can_lend:
+            self._lending.lend()
+            self.views = ["masters"] * len(self.parameters)
+        else:
+            self.show("masters", anew=True)
 
     @torch.no_grad()
     def store(self, step: int) -> None:
         """W ← p, p ← Q(W)."""
-        torch._foreach_copy_(self.weights, self.parameters)
-        for i, parameter in enumerate(self.parameters):
-            self._quantize(i, parameter, parameter)
+        everything = range(len(self.parameters))
+        self._lending.take_back(everything, updated=True)
+        self._round(everything, self.parameters, stochastic=False)
         self.views = ["training"] * len(self.parameters)
 
     def count_nonzeros(self) -> None:
         """Count the elements of each Ŵ that are not zero; the parameters must hold it."""
         self.nonzeros.copy_(torch.stack([torch.count_nonzero(p.detach()) for p in self.parameters]))
 
+    @torch.no_grad()
     def round_parameters(self) -> None:
         """Round to nearest, in place, what the parameters hold now."""
-        for i, parameter in enumerate(self.parameters):
-            self._quantize(i, parameter, parameter)
+        self._by_channel.quantize_(self.parameters, self.parameters, self.formats.rows, self._layouts)
 
     def _measure(self, index: int) -> None:
         """Nobody asks for figures but through `count_nonzeros`."""
@@ -133,16 +154,7 @@ class LearnedMasters(Masters):
         kept = [d for d in range(view.ndim) if d not in channels.summed]
         return view.permute(*kept, *channels.summed).reshape(channels.count, -1)
 
+    @torch.no_grad()
     def _round(self, indices: Sequence[int], outputs: Sequence[Tensor], *, stochastic: bool) -> None:
-        for i, output in zip(indices, outputs, strict=True):
-            self._quantize(i, self.weights[i], output)
-
-    def _quantize(self, i: int, source: Tensor, output: Tensor) -> None:
-        view = self.channels[i].view
-        with torch.no_grad():
-            view(output.detach()).copy_(rounded(view(source.detach()), self._row(i)))
-
-    def _row(self, i: int) -> Row:
-        """The channels' formats, in the shape in which they broadcast with the weight."""
-        rows = self.formats.rows[self.formats.places[self.names[i]]]
-        return Row(*(column.view(self.channels[i].formats) for column in rows.unbind(1)))
+        sources, layouts = [self.weights[i] for i in indices], [self._layouts[i] for i in indices]
+        self._by_channel.quantize_(sources, outputs, self.formats.rows, layouts)
