@@ -95,5 +95,6 @@ def backward(
     g = gradient.to(torch.float32)
     back = partials(g, source.to(torch.float32), Row(*rows[site]), SCALINGS[scaling], delta)
     figures = (back.step, back.above, back.below, g.square())
-    sums[site] += torch.stack([figure.sum(dtype=torch.float64) for figure in figures])
+    # Compiled programs keep the sums for backward, which must not see that they have moved on.
+    sums.data[site] += torch.stack([figure.sum(dtype=torch.float64) for figure in figures])
     output.copy_(back.values)

@@ -5,6 +5,7 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.functional import cross_entropy
 
+from adapt.rounding import set_backend
 from tests.learned.networks import given, learning, pictures
 
 STEPS = 12
@@ -36,6 +37,14 @@ def run(make, compiler=None):
     return losses, formats, evaluated, counter.frame_count
 
 
+@pytest.fixture(params=["numba", "torch"])
+def back_end(request):
+    set_backend(request.param)
+    yield
+    set_backend(None)
+
+
+@pytest.mark.usefixtures("back_end")
 @pytest.mark.parametrize("make", [fixed, learning])
 @pytest.mark.parametrize("compiler", ["eager", "aot_eager"])
 def test_compiled_models_compile_once_and_learn_the_same(compiler, make):
