@@ -1,4 +1,4 @@
-"""How many values lie at or below each of some thresholds, exactly: what histograms with shifted edges are made of."""
+"""How many values lie at or below each of some thresholds, exactly, and where all of them end: for histograms."""
 
 from typing import Any, cast
 
@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from adapt.kernels import backend
+from adapt.kernels.stream import is_dense
 
 
 def count_at_most(values: Tensor, thresholds: NDArray[np.float64]) -> NDArray[np.int64]:
@@ -26,7 +27,7 @@ def count_at_most(values: Tensor, thresholds: NDArray[np.float64]) -> NDArray[np
     if values.device.type == "cpu":
         # Order does not matter here, and that of the memory spares a copy.
         numbers = values.numpy().ravel(order="K")
-        if cast(Any, backend(values.device)).__name__.endswith(".numba_"):
+        if _is_numba(values):
             from adapt.kernels.counting_numba import count
 
             return count(numbers, thresholds)
@@ -37,6 +38,25 @@ def count_at_most(values: Tensor, thresholds: NDArray[np.float64]) -> NDArray[np
     boundaries = torch.from_numpy(thresholds if values.dtype == torch.float64 else round_down(thresholds))
     counts: NDArray[np.int64] = torch.searchsorted(values, boundaries.to(values.device), right=True).cpu().numpy()
     return counts
+
+
+def extremes(values: Tensor) -> tuple[float, float]:
+    """The smallest and the largest value, in one transfer from the device.
+
+    Args:
+        values: float32 or float64, at least one, of any shape, strides and device. Where one is NaN an end is NaN.
+    """
+    if _is_numba(values) and values.dtype == torch.float32 and is_dense(values):
+        from adapt.kernels import counting_numba
+
+        low, high = counting_numba.extremes(values.data_ptr(), values.numel())
+        return low, high
+    low, high = torch.stack(torch.aminmax(values)).tolist()
+    return low, high
+
+
+def _is_numba(values: Tensor) -> bool:
+    return cast(Any, backend(values.device)).__name__.endswith(".numba_")  # type: ignore[no-any-return]
 
 
 def round_down(thresholds: NDArray[np.float64]) -> NDArray[np.float32]:

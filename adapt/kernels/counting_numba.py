@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adapt.kernels.numba_compiler import compiled
+from adapt.kernels.numba_bits import number_at, ordered
+from adapt.kernels.numba_compiler import compiled, floats
 
 _FEWEST_CELL_BITS, _MOST_CELL_BITS = 10, 15
 _BLOCK = 1024
@@ -30,6 +31,18 @@ def count(values: NDArray[np.floating], thresholds: NDArray[np.float64]) -> NDAr
     tallies = np.zeros(1 << bits, np.int32 if len(values) < _MIXED else np.int64)
     _count(values, thresholds.ravel(), rounded, tallies, counts)
     return counts.reshape(thresholds.shape)
+
+
+@compiled
+def extremes(address: int, numel: int) -> tuple[float, float]:
+    """The smallest and the largest of float32 numbers, one at least; one of them is NaN where one of those is."""
+    x = floats(address, numel)
+    low = high = ordered(x[0])
+    for i in range(numel):
+        place = ordered(x[i])
+        low = place if place < low else low
+        high = place if place > high else high
+    return np.float64(number_at(low)), np.float64(number_at(high))
 
 
 @compiled

@@ -52,6 +52,30 @@ def larger_magnitude(context: Any, x: Any, bits: Any) -> Any:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
+def ordered(context: Any, x: Any) -> Any:
+    """A float32 as an integer: their orders are the same, −0 before 0, and NaN lies beyond the infinities."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        word = ir.IntType(32)
+        bits = builder.bitcast(arguments[0], word)
+        return builder.xor(bits, builder.and_(builder.ashr(bits, word(31)), word(0x7FFFFFFF)))
+
+    return types.int32(types.float32), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def number_at(context: Any, place: Any) -> Any:
+    """The float32 that `ordered` puts there."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        word = ir.IntType(32)
+        bits = builder.xor(arguments[0], builder.and_(builder.ashr(arguments[0], word(31)), word(0x7FFFFFFF)))
+        return builder.bitcast(bits, ir.FloatType())
+
+    return types.float32(types.int32), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
 def widened(context: Any, x: Any) -> Any:
     """bfloat16 bits to float32: exact."""
 

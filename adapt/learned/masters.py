@@ -108,9 +108,11 @@ class LearnedMasters(Masters):
         """
         squared = torch.empty(len(self.names), dtype=torch.float64, device=self.device)
         self._kernels.squared_norms_(gradients, squared)
-        unsound = ~torch.isfinite(squared)
-        unsound[[i for i, gradient in enumerate(gradients) if gradient is None]] = False
-        self.skipped += unsound
+        # Where there is no gradient the norm is NaN; on what is there nobody waits.
+        missing = [i for i, gradient in enumerate(gradients) if gradient is None]
+        self.skipped += ~torch.isfinite(squared)
+        if missing:
+            self.skipped[missing] -= 1
         self._by_channel.back_(
             gradients,
             self.weights,

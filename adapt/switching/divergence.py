@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from adapt.kernels.counting import count_at_most
+from adapt.kernels.counting import count_at_most, extremes
 
 
 def divergence(weights: Tensor, quantized: Tensor, resolution: int) -> float:
@@ -89,7 +89,7 @@ def checked_values(values: Tensor, name: str) -> tuple[Tensor, float, float]:
         values = values.to(torch.float32)
     if values.numel() == 0:
         return values, 0.0, 0.0
-    low, high = torch.stack(torch.aminmax(values)).tolist()
+    low, high = extremes(values)
     if not (math.isfinite(low) and math.isfinite(high)):
         raise ValueError(f"{name} must be finite, but reach from {low} to {high}: NaN and Inf have no bin")
     return values, low, high

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from adapt.kernels import set_backend
-from adapt.kernels.counting import count_at_most, round_down
+from adapt.kernels.counting import count_at_most, extremes, round_down
 
 NUMBERS = st.one_of(st.floats(-4, 4), st.integers(-8, 8).map(lambda k: k / 2), st.floats(allow_nan=False))
 SINGLES = st.one_of(st.integers(-8, 8).map(lambda k: k / 2), st.floats(allow_nan=False, width=32))
@@ -62,6 +62,23 @@ class TestCountAtMost:
         assert count_at_most(values[:, ::2, 1:], np.array([5.0, 23.0])).tolist() == [3, 12]
         assert count_at_most(torch.tensor(2.0), np.array([2.0])).tolist() == [1]
         assert count_at_most(values, np.zeros((3, 0))).shape == (3, 0)
+
+
+@pytest.mark.usefixtures("back_end")
+@given(hnp.arrays(np.float32, st.integers(1, 70), elements=st.floats(width=32)), st.booleans())
+def test_extremes(values, wide):
+    low, high = extremes(torch.from_numpy(values.astype(np.float64) if wide else values))
+    if np.isnan(values).any():
+        assert math.isnan(low) or math.isnan(high)
+    else:
+        assert (low, high) == (values.min(), values.max())
+
+
+@pytest.mark.usefixtures("back_end")
+def test_extremes_of_any_layout():
+    values = torch.linspace(-3, 5, 120).reshape(4, 5, 6)
+    for same in (values, values.permute(2, 0, 1), values[:, ::2], values[2, 3, 4]):
+        assert extremes(same) == (same.min().item(), same.max().item())
 
 
 @given(st.floats(allow_nan=False), st.floats(width=32, allow_nan=False))
