@@ -71,7 +71,7 @@ def _backward_alone(
     """The whole of a backward pass on one thread."""
     count = len(chunks)
     grid, key, offset, noise = begin(formats, keys, drawn, site, width, numel, True, False)
-    tops = np.empty(count, np.int32)
+    tops = np.empty(count if site >= 0 else 0, np.int32)
     backward_pass(0, count, chunks, gradient, output, width, mask, flags, grid, key, offset, noise, tops)
     remember(tops, formats, peaks, site)
 
@@ -117,7 +117,7 @@ def backward(gradient: Tensor, output: Tensor, mask: Tensor | None, state: State
         return
     formats, keys, drawn, peaks = state.host
     grid, key, offset, noise = begin(formats, keys, drawn, site, width, numel, True, False)
-    tops = np.empty(len(chunks.table), np.int32)
+    tops = np.empty(len(chunks.table) if site >= 0 else 0, np.int32)
     run(backward_pass, chunks, *tensors, grid, np.uint64(key), offset, noise, tops)
     remember(tops, formats, peaks, site)
 

@@ -168,6 +168,19 @@ def test_errors_in_place(kernels, precision):
     assert torch.equal(beside.peaks, within.peaks)
 
 
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("count", [1, 30, 5000])
+def test_a_mask_alone_acts_in_place(kernels, dtype, count):
+    """Most of an error stays untouched where few values were outside."""
+    x, g, state = values(5000, dtype, special=False).clamp(-8, 7.9375), values(5000, dtype), state_of(Precision(8, 4))
+    x[torch.randperm(5000)[:count]] = 9.0
+    _, mask, _ = forward(kernels, x, state)
+    expected = torch.where(x < 9, g, 0)
+    kernels.backward(g, g, mask, state, -1)
+    assert same(g, expected)
+    assert state.peaks[1] == 0
+
+
 def test_a_mask_is_needed_only_where_something_saturates(kernels):
     x = values(5000, special=False).clamp(-8, 7.9375)
     if forward(kernels, x, state_of(Precision(8, 4)))[2]:
