@@ -115,6 +115,11 @@ class Controller:
         return {} if self._run.activations is None else self._run.activations.precisions  # type: ignore[return-value]
 
     @property
+    def layers(self) -> dict[str, Tensor]:
+        """The parameters whose precision moves, by name."""
+        return dict(zip(self._run.layers.names, self._run.layers.parameters, strict=True))
+
+    @property
     def masters(self) -> dict[str, Tensor]:
         """The float32 master weights of the layers, by the weight's name: the tensors themselves, not copies."""
         return dict(zip(self._run.layers.names, self._run.layers.weights, strict=True))
@@ -213,6 +218,7 @@ class Controller:
         self._views.remove()
         remove_all(self._handles)
         self._handles.clear()
+        self._descent.forget()
         for follower in self._run.hooked:
             follower.remove()
 
@@ -238,7 +244,7 @@ class Controller:
             self._run.follow(biases, self._module)
         for masters in self.banks:
             masters.lends = layering.updates_in_place(self.optimizer)
-        self._descent = Descent(self.optimizer, self._run.layers.parameters)
+        self._descent = Descent(self.optimizer, self._run.layers.parameters, self._steps.is_watched)
         self._views.hook(self.banks)
         self._views.renew()
 
@@ -256,6 +262,9 @@ class Controller:
     @torch.no_grad()
     def _before_update(self, loss: Any) -> None:
         """Between backward and update; `loss` is what the closure answered, where there was one."""
+        if not self.is_attached:
+            # The closure detached.
+            return
         if self._views.pin is not None:
             raise RuntimeError(
                 "optimizer.step() within master_weights() or evaluation_weights(): leave the context before training"
@@ -263,6 +272,7 @@ class Controller:
         if not self._run.losses and isinstance(loss, Tensor | float | int):
             self.observe(loss)
         self._restored = False
+        self._descent.forget()
         self._adopt()
         unscale(self.optimizer)
         if self._run.before_update(self._descent.take_over):
@@ -302,6 +312,7 @@ class Controller:
         self._run.load_state_dict(state, self._members.present, strict=strict)
         self._restored = True
         self._steps.forget()
+        self._descent.forget()
         self._views.renew()
 
     def _save_into(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:

@@ -38,13 +38,22 @@ class Steps:
         self._closure: Callable[[], Any] | None = None
         self._updating = False
         self._nested = 0
+        # A compiled step calls them as they are: what they call is no program for a compiler.
+        self._hooks = torch.compiler.disable(self._before_step), torch.compiler.disable(self._after_step)
 
     def hook(self) -> list[Any]:
         """Put the hooks on the optimizer and answer their handles."""
         return [
-            self._optimizer.register_step_pre_hook(self._before_step),
-            self._optimizer.register_step_post_hook(self._after_step),
+            self._optimizer.register_step_pre_hook(self._hooks[0]),
+            self._optimizer.register_step_post_hook(self._hooks[1]),
         ]
+
+    def is_watched(self) -> bool:
+        """Whether a hook of someone else runs between these, around the update."""
+        optimizer: Any = self._optimizer
+        last = next(reversed(optimizer._optimizer_step_pre_hooks.values()), None)
+        first = next(iter(optimizer._optimizer_step_post_hooks.values()), None)
+        return last is not self._hooks[0] or first is not self._hooks[1]
 
     def forget(self) -> None:
         """No update is under way: a state was loaded."""

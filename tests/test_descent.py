@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
-from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 import adapt
 from adapt.masters import Masters
@@ -36,8 +36,8 @@ def taken(monkeypatch):
 
 
 def leave_to_torch(optimizer):
-    """A hook of someone else's, which could look at what the update leaves."""
-    return optimizer.register_step_post_hook(lambda *_: None)
+    """A hook of someone else's between the controller and the update."""
+    return optimizer.register_step_pre_hook(lambda *_: None)
 
 
 def run(options, *, torchs=False, steps=12, policy=RESTLESS, groups=False, **settings):
@@ -226,16 +226,128 @@ def test_parameters_of_another_class_are_left_to_the_optimizer(taken):
     assert not taken
 
 
-def test_hooks_on_all_optimizers_leave_it_to_them_too(taken):
+def ignore(*_):
+    pass
+
+
+def earlier(register):
+    """A model, its optimizer and its controller, with a hook from before it was attached."""
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    register(optimizer)
+    return model, optimizer, adapt.attach(optimizer, model, RESTLESS)
+
+
+def later(register):
+    """The same with a hook from after it was attached."""
     model, optimizer, controller = run({"lr": 0.05}, steps=0)
-    handle = register_optimizer_step_pre_hook(lambda *_: None)
+    register(optimizer)
+    return model, optimizer, controller
+
+
+@pytest.mark.parametrize(
+    ("when", "register", "watches"),
+    [
+        (earlier, lambda o: o.register_step_pre_hook(ignore), False),
+        (earlier, lambda o: o.register_step_post_hook(ignore), True),
+        (later, lambda o: o.register_step_pre_hook(ignore), True),
+        (later, lambda o: o.register_step_post_hook(ignore), False),
+    ],
+    ids=["before, early", "after, early", "before, late", "after, late"],
+)
+def test_hooks_around_the_update_leave_it_to_torch(when, register, watches, taken):
+    model, optimizer, controller = when(register)
+    train(model, optimizer, 2, controller=controller)
+    assert len(taken) == (0 if watches else 2)
+
+
+@pytest.mark.parametrize("register", [register_optimizer_step_pre_hook, register_optimizer_step_post_hook])
+def test_hooks_on_all_optimizers_see_what_they_always_saw(register, taken):
+    seen = []
+    handle = register(lambda optimizer, *_: seen.append([p.grad is not None for p in optimizer.param_groups[0]["params"]]))
     try:
-        train(model, optimizer, 2, controller=controller)
-        assert not taken
+        model, optimizer, controller = run({"lr": 0.05}, steps=2)
     finally:
         handle.remove()
+    assert len(taken) == len(seen) == 2
+    assert all(map(all, seen))
+
+
+def test_parameters_may_move_to_another_group(taken):
+    model = net()
+    first, second = list(model[0].parameters()), list(model[2].parameters())
+    optimizer = torch.optim.SGD([{"params": first}, {"params": second, "lr": 0.0}], lr=0.05)
+    controller = adapt.attach(optimizer, model, RESTLESS)
+
+    def moved(step):
+        before = copies(controller.masters)
+        train(model, optimizer, 1, step, controller)
+        return [name for name, master in controller.masters.items() if not torch.equal(master, before[name])]
+
+    assert moved(0) == ["0.weight"]
+    optimizer.param_groups.reverse()
+    assert moved(1) == ["0.weight"]
+    groups = optimizer.param_groups
+    groups[0]["params"], groups[1]["params"] = groups[1]["params"], groups[0]["params"]
+    assert moved(2) == ["2.weight"]
+    assert len(taken) == 3
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam])
+def test_a_layer_that_left_the_optimizer_stays(kind):
+    model = net()
+    optimizer = kind([{"params": model[0].parameters()}, {"params": model[2].parameters()}], lr=0.05)
+    controller = adapt.attach(optimizer, model, RESTLESS)
+    train(model, optimizer, 2, controller=controller)
+    optimizer.param_groups.pop(0)
+    before = copies(controller.masters)
     train(model, optimizer, 2, 2, controller)
+    assert torch.equal(controller.masters["0.weight"], before["0.weight"])
+    assert not torch.equal(controller.masters["2.weight"], before["2.weight"])
+
+
+@pytest.mark.filterwarnings("ignore:optimizer contains a parameter group with duplicate parameters")
+def test_what_is_in_a_group_twice_is_updated_twice_by_torch(taken):
+    model = net()
+    parameters = list(model.parameters())
+    optimizer = torch.optim.SGD([*parameters, parameters[0]], lr=0.05)
+    train(model, optimizer, 1, controller=adapt.attach(optimizer, model, RESTLESS))
+    assert not taken
+
+
+def test_detaching_within_a_closure_leaves_the_masters_and_the_gradients(taken):
+    model, optimizer, controller = run({"lr": 2**-4}, steps=2)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = loss_of(model, 2)
+        loss.backward()
+        controller.detach("masters")
+        return loss
+
+    before = copies(controller.masters)
+    optimizer.step(closure)
     assert len(taken) == 2
+    for name, master in before.items():
+        weight = model.get_parameter(name)
+        assert torch.equal(weight, master - 2**-4 * weight.grad)
+
+
+@pytest.mark.long
+def test_a_compiled_step_is_the_same_step(taken):
+    runs = []
+    for compiled in (False, True):
+        model, optimizer, controller = run({"lr": 2**-4, "momentum": 0.5}, steps=0)
+        step = torch.compile(optimizer.step) if compiled else optimizer.step
+        for index in range(6):
+            optimizer.zero_grad()
+            loss = loss_of(model, index)
+            loss.backward()
+            controller.observe(loss)
+            step()
+        runs.append((model, optimizer, controller))
+    assert_same(*runs)
+    assert runs[0][2].trace.switches().any()
 
 
 @pytest.mark.filterwarnings("ignore:the gradient of 0.weight is not finite")
@@ -272,5 +384,13 @@ def test_an_update_of_the_rest_that_fails_leaves_the_layers_updated_and_on_their
     # The same gradients do not move the layers twice.
     optimizer.step()
     assert all(torch.equal(master, masters[name]) for name, master in controller.masters.items())
-    train(model, optimizer, 2, 4, controller)
+    # Nor do they come back, whoever makes the next update.
+    leave_to_torch(optimizer)
+    train(model, optimizer, 1, 4, controller)
     assert not any(torch.equal(master, masters[name]) for name, master in controller.masters.items())
+    optimizer.zero_grad()
+    loss_of(model, 5).backward()
+    fresh = [p.grad.clone() for p in model.parameters()]
+    optimizer.step()
+    for parameter, gradient in zip(model.parameters(), fresh, strict=True):
+        assert torch.equal(parameter.grad, gradient) or parameter.ndim > 1

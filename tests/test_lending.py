@@ -25,7 +25,7 @@ def run(kind, options, steps=12):
     optimizer = kind(model.parameters(), **options)
     controller = adapt.attach(optimizer, model, RESTLESS, l1=1e-3, l2=1e-3, quantize_biases=True)
     # Whoever wants to see the optimizer's own update gets it, from SGD too.
-    optimizer.register_step_post_hook(lambda *_: None)
+    optimizer.register_step_pre_hook(lambda *_: None)
     train(model, optimizer, steps, controller=controller)
     return model, optimizer, controller
 

@@ -35,56 +35,54 @@ def layer_values(traces: Sequence[Trace]) -> dict[str, float]:
 
 
 class Aggregates:
-    """The figures of a whole run, over all its optimizers: `Aggregates(…).update(traces)`.
+    """The figures of a whole run, over all its optimizers: `Aggregates(…).update(traces, counts)`.
 
     Args:
-        counts: multiply-adds per sample by weight name; None leaves the speedups out.
-        sizes: number of elements by weight name.
         batch_size: samples in a micro-batch.
         accumulation: micro-batches in a step.
     """
 
-    def __init__(
-        self, counts: Mapping[str, int] | None, sizes: Mapping[str, int], *, batch_size: int, accumulation: int
-    ) -> None:
-        self._counts, self._sizes = counts, sizes
+    def __init__(self, *, batch_size: int, accumulation: int) -> None:
         self._batch_size, self._accumulation = batch_size, accumulation
-        self._running: dict[int, tuple[RunningSummary, int]] = {}
+        self._running: dict[int, tuple[RunningSummary, int, tuple[str, ...]]] = {}
 
-    def update(self, traces: Sequence[Trace]) -> dict[str, float]:
-        """The figures now: mean word length, non-zero share, size and memory ratio, and the speedups if known."""
-        begun = [(index, trace) for index, trace in enumerate(traces) if len(trace)]
+    def update(self, traces: Sequence[Trace], counts: Sequence[Mapping[str, int]]) -> dict[str, float]:
+        """The figures now: mean word length, non-zero share, size and memory ratio, and the speedups if known.
+
+        Args:
+            traces: one for each optimizer.
+            counts: of each trace the multiply-adds per sample of its layers, all 0 where they are not known: that
+                leaves the speedups out.
+        """
+        begun = [index for index, trace in enumerate(traces) if len(trace)]
         if not begun:
             return {}
-        summaries = [self._summary(index, trace) for index, trace in begun]
-        weights = [int(trace.numel.sum()) for _, trace in begun]
+        summaries = [self._summary(index, traces[index], counts[index]) for index in begun]
+        weights = [int(traces[index].numel.sum()) for index in begun]
         figures = {
             name: float(np.average([getattr(summary, name) for summary in summaries], weights=weights))
             for name in ("mean_word_length", "nonzero", "size_ratio", "memory_ratio")
         }
-        work = [self._work(trace) for _, trace in begun]
+        work = [sum(counts[index].values()) for index in begun]
         if any(work):
             # Costs add up, and every speedup compares with float32, whose cost is the work itself.
-            samples = [amount * len(trace) for amount, (_, trace) in zip(work, begun, strict=True)]
+            samples = [amount * len(traces[index]) for amount, index in zip(work, begun, strict=True)]
             figures["training_speedup"] = _ratio(samples, [s.training_speedup for s in summaries])
             figures["inference_speedup"] = _ratio(work, [s.inference_speedup for s in summaries])
         return {f"adapt/{name}": value for name, value in figures.items()}
 
-    def _summary(self, index: int, trace: Trace) -> Any:
-        running, rows = self._running.get(index, (None, 0))
-        if running is None or len(trace) < rows:
+    def _summary(self, index: int, trace: Trace, counts: Mapping[str, int]) -> Any:
+        running, rows, layers = self._running.get(index, (None, 0, ()))
+        if running is None or len(trace) < rows or trace.layers != layers:
             # Sizes stand in where no product is known: the figures that need products are then left out.
-            counts = self._counts if self._work(trace) else self._sizes
+            known = any(counts.values())
             running = RunningSummary(
-                {**dict.fromkeys(self._sizes, 0), **(counts or {})},
+                counts if known else dict(zip(trace.layers, trace.numel.tolist(), strict=True)),
                 batch_size=self._batch_size,
                 accumulation=self._accumulation,
             )
-        self._running[index] = running, len(trace)
+        self._running[index] = running, len(trace), trace.layers
         return running.update(trace)
-
-    def _work(self, trace: Trace) -> int:
-        return sum((self._counts or {}).get(layer, 0) for layer in trace.layers)
 
 
 def _ratio(work: Sequence[int], speedups: ArrayLike) -> float:
@@ -92,20 +90,18 @@ def _ratio(work: Sequence[int], speedups: ArrayLike) -> float:
     return float(np.sum(work)) / cost if cost else math.inf
 
 
-def count_operations(module: LightningModule, batch: Any) -> tuple[dict[str, int] | None, str]:
-    """Multiply-adds per sample by weight name, or None and the reason why they are not known.
+def count_operations(module: LightningModule, batch: Any) -> tuple[dict[Tensor, int] | None, str]:
+    """Multiply-adds per sample of each weight, or None and the reason why they are not known.
 
     They are those of `forward` at the module's `example_input_array`, or else at what of the batch forward takes. A
     module without a forward of its own is counted as its only submodule with parameters.
     """
     network: nn.Module = module
-    prefix = ""
     if type(module).forward is LightningModule.forward:
         children = [(name, child) for name, child in module.named_children() if any(True for _ in child.parameters())]
         if len(children) != 1:
             return None, f"{type(module).__name__} has no forward"
-        (name, network) = children[0]
-        prefix = f"{name}."
+        ((_, network),) = children
     reason = "its forward does not take the training batches"
     for inputs in _example_inputs(module, network, batch):
         try:
@@ -113,7 +109,8 @@ def count_operations(module: LightningModule, batch: Any) -> tuple[dict[str, int
         except (TypeError, ValueError, RuntimeError) as error:
             reason = str(error)
         else:
-            return {plain_name(prefix + name): count for name, count in counts.items()}, ""
+            weights = {plain_name(name): p for name, p in network.named_parameters(remove_duplicate=False)}
+            return {weights[plain_name(name)]: count for name, count in counts.items()}, ""
     return None, reason
 
 
@@ -196,8 +193,3 @@ def merged(traces: Sequence[Trace]) -> Trace:
     }
     trace.append(steps, **columns)
     return trace
-
-
-def sizes(module: nn.Module) -> dict[str, int]:
-    """Number of elements of each parameter, by plain name."""
-    return {plain_name(name): p.numel() for name, p in module.named_parameters() if isinstance(p, Tensor)}

@@ -6,6 +6,7 @@ from typing import Any
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor
 
 from adapt.controller import Controller
 from adapt.lightning import metrics
@@ -21,6 +22,7 @@ class Reports:
 
     def __init__(self) -> None:
         self._aggregates: metrics.Aggregates | None = None
+        self._counts: dict[Tensor, int] = {}
         self._timelines: list[Any] = []
         self._steps = 0
         self._draw_after = 0.0
@@ -38,9 +40,8 @@ class Reports:
                 f"AdaptivePrecision leaves the speedups out: {reason}. Set example_input_array of "
                 f"{type(pl_module).__name__} to a batch as its forward takes it."
             )
-        self._aggregates = metrics.Aggregates(
-            counts, metrics.sizes(pl_module), batch_size=samples or 1, accumulation=trainer.accumulate_grad_batches
-        )
+        self._counts = counts or {}
+        self._aggregates = metrics.Aggregates(batch_size=samples or 1, accumulation=trainer.accumulate_grad_batches)
         if trainer.is_global_zero:
             self._timelines = metrics.timelines(trainer.loggers)
 
@@ -52,7 +53,9 @@ class Reports:
             return
         traces = [controller.trace for controller in controllers]
         if self._aggregates is not None:
-            for name, value in self._aggregates.update(traces).items():
+            # Whoever made a controller chose the names of its layers.
+            counts = [{name: self._counts.get(p, 0) for name, p in c.layers.items()} for c in controllers]
+            for name, value in self._aggregates.update(traces, counts).items():
                 pl_module.log(
                     name, value, on_step=True, on_epoch=False, prog_bar=name in _BAR, logger=bool(trainer.loggers)
                 )
