@@ -4,10 +4,10 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from adapt import checkpoint
-from adapt.layering import fitting
+from adapt.blockfloat import BlockFloat
 from adapt.masters import Masters
 from adapt.precision import Precision
-from adapt.sharding import whole
+from adapt.sharding import extremes
 from adapt.switching.policy import Format, pack_formats, unpack_formats
 
 
@@ -29,9 +29,11 @@ class Biases:
     def use(self, formats: Sequence[Format], changed: Collection[int]) -> None:
         """Fit anew the biases that follow a layer in `changed`, whose formats are among `formats` of all layers."""
         for i, (leader, weight) in enumerate(zip(self._leaders, self.masters.weights, strict=True)):
-            form = formats[leader]
             if leader in changed:
-                self._formats[i] = fitting(whole(weight), form.word_length) if isinstance(form, Precision) else form
+                form = formats[leader]
+                if isinstance(form, Precision):
+                    form = BlockFloat(form.word_length).precision(*extremes([weight])[0])
+                self._formats[i] = form
         self.masters.use(self._formats)
 
     def state_dict(self) -> dict[str, Any]:

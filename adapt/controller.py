@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from adapt import checkpoint, layering, penalties
+from adapt import checkpoint, layering
 from adapt.descent import Descent
 from adapt.hooks import remove_all
 from adapt.masters import Masters, View
 from adapt.members import Members
-from adapt.precision import Precision
+from adapt.precision import LONGEST_WORD, Precision
 from adapt.run import Run
 from adapt.settings import Settings
 from adapt.sharding import whole
@@ -160,7 +160,7 @@ class Controller:
         """α‖W‖₁ + β/2·‖W‖₂² + P as it stands, a 0-dim tensor. It has no gradient: the step itself applies it."""
         numel = torch.as_tensor(np.maximum(self._run.layers.numel, 1), device=self._run.layers.device)
         words = torch.as_tensor(self._run.decisions.word_lengths, dtype=torch.float64, device=self._run.layers.device)
-        total = (words * self._run.layers.nonzeros / numel).mean() / penalties.LONGEST_WORD
+        total = (words * self._run.layers.nonzeros / numel).mean() / LONGEST_WORD
         for alpha, weight in zip(self._run.l1_of_layers, self._run.layers.weights, strict=True):
             total = total + alpha * whole(weight.abs().sum()) + self._run.settings.l2 / 2 * whole(weight.square().sum())
         return total.to(torch.float32)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from adapt import penalties
 from adapt.pending import Figures, Pending, Row
+from adapt.precision import LONGEST_WORD
 from adapt.sharding import Whole
 from adapt.switching.policy import Format, Observation, Policy, State
 from adapt.trace import Trace
@@ -64,7 +65,7 @@ class Decisions:
         """Bits per weight, [layers]; 32 for a layer in float32."""
         if self._formats is not self.formats:
             self._formats = self.formats
-            words = [penalties.LONGEST_WORD if form is None else form.word_length for form in self.formats]
+            words = [LONGEST_WORD if form is None else form.word_length for form in self.formats]
             self._words = np.array(words, np.int64)
         return self._words
 

@@ -1,6 +1,7 @@
 """Files that appear whole or not at all, and checkpoints that are read without trusting a byte."""
 
 import os
+import pickle
 import re
 import secrets
 import zipfile
@@ -47,15 +48,23 @@ def save(state: Any, path: str | os.PathLike[str]) -> None:
         OSError: the folder does not exist or cannot be written.
     """
     with replacing(Path(path)) as file:
-        torch.save(state, file)
+        try:
+            torch.save(state, file)
+        except (AttributeError, TypeError, pickle.PicklingError) as error:
+            raise _unreadable(error) from error
         file.flush()
         try:
             torch.load(file.name, map_location="cpu", weights_only=True, mmap=True)
         except Exception as error:  # torch raises half a dozen kinds
-            raise TypeError(
-                f"state could not be read back without executing code, so nothing was saved ({_reason(error)}): "
-                "save state_dict()s, tensors, numbers, strings and containers of them"
-            ) from error
+            raise _unreadable(error) from error
+
+
+def _unreadable(error: Exception) -> TypeError:
+    """What `save` refuses a state with."""
+    return TypeError(
+        f"state could not be read back without executing code, so nothing was saved ({_reason(error)}): "
+        "save state_dict()s, tensors, numbers, strings and containers of them"
+    )
 
 
 def load(path: str | os.PathLike[str], *, map_location: Any = "cpu") -> Any:

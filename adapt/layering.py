@@ -1,6 +1,5 @@
 """Which parameters are layers, and under what names."""
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
@@ -8,7 +7,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from adapt import sharding
-from adapt.precision import HIGHEST_FRACTION, LOWEST_FRACTION, Precision
 
 Parameters = nn.Module | Mapping[str, Tensor] | Iterable[tuple[str, Tensor]] | Iterable[Tensor]
 Choice = Callable[[str, Tensor], bool]
@@ -220,18 +218,3 @@ def followers(
         elif id(parameter) in inside and parameter.requires_grad and (parameter.ndim, parameter.dtype) in _BIASES:
             found[name] = (parameter, leader)
     return found
-
-
-def fitting(values: Tensor, word_length: int) -> Precision:
-    """The format of `word_length` bits with the fewest integer bits that hold max|values|.
-
-    It saturates by at most half a step. Values that are all zero, or not finite, get the format of values below 1.
-    """
-    largest = float(values.abs().max()) if values.numel() else 0.0
-    if not 0 < largest < math.inf:
-        return Precision(word_length, word_length - 1)
-    finest = min(max(word_length - 1 - math.frexp(largest)[1], LOWEST_FRACTION), HIGHEST_FRACTION)
-    precision = Precision(word_length, finest)
-    if largest <= precision.maximum + precision.step / 2 or finest == LOWEST_FRACTION:
-        return precision
-    return Precision(word_length, finest - 1)

@@ -39,7 +39,8 @@ class Steps:
         self._updating = False
         self._nested = 0
         # A compiled step calls them as they are: what they call is no program for a compiler.
-        self._hooks = torch.compiler.disable(self._before_step), torch.compiler.disable(self._after_step)
+        disable: Callable[..., Any] = torch.compiler.disable
+        self._hooks = disable(self._before_step), disable(self._after_step)
 
     def hook(self) -> list[Any]:
         """Put the hooks on the optimizer and answer their handles."""

@@ -407,6 +407,19 @@ def test_biases_and_norms_can_be_quantised_in_their_layers_word_length():
     assert set(controller.trace.layers) == {"0.weight", "3.weight"}
 
 
+def test_a_bias_gets_the_finest_format_that_holds_it():
+    model, _, controller = assembled(quantize_biases=True)
+    with torch.no_grad():
+        values = torch.linspace(-1, 0.9, len(model[0].bias))
+    model.load_state_dict({**model.state_dict(), "0.bias": values})
+    controller.detach("masters")
+    assert torch.equal(model[0].bias, values)
+    other = adapt.attach(torch.optim.SGD(model.parameters(), lr=0.1), model, RESTLESS, quantize_biases=True)
+    step = 2.0**-7
+    assert torch.equal(model.eval().state_dict()["0.bias"], (values / step).round() * step)
+    assert set(other.precisions) == {"0.weight", "2.weight"}
+
+
 def test_biases_are_fitted_anew_when_the_window_of_their_layer_ends():
     policy = adapt.AdaPT(lookback=(4, 4), initial=adapt.Precision(8, 7))
     model, optimizer, controller = assembled(policy=policy, quantize_biases=True, lr=1.0)

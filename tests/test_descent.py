@@ -264,9 +264,11 @@ def test_hooks_around_the_update_leave_it_to_torch(when, register, watches, take
 @pytest.mark.parametrize("register", [register_optimizer_step_pre_hook, register_optimizer_step_post_hook])
 def test_hooks_on_all_optimizers_see_what_they_always_saw(register, taken):
     seen = []
-    handle = register(lambda optimizer, *_: seen.append([p.grad is not None for p in optimizer.param_groups[0]["params"]]))
+    handle = register(
+        lambda optimizer, *_: seen.append([p.grad is not None for p in optimizer.param_groups[0]["params"]])
+    )
     try:
-        model, optimizer, controller = run({"lr": 0.05}, steps=2)
+        run({"lr": 0.05}, steps=2)
     finally:
         handle.remove()
     assert len(taken) == len(seen) == 2

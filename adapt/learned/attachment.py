@@ -95,7 +95,8 @@ def attach(
         warmup=warmup,
         schedule=schedule,
     )
-    return attach_plan(optimizer, module, plan, calibration, quantize_biases=quantize_biases, layers=layers)
+    learner = attach_plan(optimizer, module, plan, quantize_biases=quantize_biases, layers=layers)
+    return _calibrated(learner, calibration)
 
 
 def attach_lsq(
@@ -145,19 +146,19 @@ def attach_lsq(
         activation_scaling=activation_scaling,
         delta=delta,
     )
-    return attach_plan(optimizer, module, plan, calibration, quantize_biases=quantize_biases, layers=layers)
+    learner = attach_plan(optimizer, module, plan, quantize_biases=quantize_biases, layers=layers)
+    return _calibrated(learner, calibration)
 
 
 def attach_plan(
     optimizer: Optimizer,
     module: nn.Module,
     plan: Plan,
-    calibration: Iterable[Any] | None,
     *,
     quantize_biases: bool,
     layers: layering.Choice,
 ) -> Learner:
-    """What `attach` and `attach_lsq` share: a learner with a plan, not yet calibrated if `calibration` is None.
+    """What `attach` and `attach_lsq` share: a learner with a plan, not yet calibrated.
 
     Raises:
         TypeError, ValueError, RuntimeError, NotImplementedError: as they do.
@@ -183,14 +184,17 @@ def attach_plan(
         execution=None,
         execution_backward=True,
     )
-    learner = attachment.admit(
+    return attachment.admit(
         optimizer,
         parameters,
         lambda: Learner(optimizer, module, parameters, plan, settings),  # type: ignore[arg-type]
     )
+
+
+def _calibrated(learner: Learner, batches: Iterable[Any]) -> Learner:
+    """The learner, with the activations' first ranges; detached where that fails."""
     try:
-        if calibration is not None:
-            learner.calibrate(calibration)
+        learner.calibrate(batches)
     except BaseException:
         learner.detach("masters")
         raise

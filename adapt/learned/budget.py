@@ -2,7 +2,6 @@
 
 import heapq
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
 
@@ -171,8 +170,3 @@ def project(
             if bits[i] < LONGEST:
                 heapq.heappush(taking, (gain / 4, i))
     return bits
-
-
-def averages(loads: Sequence[Load], bits: Sequence[NDArray[np.integer]]) -> list[float]:
-    """Average word length of each load."""
-    return [float((load.numel * b).sum() / max(int(load.numel.sum()), 1)) for load, b in zip(loads, bits, strict=True)]

@@ -11,7 +11,7 @@ from torch import Tensor
 from adapt.kernels.learned import SUMS
 from adapt.kernels.learned_torch import Row
 from adapt.learned import lsq
-from adapt.learned.quantizer import continuous_width, limit, range_gradients, range_row, word_length
+from adapt.learned.quantizer import limit, range_gradients, range_row, word_length
 
 STEPS = {"weight": (2.0**-12, 1.0), "activation": (2.0**-12, 8.0)}
 """Bounds of d (Schaefer et al.)."""
@@ -156,10 +156,6 @@ class Formats:
     def ratios(self) -> Tensor:
         """The derivative of log₂(q₊/d + 1) by log₂(q₊/d): q₊/(q₊ + d), float64 [F]."""
         return (self.maximum / (self.maximum + self.step)).double()
-
-    def continuous(self) -> Tensor:
-        """The widths before they are rounded up, float32 [F]."""
-        return continuous_width(self.step, self.maximum, self.signed)
 
     def averages(self, names: Sequence[str]) -> tuple[list[float], list[float]]:
         """Of the average element of each of these tensors, the word length, and the fraction length −log₂ d."""

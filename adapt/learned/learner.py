@@ -56,6 +56,11 @@ class Learner(Controller):
 
     _run: LearnedRun
 
+    @property  # type: ignore[misc]
+    def policy(self) -> Policy[Any]:
+        """A learner has none: its `plan` and the gradients decide."""
+        raise AttributeError("a Learner has no policy: see its plan")
+
     @property
     def plan(self) -> Plan:
         """What was chosen."""
@@ -189,8 +194,7 @@ class Learner(Controller):
         met, samples = sites.watch(), []
         device = self._run.formats.device
         with self.master_weights(), _undisturbed(module), torch.no_grad():
-            for hook in sites._hooks:
-                hook.idle = False
+            sites.pin(None)
             for batch in batches:
                 inputs = batch if isinstance(batch, tuple) else (batch,)
                 inputs = tuple(x.to(device) if isinstance(x, Tensor) else x for x in inputs)

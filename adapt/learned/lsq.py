@@ -84,8 +84,8 @@ def lsq(
     check_delta(delta)
     check_tensor("step", step)
     low, high = bounds(bits, signed=signed)
-    if not bool((step > 0).all()):
-        raise ValueError("step must be above 0 everywhere")
+    if not bool((step > 0).all() and (step < math.inf).all()):
+        raise ValueError("step must be above 0 everywhere, and finite")
     factor = gradient_scale(x.numel() // max(step.numel(), 1), bits, signed=signed)
     # The value is the step's, the gradient that times the factor.
     step = step * factor + (step - step * factor).detach()

@@ -1,5 +1,6 @@
 """Rounding with a learned step and a learned range, from which the word length follows (Schaefer et al. eq. 1)."""
 
+import math
 from collections.abc import Sequence
 from numbers import Real
 from typing import Any
@@ -98,15 +99,15 @@ def quantize(
         floor: the fewest bits, 2, or 1, with which a signed format of d > 2·q₊ has the values ±q₊.
 
     Raises:
-        TypeError, ValueError: a step or range that is not positive, or no such scaling, δ or floor.
+        TypeError, ValueError: a step or range that is not positive and finite, or no such scaling, δ or floor.
     """
     check_scaling("scaling", scaling)
     check_delta(delta)
     check_floor(floor)
     check_tensor("step", step)
     check_tensor("maximum", maximum)
-    if not (bool((step > 0).all()) and bool((maximum > 0).all())):
-        raise ValueError("step and maximum must be above 0 everywhere")
+    if not all(bool((value > 0).all() and (value < math.inf).all()) for value in (step, maximum)):
+        raise ValueError("step and maximum must be above 0 everywhere, and finite")
     step, maximum = torch.broadcast_tensors(step, maximum)  # type: ignore[no-untyped-call]
     sign = _is_sign(step.detach(), maximum.detach(), signed, floor)
     width = torch.where(sign, 2 * maximum, step)

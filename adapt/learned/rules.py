@@ -15,8 +15,8 @@ from adapt.learned.plan import FixedWidths, LearnedWidths
 TRAVEL, BRISK = 12.0, 0.5
 """At the default rate, the octaves that d and q₊ could go in learning if all updates agreed, and at most in one."""
 
-SETTLING_TRAVEL, GENTLE = 2.0, 0.1
-"""The same for d and q₊ together, where widths stay."""
+SETTLING_TRAVEL = 2.0
+"""The octaves that d and q₊ could go together, where widths stay."""
 
 PRESSURE = 100.0
 """Default β of eq. 2 times the square of the budget: an excess of 10 % costs 1, however large the network is."""
@@ -107,7 +107,7 @@ class WidthRule:
             return peak * rate(min(at, learned - 1), learned, self.plan.warmup)
         if settled:
             at, length = at - learned, length - learned
-        return min(SETTLING_TRAVEL * every / max(length, 1), GENTLE) * rate(at, length, 0.0)
+        return min(SETTLING_TRAVEL * every / max(length, 1), BRISK) * rate(at, length, 0.0)
 
     def _penalties(self, formats: Formats, at: int, length: int) -> Tensor:
         """Eq. 2's gradient to log₂ d and log₂ q₊, straight through the rounding up; none for a width at its floor."""

@@ -143,7 +143,6 @@ class LearnedBitwidth(AdaptivePrecision):
             trainer.optimizers[0],
             pl_module,
             LearnedWidths(phases=Phases(0, FOREVER, 0), schedule=not scheduled, **self._plan),
-            None,
             quantize_biases=self._quantize_biases,
             layers=self._layers,
         )

@@ -52,6 +52,10 @@ class AdaPTState(State):
             raise ValueError("formats must be fixed point for every layer: AdaPT never leaves it for float32")
 
 
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 class Window(NamedTuple):
     """A window of gradients that ended: its layer, how many there were, their Δs, the strategy and the mean loss."""
 
@@ -103,15 +107,16 @@ class AdaPT:
     def __post_init__(self) -> None:
         if self.initial is not None and not isinstance(self.initial, Precision):
             raise TypeError(f"initial must be an adapt.Precision or None, got {self.initial!r}")
-        if not isinstance(self.buffer_bits, int) or not 0 <= self.buffer_bits <= 30:
+        if not _is_whole(self.buffer_bits) or not 0 <= self.buffer_bits <= 30:
             raise ValueError(f"buffer_bits must be a whole number from 0 to 30, got {self.buffer_bits!r}")
         for name in ("resolution", "lookback"):
             bounds = getattr(self, name)
             pair = isinstance(bounds, tuple | list) and len(bounds) == 2
-            if not pair or not all(isinstance(bound, int) for bound in bounds):
+            if not pair or not all(map(_is_whole, bounds)):
                 raise TypeError(f"{name} must be two whole numbers (lower, upper), got {bounds!r}")
             if not 1 <= bounds[0] <= bounds[1]:
                 raise ValueError(f"{name} must be bounds (lower, upper) with 1 ≤ lower ≤ upper, got {bounds!r}")
+            object.__setattr__(self, name, tuple(bounds))
         if not isinstance(self.lookback_momentum, Real) or not 0 <= self.lookback_momentum <= 1:
             raise ValueError(f"lookback_momentum must be a number between 0 and 1, got {self.lookback_momentum!r}")
         if not isinstance(self.kl_tolerance, Real) or not (math.isfinite(self.kl_tolerance) and self.kl_tolerance >= 0):
@@ -248,7 +253,7 @@ class AdaPT:
         return Precision(fewest_integer_bits(weights, fraction_length) + fraction_length, fraction_length)
 
     def _switch(
-        self, window: "Window", resolution: int, current: Format, observation: Observation
+        self, window: Window, resolution: int, current: Format, observation: Observation
     ) -> tuple[Precision, float]:
         weights = observation.weights[window.layer]
         lowest, given_up = lowest_precision(weights, resolution=resolution, tolerance=self.kl_tolerance)

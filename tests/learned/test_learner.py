@@ -304,6 +304,13 @@ def test_bad_options_of_lsq(options, message):
     refused(ValueError, message, lambda: attach_lsq(optimizer, model, [pictures(0)[0]], **options))
 
 
+def test_a_learner_has_no_policy():
+    model, optimizer = build()
+    learner = attach(optimizer, model, weight_budget=Budget(bits=4), phases=PHASES)
+    with pytest.raises(AttributeError, match="a Learner has no policy: see its plan"):
+        _ = learner.policy
+
+
 def test_calibration_is_needed_and_must_run():
     options = {"weight_budget": Budget(bits=4), "activation_budget": Budget(bits=4), "phases": PHASES}
     model, optimizer = build()
@@ -313,7 +320,9 @@ def test_calibration_is_needed_and_must_run():
         "calibration could not run a batch through Convolutional",
         lambda: attach(optimizer, model, [torch.zeros(2, 5)], **options),
     )
-    refused(TypeError, "calibration must be batches, got 5", lambda: attach(optimizer, model, 5, **options))
+    for nothing in (5, None):
+        message = f"calibration must be batches, got {nothing}"
+        refused(TypeError, message, lambda nothing=nothing: attach(optimizer, model, nothing, **options))
     images, labels = pictures(0)
     refused(
         TypeError,

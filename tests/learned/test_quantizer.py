@@ -171,6 +171,14 @@ def test_numbers_in_the_place_of_tensors_are_refused(call, name):
         call(torch.ones(()))
 
 
+@pytest.mark.parametrize("value", [0.0, -1.0, math.inf, math.nan])
+def test_steps_and_ranges_are_positive_and_finite(value):
+    one, wrong = torch.ones(()), torch.tensor(value)
+    for call in (lambda: quantize(one, wrong, one), lambda: quantize(one, one, wrong), lambda: lsq(one, wrong, 4)):
+        with pytest.raises(ValueError, match="must be above 0 everywhere, and finite"):
+            call()
+
+
 # LSQ
 
 

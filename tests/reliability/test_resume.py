@@ -140,8 +140,8 @@ def test_a_run_that_is_killed_three_times_ends_as_if_it_had_not_been(tmp_path, m
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("setting", ["paper", "algorithm 4"])
 def test_a_run_that_is_killed_twenty_times_ends_as_if_it_had_not_been(tmp_path, monkeypatch, setting):
-    expected = expected_digest(setting, 3000, monkeypatch)
-    assert digest_of(tmp_path, "runs", setting, 3000, kills=20, longest=1.5) == expected
+    expected = expected_digest(setting, 6000, monkeypatch)
+    assert digest_of(tmp_path, "runs", setting, 6000, kills=20, longest=1.5) == expected
 
 
 @pytest.mark.long

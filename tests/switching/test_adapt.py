@@ -44,6 +44,17 @@ def test_it_starts_as_the_paper_says():
     assert (policy.buffer_bits, policy.lookback_momentum, policy.normalize_gradients) == (4, 0.33, True)
 
 
+def test_bounds_may_be_lists():
+    assert AdaPT(lookback=[25, 100], resolution=[50, 150]) == AdaPT()
+    assert hash(AdaPT(lookback=[25, 100])) == hash(AdaPT())
+
+
+@pytest.mark.parametrize("options", [{"buffer_bits": True}, {"lookback": (True, 4)}, {"resolution": (50, 150.0)}])
+def test_whole_numbers_are_neither_bools_nor_floats(options):
+    with pytest.raises((TypeError, ValueError), match=f"{next(iter(options))} must be"):
+        AdaPT(**options)
+
+
 def test_a_window_ends_with_its_last_gradient_and_starts_anew():
     policy = AdaPT(lookback=(3, 3))
     state = policy.start([WEIGHTS])
