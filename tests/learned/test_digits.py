@@ -95,3 +95,23 @@ def test_pictures_without_a_sign_are_told_from_those_with_one(digits):
     )
     assert learner.formats["0.weight.input"].signed
     assert not learner.formats["3.weight.input"].signed
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_ranges_follow_the_weights_in_few_updates(digits, bits):
+    """Without normalisation weights grow by more than their first ranges hold."""
+    x, y, _, _ = digits
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    budget = Budget(bits=bits)
+    attach(optimizer, model, [x[:256]], weight_budget=budget, activation_budget=budget, phases=PHASES)
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(PHASES.total):
+        chosen = torch.randint(len(x), (BATCH,), generator=generator)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x[chosen]), y[chosen]).backward()
+        optimizer.step()
+    model.eval()
+    with torch.no_grad():
+        assert float((model(x).argmax(1) == y).float().mean()) > 0.96
