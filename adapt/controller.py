@@ -172,8 +172,9 @@ class Controller:
     def evaluation_weights(self) -> contextlib.AbstractContextManager[None]:
         """Within the context the parameters hold the masters rounded to nearest, whatever mode the modules are in.
 
-        Needed only where no module was given to `attach`, or where its hooks do not run: in a module that was compiled
-        in place, or after attaching.
+        For whoever copies a model or reads its parameters between two steps. Passes of a module in evaluation mode see
+        them anyway, unless no module was given to `attach` or its hooks do not run: in a module that was compiled in
+        place, or after attaching.
         """
         return self._pinned("evaluation")
 
