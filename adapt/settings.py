@@ -18,23 +18,23 @@ class Settings:
         TypeError, ValueError: an option is no sensible one.
     """
 
-    l1: float
-    l2: float
-    rounding: str
-    seed: int
-    layers: layering.Choice
-    quantize_biases: bool
-    l1_by_word_length: bool
-    trace_every: int
-    activations: str | int | None
-    quantize_errors: bool
-    execution: str | None
-    execution_backward: bool
+    l1: float = 0.0
+    l2: float = 0.0
+    rounding: str = "stochastic"
+    seed: int = 0
+    layers: layering.Choice = layering.is_matrix
+    quantize_biases: bool = False
+    l1_by_word_length: bool = False
+    trace_every: int = 1
+    activations: str | int | None = None
+    quantize_errors: bool = False
+    execution: str | None = None
+    execution_backward: bool = True
 
     def __post_init__(self) -> None:
         for name in ("l1", "l2"):
             value = getattr(self, name)
-            if not isinstance(value, Real):
+            if not isinstance(value, Real) or isinstance(value, bool):
                 raise TypeError(f"{name} must be a number, got {value!r}")
             if not 0 <= float(value) < math.inf:
                 raise ValueError(f"{name} must be a finite number ≥ 0, got {value!r}")

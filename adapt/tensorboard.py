@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from adapt.columns import COLUMNS
 from adapt.figures import channel_heatmap, pixels, thinned, timeline, word_length_heatmap
 from adapt.trace import Trace
 
 if not any(importlib.util.find_spec(name) for name in ("tensorboard", "tensorboardX")):
     raise ImportError("adapt.tensorboard needs TensorBoard: run pip install 'adapt-precision[tensorboard]'")
 
-_FIELDS = ("word_length", "fraction_length", "nonzero", "lookback", "resolution", "diversity", "divergence")
 _METHODS = ("add_scalar", "add_image", "add_histogram_raw", "add_custom_scalars")
 _SCALARS, _HISTOGRAMS = 400, 50
 """TensorBoard shows about 1,000 points of a line; a trace that is written at every epoch's end may pass these."""
@@ -92,14 +92,14 @@ class Timeline:
     def _write_charts(self) -> None:
         # Tags in a chart are regular expressions, matched from their beginning; this one also covers layers that
         # join the run later, and no layer's name needs to be escaped.
-        charts = {field.replace("_", " "): ["Multiline", [f"^{field}/"]] for field in _FIELDS}
+        charts = {field.replace("_", " "): ["Multiline", [f"^{field}/"]] for field in COLUMNS}
         self._writer.add_custom_scalars({"adapt": charts})
         _with_charts.add(self._writer)
 
     def _write_scalars(self, trace: Trace, first: int) -> None:
         rows = thinned(first, len(trace), _SCALARS)
         steps = trace.step[rows].tolist()
-        for field in _FIELDS:
+        for field in COLUMNS:
             values = getattr(trace, field)[rows].T.tolist()
             for layer, line in zip(trace.layers, values, strict=True):
                 for step, value in zip(steps, line, strict=True):

@@ -170,20 +170,7 @@ def attach_plan(
         raise TypeError(f"layers must be a function of (name, parameter), got {layers!r}")
     parameters = layering.named(module)
     biases = _biases(module, parameters, layers) if quantize_biases else set()
-    settings = Settings(
-        l1=0.0,
-        l2=0.0,
-        rounding="nearest",
-        seed=0,
-        layers=lambda name, parameter: name in biases or layers(name, parameter),
-        quantize_biases=False,
-        l1_by_word_length=False,
-        trace_every=1,
-        activations=None,
-        quantize_errors=False,
-        execution=None,
-        execution_backward=True,
-    )
+    settings = Settings(rounding="nearest", layers=lambda name, parameter: name in biases or layers(name, parameter))
     return attachment.admit(
         optimizer,
         parameters,

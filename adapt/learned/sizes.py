@@ -59,11 +59,15 @@ class Sizes:
 
     def penalty(self) -> float:
         """Eq. 2's two terms at the full β."""
-        total = 0.0
-        for size, target in zip(self.kilobytes, self.targets, strict=True):
-            if np.isfinite(target) and isinstance(self._plan, LearnedWidths):
-                total += penalty(max(size - target, 0.0), beta_of(self._plan, target))
-        return total
+        if not isinstance(self._plan, LearnedWidths):
+            return 0.0
+        first = self._formats.weights
+        parts = self._formats.bits[:first], self._formats.bits[first:]
+        return sum(
+            penalty(load.excess(bits, target), beta_of(self._plan, target))
+            for load, bits, target in zip(self.loads, parts, self.targets, strict=True)
+            if np.isfinite(target)
+        )
 
     def check(self, budgets: Sequence[Budget | None]) -> None:
         """Look at the weights' budget, or at both.

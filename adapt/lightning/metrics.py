@@ -14,12 +14,14 @@ from lightning.pytorch.utilities import move_data_to_device
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
+from adapt.columns import COLUMNS
 from adapt.layering import plain_name
 from adapt.perfmodel import RunningSummary, operations
 from adapt.perfmodel.rehearsal import samples_of
 from adapt.trace import Trace
 
-_LAYER_FIELDS = ("word_length", "fraction_length", "nonzero", "lookback", "resolution", "diversity")
+_LAYER_FIELDS = tuple(field for field, column in COLUMNS.items() if not column.missing)
+"""What there is a number of in every row."""
 
 
 def layer_values(traces: Sequence[Trace]) -> dict[str, float]:
@@ -188,8 +190,7 @@ def merged(traces: Sequence[Trace]) -> Trace:
     for other in traces[1:]:
         steps = np.intersect1d(steps, other.step)
     columns = {
-        field: np.concatenate([getattr(t, field)[np.isin(t.step, steps)] for t in traces], axis=1)
-        for field in (*_LAYER_FIELDS, "divergence")
+        field: np.concatenate([getattr(t, field)[np.isin(t.step, steps)] for t in traces], axis=1) for field in COLUMNS
     }
     trace.append(steps, **columns)
     return trace
