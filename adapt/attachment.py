@@ -47,8 +47,8 @@ def attach(
 
     Hooks go on the optimizer itself, so that schedulers, clipping, scalers and Lightning see the optimizer they
     know. The present weights become the float32 masters and the parameters their quantised copies. What torch's SGD
-    would do to the layers is done together with the rounding, unless someone else hooks on its step; their gradients
-    then keep their values. Other optimizers find, and leave, gradients that are normalised and penalised.
+    would do to the layers is done together with the rounding, unless a hook of someone else comes between; their
+    gradients then keep their values. Other optimizers find, and leave, gradients that are normalised and penalised.
 
     Args:
         optimizer: any torch optimizer that evaluates the loss once in a step.

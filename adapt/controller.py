@@ -313,7 +313,6 @@ class Controller:
         self._run.load_state_dict(state, self._members.present, strict=strict)
         self._restored = True
         self._steps.forget()
-        self._descent.forget()
         self._views.renew()
 
     def _save_into(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:

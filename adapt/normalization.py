@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from adapt.kernels import backend
+from adapt.kernels import name_for
 
 NORMALIZATIONS = {nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d}
 
@@ -24,7 +24,7 @@ def can_normalize(module: Any, x: Tensor) -> bool:
         and x.numel() > x.shape[1]
         and x.shape[1] == module.num_features
         and all(part is not None and part.dtype == torch.float32 for part in parts)
-        and getattr(backend("cpu"), "__name__", "").endswith("numba_")
+        and name_for("cpu") == "numba"
     )
 
 

@@ -9,7 +9,8 @@ import os
 from collections.abc import Sequence
 from functools import cache
 from importlib import import_module
-from typing import NamedTuple, Protocol, cast
+from importlib.util import find_spec
+from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 import torch
@@ -167,6 +168,22 @@ def backend(device: torch.device | str) -> Kernels:
     device = device if isinstance(device, torch.device) else torch.device(device)
     forced = _forced or os.environ.get("ADAPT_BACKEND")
     return _forced_on(forced, device.type) if forced else _chosen_for(device.type)
+
+
+def name_for(device: torch.device | str) -> str:
+    """The name of the back end that `backend` chooses for this device."""
+    return cast(Any, backend(device)).__name__.rpartition(".")[2].removesuffix("_")  # type: ignore[no-any-return]
+
+
+def companion(family: str, device: torch.device | str) -> Any:
+    """The passes of another family, `adapt.kernels.<family>_<name>`, for this device; torch's where there are none."""
+    return _companion(family, name_for(device))
+
+
+@cache
+def _companion(family: str, name: str) -> Any:
+    module = f"adapt.kernels.{family}_{name}"
+    return import_module(module if find_spec(module) else f"adapt.kernels.{family}_torch")
 
 
 @cache

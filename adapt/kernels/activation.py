@@ -5,8 +5,7 @@ share four small tensors, so a precision that moves is data and no part of a com
 """
 
 from dataclasses import dataclass
-from functools import cache, cached_property
-from importlib import import_module
+from functools import cached_property
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -14,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from adapt.kernels import backend
+from adapt.kernels import companion
 
 FROZEN, RECORD, NOISE = 0, 1, 2
 """What a training pass does at a site: round to nearest and remember nothing; remember the largest magnitude and the
@@ -124,9 +123,4 @@ def mask_size(numel: int) -> int:
 
 def activation_kernels(device: torch.device) -> ActivationKernels:
     """The passes of the back end that `adapt.kernels.backend` chooses for this device."""
-    return _load(cast(Any, backend(device)).__name__.rpartition(".")[2])
-
-
-@cache
-def _load(name: str) -> ActivationKernels:
-    return cast(ActivationKernels, import_module(f"adapt.kernels.activation_{name.removesuffix('_')}"))
+    return cast(ActivationKernels, companion("activation", device))

@@ -4,14 +4,12 @@ What becomes of one element is what `adapt.kernels.learned` says, by the row of 
 """
 
 from collections.abc import Sequence
-from functools import cache
-from importlib import import_module
-from typing import Any, NamedTuple, Protocol, cast
+from typing import NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
 
-from adapt.kernels import backend
+from adapt.kernels import companion
 
 
 class Layout(NamedTuple):
@@ -69,10 +67,4 @@ class ChannelKernels(Protocol):
 
 def channel_kernels(device: torch.device) -> ChannelKernels:
     """The passes of the back end that `adapt.kernels.backend` chooses for this device."""
-    return _load(cast(Any, backend(device)).__name__.rpartition(".")[2])
-
-
-@cache
-def _load(name: str) -> ChannelKernels:
-    name = "torch" if name == "triton_" else name.removesuffix("_")
-    return cast(ChannelKernels, import_module(f"adapt.kernels.channels_{name}"))
+    return cast(ChannelKernels, companion("channels", device))

@@ -1,13 +1,11 @@
 """How many values lie at or below each of some thresholds, exactly, and where all of them end: for histograms."""
 
-from typing import Any, cast
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from adapt.kernels import backend
+from adapt.kernels import name_for
 from adapt.kernels.stream import is_dense
 
 
@@ -56,7 +54,7 @@ def extremes(values: Tensor) -> tuple[float, float]:
 
 
 def _is_numba(values: Tensor) -> bool:
-    return cast(Any, backend(values.device)).__name__.endswith(".numba_")  # type: ignore[no-any-return]
+    return name_for(values.device) == "numba"
 
 
 def round_down(thresholds: NDArray[np.float64]) -> NDArray[np.float32]:

@@ -8,14 +8,12 @@ with low, high and the offset in units of the step: a whole range has offset 0, 
 offset 1/2. A row with inverse 0 leaves values as they are.
 """
 
-from functools import cache
-from importlib import import_module
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
 
-from adapt.kernels import backend
+from adapt.kernels import companion
 
 SCALINGS = ("ste", "pbgs", "ewgs", "acos", "tanh", "invtanh")
 """By what the gradient is scaled on its way back through rounding: see `adapt.learned.scaling`."""
@@ -59,10 +57,4 @@ class LearnedKernels(Protocol):
 
 def learned_kernels(device: torch.device) -> LearnedKernels:
     """The passes of the back end that `adapt.kernels.backend` chooses for this device."""
-    return _load(cast(Any, backend(device)).__name__.rpartition(".")[2])
-
-
-@cache
-def _load(name: str) -> LearnedKernels:
-    name = "torch" if name == "triton_" else name.removesuffix("_")
-    return cast(LearnedKernels, import_module(f"adapt.kernels.learned_{name}"))
+    return cast(LearnedKernels, companion("learned", device))

@@ -121,7 +121,7 @@ class Learner(Controller):
 
     def penalty(self) -> Tensor:
         """Eq. 2's two terms at the full β, a 0-dim tensor without gradient: steps and ranges get it by themselves."""
-        return torch.tensor(float(self._run.sizes.penalty()))
+        return torch.tensor(self._run.sizes.penalty())
 
     def forget_losses(self) -> None:
         """Nothing to forget: losses do not matter here."""

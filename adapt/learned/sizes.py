@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from adapt.learned.budget import Budget, Load, penalty
 from adapt.learned.formats import Formats
@@ -28,6 +29,12 @@ class Sizes:
         return Load("weight", numel[:first]), Load("activation", numel[first:], self._plan.activation_size)
 
     @property
+    def _bits(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The word lengths of the weights' and of the activations' formats."""
+        bits, first = self._formats.bits, self._formats.weights
+        return bits[:first], bits[first:]
+
+    @property
     def budgets(self) -> tuple[Budget | None, Budget | None]:
         """The budgets of weights and of activations."""
         return self._plan.weight_budget, self._plan.activation_budget
@@ -44,8 +51,9 @@ class Sizes:
     @property
     def kilobytes(self) -> tuple[float, float]:
         """Weights and activations in kB."""
-        (weights, activations), first = self.loads, self._formats.weights
-        return weights.size(self._formats.bits[:first]), activations.size(self._formats.bits[first:])
+        weights, activations = self.loads
+        bits = self._bits
+        return weights.size(bits[0]), activations.size(bits[1])
 
     @property
     def averages(self) -> tuple[float, float]:
@@ -61,12 +69,13 @@ class Sizes:
         """Eq. 2's two terms at the full β."""
         if not isinstance(self._plan, LearnedWidths):
             return 0.0
-        first = self._formats.weights
-        parts = self._formats.bits[:first], self._formats.bits[first:]
         return sum(
-            penalty(load.excess(bits, target), beta_of(self._plan, target))
-            for load, bits, target in zip(self.loads, parts, self.targets, strict=True)
-            if np.isfinite(target)
+            (
+                penalty(load.excess(bits, target), beta_of(self._plan, target))
+                for load, bits, target in zip(self.loads, self._bits, self.targets, strict=True)
+                if np.isfinite(target)
+            ),
+            start=0.0,
         )
 
     def check(self, budgets: Sequence[Budget | None]) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from adapt.precision import Precision
 from adapt.switching.diversity import diversity
 from adapt.switching.frugality import fewest_integer_bits, push_up_by_loss, rounding_cost
-from adapt.switching.policy import Format, Observation, State, check_flags
+from adapt.switching.policy import Format, Observation, State, check_flags, is_whole
 from adapt.switching.pushdown import lowest_precision
 from adapt.switching.pushup import checked_strategy, push_up, push_up_by_diversity
 from adapt.switching.tempo import next_lookback, next_resolution, next_strategy
@@ -50,10 +50,6 @@ class AdaPTState(State):
         checked_strategy(self.strategy)
         if set(map(type, self.formats)) - {Precision}:
             raise ValueError("formats must be fixed point for every layer: AdaPT never leaves it for float32")
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 class Window(NamedTuple):
@@ -107,12 +103,12 @@ class AdaPT:
     def __post_init__(self) -> None:
         if self.initial is not None and not isinstance(self.initial, Precision):
             raise TypeError(f"initial must be an adapt.Precision or None, got {self.initial!r}")
-        if not _is_whole(self.buffer_bits) or not 0 <= self.buffer_bits <= 30:
+        if not is_whole(self.buffer_bits) or not 0 <= self.buffer_bits <= 30:
             raise ValueError(f"buffer_bits must be a whole number from 0 to 30, got {self.buffer_bits!r}")
         for name in ("resolution", "lookback"):
             bounds = getattr(self, name)
             pair = isinstance(bounds, tuple | list) and len(bounds) == 2
-            if not pair or not all(map(_is_whole, bounds)):
+            if not pair or not all(map(is_whole, bounds)):
                 raise TypeError(f"{name} must be two whole numbers (lower, upper), got {bounds!r}")
             if not 1 <= bounds[0] <= bounds[1]:
                 raise ValueError(f"{name} must be bounds (lower, upper) with 1 ≤ lower ≤ upper, got {bounds!r}")

@@ -14,7 +14,7 @@ from torch import Tensor
 from adapt.blockfloat import BlockFloat
 from adapt.precision import LONGEST_WORD, SHORTEST_WORD
 from adapt.switching.fixed import FOREVER
-from adapt.switching.policy import Format, Observation, State, check_flags
+from adapt.switching.policy import Format, Observation, State, check_flags, is_whole
 
 
 @dataclass(frozen=True)
@@ -107,10 +107,10 @@ class MuPPET:
     def __post_init__(self) -> None:
         for name, lowest in (("steps_per_epoch", 1), ("window", 2), ("violations", 1)):
             value = getattr(self, name)
-            if not (_is_whole(value) and value >= lowest) and not (name == "steps_per_epoch" and value is None):
+            if not (is_whole(value) and value >= lowest) and not (name == "steps_per_epoch" and value is None):
                 raise ValueError(f"{name} must be a whole number ≥ {lowest}, got {value!r}")
         words = self.word_lengths
-        if not isinstance(words, tuple | list) or not words or not all(_is_whole(bits) for bits in words):
+        if not isinstance(words, tuple | list) or not words or not all(is_whole(bits) for bits in words):
             raise TypeError(f"word_lengths must be whole numbers of bits such as (8, 12, 14, 16), got {words!r}")
         if not SHORTEST_WORD <= words[0] <= words[-1] < LONGEST_WORD or any(a >= b for a, b in pairwise(words)):
             raise ValueError(
@@ -221,7 +221,3 @@ def switching_threshold(epoch: int, offset: float = 1.0, amplitude: float = 1.5,
 
 def _format(word_length: int) -> Format:
     return None if word_length == LONGEST_WORD else BlockFloat(word_length)
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)

@@ -105,6 +105,11 @@ class Policy(Protocol[S]):
         """Answer the policy's columns of the trace, of lookback, resolution, diversity and divergence, [layers]."""
 
 
+def is_whole(value: object) -> bool:
+    """Whether a hyperparameter is a whole number, which True and False are not."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def check_flags(policy: object, *names: str) -> None:
     """Refuse switches of a policy that are neither True nor False.
 

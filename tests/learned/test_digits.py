@@ -25,6 +25,22 @@ def digits():
     return x[:1400], y[:1400], x[1400:], y[1400:]
 
 
+def run(model, optimizer, x, y):
+    """The phases' steps, on batches drawn at random."""
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(PHASES.total):
+        chosen = torch.randint(len(x), (BATCH,), generator=generator)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x[chosen]), y[chosen]).backward()
+        optimizer.step()
+
+
+@torch.no_grad()
+def accuracy_of(model, x, y):
+    model.eval()
+    return float((model(x).argmax(1) == y).float().mean())
+
+
 def train(digits, assemble):
     """A network with two hidden layers after the phases' steps; answers accuracy and learner."""
     x, y, test, labels = digits
@@ -40,15 +56,8 @@ def train(digits, assemble):
     )
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     learner = assemble(optimizer, model, [x[:256]])
-    generator = torch.Generator().manual_seed(1)
-    for _ in range(PHASES.total):
-        chosen = torch.randint(len(x), (BATCH,), generator=generator)
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(model(x[chosen]), y[chosen]).backward()
-        optimizer.step()
-    model.eval()
-    with torch.no_grad():
-        return float((model(test).argmax(1) == labels).float().mean()), learner
+    run(model, optimizer, x, y)
+    return accuracy_of(model, test, labels), learner
 
 
 @pytest.mark.parametrize("bits", [2.5, 4])
@@ -106,12 +115,5 @@ def test_ranges_follow_the_weights_in_few_updates(digits, bits):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     budget = Budget(bits=bits)
     attach(optimizer, model, [x[:256]], weight_budget=budget, activation_budget=budget, phases=PHASES)
-    generator = torch.Generator().manual_seed(1)
-    for _ in range(PHASES.total):
-        chosen = torch.randint(len(x), (BATCH,), generator=generator)
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(model(x[chosen]), y[chosen]).backward()
-        optimizer.step()
-    model.eval()
-    with torch.no_grad():
-        assert float((model(x).argmax(1) == y).float().mean()) > 0.96
+    run(model, optimizer, x, y)
+    assert accuracy_of(model, x, y) > 0.96
