@@ -8,10 +8,10 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from adapt import layering
 from adapt.controller import Controller
+from adapt.layers import layering
 from adapt.precision import Precision
-from adapt.settings import Settings
+from adapt.run.settings import Settings
 from adapt.switching.adapt import AdaPT
 from adapt.switching.policy import Policy
 

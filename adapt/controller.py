@@ -15,19 +15,19 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from adapt import checkpoint, layering
-from adapt.descent import Descent
-from adapt.hooks import remove_all
-from adapt.masters import Masters, View
-from adapt.members import Members
+from adapt.distributed.sharding import whole
+from adapt.layers import layering
+from adapt.layers.hooks import remove_all
+from adapt.layers.members import Members
 from adapt.precision import LONGEST_WORD, Precision
-from adapt.run import Run
-from adapt.settings import Settings
-from adapt.sharding import whole
-from adapt.steps import Steps, unscale
+from adapt.run import Run, checkpoint
+from adapt.run.settings import Settings
+from adapt.run.steps import Steps, unscale
 from adapt.switching.policy import Policy
 from adapt.trace import Trace
-from adapt.views import Views
+from adapt.weights.descent import Descent
+from adapt.weights.masters import Masters, View
+from adapt.weights.views import Views
 
 
 class Controller:

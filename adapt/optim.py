@@ -8,7 +8,7 @@ from torch import nn
 
 from adapt.attachment import attach
 from adapt.controller import Controller
-from adapt.layering import Parameters, named
+from adapt.layers.layering import Parameters, named
 from adapt.switching.policy import Policy
 
 

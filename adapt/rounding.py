@@ -10,8 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from adapt.kernels import Rounding, backend, set_backend, torch_
+from adapt.kernels import Rounding, backend, set_backend
 from adapt.kernels.stream import is_dense
+from adapt.kernels.torch_ import weights as torch_
 from adapt.precision import Precision
 
 __all__ = ["backend", "grid", "quantize", "set_backend", "stream_keys"]

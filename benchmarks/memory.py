@@ -4,7 +4,7 @@ import gc
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.bench import Bench
 from benchmarks.networks import adaptive, plain
@@ -36,9 +36,10 @@ def memory(bench: Bench) -> Iterator[Row]:
 def live_bytes() -> int:
     """Bytes of the memory behind every tensor that Python can reach, and behind their gradients, each counted once."""
     gc.collect()
-    tensors = [thing for thing in gc.get_objects() if issubclass(type(thing), Tensor)]
+    # Whatever else the process keeps alive is looked at too, and what a compiler leaves behind has no memory.
+    tensors = [thing for thing in gc.get_objects() if type(thing) in (Tensor, nn.Parameter)]
     tensors += [tensor.grad for tensor in tensors if tensor.is_leaf and tensor.grad is not None]
-    # Whatever else the process keeps alive is looked at too, and a sparse tensor has no storage of its own.
+    # Nor has a sparse tensor any of its own.
     tensors = [tensor for tensor in tensors if tensor.layout == torch.strided]
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
     return sum(storages.values())

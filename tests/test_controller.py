@@ -16,8 +16,8 @@ from torch import nn
 import adapt
 from adapt import penalties
 from adapt.kernels import set_backend
-from adapt.masters import Masters
-from adapt.pending import Pending
+from adapt.run.pending import Pending
+from adapt.weights.masters import Masters
 from tests.training import RESTLESS, assembled, batch, copies, is_on_grid, loss_of, net, train
 
 # What a step costs

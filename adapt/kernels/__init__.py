@@ -1,6 +1,7 @@
 """Fused passes over all tensors of a network at once: one interface, three back ends, the same bits.
 
-`torch_` runs everywhere and is the reference, `numba_` is the fast one on the CPU, `triton_` on CUDA.
+`torch_` runs everywhere and is the reference, `numba_` is the fast one on the CPU, `triton_` on CUDA: one folder each,
+with a module for every family of passes. Those over weights are described here, the others in modules of their names.
 What one element becomes is identical in all three, whatever the number of threads; sums are taken in float64 in an
 order that each back end fixes for itself, so between back ends they may differ in the last bits.
 """
@@ -172,18 +173,18 @@ def backend(device: torch.device | str) -> Kernels:
 
 def name_for(device: torch.device | str) -> str:
     """The name of the back end that `backend` chooses for this device."""
-    return cast(Any, backend(device)).__name__.rpartition(".")[2].removesuffix("_")  # type: ignore[no-any-return]
+    return cast(Any, backend(device)).__name__.split(".")[-2].removesuffix("_")  # type: ignore[no-any-return]
 
 
 def companion(family: str, device: torch.device | str) -> Any:
-    """The passes of another family, `adapt.kernels.<family>_<name>`, for this device; torch's where there are none."""
+    """The passes of another family, `adapt.kernels.<name>_.<family>`, for this device; torch's where there are none."""
     return _companion(family, name_for(device))
 
 
 @cache
 def _companion(family: str, name: str) -> Any:
-    module = f"adapt.kernels.{family}_{name}"
-    return import_module(module if find_spec(module) else f"adapt.kernels.{family}_torch")
+    module = f"adapt.kernels.{name}_.{family}"
+    return import_module(module if find_spec(module) else f"adapt.kernels.torch_.{family}")
 
 
 @cache
@@ -221,7 +222,7 @@ def _works_on(name: str, device: str) -> bool:
 @cache
 def _load(name: str) -> Kernels:
     try:
-        return cast(Kernels, import_module(f"adapt.kernels.{name}_"))
+        return cast(Kernels, import_module(f"adapt.kernels.{name}_.weights"))
     except ImportError as error:
         raise RuntimeError(
             f"the {name} back end cannot be imported ({error}): install {name} or choose torch"

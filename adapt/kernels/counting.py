@@ -26,7 +26,7 @@ def count_at_most(values: Tensor, thresholds: NDArray[np.float64]) -> NDArray[np
         # Order does not matter here, and that of the memory spares a copy.
         numbers = values.numpy().ravel(order="K")
         if _is_numba(values):
-            from adapt.kernels.counting_numba import count
+            from adapt.kernels.numba_.counting import count
 
             return count(numbers, thresholds)
         # NumPy sorts thirty times as fast as torch on the CPU.
@@ -45,7 +45,7 @@ def extremes(values: Tensor) -> tuple[float, float]:
         values: float32 or float64, at least one, of any shape, strides and device. Where one is NaN an end is NaN.
     """
     if _is_numba(values) and values.dtype == torch.float32 and is_dense(values):
-        from adapt.kernels import counting_numba
+        from adapt.kernels.numba_ import counting as counting_numba
 
         low, high = counting_numba.extremes(values.data_ptr(), values.numel())
         return low, high

@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adapt.hooks import remove_all
+from adapt.execution.products import LAYERS
 from adapt.kernels.activation import TYPES
-from adapt.layering import plain_name
+from adapt.layers.hooks import remove_all
+from adapt.layers.layering import plain_name
 from adapt.learned.calibration import percentile
 from adapt.learned.formats import Formats
 from adapt.learned.through import Quantizer
-from adapt.masters import View
-from adapt.products import LAYERS
+from adapt.weights.masters import View
 
 
 class Met:

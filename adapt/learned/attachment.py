@@ -7,13 +7,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from adapt import attachment, layering
+from adapt import attachment
+from adapt.layers import layering
 from adapt.learned.budget import Budget
 from adapt.learned.learner import Learner
 from adapt.learned.phases import Phases
 from adapt.learned.plan import FixedWidths, LearnedWidths, Plan
 from adapt.learned.scaling import DELTA
-from adapt.settings import Settings
+from adapt.run.settings import Settings
 
 
 def attach(

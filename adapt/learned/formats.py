@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from adapt.kernels.learned import SUMS
-from adapt.kernels.learned_torch import Row
+from adapt.kernels.torch_.learned import Row
 from adapt.learned import lsq
 from adapt.learned.quantizer import limit, range_gradients, range_row, word_length
 

@@ -17,7 +17,7 @@ from adapt.learned.rules import StepRule
 from adapt.learned.run import LearnedRun
 from adapt.learned.widths import Widths
 from adapt.perfmodel.rehearsal import samples_of
-from adapt.settings import Settings
+from adapt.run.settings import Settings
 from adapt.switching.policy import Policy
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from adapt.kernels.learned_torch import Row
+from adapt.kernels.torch_.learned import Row
 from adapt.learned.quantizer import check_tensor, rounding
 from adapt.learned.scaling import DELTA, check_delta, check_scaling
 

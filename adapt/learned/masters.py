@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from adapt.kernels.channels import Layout, channel_kernels
 from adapt.kernels.learned import SCALINGS
 from adapt.learned.formats import Formats
-from adapt.masters import Masters
+from adapt.weights.masters import Masters
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)

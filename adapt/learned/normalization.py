@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from adapt.masters import View
+from adapt.weights.masters import View
 
 
 class Reestimation:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adapt.kernels.learned_torch import Partials, Row, partials, rounded
+from adapt.kernels.torch_.learned import Partials, Row, partials, rounded
 from adapt.learned.scaling import DELTA, check_delta, check_scaling
 
 _SLACK = 1e-4

@@ -8,8 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from adapt import checkpoint, ranks
-from adapt.descent import TakeOver
+from adapt.distributed import ranks
 from adapt.learned import start, state
 from adapt.learned.activations import Met
 from adapt.learned.log import Log
@@ -21,11 +20,12 @@ from adapt.learned.rules import StepRule, WidthRule
 from adapt.learned.settling import settle
 from adapt.learned.sizes import Sizes
 from adapt.learned.widths import Widths
-from adapt.losses import MicroLosses
-from adapt.masters import Masters
-from adapt.run import Run
-from adapt.settings import Settings
+from adapt.run import Run, checkpoint
+from adapt.run.losses import MicroLosses
+from adapt.run.settings import Settings
 from adapt.trace import Trace
+from adapt.weights.descent import TakeOver
+from adapt.weights.masters import Masters
 
 _FADING = 0.8
 """What an update keeps of the gradients' energy before it."""

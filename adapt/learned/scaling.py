@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from adapt.kernels.learned import SCALINGS
-from adapt.kernels.learned_torch import slope
+from adapt.kernels.torch_.learned import slope
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

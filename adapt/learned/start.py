@@ -8,14 +8,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from adapt import ranks
+from adapt.distributed import ranks
+from adapt.distributed.sharding import is_sharded
 from adapt.learned.activations import Met, Sites
 from adapt.learned.calibration import gaussian_range
 from adapt.learned.formats import Formats
 from adapt.learned.lsq import initial_step
 from adapt.learned.masters import LearnedMasters, channels_of
 from adapt.learned.plan import FixedWidths, Plan
-from adapt.sharding import is_sharded
 
 HEADROOM = 2
 """Bits above the budget's average at which all formats begin."""

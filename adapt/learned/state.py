@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from adapt import checkpoint
+from adapt.run import checkpoint
 
 VERSION = 1
 

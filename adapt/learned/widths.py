@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from adapt import archive
+from adapt.trace import archive
 
 VERSION = 1
 

@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from adapt.controller import Controller
-from adapt.layering import optimized
+from adapt.layers.layering import optimized
 
 
 class BeforeAveraging(Callback):

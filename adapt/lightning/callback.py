@@ -10,10 +10,9 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
-from adapt import checkpoint as persistence
-from adapt import layering
 from adapt.attachment import attached, check_policy
 from adapt.controller import Controller
+from adapt.layers import layering
 from adapt.lightning.averaging import BeforeAveraging
 from adapt.lightning.compatibility import (
     arrange,
@@ -26,7 +25,8 @@ from adapt.lightning.compatibility import (
 )
 from adapt.lightning.losses import Losses
 from adapt.lightning.reports import Reports
-from adapt.settings import Settings
+from adapt.run import checkpoint as persistence
+from adapt.run.settings import Settings
 from adapt.switching.policy import Policy
 from adapt.trace import Trace
 

@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 
 from adapt.attachment import attach, attached
 from adapt.controller import Controller
-from adapt.layering import named, optimized, plain_name
+from adapt.layers.layering import named, optimized, plain_name
 from adapt.lightning.averaging import AfterAveraging, BeforeAveraging
 from adapt.optim import ASGD
 from adapt.switching.fixed import FOREVER

@@ -6,7 +6,7 @@ from typing import Any
 from lightning import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
-from adapt import layering
+from adapt.layers import layering
 from adapt.learned.attachment import attach_plan
 from adapt.learned.budget import Budget
 from adapt.learned.distillation import Distillation

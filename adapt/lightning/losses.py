@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from adapt.controller import Controller
-from adapt.layering import optimized
+from adapt.layers.layering import optimized
 
 _LONGEST = 4096
 """Losses that wait for an optimizer which never steps."""

@@ -14,11 +14,11 @@ from lightning.pytorch.utilities import move_data_to_device
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from adapt.columns import COLUMNS
-from adapt.layering import plain_name
+from adapt.layers.layering import plain_name
 from adapt.perfmodel import RunningSummary, operations
 from adapt.perfmodel.rehearsal import samples_of
 from adapt.trace import Trace
+from adapt.trace.columns import COLUMNS
 
 _LAYER_FIELDS = tuple(field for field, column in COLUMNS.items() if not column.missing)
 """What there is a number of in every row."""

@@ -3,6 +3,7 @@ import os
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks import __main__ as command
 from benchmarks import peers
@@ -85,6 +86,14 @@ def test_live_bytes_passes_over_sparse_tensors():
     sparse = torch.eye(100).to_sparse()
     assert live_bytes() == before
     del sparse
+
+
+def test_live_bytes_passes_over_what_a_compiler_left_behind():
+    before = live_bytes()
+    with FakeTensorMode():
+        fake = torch.zeros(1000)
+    assert live_bytes() == before
+    del fake
 
 
 def test_training_in_float32_and_at_adaptive_precision_starts_from_the_same_weights():

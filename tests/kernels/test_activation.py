@@ -16,7 +16,7 @@ from adapt import Precision, quantize
 from adapt.kernels import set_backend
 from adapt.kernels.activation import FROZEN, MASKED, NOISE, RECORD, State, activation_kernels, mask_size
 from adapt.kernels.stream import flat
-from adapt.kernels.torch_ import uniform
+from adapt.kernels.torch_.weights import uniform
 from adapt.rounding import grid, stream_keys
 from tests.references import activations as reference
 
@@ -309,7 +309,7 @@ def test_the_compiled_code_rounds_where_the_others_do_and_moves_sixteen_bytes_at
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from adapt.kernels import activation_triton_device
+    from adapt.kernels.triton_ import activation_device as activation_triton_device
 
     function = getattr(activation_triton_device, name)
     flags = {"TRAINING": True, "REPLAY": False} if name == "forward_pass" else {"ROUND": True}

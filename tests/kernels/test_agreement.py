@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from adapt import Precision
-from adapt.kernels import Rounding, Treatment, backend, set_backend, torch_
+from adapt.kernels import Rounding, Treatment, backend, set_backend
+from adapt.kernels.torch_ import weights as torch_
 from adapt.rounding import grid, stream_keys
 from tests.references import fixed_point, training_passes
 

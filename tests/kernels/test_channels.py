@@ -4,9 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from adapt.kernels import channels_numba, channels_torch, learned_torch
 from adapt.kernels.channels import Layout
 from adapt.kernels.learned import SCALINGS
+from adapt.kernels.numba_ import channels as channels_numba
+from adapt.kernels.torch_ import channels as channels_torch
+from adapt.kernels.torch_ import learned as learned_torch
 from adapt.learned.masters import channels_of
 
 EWGS = SCALINGS.index("ewgs")

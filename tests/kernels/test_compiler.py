@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from numba.core.codegen import get_host_cpu_features
 
-from adapt.kernels.numba_compiler import floats
+from adapt.kernels.numba_.compiler import floats
 
 
 def double(address, numel):

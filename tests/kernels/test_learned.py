@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from adapt.kernels import learned_numba, learned_torch
 from adapt.kernels.learned import SCALINGS
+from adapt.kernels.numba_ import learned as learned_numba
+from adapt.kernels.torch_ import learned as learned_torch
 
 ROWS = torch.tensor(
     [

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from adapt import kernels
-from adapt.kernels import numba_, torch_
+from adapt.kernels.numba_ import weights as numba_
+from adapt.kernels.torch_ import weights as torch_
 from adapt.rounding import backend, set_backend
 
 
@@ -62,7 +63,7 @@ def test_a_forced_back_end_that_cannot_work_says_so():
 
 @pytest.mark.usefixtures("fresh_imports")
 def test_without_numba_torch_takes_over(monkeypatch):
-    monkeypatch.setitem(sys.modules, "adapt.kernels.numba_", None)
+    monkeypatch.setitem(sys.modules, "adapt.kernels.numba_.weights", None)
     assert backend("cpu") is torch_
     with pytest.raises(RuntimeError, match=r"numba back end cannot be imported.*install numba"):
         set_backend("numba")
@@ -89,7 +90,7 @@ print(r.quantize(torch.tensor([0.3, 9.0]), Precision(8, 4)).tolist(), r.backend(
 
 
 def test_a_disabled_compiler_means_torch():
-    assert run(QUANTIZE, NUMBA_DISABLE_JIT="1") == "[0.3125, 7.9375] adapt.kernels.torch_"
+    assert run(QUANTIZE, NUMBA_DISABLE_JIT="1") == "[0.3125, 7.9375] adapt.kernels.torch_.weights"
 
 
 UNWRITABLE = """
@@ -102,7 +103,7 @@ Dispatcher.enable_caching = enable_caching
 
 def test_no_folder_to_write_the_cache_to_means_compiling_anew():
     """As where the package and the home folder are read-only."""
-    assert run(UNWRITABLE + QUANTIZE) == "[0.3125, 7.9375] adapt.kernels.numba_"
+    assert run(UNWRITABLE + QUANTIZE) == "[0.3125, 7.9375] adapt.kernels.numba_.weights"
 
 
 FORK = """

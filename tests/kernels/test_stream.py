@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from adapt.kernels.stream import is_dense, require_layout
-from adapt.kernels.torch_ import uniform
+from adapt.kernels.torch_.weights import uniform
 from adapt.rounding import stream_keys
 from tests.references import fixed_point
 

@@ -44,7 +44,7 @@ def test_the_compiled_code_rounds_where_the_others_do_and_moves_four_elements_at
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from adapt.kernels import triton_device
+    from adapt.kernels.triton_ import weights_device as triton_device
 
     function = getattr(triton_device, name)
     signature, constants = PASSES[name]

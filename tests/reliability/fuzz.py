@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 import adapt
-from adapt import checkpoint
+from adapt.run import checkpoint
 from recipes.common import data as pictures
 from recipes.common import download
 
@@ -197,8 +197,8 @@ def main():
         assert examine(content), f"the seed of {name} is refused"
         (corpus / f"seed-{name.replace(' ', '-')}").write_bytes(content)
     for module in (
-        adapt.archive,
-        adapt.columns,
+        adapt.trace.archive,
+        adapt.trace.columns,
         adapt.trace,
         checkpoint,
         zipfile,

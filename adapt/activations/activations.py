@@ -1,0 +1,259 @@
+"""Rounding what flows through a layer: its input, its output and the error that comes back (AdaPT, section 3.1).
+
+The forward pass goes on with Q(x); the gradient goes straight through where x lies in [minimum, maximum] and is zero
+elsewhere. Training rounds stochastically, evaluation to nearest.
+"""
+
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from adapt import rounding
+from adapt.activations.alone import holders_of_one_alone
+from adapt.activations.hooks import Hooks
+from adapt.blockfloat import BlockFloat
+from adapt.distributed import ranks
+from adapt.execution.products import LAYERS
+from adapt.kernels.activation import FROZEN, NOISE, RECORD, State, activation_kernels
+from adapt.layers.hooks import remove_all
+from adapt.layers.layering import plain_name
+from adapt.precision import Precision
+from adapt.switching.policy import Format
+from adapt.weights.masters import View
+
+MODES = ("layer", "range")
+
+_WITH_OUTPUT_ALONE = (nn.Embedding, nn.EmbeddingBag)
+_FRESH_OUTPUT = {nn.Linear, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Embedding}
+"""Layers whose own forward answers a new tensor that nobody else holds, so that it can be rounded in place."""
+
+
+class Activations:
+    """Rounds the activations of a module's layers, and on demand the errors, by hooks on the layers.
+
+    Layers are linear layers and convolutions (plain, grouped, transposed), with input and output, and embeddings,
+    with the output alone. What else owns a quantised weight, such as a recurrent layer or attention, keeps its
+    activations: its inner values cannot be reached, so only its weights are quantised.
+
+    Three modes: "layer" rounds in the layer's own ⟨WL, FL⟩; "range" keeps WL and lets FL follow what was met, as the
+    fewest integer bits that hold the running maximum of |x|; a number is a WL for all layers, with FL by range. That
+    maximum stays on the device and moves the format once in an optimizer step; it falls by 1 % in a step that does not
+    reach it. Before the first step "range" rounds as "layer" does. Errors always follow their range, in the layer's WL
+    or in that for all layers, and stay float32 in the first step. So do all activations of a layer in block floating
+    point, whose scale is each tensor's own matter, and those in a WL for all layers.
+
+    A layer in float32 keeps its activations in float32 in every mode.
+
+    Noise comes from the stream of (seed, step, name of the site), a site's name being its weight's name and ".input",
+    ".output" or ".error". Several passes through a layer in one step (accumulation, shared layers) continue its
+    stream. A pass that activation checkpointing repeats inside backward draws again what the layer's last pass drew,
+    so a checkpointed layer should run once between two backward passes.
+
+    For backward nothing is kept but a byte for each element, and that only where a value was outside the range;
+    a float copy would cost four times that, always.
+
+    Args:
+        module: the module whose layers to hook.
+        layers: the index of each quantised parameter, by the parameter's id.
+        mode: "layer", "range", or a word length.
+        errors: whether to round the errors too: the gradient with regard to a layer's output.
+        seed: seed of the rounding stream.
+        stochastic: whether training rounds stochastically.
+        device: where the layers are.
+        old: activations to take over what was met from, by the sites' names.
+
+    Raises:
+        ValueError: no layer of the module can round its activations.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        layers: Mapping[int, int],
+        *,
+        mode: str | int,
+        errors: bool,
+        seed: int,
+        stochastic: bool,
+        device: torch.device,
+        old: "Activations | None" = None,
+    ) -> None:
+        self.seed, self.stochastic = seed, stochastic
+        self.names: list[str] = []
+        self._leaders: list[int] = []
+        found = []
+        for name, owner, leader in _owners(module, layers):
+            sites = []
+            for kind in ("input", "output", "error"):
+                wanted = errors if kind == "error" else kind == "output" or isinstance(owner, LAYERS)
+                sites.append(len(self.names) if wanted else -1)
+                if wanted:
+                    self.names.append(f"{name}.{kind}")
+                    self._leaders.append(leader)
+            found.append((owner, sites))
+        if not found:
+            raise ValueError(
+                "activations were asked for, but params has no linear layer, convolution or embedding that is "
+                "quantised: leave activations=None"
+            )
+        count = len(self.names)
+        self._state = State(
+            formats=torch.zeros(count, 5, device=device),
+            keys=torch.zeros(count, dtype=torch.int64, device=device),
+            drawn=torch.zeros(count, dtype=torch.int64, device=device),
+            peaks=torch.zeros(count, device=device),
+        )
+        self._ranges = torch.zeros(count, device=device)
+        self._errors = np.array([name.endswith(".error") for name in self.names])
+        self._word = mode if isinstance(mode, int) else None
+        self._follows = self._errors | (mode != "layer")
+        self._words = torch.zeros(count, dtype=torch.int32, device=device)
+        self._following = torch.zeros_like(self._words)
+        self._otherwise = torch.zeros(count, 4, device=device)
+        self._streams = tuple(_of_rank(self.names))
+        self._step, self._ended = 0, False
+        self._pin: View | None = None
+        if old is not None:
+            self.load_state_dict(old.state_dict(), strict=False)
+
+        # The first call must not come within a backward pass.
+        holders_of_one_alone()
+        kernels = activation_kernels(device)
+        self._hooks = [Hooks(self._state, kernels, type(owner) in _FRESH_OUTPUT, *sites) for owner, sites in found]
+        handles = []
+        for (owner, _), hooks in zip(found, self._hooks, strict=True):
+            if isinstance(owner, LAYERS):
+                handles.append(owner.register_forward_pre_hook(hooks.before, with_kwargs=True))
+            # Before any other hook, so that all others see, and may keep, what the network goes on with.
+            handles.append(owner.register_forward_hook(hooks.after, prepend=True))
+        self._remove = weakref.finalize(self, remove_all, handles)
+
+    def remove(self) -> None:
+        """Take the hooks away."""
+        self._remove()
+
+    def use(self, formats: Sequence[Format]) -> None:
+        """Note the layers' formats; rounding follows with the next `resume`."""
+        chosen = [formats[leader] for leader in self._leaders]
+        words = np.array([0 if form is None else self._word or form.word_length for form in chosen], np.int32)
+        blocks = np.array([isinstance(form, BlockFloat) for form in chosen])
+        rows = np.stack([rounding.grid(form if isinstance(form, Precision) else None) for form in chosen])
+        rows[self._errors | (self._word is not None)] = 0
+        self._words.copy_(torch.from_numpy(words))
+        self._following.copy_(torch.from_numpy(words * (self._follows | blocks)))
+        self._otherwise.copy_(torch.from_numpy(rows))
+        for hooks in self._hooks:
+            hooks.idle = chosen[hooks.output] is None
+
+    def advance(self) -> None:
+        """The step ends here; `resume` must follow."""
+        self._ended = True
+
+    @torch.no_grad()
+    def resume(self, step: int) -> None:
+        """Round in the present formats from now on, which hold what was met, and draw with the keys of `step`."""
+        if self._ended:
+            ranks.maximum_(self._state.peaks)
+        self._step = step
+        self._renew(ended=self._ended)
+        self._ended = False
+
+    def pin(self, view: View | None) -> None:
+        """Until the next call with None: "evaluation" rounds to nearest in every mode, "masters" does not round."""
+        self._pin = view
+        self._renew(ended=False)
+
+    def _renew(self, *, ended: bool) -> None:
+        kernels = activation_kernels(self._ranges.device)
+        kernels.renew(
+            self._state,
+            rounding.stream_keys(self.seed, self._step, self._streams),
+            self._ranges,
+            self._following,
+            self._otherwise,
+            mode=FROZEN if self._pin is not None else NOISE if self.stochastic else RECORD,
+            ended=ended,
+        )
+        if self._pin == "masters":
+            self._state.formats.data[:, :4] = 0
+        for hooks in self._hooks:
+            hooks.kernels = kernels
+
+    @property
+    def precisions(self) -> dict[str, Format]:
+        """The format in which each site rounds now, by the site's name. Reading it waits for the device."""
+        scales, words = self._state.formats[:, 0].tolist(), self._words.tolist()
+        return {
+            name: Precision(word, int(np.log2(scale))) if scale else None
+            for name, word, scale in zip(self.names, words, scales, strict=True)
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was met so far, in plain containers and tensors."""
+        return {
+            "names": list(self.names),
+            "ranges": self._ranges.clone(),
+            "peaks": self._state.peaks.clone(),
+            "drawn": self._state.drawn.clone(),
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Any], *, strict: bool = True) -> None:
+        """Go on from where `state_dict` was taken; `resume` must follow.
+
+        Args:
+            state: what `state_dict` answered.
+            strict: refuse a state of other sites. Otherwise sites are matched by name.
+
+        Raises:
+            ValueError: the state is of other sites.
+        """
+        check_state(state, self.names, strict=strict)
+        names = list(state.get("names", ()))
+        ours = [i for i, name in enumerate(self.names) if name in names]
+        theirs = [names.index(self.names[i]) for i in ours]
+        for field, tensor in (
+            ("ranges", self._ranges),
+            ("peaks", self._state.peaks),
+            ("drawn", self._state.drawn),
+        ):
+            if ours:
+                tensor[ours] = state[field][theirs].to(tensor)
+
+
+def check_state(state: Mapping[str, Any], names: Sequence[str], *, strict: bool) -> None:
+    """Refuse a state that `Activations.load_state_dict` could not take in.
+
+    Raises:
+        ValueError: the state is broken or, with `strict`, of other sites.
+    """
+    saved = state.get("names", [])
+    if strict and list(saved) != list(names):
+        raise ValueError(
+            f"the precision state rounds activations at {len(saved)} places, but this controller at {len(names)}: "
+            "attach with the same activations and quantize_errors, or load with strict=False"
+        )
+    for field in ("ranges", "peaks", "drawn") if saved else ():
+        tensor = state.get(field)
+        if not isinstance(tensor, Tensor) or tensor.shape != (len(saved),):
+            raise ValueError(
+                f"the precision state's activations should hold {field!r} as [{len(saved)}], got {tensor!r:.80}"
+            )
+
+
+def _owners(module: nn.Module, layers: Mapping[int, int]) -> Iterator[tuple[str, nn.Module, int]]:
+    """The layers whose activations can be rounded: the weight's name by this path, the layer, the weight's index."""
+    for path, owner in module.named_modules():
+        weight = owner._parameters.get("weight")
+        if isinstance(owner, (*LAYERS, *_WITH_OUTPUT_ALONE)) and weight is not None and id(weight) in layers:
+            yield plain_name(f"{path}.weight" if path else "weight"), owner, layers[id(weight)]
+
+
+def _of_rank(names: Sequence[str]) -> list[str]:
+    """The sites' names in the random stream: each process draws noise of its own for its own share of the data."""
+    rank = torch.distributed.get_rank() if ranks.are_several() else 0
+    return [f"{name}@{rank}" for name in names] if rank else list(names)

@@ -1,0 +1,5 @@
+"""Products of layers that really compute in a short floating point type."""
+
+from adapt.execution.execution import EXECUTIONS, Execution, fits_into
+
+__all__ = ["EXECUTIONS", "Execution", "fits_into"]

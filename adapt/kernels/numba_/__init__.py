@@ -1,0 +1,1 @@
+"""The passes for the CPU, compiled by Numba."""

@@ -1,0 +1,166 @@
+"""The passes over activations for the CPU, compiled by Numba: one walk through the tensor, chunk by chunk.
+
+`adapt.kernels.activation.ActivationKernels` says what each function does.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from adapt.kernels.activation import DECAY, State
+from adapt.kernels.numba_.activation_device import backward_pass, begin, forward_pass, remember
+from adapt.kernels.numba_.bits import bits_of, from_bits
+from adapt.kernels.numba_.chunks import CHUNKS_PER_THREAD, Chunks, chunks_of, run
+from adapt.kernels.numba_.compiler import compiled
+from adapt.kernels.torch_ import activation as activation_torch
+from adapt.precision import HIGHEST_FRACTION, LOWEST_FRACTION
+
+_BYTES = {torch.float32: 4, torch.bfloat16: 2}
+_ZERO, _ONE = np.float32(0), np.float32(1)
+_DECAY = np.float32(DECAY)
+
+
+@compiled
+def _forward_alone(
+    chunks: Any,
+    source: int,
+    output: int,
+    width_in: int,
+    width_out: int,
+    mask: int,
+    flags: int,
+    formats: Any,
+    keys: Any,
+    drawn: Any,
+    peaks: Any,
+    site: int,
+    numel: int,
+    training: bool,
+    replay: bool,
+) -> bool:
+    """The whole of a forward pass on one thread: a small one takes no longer than its call."""
+    count = len(chunks)
+    grid, key, offset, noise = begin(formats, keys, drawn, site, width_out, numel, training, replay)
+    tops, outside = np.empty(count, np.int32), np.empty(count, np.bool_)
+    forward_pass(
+        0, count, chunks, source, output, width_in, width_out, mask, flags, grid, key, offset, noise, tops, outside
+    )
+    if training and not replay:
+        remember(tops, formats, peaks, site)
+    return bool(outside.any())
+
+
+@compiled
+def _backward_alone(
+    chunks: Any,
+    gradient: int,
+    output: int,
+    width: int,
+    mask: int,
+    flags: int,
+    formats: Any,
+    keys: Any,
+    drawn: Any,
+    peaks: Any,
+    site: int,
+    numel: int,
+) -> None:
+    """The whole of a backward pass on one thread."""
+    count = len(chunks)
+    grid, key, offset, noise = begin(formats, keys, drawn, site, width, numel, True, False)
+    tops = np.empty(count if site >= 0 else 0, np.int32)
+    backward_pass(0, count, chunks, gradient, output, width, mask, flags, grid, key, offset, noise, tops)
+    remember(tops, formats, peaks, site)
+
+
+def _is_small(chunks: Chunks) -> bool:
+    return len(chunks.table) < 2 * CHUNKS_PER_THREAD or torch.get_num_threads() == 1
+
+
+def forward(
+    source: Tensor, output: Tensor, mask: Tensor | None, state: State, site: int, *, training: bool, replay: bool
+) -> bool:
+    if source.dtype not in _BYTES or output.dtype not in _BYTES:
+        return activation_torch.forward(source, output, mask, state, site, training=training, replay=replay)
+    numel, width = source.numel(), _BYTES[output.dtype]
+    if not numel:
+        return False
+    chunks = chunks_of((numel,))
+    bits = 0 if mask is None else mask.data_ptr()
+    tensors = source.data_ptr(), output.data_ptr(), _BYTES[source.dtype], width, bits, bits + numel
+    if _is_small(chunks):
+        return _forward_alone(chunks.table, *tensors, *state.host, site, numel, training, replay)  # type: ignore[no-any-return]
+    formats, keys, drawn, peaks = state.host
+    grid, key, offset, noise = begin(formats, keys, drawn, site, width, numel, training, replay)
+    tops, outside = np.empty(len(chunks.table), np.int32), np.empty(len(chunks.table), np.bool_)
+    run(forward_pass, chunks, *tensors, grid, np.uint64(key), offset, noise, tops, outside)
+    if training and not replay:
+        remember(tops, formats, peaks, site)
+    return bool(outside.any())
+
+
+def backward(gradient: Tensor, output: Tensor, mask: Tensor | None, state: State, site: int) -> None:
+    if gradient.dtype not in _BYTES or output.dtype != gradient.dtype:
+        activation_torch.backward(gradient, output, mask, state, site)
+        return
+    numel, width = gradient.numel(), _BYTES[gradient.dtype]
+    if not numel:
+        return
+    chunks = chunks_of((numel,))
+    bits = 0 if mask is None else mask.data_ptr()
+    tensors = gradient.data_ptr(), output.data_ptr(), width, bits, bits + numel
+    if _is_small(chunks):
+        _backward_alone(chunks.table, *tensors, *state.host, site, numel)
+        return
+    formats, keys, drawn, peaks = state.host
+    grid, key, offset, noise = begin(formats, keys, drawn, site, width, numel, True, False)
+    tops = np.empty(len(chunks.table) if site >= 0 else 0, np.int32)
+    run(backward_pass, chunks, *tensors, grid, np.uint64(key), offset, noise, tops)
+    remember(tops, formats, peaks, site)
+
+
+@compiled
+def _power_of_two(exponent: int) -> Any:
+    return from_bits(np.int32((exponent + 127) << 23))
+
+
+@compiled
+def _renew(
+    formats: Any, drawn: Any, peaks: Any, ranges: Any, words: Any, otherwise: Any, mode: int, ended: bool
+) -> None:
+    for i in range(len(ranges)):
+        if ended:
+            drawn[i] = 0
+            if peaks[i] > _ZERO:
+                ranges[i] = max(peaks[i], ranges[i] * _DECAY)
+            peaks[i] = _ZERO
+        formats[i, :4], formats[i, 4] = otherwise[i], mode
+        word = words[i]
+        if word and ranges[i] > _ZERO:
+            # 2^exponent is the smallest power of two above the range. Subnormal numbers end at the highest fraction.
+            exponent, mantissa = (bits_of(ranges[i]) >> 23) - 126, (bits_of(ranges[i]) & 0x7FFFFF) | 0x3F000000
+            fraction = word - 1 - exponent
+            if from_bits(np.int32(mantissa)) > _ONE - _power_of_two(-word):
+                fraction -= 1
+            fraction = min(max(fraction, word - 128, LOWEST_FRACTION), HIGHEST_FRACTION)
+            half, unit = _power_of_two(word - 1), _power_of_two(max(word - 25, 0))
+            formats[i, 0], formats[i, 1] = _power_of_two(fraction), _power_of_two(-fraction)
+            formats[i, 2], formats[i, 3] = -half, half - unit
+
+
+def renew(
+    state: State,
+    keys: NDArray[np.uint64],
+    ranges: Tensor,
+    words: Tensor,
+    otherwise: Tensor,
+    *,
+    mode: int,
+    ended: bool,
+) -> None:
+    formats, own_keys, drawn, peaks = state.host
+    own_keys[:] = keys.view(np.int64)
+    _renew(formats, drawn, peaks, ranges.numpy(), words.numpy(), otherwise.numpy(), mode, ended)

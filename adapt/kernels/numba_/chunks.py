@@ -1,0 +1,76 @@
+"""How the CPU's passes walk through memory: chunk by chunk, large ones on several threads.
+
+Tensors are cut into chunks that fit the first-level cache; a pass takes one chunk at a time through all that it does,
+so memory is read and written once. Which thread has which chunk changes no result: sums are kept per chunk and added in
+the order of the chunks.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+CHUNK = 2048
+CHUNKS_PER_THREAD = 128
+"""Waking a thread costs some 20 µs; this many chunks take about as long."""
+
+
+class Chunks(NamedTuple):
+    table: NDArray[np.int64]
+    """[chunks, 3]: layer, first element, number of elements."""
+    ends: NDArray[np.int64]
+    """[layers]: the chunk after the layer's last."""
+
+
+@lru_cache(maxsize=64)
+def chunks_of(sizes: tuple[int, ...]) -> Chunks:
+    """How tensors of these sizes are cut."""
+    numel = np.array(sizes, np.int64)
+    counts = -(-numel // CHUNK)
+    ends = np.cumsum(counts)
+    layer = np.repeat(np.arange(len(sizes)), counts)
+    start = (np.arange(counts.sum()) - (ends - counts)[layer]) * CHUNK
+    return Chunks(np.stack([layer, start, np.minimum(numel[layer] - start, CHUNK)], axis=1), ends)
+
+
+_pool: ThreadPoolExecutor | None = None
+
+
+def _forget_pool() -> None:
+    global _pool
+    _pool = None
+
+
+os.register_at_fork(after_in_child=_forget_pool)
+
+
+def threads_for(chunks: Chunks) -> int:
+    """As many threads as torch uses and the work is worth."""
+    return max(min(torch.get_num_threads(), len(chunks.table) // CHUNKS_PER_THREAD), 1)
+
+
+def run(kernel: Callable[..., None], chunks: Chunks, *arguments: Any) -> int:
+    """Run a pass over all chunks, on as many threads as `threads_for` says; answers how many."""
+    global _pool
+    count, threads = len(chunks.table), threads_for(chunks)
+    ends = [count * (thread + 1) // threads for thread in range(threads)]
+    others = []
+    if threads > 1:
+        _pool = _pool or ThreadPoolExecutor(os.cpu_count(), "adapt")
+        others = [_pool.submit(kernel, a, b, chunks.table, *arguments) for a, b in pairwise(ends)]
+    kernel(0, ends[0], chunks.table, *arguments)
+    for other in others:
+        other.result()
+    return threads
+
+
+def addresses_of(*lists: Sequence[Tensor | None]) -> NDArray[np.int64]:
+    """A row for each list; 0 where there is no tensor."""
+    return np.array([[0 if tensor is None else tensor.data_ptr() for tensor in tensors] for tensors in lists], np.int64)

@@ -1,0 +1,110 @@
+"""Norms and sums of a network's tensors on the CPU, compiled by Numba: chunk by chunk, then of whole layers.
+
+Arguments are those of `adapt.kernels.numba_.weights_device`. Every sum is taken in float64 in the order of the chunks.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from adapt.kernels.numba_.compiler import add, add_square, compiled, floats
+
+
+@compiled
+def _squared_norm(address: int, numel: int) -> float:
+    x = floats(address, numel)
+    total = 0.0
+    for i in range(numel):
+        total = add_square(total, np.float64(x[i]))
+    return total
+
+
+@compiled
+def norms(address: int, numel: int) -> tuple[float, float]:
+    """‖m‖₁ and ‖m‖₂² of one chunk."""
+    m = floats(address, numel)
+    absolute, squares = 0.0, 0.0
+    for i in range(numel):
+        wide = np.float64(m[i])
+        absolute = add(absolute, abs(wide))
+        squares = add_square(squares, wide)
+    return absolute, squares
+
+
+@compiled
+def _add(total: int, gradient: int, numel: int) -> float:
+    """sum ← sum + g for one chunk; ‖sum‖₂²."""
+    s, g = floats(total, numel), floats(gradient, numel)
+    squares = 0.0
+    for i in range(numel):
+        s[i] += g[i]
+        squares = add_square(squares, np.float64(s[i]))
+    return squares
+
+
+@compiled
+def add_up(partial: Any, ends: Any, out: Any) -> None:
+    """out[layer] ← the sum of the rows of its chunks, whose last are those before ends[layer], in their order."""
+    row = 0
+    for layer in range(len(ends)):
+        out[layer] = 0.0
+        while row < ends[layer]:
+            for column in range(out.shape[1]):
+                out[layer, column] += partial[row, column]
+            row += 1
+
+
+@compiled
+def end_of_pass(first: int, last: int, partial: Any, ends: Any, out: Any) -> None:
+    """Add up what a pass over all chunks has measured; of several passes nobody knows who is the last."""
+    if last - first == len(partial):
+        add_up(partial, ends, out)
+
+
+@compiled
+def _norm(first: int, last: int, chunks: Any, tensors: Any, partial: Any) -> None:
+    """‖x‖₂² of each chunk; 0 where there is no tensor."""
+    for c in range(first, last):
+        i, start, numel = chunks[c, 0], chunks[c, 1], chunks[c, 2]
+        partial[c, 0] = _squared_norm(tensors[i] + 4 * start, numel) if tensors[i] else 0.0
+
+
+@compiled
+def _add_all(first: int, last: int, chunks: Any, sums: Any, gradients: Any, squared: Any, partial: Any) -> None:
+    """sums += gradients where there is one and it is finite, and ‖sum‖₂² of each chunk; 0 where there is no sum."""
+    for c in range(first, last):
+        i, start, numel = chunks[c, 0], chunks[c, 1], chunks[c, 2]
+        total = sums[i] + 4 * start
+        if sums[i] and gradients[i] and np.isfinite(squared[i]):
+            partial[c, 0] = _add(total, gradients[i] + 4 * start, numel)
+        else:
+            partial[c, 0] = _squared_norm(total, numel) if sums[i] else 0.0
+
+
+@compiled
+def norm_pass(first: int, last: int, chunks: Any, tensors: Any, partial: Any, ends: Any, out: Any) -> None:
+    _norm(first, last, chunks, tensors, partial)
+    end_of_pass(first, last, partial, ends, out)
+
+
+@compiled
+def add_pass(
+    first: int, last: int, chunks: Any, sums: Any, gradients: Any, squared: Any, partial: Any, ends: Any, out: Any
+) -> None:
+    _add_all(first, last, chunks, sums, gradients, squared, partial)
+    end_of_pass(first, last, partial, ends, out)
+
+
+@compiled
+def accumulate_pass(chunks: Any, sums: Any, gradients: Any, ends: Any, squared: Any, squared_sums: Any) -> None:
+    """Both passes, layer by layer, so that the second finds in the cache what the first has read."""
+    own, partial = np.empty((len(chunks), 1)), np.empty((len(chunks), 1))
+    start = 0
+    for layer in range(len(ends)):
+        squared[layer] = 0.0
+        _norm(start, ends[layer], chunks, gradients, own)
+        for c in range(start, ends[layer]):
+            squared[layer] += own[c, 0]
+        _add_all(start, ends[layer], chunks, sums, gradients, squared, partial)
+        start = ends[layer]
+    add_up(partial, ends, squared_sums)

@@ -1,0 +1,1 @@
+"""The passes for CUDA, written in Triton."""

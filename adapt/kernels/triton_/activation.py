@@ -1,0 +1,63 @@
+"""The passes over activations for CUDA, compiled by Triton: one launch each, the state read where it lies.
+
+`adapt.kernels.activation.ActivationKernels` says what each function does. No call waits for the device, and none hands
+over a number that changes from step to step, so a CUDA graph may capture them.
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adapt.kernels.activation import MASKED, State
+from adapt.kernels.torch_.activation import renew
+from adapt.kernels.triton_.activation_device import backward_pass, forward_pass, move_on
+
+__all__ = ["backward", "forward", "renew"]
+
+BLOCK = 8 * MASKED
+
+_HALVES = {torch.float32: 0, torch.float16: 16, torch.bfloat16: 19}
+
+
+def _launch(
+    kernel: Any, x: Tensor, output: Tensor, mask: Tensor | None, state: State, site: int, *, moves: bool, **flags: bool
+) -> None:
+    numel = x.numel()
+    if not numel:
+        return
+    at = max(site, 0)
+    tables = state.formats[at], state.keys[at:], state.drawn[at:], state.peaks[at:]
+    on_device: AbstractContextManager[Any] = nullcontext()
+    if x.device.type == "cuda":
+        on_device = torch.cuda.device(x.device)
+    with on_device:
+        # A fused multiply-add would round once where the other back ends round twice.
+        kernel[-(-numel // BLOCK),](
+            x,
+            output,
+            output if mask is None else mask,
+            *tables,
+            numel,
+            HALF=_HALVES[output.dtype],
+            HAS_MASK=mask is not None,
+            **flags,
+            MASKED=MASKED,
+            BLOCK=BLOCK,
+            enable_fp_fusion=False,
+        )
+        if moves:
+            move_on[1,](tables[0], tables[2], numel)
+
+
+def forward(
+    source: Tensor, output: Tensor, mask: Tensor | None, state: State, site: int, *, training: bool, replay: bool
+) -> bool:
+    moves = training and not replay
+    _launch(forward_pass, source, output, mask, state, site, moves=moves, TRAINING=training, REPLAY=replay)
+    return mask is not None
+
+
+def backward(gradient: Tensor, output: Tensor, mask: Tensor | None, state: State, site: int) -> None:
+    _launch(backward_pass, gradient, output, mask, state, site, moves=site >= 0, ROUND=site >= 0)

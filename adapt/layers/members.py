@@ -1,0 +1,57 @@
+"""The parameters of an optimizer by name, and whether some have joined since the last look."""
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from adapt.layers.layering import optimized, plain_name
+
+
+class Members:
+    """Names the parameters of an optimizer, those that join later too, and sees that something has changed.
+
+    Args:
+        optimizer: the optimizer.
+        module: what gives names to parameters that join; without it, or where they are not in it, they are counted.
+        parameters: the parameters that have a name already, perhaps more than the optimizer's.
+
+    Attributes:
+        known: every parameter that has a name.
+    """
+
+    def __init__(self, optimizer: Optimizer, module: nn.Module | None, parameters: Mapping[str, Tensor]) -> None:
+        self._optimizer, self._module = optimizer, module
+        self.known = dict(parameters)
+        self.look()
+
+    def look(self) -> None:
+        """Take what is there now as seen."""
+        self._count = self._counted()
+        self._frozen = [p for p in optimized(self._optimizer) if not p.requires_grad]
+
+    @property
+    def changed(self) -> bool:
+        """Whether parameters joined the optimizer, or were unfrozen, since the last look."""
+        return self._counted() != self._count or any(p.requires_grad for p in self._frozen)
+
+    @property
+    def present(self) -> dict[str, Tensor]:
+        """The parameters of the optimizer that have a name."""
+        inside = {id(p) for p in optimized(self._optimizer)}
+        return {name: p for name, p in self.known.items() if id(p) in inside}
+
+    def name(self) -> None:
+        """Give a name to every parameter of the optimizer."""
+        names = {id(p): name for name, p in self.known.items()}
+        if self._module is not None:
+            names |= {id(p): plain_name(name) for name, p in self._module.named_parameters()}
+        for parameter in optimized(self._optimizer):
+            name = names.setdefault(id(parameter), f"parameter_{len(names)}")
+            # A module may have been replaced by one of its name, but the optimizer keeps the parameters of both.
+            while self.known.get(name, parameter) is not parameter:
+                name += "'"
+            self.known[name] = parameter
+
+    def _counted(self) -> int:
+        return sum(len(group["params"]) for group in self._optimizer.param_groups)

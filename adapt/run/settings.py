@@ -1,0 +1,65 @@
+"""What a user can set of a controller beside the policy, checked once."""
+
+import math
+from dataclasses import dataclass
+from numbers import Real
+
+from adapt.activations import MODES
+from adapt.execution import EXECUTIONS
+from adapt.layers import layering
+from adapt.precision import LONGEST_WORD, SHORTEST_WORD
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The options of `adapt.attach`, which says what each means.
+
+    Raises:
+        TypeError, ValueError: an option is no sensible one.
+    """
+
+    l1: float = 0.0
+    l2: float = 0.0
+    rounding: str = "stochastic"
+    seed: int = 0
+    layers: layering.Choice = layering.is_matrix
+    quantize_biases: bool = False
+    l1_by_word_length: bool = False
+    trace_every: int = 1
+    activations: str | int | None = None
+    quantize_errors: bool = False
+    execution: str | None = None
+    execution_backward: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("l1", "l2"):
+            value = getattr(self, name)
+            if not isinstance(value, Real) or isinstance(value, bool):
+                raise TypeError(f"{name} must be a number, got {value!r}")
+            if not 0 <= float(value) < math.inf:
+                raise ValueError(f"{name} must be a finite number ≥ 0, got {value!r}")
+        if not callable(self.layers):
+            raise TypeError(f"layers must be a function of (name, parameter), got {self.layers!r}")
+        if self.rounding not in ("stochastic", "nearest"):
+            raise ValueError(f'rounding must be "stochastic" or "nearest", got {self.rounding!r}')
+        for name in ("quantize_biases", "l1_by_word_length", "quantize_errors", "execution_backward"):
+            value = getattr(self, name)
+            if not isinstance(value, bool):
+                raise TypeError(f"{name} must be True or False, got {value!r}")
+        if not isinstance(self.seed, int) or isinstance(self.seed, bool):
+            raise TypeError(f"seed must be an integer, got {self.seed!r}")
+        if not isinstance(self.trace_every, int) or isinstance(self.trace_every, bool) or self.trace_every < 1:
+            raise ValueError(f"trace_every must be a whole number of steps ≥ 1, got {self.trace_every!r}")
+        if not (self.activations is None or self.activations in MODES or _is_word_length(self.activations)):
+            raise ValueError(
+                f'activations must be None, "layer", "range" or a word length of {SHORTEST_WORD} to {LONGEST_WORD} '
+                f"bits, got {self.activations!r}"
+            )
+        if self.quantize_errors and self.activations is None:
+            raise ValueError('quantize_errors=True needs activations="layer", "range" or a word length')
+        if self.execution is not None and self.execution not in EXECUTIONS:
+            raise ValueError(f'execution must be None, "bfloat16" or "float16", got {self.execution!r}')
+
+
+def _is_word_length(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and SHORTEST_WORD <= value <= LONGEST_WORD
