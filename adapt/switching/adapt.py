@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from adapt.precision import Precision
+from adapt.switching.arguments import check_flags, is_whole
 from adapt.switching.diversity import diversity
 from adapt.switching.frugality import fewest_integer_bits, push_up_by_loss, rounding_cost
-from adapt.switching.policy import Format, Observation, State, check_flags, is_whole
+from adapt.switching.policy import Format, Observation, State
 from adapt.switching.pushdown import lowest_precision
 from adapt.switching.pushup import checked_strategy, push_up, push_up_by_diversity
 from adapt.switching.tempo import next_lookback, next_resolution, next_strategy

@@ -1,7 +1,6 @@
 """What quantising a layer loses, in bits: empirical distributions and their Kullback-Leibler divergence."""
 
 import math
-import operator
 
 import numpy as np
 import torch
@@ -9,6 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from adapt.kernels.counting import count_at_most, extremes
+from adapt.switching import arguments
 
 
 def divergence(weights: Tensor, quantized: Tensor, resolution: int) -> float:
@@ -81,10 +81,7 @@ def checked_values(values: Tensor, name: str) -> tuple[Tensor, float, float]:
 
     Refuses what is not a floating-point tensor or not finite.
     """
-    if not isinstance(values, Tensor) or not values.is_floating_point():
-        kind = values.dtype if isinstance(values, Tensor) else type(values).__name__
-        raise TypeError(f"{name} must be a floating-point tensor, got {kind}")
-    values = values.detach()
+    values = arguments.tensor(name, values).detach()
     if values.dtype != torch.float64:
         values = values.to(torch.float32)
     if values.numel() == 0:
@@ -97,10 +94,7 @@ def checked_values(values: Tensor, name: str) -> tuple[Tensor, float, float]:
 
 def checked_resolution(resolution: int) -> int:
     """The number of bins as an int; refuses anything but a whole number from 1 on."""
-    try:
-        resolution = operator.index(resolution)
-    except TypeError:
-        raise TypeError(f"resolution must be a whole number of bins, got {resolution!r}") from None
+    resolution = arguments.whole("resolution", resolution, "bins")
     if resolution < 1:
         raise ValueError(f"resolution must be at least 1 bin, got {resolution}")
     return resolution

@@ -2,6 +2,8 @@
 
 import math
 
+from adapt.switching import arguments
+
 
 def diversity(sum_of_norms: float, norm_of_sum: float) -> float:
     """AdaPT eq. 3: Δs = Σ‖G_k‖ / ‖ΣG_k‖ over the gradients since the layer's last switch.
@@ -15,8 +17,11 @@ def diversity(sum_of_norms: float, norm_of_sum: float) -> float:
         ∞ where ‖ΣG‖ is 0 or anything is not finite.
 
     Raises:
-        ValueError: an argument is negative: norms are not.
+        TypeError: an argument is no number.
+        ValueError: one is negative: norms are not.
     """
+    sum_of_norms = arguments.number("sum_of_norms", sum_of_norms)
+    norm_of_sum = arguments.number("norm_of_sum", norm_of_sum)
     for name, value in (("sum_of_norms", sum_of_norms), ("norm_of_sum", norm_of_sum)):
         if value < 0:
             raise ValueError(f"{name} must not be negative, got {value}: pass norms of gradients")
@@ -27,4 +32,5 @@ def diversity(sum_of_norms: float, norm_of_sum: float) -> float:
 
 def log_diversity(diversity: float) -> float:
     """AdaPT eq. 3, second line: the natural logarithm of Δs, and 1 where Δs is not in (0, ∞)."""
+    diversity = arguments.number("diversity", diversity)
     return math.log(diversity) if 0 < diversity < math.inf else 1.0

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from adapt.precision import Precision
-from adapt.switching.policy import Observation, State, check_flags
+from adapt.switching.arguments import check_flags
+from adapt.switching.policy import Observation, State
 
 FOREVER = 2**62
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from adapt.precision import HIGHEST_FRACTION, LONGEST_WORD, SHORTEST_WORD, Precision
 from adapt.rounding import quantize
+from adapt.switching import arguments
 
 LOWERING_MARGIN = 8.0
 """How far below the tolerance the cost must lie before a bit is given back: a bit less makes rounding errors twice as
@@ -34,9 +35,11 @@ def rounding_cost(
         The cost in units of the loss. Negative where rounding happens to help.
 
     Raises:
+        TypeError: the precision is no Precision, or the count no integer.
         ValueError: there is no gradient.
     """
-    if gradients < 1:
+    precision = arguments.precision("precision", precision)
+    if arguments.whole("gradients", gradients) < 1:
         raise ValueError(f"gradients must be at least 1, got {gradients}: a window has some")
     error = quantize(weights, precision).sub_(weights)
     pull = sum_of_gradients / gradients
@@ -62,7 +65,12 @@ def push_up_by_loss(lowest: Precision, current: Precision, cost: float, allowed:
     Returns:
         FL + 1 where cost > allowed; FL − 1 where |cost| is far below and FL at least two bits above the floor; FL
         between; at least FL_min.
+
+    Raises:
+        TypeError: a format is no Precision, or a cost no number.
     """
+    lowest, current = arguments.precision("lowest", lowest), arguments.precision("current", current)
+    cost, allowed = arguments.number("cost", cost), arguments.number("allowed", allowed)
     fraction_length = current.fraction_length
     if cost > allowed:
         fraction_length += 1
@@ -83,9 +91,13 @@ def fewest_integer_bits(weights: Tensor, fraction_length: int) -> int:
 
     Returns:
         IL, such that IL + FL lies between 2 and 32 bits.
+
+    Raises:
+        TypeError: weights is not a floating-point tensor, or the fraction length no integer.
     """
+    fraction_length = arguments.whole("fraction_length", fraction_length, "bits")
     step = math.ldexp(1.0, -fraction_length)
-    magnitudes = weights.detach().abs()
+    magnitudes = arguments.tensor("weights", weights).detach().abs()
     largest = float(magnitudes.max()) if magnitudes.numel() else 0.0
     shortest, longest = SHORTEST_WORD - fraction_length, LONGEST_WORD - fraction_length
     # One bit more than holds the largest: the top of a range lies a step below its power of two.

@@ -13,8 +13,10 @@ from torch import Tensor
 
 from adapt.blockfloat import BlockFloat
 from adapt.precision import LONGEST_WORD, SHORTEST_WORD
+from adapt.switching import arguments
+from adapt.switching.arguments import check_flags, is_whole
 from adapt.switching.fixed import FOREVER
-from adapt.switching.policy import Format, Observation, State, check_flags, is_whole
+from adapt.switching.policy import Format, Observation, State
 
 
 @dataclass(frozen=True)
@@ -215,8 +217,14 @@ def inter_epoch_diversity(
 
 
 def switching_threshold(epoch: int, offset: float = 1.0, amplitude: float = 1.5, decay: float = 0.1) -> float:
-    """MuPPET: offset + amplitude·exp(−decay·epoch), what the ratio p may not exceed; epochs count from 0."""
-    return offset + amplitude * math.exp(-decay * epoch)
+    """MuPPET: offset + amplitude·exp(−decay·epoch), what the ratio p may not exceed; epochs count from 0.
+
+    Raises:
+        TypeError: an argument is no number.
+    """
+    given = {"epoch": epoch, "offset": offset, "amplitude": amplitude, "decay": decay}
+    epochs, least, excess, rate = (arguments.number(name, value) for name, value in given.items())
+    return least + excess * math.exp(-rate * epochs)
 
 
 def _format(word_length: int) -> Format:

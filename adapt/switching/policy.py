@@ -105,22 +105,6 @@ class Policy(Protocol[S]):
         """Answer the policy's columns of the trace, of lookback, resolution, diversity and divergence, [layers]."""
 
 
-def is_whole(value: object) -> bool:
-    """Whether a hyperparameter is a whole number, which True and False are not."""
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def check_flags(policy: object, *names: str) -> None:
-    """Refuse switches of a policy that are neither True nor False.
-
-    Raises:
-        TypeError: one is something else.
-    """
-    for name in names:
-        if not isinstance(getattr(policy, name), bool):
-            raise TypeError(f"{name} must be True or False, got {getattr(policy, name)!r}")
-
-
 def carry(old: S, fresh: S, places: Mapping[int, int]) -> S:
     """Answer `fresh` with all that is not per layer, and the layers in `places`, taken over from `old`.
 

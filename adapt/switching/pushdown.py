@@ -12,6 +12,7 @@ from torch import Tensor
 
 from adapt.precision import HIGHEST_FRACTION, LONGEST_WORD, LOWEST_FRACTION, SHORTEST_WORD, Precision
 from adapt.rounding import grid
+from adapt.switching import arguments
 from adapt.switching.divergence import (
     below,
     bin_counts,
@@ -39,7 +40,7 @@ def push_down(weights: Tensor, *, resolution: int, tolerance: float) -> Precisio
         ⟨WL_min, FL_min⟩. An empty or all-zero tensor answers ⟨2, 0⟩, another constant one its coarsest candidate.
 
     Raises:
-        TypeError: weights is not a floating-point tensor, or the resolution not an integer.
+        TypeError: weights is not a floating-point tensor, the resolution no integer, or the tolerance no number.
         ValueError: the weights hold NaN, Inf or values that no format reaches, the resolution is below 1, or the
             tolerance is negative or not finite.
     """
@@ -54,6 +55,7 @@ def lowest_precision(weights: Tensor, *, resolution: int, tolerance: float) -> t
     of the candidates nearly always holds the answer; only where it does not, another pass serves the finer half.
     """
     resolution = checked_resolution(resolution)
+    tolerance = arguments.number("tolerance", tolerance)
     if not (math.isfinite(tolerance) and tolerance >= 0):
         raise ValueError(f"tolerance must be a finite number of bits, at least 0, got {tolerance}")
     values, low, high = checked_values(weights, "weights")

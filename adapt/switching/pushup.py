@@ -1,7 +1,6 @@
 """PushUp: the precision with which a layer keeps learning."""
 
 import math
-import operator
 from collections.abc import Sequence
 
 import torch
@@ -9,6 +8,7 @@ from torch import Tensor
 
 from adapt.precision import HIGHEST_FRACTION, LONGEST_WORD, Precision
 from adapt.rounding import quantize
+from adapt.switching import arguments
 from adapt.switching.diversity import diversity as gradient_diversity
 from adapt.switching.diversity import log_diversity
 
@@ -31,9 +31,10 @@ def suggest(diversity: float, fraction_length: int, strategy: str) -> int:
         s in bits, at least 1.
 
     Raises:
+        TypeError: the diversity is no number, or the fraction length no integer.
         ValueError: the strategy is unknown.
     """
-    strategy = checked_strategy(strategy)
+    strategy, fraction_length = checked_strategy(strategy), arguments.whole("fraction_length", fraction_length, "bits")
     logarithm = log_diversity(diversity)
     if logarithm <= 0:
         return 1
@@ -59,10 +60,10 @@ def push_up(lowest: Precision, diversity: float, strategy: str, buffer_bits: int
         buffer_bits: sign and integer bits kept for sums and for weights that grow, 0 to 32.
 
     Raises:
-        TypeError: lowest is not a Precision or buffer_bits not an integer.
+        TypeError: lowest is not a Precision, the diversity no number, or buffer_bits no integer.
         ValueError: the strategy is unknown or buffer_bits outside 0 to 32.
     """
-    _check_precision("lowest", lowest)
+    lowest = arguments.precision("lowest", lowest)
     suggestion = suggest(diversity, lowest.fraction_length, strategy)
     return _buffered(lowest.word_length, lowest.fraction_length + suggestion, buffer_bits)
 
@@ -87,8 +88,7 @@ def push_up_by_diversity(
         TypeError: lowest or current is not a Precision or buffer_bits not an integer.
         ValueError: buffer_bits is outside 0 to 32.
     """
-    _check_precision("lowest", lowest)
-    _check_precision("current", current)
+    lowest, current = arguments.precision("lowest", lowest), arguments.precision("current", current)
     enough = _quantized_diversity(gradients, current)
     word_length, fraction_length = lowest.word_length, lowest.fraction_length
     while (
@@ -116,19 +116,11 @@ def _quantized_diversity(gradients: Sequence[Tensor], precision: Precision) -> f
 
 def _buffered(word_length: int, fraction_length: int, buffer_bits: int) -> Precision:
     """AdaPT "limited range": FL at most 32 − buffer, and at least `buffer_bits` bits for sign and integer."""
-    try:
-        buffer_bits = operator.index(buffer_bits)
-    except TypeError:
-        raise TypeError(f"buffer_bits must be a whole number of bits, got {buffer_bits!r}") from None
+    buffer_bits = arguments.whole("buffer_bits", buffer_bits, "bits")
     if not 0 <= buffer_bits <= LONGEST_WORD:
         raise ValueError(f"buffer_bits must lie between 0 and {LONGEST_WORD}, got {buffer_bits}")
     fraction_length = min(fraction_length, LONGEST_WORD - buffer_bits)
     return Precision(max(min(fraction_length + buffer_bits, LONGEST_WORD), word_length), fraction_length)
-
-
-def _check_precision(name: str, value: object) -> None:
-    if not isinstance(value, Precision):
-        raise TypeError(f"{name} must be an adapt.Precision, got {value!r}")
 
 
 def checked_strategy(strategy: str) -> str:

@@ -1,10 +1,10 @@
 """Tempo: how long a window is, how finely weights are compared, how boldly precision rises."""
 
 import math
-import operator
 from collections.abc import Sequence
 from statistics import fmean
 
+from adapt.switching import arguments
 from adapt.switching.divergence import checked_resolution
 from adapt.switching.pushup import STRATEGIES, checked_strategy
 
@@ -28,10 +28,12 @@ def next_lookback(lookback: float, diversity: float, *, bounds: tuple[int, int],
         The new lb, within the bounds.
 
     Raises:
-        TypeError: the bounds are not two integers.
+        TypeError: the bounds are not two integers, or another argument is no number.
         ValueError: the bounds are reversed or below 1, γ is outside [0, 1], or the lookback is not a positive number.
     """
-    lower, upper = _checked_bounds("bounds", bounds)
+    lower, upper = arguments.bounds("bounds", bounds)
+    lookback, diversity = arguments.number("lookback", lookback), arguments.number("diversity", diversity)
+    momentum = arguments.number("momentum", momentum)
     if not 0 <= momentum <= 1:
         raise ValueError(f"momentum must lie between 0 and 1, got {momentum}")
     if not 0 < lookback < math.inf:
@@ -55,12 +57,13 @@ def next_resolution(
         lookback_bounds: (lb_lwr, lb_upr), 1 ≤ lb_lwr ≤ lb_upr.
 
     Raises:
-        TypeError: the resolution is not an integer, or bounds are not two of them.
+        TypeError: the resolution is not an integer, bounds are not two of them, or the lookback is no number.
         ValueError: bounds are reversed or below 1, the resolution is below 1, or the lookback is not a positive number.
     """
     resolution = checked_resolution(resolution)
-    fewest, most = _checked_bounds("resolution_bounds", resolution_bounds)
-    lower, upper = _checked_bounds("lookback_bounds", lookback_bounds)
+    fewest, most = arguments.bounds("resolution_bounds", resolution_bounds)
+    lower, upper = arguments.bounds("lookback_bounds", lookback_bounds)
+    lookback = arguments.number("lookback", lookback)
     if not 0 < lookback < math.inf:
         raise ValueError(f"lookback must be a positive number of gradients, got {lookback}")
     if math.ceil(lookback) >= upper:
@@ -82,22 +85,16 @@ def next_strategy(strategy: str, loss: float, previous_losses: Sequence[float]) 
         previous_losses: the lb_avg losses before it, or as many as there are; L_avg is their mean.
 
     Raises:
+        TypeError: a loss is no number.
         ValueError: the strategy is unknown.
     """
-    strategy = checked_strategy(strategy)
-    if len(previous_losses) == 0:
+    strategy, loss = checked_strategy(strategy), arguments.number("loss", loss)
+    try:
+        average = fmean(previous_losses) if len(previous_losses) else None
+    except TypeError:
+        raise TypeError(f"previous_losses must be a sequence of numbers, got {previous_losses!r}") from None
+    if average is None:
         return strategy
-    if abs(fmean(previous_losses)) <= abs(loss):
+    if abs(average) <= abs(loss):
         return STRATEGIES[min(STRATEGIES.index(strategy) + 1, len(STRATEGIES) - 1)]
     return STRATEGIES[0]
-
-
-def _checked_bounds(name: str, bounds: tuple[int, int]) -> tuple[int, int]:
-    try:
-        lower, upper = bounds
-        lower, upper = operator.index(lower), operator.index(upper)
-    except (TypeError, ValueError):
-        raise TypeError(f"{name} must be two whole numbers (lower, upper), got {bounds!r}") from None
-    if not 1 <= lower <= upper:
-        raise ValueError(f"{name} must be (lower, upper) with 1 ≤ lower ≤ upper, got {bounds}")
-    return lower, upper

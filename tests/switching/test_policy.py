@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from adapt.precision import Precision
 from adapt.switching.adapt import AdaPT, AdaPTState
-from adapt.switching.policy import State, carry, check_flags, pack, unpack
+from adapt.switching.policy import State, carry, pack, unpack
 
 FORMATS = st.builds(Precision, st.integers(2, 32), st.integers(-20, 40))
 NUMBERS = st.floats(0, 1e6)
@@ -129,9 +129,3 @@ def test_a_wrong_state_is_refused(change, message):
     change(packed)
     with pytest.raises(ValueError, match=message):
         unpack(packed, fresh(1), 2)
-
-
-def test_flags_are_true_or_false():
-    check_flags(AdaPT(), "normalize_gradients", "quantize_gradients")
-    with pytest.raises(TypeError, match="buffer_bits must be True or False, got 4"):
-        check_flags(AdaPT(), "buffer_bits")
