@@ -6,7 +6,6 @@ Torch's SGD need not step on the layers: what it would do to W happens in one pa
 """
 
 import contextlib
-import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from adapt import notices
 from adapt.distributed.sharding import whole
 from adapt.layers import layering
 from adapt.layers.hooks import remove_all
@@ -322,9 +322,8 @@ class Controller:
     def _load_from(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
         if checkpoint.KEY not in state_dict:
             if not self._restored:
-                warnings.warn(
+                notices.warn(
                     "the optimizer's state was saved without a controller: formats and masters stay as they are",
-                    stacklevel=2,
                 )
             return state_dict
         checkpoint.check_groups(state_dict, optimizer.param_groups)

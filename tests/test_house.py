@@ -14,9 +14,10 @@ ROOT = Path(adapt.__file__).parent
 
 # From the ground up. A room may import from the floors below.
 FLOORS = (
-    ("precision", "files", "initialization", "perfmodel"),
-    ("blockfloat", "penalties", "kernels", "trace"),
-    ("rounding", "distributed", "figures"),
+    ("precision", "files", "notices"),
+    ("arguments",),
+    ("initialization", "blockfloat", "penalties", "kernels", "trace"),
+    ("rounding", "distributed", "figures", "perfmodel"),
     ("switching", "layers"),
     ("weights",),
     ("execution",),

@@ -1,6 +1,5 @@
 """Reduced-precision execution: layers whose words fit a short floating point type really compute in it."""
 
-import warnings
 import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from adapt import notices
 from adapt.execution.normalization import NORMALIZATIONS
 from adapt.execution.outermost import Outermost
 from adapt.execution.overrides import FastNormalization, Override, ReducedLayer
@@ -102,10 +102,9 @@ class Execution:
         self._pin: View | None = None
         # On the host, whatever the device: formats are decided there, and kernels chosen.
         if old is None and not is_native(self._dtype, next(module.parameters()).device):
-            warnings.warn(
+            notices.warn(
                 f"this processor has no {execution} products with float32 sums: the numbers are those of {execution}, "
                 "but the work is done in float32 and is no faster",
-                stacklevel=2,
             )
         self._fits = torch.zeros(len(layers), dtype=torch.bool)
         owners = {m: layers[id(m.weight)] for m in module.modules() if _can_run(m) and id(m.weight) in layers}

@@ -3,11 +3,11 @@
 import heapq
 import math
 from dataclasses import dataclass
-from numbers import Real
 
 import numpy as np
 from numpy.typing import NDArray
 
+from adapt.arguments import check_number
 from adapt.perfmodel.footprint import BITS_PER_KILOBYTE
 
 LONGEST = 16
@@ -35,8 +35,7 @@ class Budget:
         if len(given) != 1:
             raise ValueError(f"Budget takes kilobytes=… or bits=…, one of them, got {given or 'neither'}")
         ((name, value),) = given.items()
-        if not isinstance(value, Real) or isinstance(value, bool):
-            raise TypeError(f"{name} must be a number, got {value!r}")
+        check_number(name, value)
         if not 0 < float(value) < math.inf:
             raise ValueError(f"{name} must be a finite number above 0, got {value!r}")
 

@@ -2,12 +2,13 @@
 
 import math
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from adapt.arguments import check_number
 
 MODES = ("soft", "penalty")
 
@@ -61,8 +62,7 @@ class Distillation:
             raise ValueError(f'mode must be "soft" or "penalty", got {self.mode!r}')
         for name in ("weight", "temperature"):
             value = getattr(self, name)
-            if not isinstance(value, Real) or isinstance(value, bool):
-                raise TypeError(f"{name} must be a number, got {value!r}")
+            check_number(name, value)
             if not (0 if name == "weight" else 1e-6) <= float(value) < math.inf:
                 raise ValueError(f"{name} must be a finite number above 0, got {value!r}")
 

@@ -1,9 +1,8 @@
 """What each finished phase of a run did, as numbers by name."""
 
-import warnings
-
 import numpy as np
 
+from adapt import notices
 from adapt.learned.formats import Formats
 from adapt.learned.sizes import Sizes
 
@@ -62,9 +61,8 @@ class Log:
     def warn_if_unmoved(self) -> None:
         """Warn where learning has left every width as it was."""
         if (self._formats.bits == self.began).all():
-            warnings.warn(
+            notices.warn(
                 "no bit width moved in learning (root mean square of the gradient to log₂ of steps and ranges: "
                 f"{np.mean(self.gradients):.3g}): give the phase more steps, a smaller update_every, or a higher "
                 "width_rate or beta",
-                stacklevel=2,
             )

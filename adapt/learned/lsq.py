@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from adapt.arguments import is_whole
 from adapt.kernels.torch_.learned import Row
 from adapt.learned.quantizer import check_tensor, rounding
 from adapt.learned.scaling import DELTA, check_delta, check_scaling
@@ -31,7 +32,7 @@ def check_bits(name: str, bits: object) -> None:
     Raises:
         ValueError: it is no whole number from 1 to 8.
     """
-    if not isinstance(bits, int) or isinstance(bits, bool) or not 1 <= bits <= LONGEST:
+    if not (is_whole(bits) and 1 <= bits <= LONGEST):
         raise ValueError(f"{name} must be a whole number of 1 to {LONGEST} bits, got {bits!r}")
 
 

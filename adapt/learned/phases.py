@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from adapt.arguments import check_whole
+
 SETTLING = 0.25
 """Share of the learning phase at whose beginning the widths are brought to the budgets; steps go on learning."""
 
@@ -31,8 +33,7 @@ class Phases:
     def __post_init__(self) -> None:
         for name in ("pretraining", "learning", "finetuning"):
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool):
-                raise TypeError(f"{name} must be a whole number of optimizer steps, got {value!r}")
+            check_whole(name, value, "optimizer steps")
             if value < 0:
                 raise ValueError(f"{name} must be a number of optimizer steps ≥ 0, got {value}")
         if not self.total:

@@ -2,8 +2,8 @@
 
 import math
 from dataclasses import dataclass
-from numbers import Real
 
+from adapt.arguments import check_number, check_whole
 from adapt.learned.budget import Budget
 from adapt.learned.lsq import check_bits
 from adapt.learned.phases import Phases
@@ -67,8 +67,8 @@ class LearnedWidths(Scalings):
         for name in ("beta", "width_rate"):
             value = getattr(self, name)
             if value is not None:
-                _check_number(name, value, 0.0, math.inf)
-        _check_number("warmup", self.warmup, 0.0, 1.0)
+                _check_between(name, value, 0.0, math.inf)
+        _check_between("warmup", self.warmup, 0.0, 1.0)
         _check_count("update_every", self.update_every)
 
 
@@ -106,23 +106,21 @@ class FixedWidths(Scalings):
             check_bits("activation_bits", self.activation_bits)
         if self.steps is not None:
             _check_count("steps", self.steps)
-        _check_number("momentum", self.momentum, 0.0, 1.0)
-        _check_number("warmup", self.warmup, 0.0, 1.0)
+        _check_between("momentum", self.momentum, 0.0, 1.0)
+        _check_between("warmup", self.warmup, 0.0, 1.0)
 
 
 Plan = LearnedWidths | FixedWidths
 
 
-def _check_number(name: str, value: object, low: float, high: float) -> None:
-    if not isinstance(value, Real) or isinstance(value, bool):
-        raise TypeError(f"{name} must be a number, got {value!r}")
+def _check_between(name: str, value: float, low: float, high: float) -> None:
+    check_number(name, value)
     if not low <= float(value) <= high or math.isinf(float(value)):
         bounds = f"be a finite number ≥ {low:g}" if math.isinf(high) else f"lie between {low:g} and {high:g}"
         raise ValueError(f"{name} must {bounds}, got {value!r}")
 
 
-def _check_count(name: str, value: object) -> None:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name} must be a whole number, got {value!r}")
+def _check_count(name: str, value: int) -> None:
+    check_whole(name, value)
     if value < 1:
         raise ValueError(f"{name} must be at least 1, got {value}")

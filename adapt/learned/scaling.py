@@ -9,13 +9,13 @@ With u = v − r the distance of a value from its quantisation point, in steps, 
 All reach 1 ± δ/2 at u = ½ (tanh 0.48 δ), so δ means the same for each.
 """
 
-from numbers import Real
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from adapt.arguments import check_number
 from adapt.kernels.learned import SCALINGS
 from adapt.kernels.torch_.learned import slope
 
@@ -38,14 +38,13 @@ def check_scaling(name: str, value: object) -> None:
         raise ValueError(f"{name} must be one of {', '.join(SCALINGS)}, got {value!r}")
 
 
-def check_delta(value: object) -> None:
+def check_delta(value: float) -> None:
     """Refuse what cannot be δ.
 
     Raises:
         TypeError, ValueError: it is no number from 0 to 1.
     """
-    if not isinstance(value, Real) or isinstance(value, bool):
-        raise TypeError(f"delta must be a number, got {value!r}")
+    check_number("delta", value)
     if not 0 <= float(value) <= 1:
         raise ValueError(f"delta must lie between 0 (no scaling) and 1, got {value!r}")
 

@@ -1,6 +1,5 @@
 """What a run begins with: masters, formats, and the first steps and ranges."""
 
-import warnings
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -8,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from adapt import notices
 from adapt.distributed import ranks
 from adapt.distributed.sharding import is_sharded
 from adapt.learned.activations import Met, Sites
@@ -111,9 +111,8 @@ def begin_activations(
             "or leave the activations in float32"
         )
     if missed:
-        warnings.warn(
+        notices.warn(
             f"the calibration batches did not reach {', '.join(missed)}: these activations stay as they are",
-            stacklevel=2,
         )
     for name, one in zip(sites, met, strict=True):
         i = formats.places[name].start

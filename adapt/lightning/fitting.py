@@ -4,7 +4,6 @@ import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
-from numbers import Real
 from typing import Any
 
 from lightning import LightningModule, Trainer
@@ -12,6 +11,7 @@ from lightning.pytorch.utilities import move_data_to_device
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
+from adapt.arguments import is_number
 from adapt.learned.distillation import Distillation
 from adapt.learned.phases import Phases
 from adapt.lightning.metrics import arguments
@@ -26,7 +26,7 @@ def check_phases(phases: Any) -> tuple[float, float, float]:
         TypeError, ValueError: they are neither.
     """
     values = tuple(phases) if isinstance(phases, Sequence) and not isinstance(phases, str) else ()
-    if len(values) != 3 or any(isinstance(v, bool) or not isinstance(v, Real) for v in values):
+    if len(values) != 3 or not all(map(is_number, values)):
         raise TypeError(
             f"phases must be three shares of the training or numbers of epochs, for pre-training, learning and "
             f"fine-tuning, got {phases!r}"

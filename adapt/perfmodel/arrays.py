@@ -5,6 +5,8 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from adapt import arguments
+
 Array = NDArray[np.float64]
 Operations = Mapping[str, int] | ArrayLike
 """Multiply-adds per sample [layers]: in the order of the columns, a dictionary in its own order."""
@@ -77,3 +79,15 @@ def bounded(name: str, value: ArrayLike, low: float, high: float) -> Array:
         expected = f"between {low:g} and {high:g}" if np.isfinite(high) else f"finite and at least {low:g}"
         raise ValueError(f"{name} must be {expected}, got {result[wrong].flat[0]}")
     return result
+
+
+def check_count(name: str, value: float) -> None:
+    """Refuse what cannot count steps, samples or micro-batches.
+
+    Raises:
+        TypeError: it is no number.
+        ValueError: it is below 1 or not finite.
+    """
+    if not arguments.number(name, value) >= 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+    bounded(name, value, 1.0, np.inf)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import ArrayLike
 
+from adapt.arguments import is_number
 from adapt.perfmodel.arrays import FLOAT32_BITS, Array, Operations, as_operations, as_rows, bounded
 
 
@@ -26,8 +27,9 @@ class HardwareProfile:
     rates: Mapping[float, float] = field(hash=False)
 
     def __post_init__(self) -> None:
-        if not self.rates or not all(bits > 0 and 0 < rate < math.inf for bits, rate in self.rates.items()):
-            raise ValueError(f"rates of {self.name} must map bits to TOPS, all above 0, got {dict(self.rates)}")
+        numbers = [*self.rates, *self.rates.values()] if isinstance(self.rates, Mapping) else []
+        if not numbers or not all(is_number(number) and 0 < number < math.inf for number in numbers):
+            raise ValueError(f"rates of {self.name} must map bits to TOPS, all above 0, got {self.rates!r}")
 
     def width(self, bits: ArrayLike) -> Array:
         """The narrowest supported width that holds `bits`, in bits, of the same shape.

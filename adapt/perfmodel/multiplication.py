@@ -5,7 +5,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from adapt.perfmodel.arrays import Array, Operations, as_operations, bounded
+from adapt.perfmodel.arrays import Array, Operations, as_operations, bounded, check_count
 
 CostModel = Literal["linear", "quadratic"]
 
@@ -77,6 +77,7 @@ def network_cost(
     Raises:
         ValueError: a number out of its range, or shapes that do not fit.
     """
+    check_count("batch_size", batch_size)
     counts = as_operations(operations)
     costs = multiplication_cost(weight_bits, activation_bits, model=model)
     if costs.shape not in ((), counts.shape):

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_leaves
 
+from adapt import arguments
+
 Watcher = TypeVar("Watcher", bound=AbstractContextManager[Any])
 
 _HOOKS = frozenset(name for name in vars(nn.Module()) if "hooks" in name)
@@ -72,7 +74,7 @@ def samples_of(example_inputs: tuple[Any, ...], batch_size: int | None) -> int:
         if len(sizes) > 1:
             raise ValueError(f"example_inputs disagree on the batch, first dimensions are {sizes}: say batch_size=")
         batch_size = sizes[0]
-    if batch_size < 1:
+    if arguments.whole("batch_size", batch_size, "samples") < 1:
         raise ValueError(f"batch_size must be at least 1 sample, got {batch_size}")
     return batch_size
 

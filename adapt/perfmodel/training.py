@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from adapt.perfmodel.arrays import FLOAT32_BITS, Array, Operations, as_operations, as_rows, bounded
+from adapt.perfmodel.arrays import FLOAT32_BITS, Array, Operations, as_operations, as_rows, bounded, check_count
 
 Form = Literal["physical", "paper"]
 
@@ -17,8 +17,12 @@ def push_down_operations(numel: ArrayLike, resolution: ArrayLike) -> Array:
 
     Args:
         numel: weights of the layer; resolution: r, histogram bins. Both of any shapes that broadcast.
+
+    Raises:
+        TypeError, ValueError: what is no finite number ≥ 0.
     """
-    return np.asarray(2 * math.log2(32 - 8) * np.asarray(resolution, np.float64) * 3 * np.asarray(numel, np.float64))
+    sizes, bins = bounded("numel", numel, 0.0, math.inf), bounded("resolution", resolution, 0.0, math.inf)
+    return np.asarray(2 * math.log2(32 - 8) * bins * 3 * sizes)
 
 
 def push_up_operations(numel: ArrayLike, lookback: ArrayLike) -> Array:
@@ -26,8 +30,12 @@ def push_up_operations(numel: ArrayLike, lookback: ArrayLike) -> Array:
 
     Args:
         numel: weights of the layer; lookback: lb, gradients in the window. Both of any shapes that broadcast.
+
+    Raises:
+        TypeError, ValueError: what is no finite number ≥ 0.
     """
-    return np.asarray((np.asarray(lookback, np.float64) + 1) * np.asarray(numel, np.float64) + 1)
+    sizes, window = bounded("numel", numel, 0.0, math.inf), bounded("lookback", lookback, 0.0, math.inf)
+    return np.asarray((window + 1) * sizes + 1)
 
 
 def training_cost(
@@ -61,7 +69,7 @@ def training_cost(
     _check_form(form)
     counts = as_operations(operations)
     lengths, shares = as_rows(word_length, nonzero, len(counts))
-    _positive("accumulation", accumulation)
+    check_count("accumulation", accumulation)
     bounded("backward_bits", backward_bits, 0.0, math.inf)
     if backward_factor is None:
         backward_factor = 1 if form == "paper" else 2
@@ -90,7 +98,7 @@ def switching_cost(
     window = bounded("lookback", lookback, 0.0, math.inf)
     bins = bounded("resolution", resolution, 0.0, math.inf)
     shares = bounded("nonzero", nonzero, 0.0, 1.0)
-    _positive("accumulation", accumulation)
+    check_count("accumulation", accumulation)
     try:
         np.broadcast_shapes((1, *sizes.shape), window.shape, bins.shape, shares.shape)
     except ValueError as error:
@@ -125,7 +133,7 @@ class OtherRun:
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulation"):
-            _positive(name, getattr(self, name))
+            check_count(name, getattr(self, name))
 
 
 def training_speedup(
@@ -165,7 +173,7 @@ def training_speedup(
     lengths, shares = as_rows(word_length, nonzero, len(counts))
     bounded("overhead", overhead, 0.0, math.inf)
     steps = len(lengths) if steps is None else steps
-    _positive("steps", steps)
+    check_count("steps", steps)
     ours = OtherRun(steps, batch_size, accumulation, lengths, shares, counts)
     if other is None:
         other = OtherRun(steps, batch_size, accumulation)
@@ -194,8 +202,3 @@ def training_speedup(
 def _check_form(form: str) -> None:
     if form not in ("physical", "paper"):
         raise ValueError(f"form must be 'physical' or 'paper', got {form!r}")
-
-
-def _positive(name: str, value: int) -> None:
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")

@@ -1,6 +1,5 @@
 """What the policy decided: replays the figures that waited on the device, step by step, and writes the trace."""
 
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from adapt import penalties
+from adapt import notices, penalties
 from adapt.distributed.sharding import Whole
 from adapt.precision import LONGEST_WORD
 from adapt.run.pending import Figures, Pending, Row
@@ -204,4 +203,4 @@ class Decisions:
         """Warn, once for each message."""
         if message not in self._warned:
             self._warned.add(message)
-            warnings.warn(message, stacklevel=2)
+            notices.warn(message)

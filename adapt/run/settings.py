@@ -2,9 +2,9 @@
 
 import math
 from dataclasses import dataclass
-from numbers import Real
 
 from adapt.activations import MODES
+from adapt.arguments import check_flags, check_number, is_whole
 from adapt.execution import EXECUTIONS
 from adapt.layers import layering
 from adapt.precision import LONGEST_WORD, SHORTEST_WORD
@@ -34,23 +34,21 @@ class Settings:
     def __post_init__(self) -> None:
         for name in ("l1", "l2"):
             value = getattr(self, name)
-            if not isinstance(value, Real) or isinstance(value, bool):
-                raise TypeError(f"{name} must be a number, got {value!r}")
+            check_number(name, value)
             if not 0 <= float(value) < math.inf:
                 raise ValueError(f"{name} must be a finite number ≥ 0, got {value!r}")
         if not callable(self.layers):
             raise TypeError(f"layers must be a function of (name, parameter), got {self.layers!r}")
         if self.rounding not in ("stochastic", "nearest"):
             raise ValueError(f'rounding must be "stochastic" or "nearest", got {self.rounding!r}')
-        for name in ("quantize_biases", "l1_by_word_length", "quantize_errors", "execution_backward"):
-            value = getattr(self, name)
-            if not isinstance(value, bool):
-                raise TypeError(f"{name} must be True or False, got {value!r}")
-        if not isinstance(self.seed, int) or isinstance(self.seed, bool):
+        check_flags(self, "quantize_biases", "l1_by_word_length", "quantize_errors", "execution_backward")
+        if not is_whole(self.seed):
             raise TypeError(f"seed must be an integer, got {self.seed!r}")
-        if not isinstance(self.trace_every, int) or isinstance(self.trace_every, bool) or self.trace_every < 1:
+        if not is_whole(self.trace_every) or self.trace_every < 1:
             raise ValueError(f"trace_every must be a whole number of steps ≥ 1, got {self.trace_every!r}")
-        if not (self.activations is None or self.activations in MODES or _is_word_length(self.activations)):
+        words = range(SHORTEST_WORD, LONGEST_WORD + 1)
+        mode = self.activations
+        if not (mode is None or mode in MODES or (is_whole(mode) and mode in words)):
             raise ValueError(
                 f'activations must be None, "layer", "range" or a word length of {SHORTEST_WORD} to {LONGEST_WORD} '
                 f"bits, got {self.activations!r}"
@@ -59,7 +57,3 @@ class Settings:
             raise ValueError('quantize_errors=True needs activations="layer", "range" or a word length')
         if self.execution is not None and self.execution not in EXECUTIONS:
             raise ValueError(f'execution must be None, "bfloat16" or "float16", got {self.execution!r}')
-
-
-def _is_word_length(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and SHORTEST_WORD <= value <= LONGEST_WORD

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Real
 from statistics import fmean
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -11,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from adapt.arguments import check_flags, is_number, is_whole
 from adapt.precision import Precision
-from adapt.switching.arguments import check_flags, is_whole
 from adapt.switching.diversity import diversity
 from adapt.switching.frugality import fewest_integer_bits, push_up_by_loss, rounding_cost
 from adapt.switching.policy import Format, Observation, State
@@ -114,14 +113,14 @@ class AdaPT:
             if not 1 <= bounds[0] <= bounds[1]:
                 raise ValueError(f"{name} must be bounds (lower, upper) with 1 ≤ lower ≤ upper, got {bounds!r}")
             object.__setattr__(self, name, tuple(bounds))
-        if not isinstance(self.lookback_momentum, Real) or not 0 <= self.lookback_momentum <= 1:
+        if not is_number(self.lookback_momentum) or not 0 <= self.lookback_momentum <= 1:
             raise ValueError(f"lookback_momentum must be a number between 0 and 1, got {self.lookback_momentum!r}")
-        if not isinstance(self.kl_tolerance, Real) or not (math.isfinite(self.kl_tolerance) and self.kl_tolerance >= 0):
+        if not is_number(self.kl_tolerance) or not 0 <= self.kl_tolerance < math.inf:
             raise ValueError(f"kl_tolerance must be a finite number of bits ≥ 0, got {self.kl_tolerance!r}")
         check_flags(self, "normalize_gradients", "quantize_gradients")
         if self.push_up not in get_args(PushUp):
             raise ValueError(f"push_up must be one of {get_args(PushUp)}, got {self.push_up!r}")
-        if not isinstance(self.loss_tolerance, Real) or not 0 < self.loss_tolerance < math.inf:
+        if not is_number(self.loss_tolerance) or not 0 < self.loss_tolerance < math.inf:
             raise ValueError(f"loss_tolerance must be a share of the loss above 0, got {self.loss_tolerance!r}")
 
     @classmethod

@@ -7,8 +7,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from adapt import arguments
 from adapt.kernels.counting import count_at_most, extremes
-from adapt.switching import arguments
 
 
 def divergence(weights: Tensor, quantized: Tensor, resolution: int) -> float:

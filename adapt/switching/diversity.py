@@ -2,7 +2,7 @@
 
 import math
 
-from adapt.switching import arguments
+from adapt import arguments
 
 
 def diversity(sum_of_norms: float, norm_of_sum: float) -> float:

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from adapt.arguments import check_flags
 from adapt.precision import Precision
-from adapt.switching.arguments import check_flags
 from adapt.switching.policy import Observation, State
 
 FOREVER = 2**62

@@ -5,9 +5,9 @@ import math
 import torch
 from torch import Tensor
 
+from adapt import arguments
 from adapt.precision import HIGHEST_FRACTION, LONGEST_WORD, SHORTEST_WORD, Precision
 from adapt.rounding import quantize
-from adapt.switching import arguments
 
 LOWERING_MARGIN = 8.0
 """How far below the tolerance the cost must lie before a bit is given back: a bit less makes rounding errors twice as

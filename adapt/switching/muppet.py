@@ -4,17 +4,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from numbers import Real
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from adapt import arguments
+from adapt.arguments import check_flags, is_number, is_whole
 from adapt.blockfloat import BlockFloat
 from adapt.precision import LONGEST_WORD, SHORTEST_WORD
-from adapt.switching import arguments
-from adapt.switching.arguments import check_flags, is_whole
 from adapt.switching.fixed import FOREVER
 from adapt.switching.policy import Format, Observation, State
 
@@ -120,7 +119,7 @@ class MuPPET:
                 f"follows by itself), got {words!r}"
             )
         numbers = self.threshold
-        if not isinstance(numbers, tuple | list) or len(numbers) != 3 or not all(isinstance(n, Real) for n in numbers):
+        if not isinstance(numbers, tuple | list) or len(numbers) != 3 or not all(map(is_number, numbers)):
             raise TypeError(f"threshold must be three numbers (offset, amplitude, decay), got {numbers!r}")
         if not all(0 <= number < math.inf for number in numbers):
             raise ValueError(f"threshold must be finite numbers ≥ 0 (offset, amplitude, decay), got {numbers!r}")

@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from adapt import arguments
 from adapt.precision import HIGHEST_FRACTION, LONGEST_WORD, LOWEST_FRACTION, SHORTEST_WORD, Precision
 from adapt.rounding import grid
-from adapt.switching import arguments
 from adapt.switching.divergence import (
     below,
     bin_counts,

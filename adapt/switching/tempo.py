@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from statistics import fmean
 
-from adapt.switching import arguments
+from adapt import arguments
 from adapt.switching.divergence import checked_resolution
 from adapt.switching.pushup import STRATEGIES, checked_strategy
 

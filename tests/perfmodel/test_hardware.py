@@ -57,6 +57,8 @@ def test_training_counts_every_row_and_the_backward_pass():
     ("call", "message"),
     [
         (lambda: HardwareProfile("none", {}), "rates of none must map bits to TOPS"),
+        (lambda: HardwareProfile("text", {8: "fast"}), "rates of text must map bits to TOPS, all above 0"),
+        (lambda: HardwareProfile("list", [8, 16]), "rates of list must map bits to TOPS, all above 0"),
         (lambda: HardwareProfile("still", {8: 0}), "rates of still must map bits to TOPS, all above 0"),
         (lambda: HardwareProfile("byte", {8: 1}).width(9), "bits on byte must be between 0 and 8, got 9"),
         (lambda: profiled_inference_speedup([1], [8], A100, other_bits=64), "bits on NVIDIA A100 must be between"),

@@ -192,6 +192,13 @@ def test_bad_tables_are_refused(arguments, message):
     ("call", "message"),
     [
         (lambda: training_cost([1], 8, 1, accumulation=0), "accumulation must be at least 1, got 0"),
+        (lambda: training_cost([1], 8, 1, accumulation=math.nan), "accumulation must be at least 1, got nan"),
+        (
+            lambda: training_cost([1], 8, 1, accumulation=math.inf),
+            "accumulation must be finite and at least 1",
+        ),
+        (lambda: push_down_operations([1], math.nan), "resolution must be finite and at least 0, got nan"),
+        (lambda: push_up_operations([-1], 10), "numel must be finite and at least 0, got -1"),
         (lambda: training_cost([1], 8, 1, form="printed"), "form must be 'physical' or 'paper', got 'printed'"),
         (lambda: training_cost([1], 8, 1, backward_factor=-1), "backward_factor must be finite and at least 0"),
         (lambda: training_speedup([1], 8, 1, batch_size=0), "batch_size must be at least 1, got 0"),
@@ -205,3 +212,11 @@ def test_bad_tables_are_refused(arguments, message):
 def test_bad_numbers_are_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("wrong", [None, "2", True, [2], 1j], ids=str)
+def test_what_is_no_number_is_refused(wrong):
+    with pytest.raises(TypeError, match="accumulation must be a number, got"):
+        training_cost([1], 8, 1, accumulation=wrong)
+    with pytest.raises(TypeError, match="batch_size must be a number, got"):
+        training_speedup([1], 8, 1, batch_size=wrong)

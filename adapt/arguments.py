@@ -1,7 +1,12 @@
-"""What equations and policies take as numbers: anything else gets one sentence that names the argument."""
+"""What equations and hyperparameters are given: anything else gets one sentence that names the argument.
+
+Equations take whatever is a number, of Python, NumPy or torch. Hyperparameters are kept as they are, in objects that
+are compared, hashed and saved, so they are Python's own numbers, or real ones that behave like them.
+"""
 
 import operator
-from typing import Any
+from numbers import Real
+from typing import Any, TypeGuard
 
 from torch import Tensor
 
@@ -83,17 +88,43 @@ def precision(name: str, value: Any) -> Precision:
     return value
 
 
-def is_whole(value: object) -> bool:
+def is_whole(value: object) -> TypeGuard[int]:
     """Whether a hyperparameter is a whole number, which True and False are not."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def check_flags(policy: object, *names: str) -> None:
-    """Refuse switches of a policy that are neither True nor False.
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether a hyperparameter is a number, which True, False and tensors are not."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def check_whole(name: str, value: object, unit: str = "") -> None:
+    """Refuse a hyperparameter that is no whole number.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    if not is_whole(value):
+        raise TypeError(f"{name} must be a whole number{unit and f' of {unit}'}, got {value!r}")
+
+
+def check_number(name: str, value: object) -> None:
+    """Refuse a hyperparameter that is no number.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    if not is_number(value):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+
+
+def check_flags(owner: object, *names: str) -> None:
+    """Refuse hyperparameters of an object that are neither True nor False.
 
     Raises:
         TypeError: one is something else.
     """
     for name in names:
-        if not isinstance(getattr(policy, name), bool):
-            raise TypeError(f"{name} must be True or False, got {getattr(policy, name)!r}")
+        value = getattr(owner, name)
+        if not isinstance(value, bool):
+            raise TypeError(f"{name} must be True or False, got {value!r}")

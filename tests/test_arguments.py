@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from adapt import AdaPT, Precision, switching
-from adapt.switching import arguments
+from adapt import AdaPT, Precision, arguments, switching
 
 WEIGHTS = torch.linspace(-1, 1, 50)
 NUMBERS = {
