@@ -18,7 +18,7 @@ from adapt.activations.hooks import Hooks
 from adapt.blockfloat import BlockFloat
 from adapt.distributed import ranks
 from adapt.execution.products import LAYERS
-from adapt.kernels.activation import FROZEN, NOISE, RECORD, State, activation_kernels
+from adapt.kernels.activation import FROZEN, NOISE, RECORD, Sites, activation_kernels
 from adapt.layers.hooks import remove_all
 from adapt.layers.layering import plain_name
 from adapt.precision import Precision
@@ -101,7 +101,7 @@ class Activations:
                 "quantised: leave activations=None"
             )
         count = len(self.names)
-        self._state = State(
+        self._sites = Sites(
             formats=torch.zeros(count, 5, device=device),
             keys=torch.zeros(count, dtype=torch.int64, device=device),
             drawn=torch.zeros(count, dtype=torch.int64, device=device),
@@ -123,7 +123,7 @@ class Activations:
         # The first call must not come within a backward pass.
         holders_of_one_alone()
         kernels = activation_kernels(device)
-        self._hooks = [Hooks(self._state, kernels, type(owner) in _FRESH_OUTPUT, *sites) for owner, sites in found]
+        self._hooks = [Hooks(self._sites, kernels, type(owner) in _FRESH_OUTPUT, *sites) for owner, sites in found]
         handles = []
         for (owner, _), hooks in zip(found, self._hooks, strict=True):
             if isinstance(owner, LAYERS):
@@ -157,7 +157,7 @@ class Activations:
     def resume(self, step: int) -> None:
         """Round in the present formats from now on, which hold what was met, and draw with the keys of `step`."""
         if self._ended:
-            ranks.maximum_(self._state.peaks)
+            ranks.maximum_(self._sites.peaks)
         self._step = step
         self._renew(ended=self._ended)
         self._ended = False
@@ -170,7 +170,7 @@ class Activations:
     def _renew(self, *, ended: bool) -> None:
         kernels = activation_kernels(self._ranges.device)
         kernels.renew(
-            self._state,
+            self._sites,
             rounding.stream_keys(self.seed, self._step, self._streams),
             self._ranges,
             self._following,
@@ -179,14 +179,14 @@ class Activations:
             ended=ended,
         )
         if self._pin == "masters":
-            self._state.formats.data[:, :4] = 0
+            self._sites.formats.data[:, :4] = 0
         for hooks in self._hooks:
             hooks.kernels = kernels
 
     @property
     def precisions(self) -> dict[str, Format]:
         """The format in which each site rounds now, by the site's name. Reading it waits for the device."""
-        scales, words = self._state.formats[:, 0].tolist(), self._words.tolist()
+        scales, words = self._sites.formats[:, 0].tolist(), self._words.tolist()
         return {
             name: Precision(word, int(np.log2(scale))) if scale else None
             for name, word, scale in zip(self.names, words, scales, strict=True)
@@ -197,8 +197,8 @@ class Activations:
         return {
             "names": list(self.names),
             "ranges": self._ranges.clone(),
-            "peaks": self._state.peaks.clone(),
-            "drawn": self._state.drawn.clone(),
+            "peaks": self._sites.peaks.clone(),
+            "drawn": self._sites.drawn.clone(),
         }
 
     @torch.no_grad()
@@ -218,8 +218,8 @@ class Activations:
         theirs = [names.index(self.names[i]) for i in ours]
         for field, tensor in (
             ("ranges", self._ranges),
-            ("peaks", self._state.peaks),
-            ("drawn", self._state.drawn),
+            ("peaks", self._sites.peaks),
+            ("drawn", self._sites.drawn),
         ):
             if ours:
                 tensor[ours] = state[field][theirs].to(tensor)

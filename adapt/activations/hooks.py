@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from adapt.activations.straight_through import StraightThrough, quantized
-from adapt.kernels.activation import TYPES, ActivationKernels, State, mask_size
+from adapt.kernels.activation import TYPES, ActivationKernels, Sites, mask_size
 from adapt.kernels.stream import is_dense
 
 
@@ -14,7 +14,7 @@ class Hooks:
     """What the hooks of one layer do. A copy, and so a copied or pickled model, does nothing.
 
     Args:
-        state: what the sites share; None in a copy.
+        sites: the tables of all sites; None in a copy.
         kernels: the passes.
         fresh: whether the layer's output is a new tensor that nobody else holds.
         input, output, error: the layer's sites, −1 where there is none.
@@ -24,9 +24,9 @@ class Hooks:
     """Whether the layer is in float32."""
 
     def __init__(
-        self, state: State | None, kernels: ActivationKernels, fresh: bool, input: int, output: int, error: int
+        self, sites: Sites | None, kernels: ActivationKernels, fresh: bool, input: int, output: int, error: int
     ) -> None:
-        self.state, self.kernels, self.fresh = state, kernels, fresh
+        self.sites, self.kernels, self.fresh = sites, kernels, fresh
         self.input, self.output, self.error = input, output, error
 
     def before(
@@ -44,20 +44,20 @@ class Hooks:
         return self._apply(output, self.output, module.training, fresh=self.fresh, error=self.error)
 
     def _apply(self, x: Any, site: int, training: bool, *, fresh: bool = False, error: int = -1) -> Any:
-        state = self.state
-        if state is None or not isinstance(x, Tensor) or x.dtype not in TYPES:
+        sites = self.sites
+        if sites is None or not isinstance(x, Tensor) or x.dtype not in TYPES:
             return x
         if not training:
             error = -1
         if torch.compiler.is_compiling():
-            tables = (state.formats, state.keys, state.drawn, state.peaks)
+            tables = (sites.formats, sites.keys, sites.drawn, sites.peaks)
             return torch.ops.adapt.quantize_activation(x, *tables, site, error, training)[0]
         if self.idle:
             return x
         in_place = fresh and not x._is_view() and is_dense(x)
         learning = x.requires_grad and torch.is_grad_enabled()
         mask = torch.empty(mask_size(x.numel()), dtype=torch.uint8, device=x.device) if learning else None
-        rounded, needed = quantized(x, mask, self.kernels, state, site, training=training, in_place=in_place)
+        rounded, needed = quantized(x, mask, self.kernels, sites, site, training=training, in_place=in_place)
         if in_place:
             torch.autograd.graph.increment_version(x)
         if not learning:
@@ -65,7 +65,7 @@ class Hooks:
         if in_place and not needed and error < 0:
             return x
         return StraightThrough.apply(  # type: ignore[no-untyped-call]
-            x, [] if in_place else [rounded], mask if needed else None, self.kernels, state, error
+            x, [] if in_place else [rounded], mask if needed else None, self.kernels, sites, error
         )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Hooks":

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from adapt.activations.alone import is_alone
-from adapt.kernels.activation import ActivationKernels, State, activation_kernels, mask_size
+from adapt.kernels.activation import ActivationKernels, Sites, activation_kernels, mask_size
 
 
 class StraightThrough(torch.autograd.Function):
@@ -23,12 +23,12 @@ class StraightThrough(torch.autograd.Function):
         rounded: list[Tensor],
         mask: Tensor | None,
         kernels: ActivationKernels,
-        state: State,
+        sites: Sites,
         error: int,
     ) -> Tensor:
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(mask)
-        ctx.kernels, ctx.state, ctx.error = kernels, state, error
+        ctx.kernels, ctx.sites, ctx.error = kernels, sites, error
         if rounded:
             # In a list, since a tensor among the arguments could not be the result without becoming a view.
             (x,) = rounded
@@ -42,7 +42,7 @@ class StraightThrough(torch.autograd.Function):
         (gradient,), (mask,) = gradients, ctx.saved_tensors
         if gradient is not None and (mask is not None or ctx.error >= 0):
             in_place = is_alone(gradient)
-            gradient = _through(gradient, mask, ctx.kernels, ctx.state, ctx.error, ctx.strides, in_place=in_place)
+            gradient = _through(gradient, mask, ctx.kernels, ctx.sites, ctx.error, ctx.strides, in_place=in_place)
         return gradient, None, None, None, None, None
 
 
@@ -50,7 +50,7 @@ def _through(
     gradient: Tensor,
     mask: Tensor | None,
     kernels: ActivationKernels,
-    state: State,
+    sites: Sites,
     error: int,
     strides: Sequence[int],
     *,
@@ -65,7 +65,7 @@ def _through(
         output = torch.empty_strided(gradient.shape, strides, dtype=gradient.dtype, device=gradient.device)
         if gradient.stride() != output.stride():
             gradient = output.copy_(gradient)
-    kernels.backward(gradient, output, mask, state, error)
+    kernels.backward(gradient, output, mask, sites, error)
     return output
 
 
@@ -73,7 +73,7 @@ def quantized(
     x: Tensor,
     mask: Tensor | None,
     kernels: ActivationKernels,
-    state: State,
+    sites: Sites,
     site: int,
     *,
     training: bool,
@@ -88,7 +88,7 @@ def quantized(
             source = output.copy_(source)
     # Inside backward, a forward pass is one that activation checkpointing repeats.
     replay = training and torch._C._current_graph_task_id() != -1
-    return output, kernels.forward(source, output, mask, state, site, training=training, replay=replay)
+    return output, kernels.forward(source, output, mask, sites, site, training=training, replay=replay)
 
 
 # What torch.compile puts into its graphs: the sites' tables are inputs of the operators, so a precision that moves
@@ -100,8 +100,8 @@ def _quantize_activation(
     x: Tensor, formats: Tensor, keys: Tensor, drawn: Tensor, peaks: Tensor, site: int, error: int, training: bool
 ) -> tuple[Tensor, Tensor]:
     mask = torch.empty(mask_size(x.numel()), dtype=torch.uint8, device=x.device)
-    state = State(formats, keys, drawn, peaks)
-    return quantized(x, mask, activation_kernels(x.device), state, site, training=training)[0], mask
+    sites = Sites(formats, keys, drawn, peaks)
+    return quantized(x, mask, activation_kernels(x.device), sites, site, training=training)[0], mask
 
 
 @_quantize_activation.register_fake
@@ -122,8 +122,8 @@ def _quantize_error(
     error: int,
     strides: Sequence[int],
 ) -> Tensor:
-    state = State(formats, keys, drawn, peaks)
-    return _through(gradient, mask, activation_kernels(gradient.device), state, error, strides)
+    sites = Sites(formats, keys, drawn, peaks)
+    return _through(gradient, mask, activation_kernels(gradient.device), sites, error, strides)
 
 
 @_quantize_error.register_fake

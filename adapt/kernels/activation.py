@@ -1,4 +1,4 @@
-"""The passes over activations and errors that every back end offers, and the state that they keep on the device.
+"""The passes over activations and errors that every back end offers, and the tables of sites that they share.
 
 A site is a place where values are rounded: the input, the output or the error of one layer. All sites of a model
 share four small tensors, so a precision that moves is data and no part of a compiled program.
@@ -30,8 +30,8 @@ TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
-class State:
-    """What the sites share, all on one device. S is the number of sites.
+class Sites:
+    """The tables of all sites, on one device. S is the number of sites.
 
     Attributes:
         formats: float32 [S, 5]: a row (2^FL, 2^−FL, low, high) of `adapt.rounding.grid`, where scale 0 leaves values
@@ -68,7 +68,7 @@ class ActivationKernels(Protocol):
         source: Tensor,
         output: Tensor,
         mask: Tensor | None,
-        state: State,
+        sites: Sites,
         site: int,
         *,
         training: bool,
@@ -83,7 +83,7 @@ class ActivationKernels(Protocol):
             Whether the mask is needed: False only where it is known, without waiting, that all elements lie inside.
         """
 
-    def backward(self, gradient: Tensor, output: Tensor, mask: Tensor | None, state: State, site: int) -> None:
+    def backward(self, gradient: Tensor, output: Tensor, mask: Tensor | None, sites: Sites, site: int) -> None:
         """output ← Q(gradient) where the mask says inside, 0 elsewhere; without rounding where `site` is −1.
 
         The rounding is that of a training pass. The output may be the gradient.
@@ -91,7 +91,7 @@ class ActivationKernels(Protocol):
 
     def renew(
         self,
-        state: State,
+        sites: Sites,
         keys: NDArray[np.uint64],
         ranges: Tensor,
         words: Tensor,

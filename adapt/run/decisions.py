@@ -11,7 +11,7 @@ from torch import Tensor
 from adapt import notices, penalties
 from adapt.distributed.sharding import Whole
 from adapt.precision import LONGEST_WORD
-from adapt.run.pending import Figures, Pending, Row
+from adapt.run.pending import Figures, Pending, Slot
 from adapt.switching.policy import Format, Observation, Policy, State
 from adapt.trace import Trace
 
@@ -79,12 +79,12 @@ class Decisions:
         return len(self._pending) > self._patience or self._pending.full or self.policy.keeps_gradients
 
     @property
-    def row(self) -> Row:
+    def slot(self) -> Slot:
         """Where the figures of the next step go, on the device. They count with `add`."""
-        return self._pending.row
+        return self._pending.slot
 
     def add(self, step: int, active: NDArray[np.bool_], fraction_lengths: NDArray[np.int64], loss_shown: bool) -> None:
-        """Take the row that was filled in as the next step.
+        """Take the slot that was filled in as the next step.
 
         Args:
             step: the step's number, above all before it.

@@ -24,8 +24,8 @@ class Figures(NamedTuple):
     losses: NDArray[np.float64]
 
 
-class Row(NamedTuple):
-    """Where one step's figures go, float64 views on the device: see `Figures`."""
+class Slot(NamedTuple):
+    """Where the figures of one step go, float64 views on the device: see `Figures`."""
 
     squared: Tensor
     squared_sums: Tensor
@@ -48,7 +48,7 @@ class Pending:
         self.capacity = capacity
         self._buffer = torch.empty(capacity, 5 * n + 1, dtype=torch.float64, device=device)
         # Views cost microseconds each: made once, not at every step.
-        self._views = [Row(row[:n], row[n : 2 * n], row[2 * n : 5 * n].view(n, 3), row[5 * n]) for row in self._buffer]
+        self._views = [Slot(row[:n], row[n : 2 * n], row[2 * n : 5 * n].view(n, 3), row[5 * n]) for row in self._buffer]
         # On the CPU the buffer is read where it is, at a tenth of what tensor operations take.
         self._host = self._buffer.numpy() if device.type == "cpu" else None
         self._rows = 0
@@ -62,12 +62,12 @@ class Pending:
         return self._rows == self.capacity
 
     @property
-    def row(self) -> Row:
-        """Where the next step's figures go: all of them must be written."""
+    def slot(self) -> Slot:
+        """Where the figures of the next step go: all of them must be written."""
         return self._views[self._rows]
 
     def add(self) -> None:
-        """Count the row as written: a step that failed before that leaves nothing behind."""
+        """Count the slot as written: a step that failed before that leaves nothing behind."""
         self._rows += 1
 
     def take(self) -> Figures:

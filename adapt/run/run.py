@@ -146,14 +146,14 @@ class Run:
         masters, policy = self.layers, self.policy
         gradients = masters.gradients()
         loss_shown = len(self.losses) > 0
-        row = self.decisions.row
-        row.masters.copy_(masters.figures)
-        self._note_loss(row.loss)
+        slot = self.decisions.slot
+        slot.masters.copy_(masters.figures)
+        self._note_loss(slot.loss)
         masters.accumulate(
             gradients,
             self.windows.sums if self.decisions.can_switch or not policy.samples_gradients else None,
-            row.squared,
-            row.squared_sums,
+            slot.squared,
+            slot.squared_sums,
             quantize=policy.quantize_gradients,
             step=self.step,
         )
@@ -162,7 +162,7 @@ class Run:
         if self.biases is not None:
             self.biases.masters.restore_only()
         # Penalties are those of the words that the forward pass ran in, whatever the policy decides now.
-        treatment = Treatment(row.squared, self.l1_of_layers, self.l2_of_layers, policy.normalize_gradients)
+        treatment = Treatment(slot.squared, self.l1_of_layers, self.l2_of_layers, policy.normalize_gradients)
         self.step += 1
         active = np.array([gradient is not None for gradient in gradients])
         self.decisions.add(self.step, active, masters.grids.fraction_lengths, loss_shown)

@@ -80,13 +80,13 @@ def lowest_precision(weights: Tensor, *, resolution: int, tolerance: float) -> t
     return grids.formats[passing], float(lost[passing])
 
 
-def _divergences(values: Tensor, edges: NDArray[np.float64], grids: "Grids") -> NDArray[np.float64]:
+def _divergences(values: Tensor, edges: NDArray[np.float64], grids: "Candidates") -> NDArray[np.float64]:
     """Bits of divergence that rounding to each grid gives up, [formats]."""
     counts = bin_counts(values, np.concatenate([below(edges)[None], rounded_below(edges, grids)]))
     return kullback_leibler(counts[1:], counts[0])
 
 
-class Grids(NamedTuple):
+class Candidates(NamedTuple):
     """Formats and how `quantize` reads them, as columns [formats, 1]: the step and the ends of the range in steps."""
 
     formats: tuple[Precision, ...]
@@ -95,19 +95,19 @@ class Grids(NamedTuple):
     highest: NDArray[np.float64]
 
     @classmethod
-    def of(cls, formats: Iterable[Precision], dtype: torch.dtype) -> "Grids":
+    def of(cls, formats: Iterable[Precision], dtype: torch.dtype) -> "Candidates":
         """The grids on which `quantize` rounds tensors of `dtype`."""
         formats = tuple(formats)
         rows = np.array([grid(precision, dtype) for precision in formats], np.float64).reshape(-1, 4)
         return cls(formats, rows[:, 1:2], rows[:, 2:3], rows[:, 3:4])
 
-    def part(self, first: int, end: int) -> "Grids":
+    def part(self, first: int, end: int) -> "Candidates":
         """The formats `first` … `end` − 1."""
         chosen = slice(first, end)
-        return Grids(self.formats[chosen], self.steps[chosen], self.lowest[chosen], self.highest[chosen])
+        return Candidates(self.formats[chosen], self.steps[chosen], self.lowest[chosen], self.highest[chosen])
 
 
-def candidates(largest: float, dtype: torch.dtype) -> Grids:
+def candidates(largest: float, dtype: torch.dtype) -> Candidates:
     """The formats worth trying for weights up to ±`largest` > 0, from the coarsest to the finest.
 
     A fraction length FL comes with the fewest integer bits that hold `largest`, saturating by at most half a step:
@@ -126,7 +126,7 @@ def candidates(largest: float, dtype: torch.dtype) -> Grids:
 
 
 @lru_cache(maxsize=1024)
-def _candidates(exponent: int, gap: int, dtype: torch.dtype) -> Grids:
+def _candidates(exponent: int, gap: int, dtype: torch.dtype) -> Candidates:
     """`candidates` for largest = (1 − d)·2^exponent with 2^(gap − 1) ≤ d < 2^gap.
 
     In steps of 2^−FL it is (1 − d)·2^n with n = exponent + FL: at most 2^n − ½, for which n + 1 bits are enough, where
@@ -140,10 +140,10 @@ def _candidates(exponent: int, gap: int, dtype: torch.dtype) -> Grids:
             formats.append(Precision(word_length, fraction_length))
     if not formats and exponent < 0:
         formats = [Precision(SHORTEST_WORD, HIGHEST_FRACTION)]
-    return Grids.of(formats, dtype)
+    return Candidates.of(formats, dtype)
 
 
-def rounded_below(edges: NDArray[np.float64], grids: Grids) -> NDArray[np.float64]:
+def rounded_below(edges: NDArray[np.float64], grids: Candidates) -> NDArray[np.float64]:
     """Thresholds t with `Q(w) < edge` exactly where `w ≤ t`, for nearest rounding on each grid: [formats, edges].
 
     Q(w) = k·step lies below the edge when k ≤ K, the last whole number of steps below it. Rounding gives k ≤ K up to

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from adapt import Precision, quantize
 from adapt.kernels import set_backend
-from adapt.kernels.activation import FROZEN, MASKED, NOISE, RECORD, State, activation_kernels, mask_size
+from adapt.kernels.activation import FROZEN, MASKED, NOISE, RECORD, Sites, activation_kernels, mask_size
 from adapt.kernels.stream import flat
 from adapt.kernels.torch_.weights import uniform
 from adapt.rounding import grid, stream_keys
@@ -49,13 +49,13 @@ def fast(request):
     set_backend(None)
 
 
-def state_of(precision, mode=NOISE, *, drawn=0, device="cpu"):
+def sites_of(precision, mode=NOISE, *, drawn=0, device="cpu"):
     """Two sites of one format."""
     keys = torch.from_numpy(stream_keys(3, 5, ["layer.input", "layer.error"]).view(np.int64).copy())
     formats = torch.zeros(2, 5)
     formats[:, :4], formats[:, 4] = torch.tensor(grid(precision)), mode
     tables = formats, keys, torch.full((2,), drawn, dtype=torch.int64), torch.zeros(2)
-    return State(*(table.to(device) for table in tables))
+    return Sites(*(table.to(device) for table in tables))
 
 
 def values(numel, dtype=torch.float32, *, special=True, scale=3.0):
@@ -69,10 +69,10 @@ def values(numel, dtype=torch.float32, *, special=True, scale=3.0):
     return x
 
 
-def forward(kernels, x, state, *, training=True, replay=False, masked=True):
+def forward(kernels, x, sites, *, training=True, replay=False, masked=True):
     output = torch.empty_like(x)
     mask = torch.empty(mask_size(x.numel()), dtype=torch.uint8, device=x.device) if masked else None
-    needed = kernels.forward(x, output, mask, state, 0, training=training, replay=replay)
+    needed = kernels.forward(x, output, mask, sites, 0, training=training, replay=replay)
     return output, mask, needed
 
 
@@ -90,12 +90,12 @@ def same(a, b):
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 @pytest.mark.parametrize("precision", FORMATS, ids=str)
 def test_evaluation_rounds_to_nearest_and_remembers_nothing(kernels, precision, dtype):
-    state = state_of(precision)
+    sites = sites_of(precision)
     x = values(700, dtype)
-    output, mask, _ = forward(kernels, x, state, training=False)
+    output, mask, _ = forward(kernels, x, sites, training=False)
     assert same(output, quantize(x, precision))
-    assert state.drawn.tolist() == [0, 0]
-    assert state.peaks.tolist() == [0, 0]
+    assert sites.drawn.tolist() == [0, 0]
+    assert sites.peaks.tolist() == [0, 0]
     ones = torch.ones(700)
     assert torch.equal(inside_of(mask, 700).float(), reference.straight_through(x, ones, precision))
 
@@ -103,19 +103,19 @@ def test_evaluation_rounds_to_nearest_and_remembers_nothing(kernels, precision, 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 def test_training_draws_the_stream_and_remembers_the_largest_finite_magnitude(kernels, dtype):
     precision, x = Precision(8, 4), values(5000, dtype)
-    state = state_of(precision, drawn=77)
-    output, _, _ = forward(kernels, x, state)
-    u = uniform(5000, int(state.keys[0]) % 2**64, 77, dtype=torch.float64, device=torch.device("cpu"))
+    sites = sites_of(precision, drawn=77)
+    output, _, _ = forward(kernels, x, sites)
+    u = uniform(5000, int(sites.keys[0]) % 2**64, 77, dtype=torch.float64, device=torch.device("cpu"))
     steps = x.double() * 16
     expected = (steps.floor() + (u < steps - steps.floor())).clamp(-128, 127) / 16
     assert same(output.double(), expected)
-    assert state.drawn.tolist() == [5077, 77]
-    assert state.peaks.tolist() == [reference.largest_finite(x), 0]
+    assert sites.drawn.tolist() == [5077, 77]
+    assert sites.peaks.tolist() == [reference.largest_finite(x), 0]
 
 
 def test_a_stream_goes_on_and_a_replay_draws_again(kernels):
     x = values(3000, special=False)
-    whole, parts = state_of(Precision(8, 4)), state_of(Precision(8, 4))
+    whole, parts = sites_of(Precision(8, 4)), sites_of(Precision(8, 4))
     expected, _, _ = forward(kernels, x, whole)
     first, _, _ = forward(kernels, x[:1000], parts)
     second, _, _ = forward(kernels, x[1000:], parts)
@@ -129,25 +129,25 @@ def test_modes(kernels):
     x = values(1000, special=False)
     nearest = quantize(x, Precision(8, 4))
     for mode, drawn, met in ((FROZEN, 0, False), (RECORD, 1000, True)):
-        state = state_of(Precision(8, 4), mode)
-        assert torch.equal(forward(kernels, x, state)[0], nearest)
-        assert state.drawn[0] == drawn
-        assert bool(state.peaks[0] > 0) == met
+        sites = sites_of(Precision(8, 4), mode)
+        assert torch.equal(forward(kernels, x, sites)[0], nearest)
+        assert sites.drawn[0] == drawn
+        assert bool(sites.peaks[0] > 0) == met
 
 
 def test_without_a_grid_values_stay_and_all_lie_inside(kernels):
-    x, state = values(600), state_of(None)
-    output, mask, _ = forward(kernels, x, state)
+    x, sites = values(600), sites_of(None)
+    output, mask, _ = forward(kernels, x, sites)
     assert same(output, x)
     assert inside_of(mask, 600).all()
-    assert state.peaks[0] == reference.largest_finite(x)
+    assert sites.peaks[0] == reference.largest_finite(x)
 
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("precision", [Precision(8, 4), None])
 def test_in_place(kernels, precision, training):
     x = values(5000)
-    beside, within = state_of(precision), state_of(precision)
+    beside, within = sites_of(precision), sites_of(precision)
     expected, other = torch.empty_like(x), torch.empty(mask_size(5000), dtype=torch.uint8)
     mask = torch.empty_like(other)
     kernels.forward(x, expected, mask, beside, 0, training=training, replay=False)
@@ -159,9 +159,9 @@ def test_in_place(kernels, precision, training):
 
 @pytest.mark.parametrize("precision", [Precision(8, 4), None])
 def test_errors_in_place(kernels, precision):
-    g, state = values(5000, scale=1e-3), state_of(Precision(8, 4))
-    _, mask, _ = forward(kernels, values(5000), state)
-    expected, beside, within = torch.empty_like(g), state_of(precision), state_of(precision)
+    g, sites = values(5000, scale=1e-3), sites_of(Precision(8, 4))
+    _, mask, _ = forward(kernels, values(5000), sites)
+    expected, beside, within = torch.empty_like(g), sites_of(precision), sites_of(precision)
     kernels.backward(g, expected, mask, beside, 1)
     kernels.backward(g, g, mask, within, 1)
     assert same(g, expected)
@@ -172,21 +172,21 @@ def test_errors_in_place(kernels, precision):
 @pytest.mark.parametrize("count", [1, 30, 5000])
 def test_a_mask_alone_acts_in_place(kernels, dtype, count):
     """Most of an error stays untouched where few values were outside."""
-    x, g, state = values(5000, dtype, special=False).clamp(-8, 7.9375), values(5000, dtype), state_of(Precision(8, 4))
+    x, g, sites = values(5000, dtype, special=False).clamp(-8, 7.9375), values(5000, dtype), sites_of(Precision(8, 4))
     x[torch.randperm(5000)[:count]] = 9.0
-    _, mask, _ = forward(kernels, x, state)
+    _, mask, _ = forward(kernels, x, sites)
     expected = torch.where(x < 9, g, 0)
-    kernels.backward(g, g, mask, state, -1)
+    kernels.backward(g, g, mask, sites, -1)
     assert same(g, expected)
-    assert state.peaks[1] == 0
+    assert sites.peaks[1] == 0
 
 
 def test_a_mask_is_needed_only_where_something_saturates(kernels):
     x = values(5000, special=False).clamp(-8, 7.9375)
-    if forward(kernels, x, state_of(Precision(8, 4)))[2]:
+    if forward(kernels, x, sites_of(Precision(8, 4)))[2]:
         pytest.skip("this back end does not wait to know")
     x[4321] = 7.94
-    _, mask, needed = forward(kernels, x, state_of(Precision(8, 4)))
+    _, mask, needed = forward(kernels, x, sites_of(Precision(8, 4)))
     assert needed
     assert inside_of(mask, 5000).logical_not().nonzero().tolist() == [[4321]]
 
@@ -194,19 +194,19 @@ def test_a_mask_is_needed_only_where_something_saturates(kernels):
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 def test_errors_are_rounded_and_masked(kernels, dtype):
     x, g = values(5000, dtype), values(5000, dtype, special=False, scale=1e-3)
-    state = state_of(Precision(8, 4))
-    _, mask, _ = forward(kernels, x, state)
+    sites = sites_of(Precision(8, 4))
+    _, mask, _ = forward(kernels, x, sites)
     kept = reference.straight_through(x, g, Precision(8, 4))
     error = torch.empty_like(g)
-    kernels.backward(g, error, mask, state, -1)
+    kernels.backward(g, error, mask, sites, -1)
     assert torch.equal(error, kept)
-    kernels.backward(g, error, mask, state, 1)
-    u = uniform(5000, int(state.keys[1]) % 2**64, 0, dtype=torch.float64, device=torch.device("cpu"))
+    kernels.backward(g, error, mask, sites, 1)
+    u = uniform(5000, int(sites.keys[1]) % 2**64, 0, dtype=torch.float64, device=torch.device("cpu"))
     steps = g.double() * 16
     rounded = (steps.floor() + (u < steps - steps.floor())).clamp(-128, 127) / 16
     assert torch.equal(error.double(), torch.where(inside_of(mask, 5000), rounded, 0))
-    assert state.drawn[1] == 5000
-    assert state.peaks[1] == reference.largest_finite(g)
+    assert sites.drawn[1] == 5000
+    assert sites.peaks[1] == reference.largest_finite(g)
 
 
 @pytest.mark.parametrize("precision", [*FORMATS, None], ids=str)
@@ -216,13 +216,13 @@ def test_back_ends_agree(fast, precision, numel):
     for dtype in TYPES:
         results = []
         for kernels, place in ((slow, torch.device("cpu")), (passes, device)):
-            state = state_of(precision, drawn=2**32 - 100, device=place)
+            sites = sites_of(precision, drawn=2**32 - 100, device=place)
             x, g = values(numel, dtype).to(place), values(numel + 1, dtype)[1:].clone().to(place)
-            output, mask, _ = forward(kernels, x, state)
+            output, mask, _ = forward(kernels, x, sites)
             error = torch.empty_like(g)
-            kernels.backward(g, error, mask, state, 1)
-            nearest, _, _ = forward(kernels, x, state, training=False, masked=False)
-            results.append((output, inside_of(mask, numel), error, nearest, state.drawn, state.peaks))
+            kernels.backward(g, error, mask, sites, 1)
+            nearest, _, _ = forward(kernels, x, sites, training=False, masked=False)
+            results.append((output, inside_of(mask, numel), error, nearest, sites.drawn, sites.peaks))
         for mine, theirs in zip(*results, strict=True):
             assert same(mine.double(), theirs.double())
 
@@ -235,11 +235,11 @@ def test_the_number_of_threads_changes_nothing():
     try:
         for count in (1, 2, 3):
             torch.set_num_threads(count)
-            state = state_of(Precision(8, 4))
-            output, mask, _ = forward(kernels, x, state)
+            sites = sites_of(Precision(8, 4))
+            output, mask, _ = forward(kernels, x, sites)
             error = torch.empty_like(x)
-            kernels.backward(x, error, mask, state, 1)
-            results.append((output, inside_of(mask, 1 << 20), error, state.peaks))
+            kernels.backward(x, error, mask, sites, 1)
+            results.append((output, inside_of(mask, 1 << 20), error, sites.peaks))
     finally:
         torch.set_num_threads(threads)
         set_backend(None)
@@ -254,39 +254,39 @@ positive = st.floats(2.0**-149, 2.0**126, width=32, allow_subnormal=True) | st.f
 @given(before=positive | st.just(0.0), peak=positive | st.just(0.0), word=st.integers(2, 32))
 def test_formats_follow_what_was_met(name, before, peak, word):
     set_backend(name)
-    state, ranges = state_of(Precision(8, 4)), torch.tensor([before, before], dtype=torch.float32)
-    state.peaks.fill_(peak)
+    sites, ranges = sites_of(Precision(8, 4)), torch.tensor([before, before], dtype=torch.float32)
+    sites.peaks.fill_(peak)
     words = torch.tensor([word, 0], dtype=torch.int32)
     keys = stream_keys(1, 2, ["a", "b"])
     passes = activation_kernels(torch.device("cpu"))
-    passes.renew(state, keys, ranges, words, torch.full((2, 4), 5.0), mode=RECORD, ended=True)
+    passes.renew(sites, keys, ranges, words, torch.full((2, 4), 5.0), mode=RECORD, ended=True)
     set_backend(None)
     expected = reference.next_range(before, peak)
     assert ranges.tolist() == [expected, expected]
-    assert state.peaks.tolist() == state.drawn.tolist() == [0, 0]
-    assert np.array_equal(state.keys.numpy().view(np.uint64), keys)
-    assert state.formats[1].tolist() == [5, 5, 5, 5, RECORD]
+    assert sites.peaks.tolist() == sites.drawn.tolist() == [0, 0]
+    assert np.array_equal(sites.keys.numpy().view(np.uint64), keys)
+    assert sites.formats[1].tolist() == [5, 5, 5, 5, RECORD]
     if expected == 0:
-        assert state.formats[0, :4].tolist() == [5, 5, 5, 5]
+        assert sites.formats[0, :4].tolist() == [5, 5, 5, 5]
     else:
         fraction = max(reference.fitting_fraction_length(expected, word), word - 128)
-        assert np.array_equal(state.formats[0, :4], grid(Precision(word, fraction)))
+        assert np.array_equal(sites.formats[0, :4], grid(Precision(word, fraction)))
 
 
 def test_within_a_step_peaks_and_streams_wait(kernels):
-    state, ranges = state_of(Precision(8, 4), drawn=7), torch.ones(2)
-    state.peaks.fill_(9.0)
+    sites, ranges = sites_of(Precision(8, 4), drawn=7), torch.ones(2)
+    sites.peaks.fill_(9.0)
     words = torch.tensor([8, 8], dtype=torch.int32)
-    kernels.renew(state, stream_keys(1, 2, ["a", "b"]), ranges, words, torch.zeros(2, 4), mode=NOISE, ended=False)
+    kernels.renew(sites, stream_keys(1, 2, ["a", "b"]), ranges, words, torch.zeros(2, 4), mode=NOISE, ended=False)
     assert ranges.tolist() == [1, 1]
-    assert state.peaks.tolist() == [9, 9]
-    assert state.drawn.tolist() == [7, 7]
+    assert sites.peaks.tolist() == [9, 9]
+    assert sites.drawn.tolist() == [7, 7]
 
 
 def test_memory_order_decides_on_the_draw(kernels):
     x = torch.randn(3, 4, 5, 6).to(memory_format=torch.channels_last)
-    straight, _, _ = forward(kernels, flat(x).clone(), state_of(Precision(8, 4)))
-    output, _, _ = forward(kernels, x, state_of(Precision(8, 4)))
+    straight, _, _ = forward(kernels, flat(x).clone(), sites_of(Precision(8, 4)))
+    output, _, _ = forward(kernels, x, sites_of(Precision(8, 4)))
     assert torch.equal(flat(output), straight)
 
 

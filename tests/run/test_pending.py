@@ -8,11 +8,11 @@ CPU = torch.device("cpu")
 
 
 def fill(pending, step):
-    row = pending.row
-    row.squared.copy_(torch.tensor([1.0, 2.0]) + step)
-    row.squared_sums.copy_(torch.tensor([10.0, 11.0]) + step)
-    row.masters.copy_(torch.tensor([[100.0, 20.0, 30.0], [200.0, 21.0, 31.0]]) + step)
-    row.loss.fill_(0.5 + step)
+    slot = pending.slot
+    slot.squared.copy_(torch.tensor([1.0, 2.0]) + step)
+    slot.squared_sums.copy_(torch.tensor([10.0, 11.0]) + step)
+    slot.masters.copy_(torch.tensor([[100.0, 20.0, 30.0], [200.0, 21.0, 31.0]]) + step)
+    slot.loss.fill_(0.5 + step)
     pending.add()
 
 
@@ -46,26 +46,26 @@ def test_taking_empties_it():
 
 def test_what_was_taken_does_not_change():
     pending = Pending(2, 3, CPU)
-    row = pending.row
+    slot = pending.slot
     fill(pending, 0)
     figures = pending.take()
-    assert row.squared.tolist() == [1.0, 2.0], "a step goes on with its own row after the policy has seen it"
+    assert slot.squared.tolist() == [1.0, 2.0], "a step goes on with its own slot after the policy has seen it"
     fill(pending, 7)
     assert figures.squared.tolist() == [[1.0, 2.0]]
 
 
 def test_rows_share_no_memory():
     pending = Pending(2, 2, CPU)
-    first = pending.row
+    first = pending.slot
     fill(pending, 0)
-    assert pending.row.masters.is_contiguous()
+    assert pending.slot.masters.is_contiguous()
     fill(pending, 5)
     assert first.squared.tolist() == [1.0, 2.0]
 
 
 def test_a_row_that_was_not_added_is_written_anew():
     pending = Pending(2, 1, CPU)
-    pending.row.squared.fill_(9.0)
+    pending.slot.squared.fill_(9.0)
     assert len(pending) == 0
     fill(pending, 0)
     assert pending.take().squared.tolist() == [[1.0, 2.0]]

@@ -10,7 +10,7 @@ from adapt.precision import Precision
 from adapt.rounding import quantize, set_backend
 from adapt.switching import divergence, push_down
 from adapt.switching.divergence import below, bin_counts, bin_edges
-from adapt.switching.pushdown import Grids, candidates, lowest_precision, rounded_below
+from adapt.switching.pushdown import Candidates, candidates, lowest_precision, rounded_below
 from tests.references import adapt_equations as reference
 from tests.switching.weights import tensors
 
@@ -52,7 +52,7 @@ def test_moved_edges_count_what_rounding_and_saturating_would(weights, resolutio
     needed = math.frexp(w.abs().max().item())[1] + 1
     precision = Precision(word_length, min(max(word_length - needed - spare_bits, -126), 126))
     edges = bin_edges(w.min().item(), w.max().item(), resolution)
-    moved = bin_counts(w, rounded_below(edges, Grids.of([precision], dtype)))[0]
+    moved = bin_counts(w, rounded_below(edges, Candidates.of([precision], dtype)))[0]
     rounded = bin_counts(quantize(w, precision), below(edges))
     assert moved.tolist() == rounded.tolist()
 

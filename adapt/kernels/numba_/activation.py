@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from adapt.kernels.activation import DECAY, State
+from adapt.kernels.activation import DECAY, Sites
 from adapt.kernels.numba_.activation_device import backward_pass, begin, forward_pass, remember
 from adapt.kernels.numba_.bits import bits_of, from_bits
 from adapt.kernels.numba_.chunks import CHUNKS_PER_THREAD, Chunks, chunks_of, run
@@ -81,10 +81,10 @@ def _is_small(chunks: Chunks) -> bool:
 
 
 def forward(
-    source: Tensor, output: Tensor, mask: Tensor | None, state: State, site: int, *, training: bool, replay: bool
+    source: Tensor, output: Tensor, mask: Tensor | None, sites: Sites, site: int, *, training: bool, replay: bool
 ) -> bool:
     if source.dtype not in _BYTES or output.dtype not in _BYTES:
-        return activation_torch.forward(source, output, mask, state, site, training=training, replay=replay)
+        return activation_torch.forward(source, output, mask, sites, site, training=training, replay=replay)
     numel, width = source.numel(), _BYTES[output.dtype]
     if not numel:
         return False
@@ -92,8 +92,8 @@ def forward(
     bits = 0 if mask is None else mask.data_ptr()
     tensors = source.data_ptr(), output.data_ptr(), _BYTES[source.dtype], width, bits, bits + numel
     if _is_small(chunks):
-        return _forward_alone(chunks.table, *tensors, *state.host, site, numel, training, replay)  # type: ignore[no-any-return]
-    formats, keys, drawn, peaks = state.host
+        return _forward_alone(chunks.table, *tensors, *sites.host, site, numel, training, replay)  # type: ignore[no-any-return]
+    formats, keys, drawn, peaks = sites.host
     grid, key, offset, noise = begin(formats, keys, drawn, site, width, numel, training, replay)
     tops, outside = np.empty(len(chunks.table), np.int32), np.empty(len(chunks.table), np.bool_)
     run(forward_pass, chunks, *tensors, grid, np.uint64(key), offset, noise, tops, outside)
@@ -102,9 +102,9 @@ def forward(
     return bool(outside.any())
 
 
-def backward(gradient: Tensor, output: Tensor, mask: Tensor | None, state: State, site: int) -> None:
+def backward(gradient: Tensor, output: Tensor, mask: Tensor | None, sites: Sites, site: int) -> None:
     if gradient.dtype not in _BYTES or output.dtype != gradient.dtype:
-        activation_torch.backward(gradient, output, mask, state, site)
+        activation_torch.backward(gradient, output, mask, sites, site)
         return
     numel, width = gradient.numel(), _BYTES[gradient.dtype]
     if not numel:
@@ -113,9 +113,9 @@ def backward(gradient: Tensor, output: Tensor, mask: Tensor | None, state: State
     bits = 0 if mask is None else mask.data_ptr()
     tensors = gradient.data_ptr(), output.data_ptr(), width, bits, bits + numel
     if _is_small(chunks):
-        _backward_alone(chunks.table, *tensors, *state.host, site, numel)
+        _backward_alone(chunks.table, *tensors, *sites.host, site, numel)
         return
-    formats, keys, drawn, peaks = state.host
+    formats, keys, drawn, peaks = sites.host
     grid, key, offset, noise = begin(formats, keys, drawn, site, width, numel, True, False)
     tops = np.empty(len(chunks.table) if site >= 0 else 0, np.int32)
     run(backward_pass, chunks, *tensors, grid, np.uint64(key), offset, noise, tops)
@@ -152,7 +152,7 @@ def _renew(
 
 
 def renew(
-    state: State,
+    sites: Sites,
     keys: NDArray[np.uint64],
     ranges: Tensor,
     words: Tensor,
@@ -161,6 +161,6 @@ def renew(
     mode: int,
     ended: bool,
 ) -> None:
-    formats, own_keys, drawn, peaks = state.host
+    formats, own_keys, drawn, peaks = sites.host
     own_keys[:] = keys.view(np.int64)
     _renew(formats, drawn, peaks, ranges.numpy(), words.numpy(), otherwise.numpy(), mode, ended)

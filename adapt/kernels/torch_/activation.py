@@ -1,6 +1,6 @@
 """The passes over activations in plain torch operations: slow, on every device, and the reference for others' bits.
 
-`adapt.kernels.activation.ActivationKernels` says what each function does. The state is read on the host, which waits
+`adapt.kernels.activation.ActivationKernels` says what each function does. The sites are read on the host, which waits
 for a device.
 """
 
@@ -11,31 +11,31 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from adapt.kernels.activation import DECAY, FROZEN, MASKED, NOISE, State
+from adapt.kernels.activation import DECAY, FROZEN, MASKED, NOISE, Sites
 from adapt.kernels.stream import flat
 from adapt.kernels.torch_.weights import rounded
 from adapt.precision import HIGHEST_FRACTION, LOWEST_FRACTION
 
 
-def _begin(state: State, site: int, numel: int, *, training: bool, replay: bool) -> tuple[int, int, bool]:
+def _begin(sites: Sites, site: int, numel: int, *, training: bool, replay: bool) -> tuple[int, int, bool]:
     """The key, the first element's place in the stream and whether to draw at all; moves on in the stream."""
-    mode, offset = int(state.formats[site, 4]), int(state.drawn[site])
+    mode, offset = int(sites.formats[site, 4]), int(sites.drawn[site])
     if replay:
         offset -= numel
     elif training and mode != FROZEN:
-        state.drawn.data[site] += numel
-    return int(state.keys[site]) & 0xFFFFFFFFFFFFFFFF, offset, training and mode == NOISE
+        sites.drawn.data[site] += numel
+    return int(sites.keys[site]) & 0xFFFFFFFFFFFFFFFF, offset, training and mode == NOISE
 
 
-def _remember(x: Tensor, state: State, site: int) -> None:
-    if int(state.formats[site, 4]) != FROZEN and x.numel():
+def _remember(x: Tensor, sites: Sites, site: int) -> None:
+    if int(sites.formats[site, 4]) != FROZEN and x.numel():
         magnitude = torch.where(x.isfinite(), x, 0).abs().max()
-        state.peaks.data[site] = torch.maximum(state.peaks[site], magnitude)
+        sites.peaks.data[site] = torch.maximum(sites.peaks[site], magnitude)
 
 
-def _grid(state: State, site: int, dtype: torch.dtype) -> NDArray[np.float32]:
+def _grid(sites: Sites, site: int, dtype: torch.dtype) -> NDArray[np.float32]:
     """The row of a site, its bounds cut to what the type holds."""
-    row = state.formats[site, :4].cpu().numpy().copy()
+    row = sites.formats[site, :4].cpu().numpy().copy()
     scale, step, low, high = row.tolist()
     if scale and dtype != torch.float32:
         information = torch.finfo(dtype)
@@ -50,15 +50,15 @@ def _grid(state: State, site: int, dtype: torch.dtype) -> NDArray[np.float32]:
 
 @torch.no_grad()
 def forward(
-    source: Tensor, output: Tensor, mask: Tensor | None, state: State, site: int, *, training: bool, replay: bool
+    source: Tensor, output: Tensor, mask: Tensor | None, sites: Sites, site: int, *, training: bool, replay: bool
 ) -> bool:
     x = flat(source).to(torch.float32)
-    key, offset, noise = _begin(state, site, x.numel(), training=training, replay=replay)
-    row = _grid(state, site, output.dtype)
+    key, offset, noise = _begin(sites, site, x.numel(), training=training, replay=replay)
+    row = _grid(sites, site, output.dtype)
     scale, step, low, high = row.tolist()
     inside = (x >= low * step) & (x <= high * step) if scale else torch.ones_like(x, dtype=torch.bool)
     if training and not replay:
-        _remember(x, state, site)
+        _remember(x, sites, site)
     flat(output).copy_(rounded(x, row, key, offset, noise))
     if mask is None:
         return False
@@ -68,12 +68,12 @@ def forward(
 
 
 @torch.no_grad()
-def backward(gradient: Tensor, output: Tensor, mask: Tensor | None, state: State, site: int) -> None:
+def backward(gradient: Tensor, output: Tensor, mask: Tensor | None, sites: Sites, site: int) -> None:
     g = flat(gradient).to(torch.float32)
     if site >= 0:
-        key, offset, noise = _begin(state, site, g.numel(), training=True, replay=False)
-        _remember(g, state, site)
-        g = rounded(g, _grid(state, site, output.dtype), key, offset, noise)
+        key, offset, noise = _begin(sites, site, g.numel(), training=True, replay=False)
+        _remember(g, sites, site)
+        g = rounded(g, _grid(sites, site, output.dtype), key, offset, noise)
     if mask is not None:
         g = torch.where(mask[: g.numel()].view(torch.bool) | _unflagged(mask, g.numel()), g, 0)
     flat(output).copy_(g)
@@ -86,7 +86,7 @@ def _unflagged(mask: Tensor, numel: int) -> Tensor:
 
 @torch.no_grad()
 def renew(
-    state: State,
+    sites: Sites,
     keys: NDArray[np.uint64],
     ranges: Tensor,
     words: Tensor,
@@ -96,20 +96,20 @@ def renew(
     ended: bool,
 ) -> None:
     # A compiled program may hold the tables for its backward pass, and needs their content then, not their version.
-    state.keys.data.copy_(torch.from_numpy(keys.view(np.int64)))
+    sites.keys.data.copy_(torch.from_numpy(keys.view(np.int64)))
     if ended:
-        state.drawn.data.zero_()
-        met = torch.maximum(state.peaks, ranges * DECAY)
-        ranges.copy_(torch.where(state.peaks > 0, met, ranges))
-        state.peaks.data.zero_()
+        sites.drawn.data.zero_()
+        met = torch.maximum(sites.peaks, ranges * DECAY)
+        ranges.copy_(torch.where(sites.peaks > 0, met, ranges))
+        sites.peaks.data.zero_()
     mantissa, exponent = torch.frexp(ranges)
     beyond = mantissa > 1 - _power_of_two(-words)
     fraction = words - 1 - exponent - beyond.int()
     fraction = torch.maximum(fraction, (words - 128).clamp_(min=LOWEST_FRACTION)).clamp_(max=HIGHEST_FRACTION)
     half, unit = _power_of_two(words - 1), _power_of_two((words - 25).clamp_(min=0))
     rows = torch.stack([_power_of_two(fraction), _power_of_two(-fraction), -half, half - unit], dim=1)
-    state.formats.data[:, :4] = torch.where(((words > 0) & (ranges > 0))[:, None], rows, otherwise)
-    state.formats.data[:, 4] = mode
+    sites.formats.data[:, :4] = torch.where(((words > 0) & (ranges > 0))[:, None], rows, otherwise)
+    sites.formats.data[:, 4] = mode
 
 
 def _power_of_two(exponent: Tensor) -> Tensor:

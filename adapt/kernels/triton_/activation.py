@@ -1,4 +1,4 @@
-"""The passes over activations for CUDA, compiled by Triton: one launch each, the state read where it lies.
+"""The passes over activations for CUDA, compiled by Triton: one launch each, the sites read where they lie.
 
 `adapt.kernels.activation.ActivationKernels` says what each function does. No call waits for the device, and none hands
 over a number that changes from step to step, so a CUDA graph may capture them.
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adapt.kernels.activation import MASKED, State
+from adapt.kernels.activation import MASKED, Sites
 from adapt.kernels.torch_.activation import renew
 from adapt.kernels.triton_.activation_device import backward_pass, forward_pass, move_on
 
@@ -22,13 +22,13 @@ _HALVES = {torch.float32: 0, torch.float16: 16, torch.bfloat16: 19}
 
 
 def _launch(
-    kernel: Any, x: Tensor, output: Tensor, mask: Tensor | None, state: State, site: int, *, moves: bool, **flags: bool
+    kernel: Any, x: Tensor, output: Tensor, mask: Tensor | None, sites: Sites, site: int, *, moves: bool, **flags: bool
 ) -> None:
     numel = x.numel()
     if not numel:
         return
     at = max(site, 0)
-    tables = state.formats[at], state.keys[at:], state.drawn[at:], state.peaks[at:]
+    tables = sites.formats[at], sites.keys[at:], sites.drawn[at:], sites.peaks[at:]
     on_device: AbstractContextManager[Any] = nullcontext()
     if x.device.type == "cuda":
         on_device = torch.cuda.device(x.device)
@@ -52,12 +52,12 @@ def _launch(
 
 
 def forward(
-    source: Tensor, output: Tensor, mask: Tensor | None, state: State, site: int, *, training: bool, replay: bool
+    source: Tensor, output: Tensor, mask: Tensor | None, sites: Sites, site: int, *, training: bool, replay: bool
 ) -> bool:
     moves = training and not replay
-    _launch(forward_pass, source, output, mask, state, site, moves=moves, TRAINING=training, REPLAY=replay)
+    _launch(forward_pass, source, output, mask, sites, site, moves=moves, TRAINING=training, REPLAY=replay)
     return mask is not None
 
 
-def backward(gradient: Tensor, output: Tensor, mask: Tensor | None, state: State, site: int) -> None:
-    _launch(backward_pass, gradient, output, mask, state, site, moves=site >= 0, ROUND=site >= 0)
+def backward(gradient: Tensor, output: Tensor, mask: Tensor | None, sites: Sites, site: int) -> None:
+    _launch(backward_pass, gradient, output, mask, sites, site, moves=site >= 0, ROUND=site >= 0)
