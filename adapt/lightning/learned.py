@@ -167,8 +167,8 @@ class LearnedBitwidth(AdaptivePrecision):
     ) -> None:
         """Log, and tell of phases that ended."""
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-        log = self.learner._run.log.entries
-        for entry in log[self._told :] if len(log) > self._told else ():
+        log = self.learner.log
+        for entry in log[self._told :]:
             figures = ", ".join(f"{name} {value:.4g}" for name, value in entry.items() if not isinstance(value, str))
             rank_zero_info(f"LearnedBitwidth, end of {entry['phase']}: {figures}")
         self._told = len(log)
