@@ -7,6 +7,7 @@ Torch's SGD need not step on the layers: what it would do to W happens in one pa
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -65,10 +66,13 @@ class Controller:
             before_update=self._before_update,
             after_update=self._after_update,
             undo=self._renew,
-            holds_masters=lambda: self._run.layers.views[0] == "masters",
         )
         self._restored = False
-        self._follow()
+        try:
+            self._follow()
+        except BaseException:
+            self._give_back()
+            raise
         self._handles = [
             *self._steps.hook(),
             optimizer.register_state_dict_post_hook(self._save_into),
@@ -78,6 +82,12 @@ class Controller:
     def _begin(self, policy: Policy[Any], settings: Settings, layers: Mapping[str, Tensor]) -> Run:
         """The run to keep; its layers are these."""
         return Run(policy, settings, layers)
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            f"a {type(self).__name__} belongs to its optimizer and modules and cannot be copied or pickled: copy or "
+            "save what it keeps by its state_dict(), or the optimizer's"
+        )
 
     # What a user sees
 
@@ -180,6 +190,7 @@ class Controller:
 
     @contextlib.contextmanager
     def _pinned(self, view: View) -> Iterator[None]:
+        self._require_attached()
         outer = self._views.pin
         with self._views.pinned(view):
             try:
@@ -194,7 +205,8 @@ class Controller:
     def quantize_(self) -> None:
         """Round what the parameters hold now to nearest, in place and in the present formats; no master changes.
 
-        For values from elsewhere, such as the mean of masters that weight averaging evaluates.
+        For values from elsewhere, such as the mean of masters that weight averaging evaluates. They stay as long as
+        nothing shows the masters' own values again, as a pass in another mode does: within `evaluation_weights()`.
         """
         for masters in self.banks:
             masters.round_parameters()
@@ -208,11 +220,13 @@ class Controller:
 
         Raises:
             ValueError: there is no such view.
+            RuntimeError: within `master_weights()` or `evaluation_weights()`.
         """
         if view not in ("evaluation", "masters"):
             raise ValueError(f'view must be "evaluation" or "masters", got {view!r}')
         if not self.is_attached:
             return
+        self._require_no_context("detach()")
         for masters in self.banks:
             masters.hand_over(view)
         self._views.renew()
@@ -220,6 +234,14 @@ class Controller:
         remove_all(self._handles)
         self._handles.clear()
         self._descent.forget()
+        for follower in self._run.hooked:
+            follower.remove()
+
+    def _give_back(self) -> None:
+        """Leave the parameters and modules as they were before."""
+        for masters in self.banks:
+            masters.hand_over("masters")
+        self._views.remove()
         for follower in self._run.hooked:
             follower.remove()
 
@@ -234,6 +256,17 @@ class Controller:
     def is_attached(self) -> bool:
         """Whether the hooks are in place: until `detach`."""
         return bool(self._handles)
+
+    def _require_attached(self) -> None:
+        if not self.is_attached:
+            raise RuntimeError(
+                "this controller was detached: its masters stay in controller.masters, but it keeps the parameters no "
+                "longer, so attach a new one"
+            )
+
+    def _require_no_context(self, what: str) -> None:
+        if self._views.pin is not None:
+            raise RuntimeError(f"{what} within master_weights() or evaluation_weights(): leave the context first")
 
     def _follow(self) -> None:
         """Let biases, activations and modules follow the present layers."""
@@ -253,6 +286,11 @@ class Controller:
         """Take in the layers that joined the optimizer, or were unfrozen, since the last look."""
         if not self._members.changed:
             return
+        # The pass that notices may be one without gradients, but what begins here is written in training.
+        with torch.inference_mode(False), torch.no_grad():
+            self._take_in()
+
+    def _take_in(self) -> None:
         self._views.renew()
         self._members.name()
         present = self._run.layers
@@ -266,12 +304,9 @@ class Controller:
         if not self.is_attached:
             # The closure detached.
             return
-        if self._views.pin is not None:
-            raise RuntimeError(
-                "optimizer.step() within master_weights() or evaluation_weights(): leave the context before training"
-            )
-        if not self._run.losses and isinstance(loss, Tensor | float | int):
-            self.observe(loss)
+        self._require_no_context("optimizer.step()")
+        if not self._run.losses and isinstance(loss, Tensor | Real):
+            self.observe(loss)  # type: ignore[arg-type]
         self._restored = False
         self._descent.forget()
         self._adopt()
@@ -309,7 +344,10 @@ class Controller:
 
         Raises:
             ValueError: the state is of another kind, version, policy or network.
+            RuntimeError: the controller was detached, or is within `master_weights()` or `evaluation_weights()`.
         """
+        self._require_attached()
+        self._require_no_context("loading a state")
         self._run.load_state_dict(state, self._members.present, strict=strict)
         self._restored = True
         self._steps.forget()

@@ -75,7 +75,8 @@ def quantize(
 
 def _quantize(x: Tensor, word_length: int, fraction_length: int, halves: Tensor | None) -> Tensor:
     """`quantize` at ⟨word_length, fraction_length⟩; stochastic where the two halves [2] of a key are given."""
-    source = x.to(_WORKING_TYPE[x.dtype])
+    # The imaginary part of a conjugate has its sign apart from its memory.
+    source = x.resolve_neg().to(_WORKING_TYPE[x.dtype])
     output = torch.empty_like(source)
     if output.stride() != source.stride() or not is_dense(source):
         source = output.copy_(source)

@@ -14,7 +14,7 @@ ROOT = Path(adapt.__file__).parent
 
 # From the ground up. A room may import from the floors below.
 FLOORS = (
-    ("precision", "files", "notices"),
+    ("precision", "files", "notices", "frames"),
     ("arguments",),
     ("initialization", "blockfloat", "penalties", "kernels", "trace"),
     ("rounding", "distributed", "figures", "perfmodel"),

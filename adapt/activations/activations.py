@@ -102,18 +102,18 @@ class Activations:
             )
         count = len(self.names)
         self._sites = Sites(
-            formats=torch.zeros(count, 5, device=device),
+            formats=torch.zeros(count, 5, dtype=torch.float32, device=device),
             keys=torch.zeros(count, dtype=torch.int64, device=device),
             drawn=torch.zeros(count, dtype=torch.int64, device=device),
-            peaks=torch.zeros(count, device=device),
+            peaks=torch.zeros(count, dtype=torch.float32, device=device),
         )
-        self._ranges = torch.zeros(count, device=device)
+        self._ranges = torch.zeros(count, dtype=torch.float32, device=device)
         self._errors = np.array([name.endswith(".error") for name in self.names])
         self._word = mode if isinstance(mode, int) else None
         self._follows = self._errors | (mode != "layer")
         self._words = torch.zeros(count, dtype=torch.int32, device=device)
         self._following = torch.zeros_like(self._words)
-        self._otherwise = torch.zeros(count, 4, device=device)
+        self._otherwise = torch.zeros(count, 4, dtype=torch.float32, device=device)
         self._streams = tuple(_of_rank(self.names))
         self._step, self._ended = 0, False
         self._pin: View | None = None

@@ -41,8 +41,13 @@ class StraightThrough(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         (gradient,), (mask,) = gradients, ctx.saved_tensors
         if gradient is not None and (mask is not None or ctx.error >= 0):
-            in_place = is_alone(gradient)
-            gradient = _through(gradient, mask, ctx.kernels, ctx.sites, ctx.error, ctx.strides, in_place=in_place)
+            # With create_graph the gradient itself is differentiated, straight through its rounding as well.
+            again = torch.is_grad_enabled() and gradient.requires_grad
+            in_place = not again and is_alone(gradient)
+            let_in = _through(gradient, mask, ctx.kernels, ctx.sites, ctx.error, ctx.strides, in_place=in_place)
+            if again:
+                let_in = StraightThrough.apply(gradient, [let_in], mask, ctx.kernels, ctx.sites, -1)  # type: ignore[no-untyped-call]
+            gradient = let_in
         return gradient, None, None, None, None, None
 
 

@@ -106,7 +106,7 @@ class Execution:
                 f"this processor has no {execution} products with float32 sums: the numbers are those of {execution}, "
                 "but the work is done in float32 and is no faster",
             )
-        self._fits = torch.zeros(len(layers), dtype=torch.bool)
+        self._fits = torch.zeros(len(layers), dtype=torch.bool, device="cpu")
         owners = {m: layers[id(m.weight)] for m in module.modules() if _can_run(m) and id(m.weight) in layers}
         if not owners:
             raise ValueError(
@@ -160,7 +160,7 @@ class Execution:
     def _decide(self) -> None:
         exact = self._pin != "masters"
         fits = [exact and form is not None and fits_into(form, self._dtype) for form in self._precisions]
-        self._fits.copy_(torch.tensor(fits))
+        self._fits.copy_(torch.tensor(fits, device="cpu"))
         self._moved = False
 
 

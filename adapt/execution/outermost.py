@@ -1,9 +1,12 @@
 """Where the short types end: the outermost module answers in float32, and so do layers that could not mix types."""
 
+from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from adapt import frames
 
 _SHORT = (torch.bfloat16, torch.float16)
 
@@ -16,11 +19,16 @@ class Outermost:
 
     def __init__(self, active: bool = True) -> None:
         self.depth, self.active = 0, active
+        self._frame: FrameType | None = None
 
     def enter(self, module: nn.Module, args: Any) -> None:
         """A module begins."""
-        if self.active and not torch.compiler.is_compiling():
-            self.depth += 1
+        if not self.active or torch.compiler.is_compiling():
+            return
+        # Ctrl-C ends modules without a word.
+        if self._frame is None or not frames.is_running(self._frame):
+            self.depth, self._frame = 0, frames.caller()
+        self.depth += 1
 
     def widen(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
         """Give a module with parameters of its own, which may not mix types, float32 to work with."""
@@ -30,8 +38,11 @@ class Outermost:
         """A module ends, by an exception perhaps."""
         if not self.active or torch.compiler.is_compiling():
             return None
-        self.depth -= 1
-        return output if self.depth else _widened(output)
+        self.depth = max(self.depth - 1, 0)
+        if self.depth:
+            return output
+        self._frame = None
+        return _widened(output)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Outermost":
         return Outermost(False)

@@ -72,7 +72,9 @@ class ReducedLayer(Override):
         )
         if geometry is not None and input.dim() < x.dim():
             y = y.squeeze(0)
-        return y if compiling or self.outermost.depth else y.float()
+        # Inside backward, a pass is one that activation checkpointing repeats.
+        keep = compiling or self.outermost.depth or torch._C._current_graph_task_id() != -1
+        return y if keep else y.float()
 
     def watch(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """Keep an eye on the layout of the input's gradient."""

@@ -27,13 +27,13 @@ class Members:
 
     def look(self) -> None:
         """Take what is there now as seen."""
-        self._count = self._counted()
+        self._members = self._identities()
         self._frozen = [p for p in optimized(self._optimizer) if not p.requires_grad]
 
     @property
     def changed(self) -> bool:
         """Whether parameters joined the optimizer, or were unfrozen, since the last look."""
-        return self._counted() != self._count or any(p.requires_grad for p in self._frozen)
+        return self._identities() != self._members or any(p.requires_grad for p in self._frozen)
 
     @property
     def present(self) -> dict[str, Tensor]:
@@ -53,5 +53,6 @@ class Members:
                 name += "'"
             self.known[name] = parameter
 
-    def _counted(self) -> int:
-        return sum(len(group["params"]) for group in self._optimizer.param_groups)
+    def _identities(self) -> list[int]:
+        """No parameter seen so far can have given its identity to another: `known` keeps all of them."""
+        return [id(parameter) for group in self._optimizer.param_groups for parameter in group["params"]]

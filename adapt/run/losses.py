@@ -27,7 +27,8 @@ class MicroLosses:
         if isinstance(loss, Tensor):
             if loss.numel() != 1:
                 raise ValueError(f"loss must be a single number, got shape {tuple(loss.shape)}: reduce it first")
-            self._shown.append(loss.detach().reshape(()) if loss.dim() else loss.detach())
+            # A copy: what becomes of the loss after this, as its division by the micro-batches, is no matter of ours.
+            self._shown.append(loss.detach().reshape(()).clone())
         elif isinstance(loss, Real):
             self._shown.append(float(loss))
         else:

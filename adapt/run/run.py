@@ -295,8 +295,13 @@ class Run:
         policy_state = carry(old, fresh, places)
         if policy.keeps_gradients:
             checkpoint.check_windows(state["windows"], dict(zip(old_names, old.gradients.tolist(), strict=True)))
-        same = tuple(old_names) == names
+        # A layer that joined late is the last of its run, but not of one that begins with it.
+        same = sorted(old_names) == sorted(names)
         trace = Trace.from_state_dict(checkpoint.opened(state["trace"])) if same else Trace(names, masters.numel)
+        if trace.layers != names:
+            trace = trace.reordered(names)
+        if len(trace) and trace.step[-1] > state["step"]:
+            raise ValueError(f"the precision state is of step {state['step']}, but its trace goes to {trace.step[-1]}")
         gradients = {name: p for name, p in optimized.items() if name in state["gradients"]}
         checkpoint.check_tensors("gradients", state["gradients"], gradients)
         if biases is not None:
@@ -305,6 +310,8 @@ class Run:
             raise ValueError("the precision state holds quantised biases: attach with quantize_biases=True")
         if activations is not None:
             check_state(state["activations"], activations.names, strict=strict)
+        elif strict and state["activations"]:
+            raise ValueError("the precision state rounds activations: attach with the same activations")
 
         self.step, self.seed, self.stochastic = state["step"], state["seed"], state["stochastic"]
         decisions.go_on(policy_state, trace)

@@ -1,11 +1,14 @@
 """Where in an optimizer's step the forward and backward pass end and the update begins."""
 
 from collections.abc import Callable, Mapping
+from types import FrameType
 from typing import Any
 
 import torch
 from torch.optim import Optimizer
 
+from adapt import frames
+from adapt.distributed.sharding import whole
 from adapt.layers.layering import optimized
 
 
@@ -20,7 +23,6 @@ class Steps:
         before_update: called with the closure's result, or None where there is no closure.
         after_update: called after the update.
         undo: called before an error is raised, to take the masters away again.
-        holds_masters: whether the parameters hold the masters now.
     """
 
     def __init__(
@@ -30,13 +32,13 @@ class Steps:
         before_update: Callable[[Any], None],
         after_update: Callable[[], None],
         undo: Callable[[], None],
-        holds_masters: Callable[[], bool],
     ) -> None:
         self._optimizer = optimizer
         self._before_update, self._after_update = before_update, after_update
-        self._undo, self._holds_masters = undo, holds_masters
+        self._undo = undo
         self._closure: Callable[[], Any] | None = None
         self._updating = False
+        self._frame: FrameType | None = None
         self._nested = 0
         # A compiled step calls them as they are: what they call is no program for a compiler.
         disable: Callable[..., Any] = torch.compiler.disable
@@ -58,7 +60,7 @@ class Steps:
 
     def forget(self) -> None:
         """No update is under way: a state was loaded."""
-        self._updating = False
+        self._updating, self._frame = False, None
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
         closure = kwargs.get("closure") or (args[1] if len(args) > 1 else None)
@@ -68,9 +70,9 @@ class Steps:
         self._nested = 0
         if closure is None:
             self._before_update(None)
-            self._updating = True
+            self._updating, self._frame = True, frames.caller()
             return None
-        self._updating, self._closure = False, self._watched(closure)
+        self._updating, self._frame, self._closure = False, frames.caller(), self._watched(closure)
         if "closure" in kwargs:
             return args, {**kwargs, "closure": self._closure}
         return (args[0], self._closure, *args[2:]), kwargs
@@ -78,16 +80,21 @@ class Steps:
     def _is_within_step(self, closure: Callable[[], Any] | None) -> bool:
         """Whether an optimizer that overrides `step` has called its parent's.
 
-        An update that an exception cut short does not count: the forward pass after it took the masters away.
+        An update that an exception cut short does not count: the call of `step` that began it is over.
         """
         if closure is not None:
             return closure is self._closure
-        return self._updating and self._holds_masters()
+        return self._updating and self._frame is not None and frames.is_running(self._frame)
 
     def _only_creates_state(self, kwargs: Mapping[str, Any]) -> bool:
-        """Whether this is the step of rate zero by which torch.distributed.checkpoint creates an optimizer's state."""
+        """Whether this is the step by which torch.distributed.checkpoint creates an optimizer's state.
+
+        Its rate is zero, as in the first step of a warm-up, but so are its gradients.
+        """
         idle = "closure" in kwargs and kwargs["closure"] is None
-        return idle and all(float(group.get("lr", 1)) == 0 for group in self._optimizer.param_groups)
+        if not idle or any(float(group.get("lr", 1)) for group in self._optimizer.param_groups):
+            return False
+        return not any(p.grad is not None and bool(whole(p.grad).any()) for p in optimized(self._optimizer))
 
     def _watched(self, closure: Callable[[], Any]) -> Callable[[], Any]:
         def watched() -> Any:
@@ -117,7 +124,7 @@ class Steps:
                 f"{type(self._optimizer).__name__} made a step without evaluating its closure: "
                 "call backward() yourself and step() without a closure"
             )
-        self._updating = False
+        self._updating, self._frame = False, None
         self._after_update()
 
 

@@ -45,9 +45,18 @@ class AdaPTState(State):
     strategy: str
     losses: tuple[float, ...]
 
-    def __post_init__(self) -> None:
-        # A state may come out of a file.
+    def check(self) -> None:
+        """Refuse what no run comes to."""
         checked_strategy(self.strategy)
+        for name, lowest in (("gradients", 0), ("lookback", 1), ("resolution", 1), ("sum_of_norms", 0)):
+            values = getattr(self, name)
+            if not (np.isfinite(values) & (values >= lowest)).all():
+                raise ValueError(f"{name} of AdaPT's state must be finite numbers ≥ {lowest}, got {values}")
+        if not (self.diversity >= 1).all() or (self.divergence < 0).any():
+            raise ValueError(
+                f"diversity and divergence of AdaPT's state must be at least 1 and 0, got {self.diversity} and "
+                f"{self.divergence}"
+            )
         if set(map(type, self.formats)) - {Precision}:
             raise ValueError("formats must be fixed point for every layer: AdaPT never leaves it for float32")
 
@@ -179,9 +188,11 @@ class AdaPT:
 
     def patience(self, state: AdaPTState) -> int:
         """A window ends with its ⌈lb⌉-th gradient, and however diverse the gradients, lb falls no faster than
-        its average lets it: k steps on it is at least lb_lwr + (1 − γ)^k·(lb − lb_lwr)."""
+        its average lets it: k steps on it is at least lb_lwr + (1 − γ)^k·(lb − lb_lwr). A lookback that other bounds
+        left outside of these comes inside at once."""
         lowest, longest = self.lookback
-        layers = list(zip(state.gradients.tolist(), state.lookback.tolist(), strict=True))
+        lookbacks = np.clip(state.lookback, lowest, longest)
+        layers = list(zip(state.gradients.tolist(), lookbacks.tolist(), strict=True))
         for steps in range(1, longest):
             kept = (1 - self.lookback_momentum) ** steps
             for gradients, lookback in layers:

@@ -1,7 +1,7 @@
-"""The policy that never switches: every layer in one format, or each in its own."""
+"""The policy that never switches: every layer in one format."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from adapt.arguments import check_flags
 from adapt.precision import Precision
-from adapt.switching.policy import Observation, State
+from adapt.switching.policy import Format, Observation, State
 
 FOREVER = 2**62
 
@@ -44,12 +44,16 @@ class Fixed:
         return State((self.precision,) * len(weights), np.zeros(len(weights), np.int64))
 
     def patience(self, state: State) -> int:
-        """No step ever switches."""
-        return FOREVER
+        """No step ever switches, but the first of a run that began in another format."""
+        return FOREVER if state.formats == self._formats(state) else 0
 
     def advance(self, state: State, observation: Observation) -> State:
-        """Nothing changes."""
-        return state
+        """Every layer in the one format."""
+        formats = self._formats(state)
+        return state if state.formats == formats else replace(state, formats=formats)
+
+    def _formats(self, state: State) -> tuple[Format, ...]:
+        return (self.precision,) * len(state.formats)
 
     def record(self, state: State) -> dict[str, NDArray[Any]]:
         """There is no window, so there is nothing to tell but the formats."""

@@ -41,12 +41,13 @@ class MuPPETState(State):
     steps: int
 
     def __post_init__(self) -> None:
-        # A state may come out of a file.
-        form = _format(self.word_length)
+        object.__setattr__(self, "formats", (_format(self.word_length),) * len(self.formats))
+
+    def check(self) -> None:
+        """Refuse what no run comes to."""
         for name in ("maximum", "violations", "epochs", "steps"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} of MuPPET's state must be a finite number ≥ 0, got {getattr(self, name)!r}")
-        object.__setattr__(self, "formats", (form,) * len(self.formats))
 
 
 @dataclass(frozen=True)

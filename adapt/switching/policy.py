@@ -28,6 +28,9 @@ class State:
     formats: tuple[Format, ...]
     gradients: NDArray[np.int64]
 
+    def check(self) -> None:
+        """Refuse, by a ValueError, what no run comes to: a state may come out of a file."""
+
 
 @dataclass(frozen=True)
 class Observation:
@@ -146,7 +149,8 @@ def unpack(packed: Mapping[str, Any], fresh: S, layers: int) -> S:
     """Answer the state that `pack` wrote, for `layers` layers; `fresh` is a state of the same policy.
 
     Raises:
-        ValueError: a field is missing, unknown, or of another kind or size than the policy's.
+        ValueError: a field is missing, unknown, of another kind or size than the policy's, or holds what no run comes
+            to.
     """
     names = {field.name for field in fields(fresh)}
     if names != set(packed):
@@ -176,7 +180,9 @@ def unpack(packed: Mapping[str, Any], fresh: S, layers: int) -> S:
             if type(value) is not type(model):
                 raise ValueError(f"the policy's {name!r} should be a {type(model).__name__}, got {value!r:.80}")
             changes[name] = value
-    return replace(fresh, **changes)
+    state = replace(fresh, **changes)
+    state.check()
+    return state
 
 
 def pack_formats(formats: Iterable[Format]) -> list[Any]:

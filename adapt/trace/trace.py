@@ -156,6 +156,18 @@ class Trace:
         self._steps = self._steps[: self._rows].copy()
         self._layers, self._numel = names, np.concatenate([self._numel, sizes])
 
+    def reordered(self, layers: Sequence[str]) -> Self:
+        """The same trace with its columns in another order.
+
+        Raises:
+            ValueError: the names are not exactly those of the layers.
+        """
+        if sorted(layers) != sorted(self._layers):
+            raise ValueError(f"layers must be {list(self._layers)} in another order, got {list(layers)!r:.200}")
+        places = [self._layers.index(name) for name in layers]
+        arrays = {name: array if array.ndim == 1 else array[:, places] for name, array in self._arrays().items()}
+        return self._from_arrays(tuple(layers), {**arrays, "numel": self._numel[places]})
+
     def mean_word_length(self) -> NDArray[np.float64]:
         """Word length of the average weight, bits, float64 [rows]: the layers' word lengths weighted by numel."""
         return np.asarray(self.word_length @ (self._numel / self._numel.sum()), dtype=np.float64)

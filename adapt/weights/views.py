@@ -1,7 +1,7 @@
 """Which view of the masters a module's parameters show: hooks that follow the module's mode, loading and saving."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ class Views:
         self._module, self._notice = module, before_forward
         self._banks: list[Masters] = []
         self._handles: list[Any] = []
+        self._places: dict[int, tuple[Masters, int]] = {}
         self._own: dict[nn.Module, dict[str, tuple[Masters, int]]] = {}
         self._inside: dict[nn.Module, list[tuple[Masters, int, nn.Module]]] = {}
         self._running = False
@@ -32,7 +33,7 @@ class Views:
         """Follow the modules that own parameters of `banks`, and no others from now on."""
         self.remove()
         self._banks = list(banks)
-        places = {id(p): (masters, i) for masters in banks for i, p in enumerate(masters.parameters)}
+        places = self._places = {id(p): (masters, i) for masters in banks for i, p in enumerate(masters.parameters)}
         self._own = {
             module: {name: places[id(p)] for name, p in module._parameters.items() if id(p) in places}
             for module in (() if self._module is None else self._module.modules())
@@ -111,8 +112,23 @@ class Views:
         """What is saved of a module is what evaluation sees, whatever its mode."""
         if self.pin is not None:
             return
-        for name, (masters, index) in self._own.get(module, {}).items():
-            saved = state.get(prefix + name)
+        # By identity: pruning renames a parameter, and a parametrisation moves it into a module of its own.
+        inside = {prefix + name: self._places.get(id(p)) for name, p in _own_or_new(module, self._own)}
+        for name, place in inside.items():
+            if place is None:
+                continue
+            masters, index = place
+            saved = state.get(name)
             # With keep_vars the caller asks for the parameter itself.
             if masters.views[index] != "evaluation" and isinstance(saved, Tensor) and not saved.requires_grad:
-                state[prefix + name] = masters.seen(index, "evaluation")
+                state[name] = masters.seen(index, "evaluation")
+
+
+def _own_or_new(module: nn.Module, known: Collection[nn.Module]) -> Iterator[tuple[str, Tensor]]:
+    """The module's own parameters, and those of modules inside that are new: which have no hooks."""
+    for name, parameter in module._parameters.items():
+        if parameter is not None:
+            yield name, parameter
+    for path, child in module.named_children():
+        if child not in known:
+            yield from ((f"{path}.{name}", parameter) for name, parameter in _own_or_new(child, known))

@@ -24,16 +24,16 @@ def states(draw, layers=None):
     def floats(elements=NUMBERS):
         return np.array(draw(st.lists(elements, min_size=layers, max_size=layers)), np.float64)
 
-    def integers():
-        return np.array(draw(st.lists(st.integers(0, 1000), min_size=layers, max_size=layers)), np.int64)
+    def integers(least=0):
+        return np.array(draw(st.lists(st.integers(least, 1000), min_size=layers, max_size=layers)), np.int64)
 
     return AdaPTState(
         formats=tuple(draw(st.lists(FORMATS, min_size=layers, max_size=layers))),
         gradients=integers(),
-        lookback=floats(),
-        resolution=integers(),
+        lookback=1 + floats(),
+        resolution=integers(1),
         sum_of_norms=floats(),
-        diversity=floats(st.one_of(NUMBERS, st.just(np.inf))),
+        diversity=1 + floats(st.one_of(NUMBERS, st.just(np.inf))),
         divergence=floats(st.one_of(NUMBERS, st.just(np.nan))),
         strategy=draw(st.sampled_from(["min", "mean", "max"])),
         losses=tuple(draw(st.lists(st.floats(-10, 10), max_size=4))),
