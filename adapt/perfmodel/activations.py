@@ -1,9 +1,11 @@
 """How many numbers the layers hand on for one sample: the part of a network's footprint that is not weights."""
 
+from collections.abc import Iterator
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
+from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
 from adapt.perfmodel.rehearsal import rehearse, samples_of, tensors_in
 
@@ -11,8 +13,9 @@ from adapt.perfmodel.rehearsal import rehearse, samples_of, tensors_in
 def activation_sizes(model: nn.Module, *example_inputs: Any, batch_size: int | None = None) -> dict[str, int]:
     """Elements of each layer's output per sample, keyed by the layer's module name, in the order of first use.
 
-    Layers are the modules that own a weight of two or more dimensions. One that runs several times counts with its
-    largest output; one that does not run has no entry. The model is not touched, as in `operations`.
+    Layers are the modules that own a weight of two or more dimensions, parametrised or not. One that runs several
+    times counts with its largest output; one that does not run has no entry. The model is not touched, as in
+    `operations`.
 
     Args:
         model, example_inputs, batch_size: as in `operations`.
@@ -29,7 +32,7 @@ class _Sizes(nullcontext[None]):
         super().__init__()
         self.sizes: dict[str, int] = {}
         for name, module in model.named_modules():
-            if any(parameter.ndim >= 2 for parameter in module.parameters(recurse=False)):
+            if not isinstance(module, ParametrizationList) and any(weight.ndim >= 2 for weight in _weights(module)):
                 self._watch(name.removeprefix("module."), module)
 
     def _watch(self, name: str, module: nn.Module) -> None:
@@ -40,3 +43,11 @@ class _Sizes(nullcontext[None]):
             self.sizes[name] = max(size, self.sizes.get(name, 0))
 
         module.register_forward_hook(measure)
+
+
+def _weights(module: nn.Module) -> Iterator[nn.Parameter]:
+    """The module's own parameters, and those that its parametrised ones are computed from."""
+    yield from module.parameters(recurse=False)
+    if is_parametrized(module):
+        for originals in cast(nn.ModuleDict, module.parametrizations).values():
+            yield from originals.parameters(recurse=False)

@@ -36,7 +36,8 @@ def operations(model: nn.Module, *example_inputs: Any, batch_size: int | None = 
     Raises:
         TypeError: `model` is no module, or a scripted one.
         ValueError: no example input, input tensors that disagree on the batch, or a lazy module without shape.
-        RuntimeError: forward fails on the inputs.
+        RuntimeError: forward fails on the inputs, or finds layers in a way that a copy cannot follow, such as a global
+            name.
     """
     samples = samples_of(example_inputs, batch_size)
     counter = rehearse(model, example_inputs, _MultiplyAdds)

@@ -1,14 +1,21 @@
 """Run a model once without touching it: on a copy of its structure, on the meta device where that is possible."""
 
+import random
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from types import MethodType
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from copy import copy as shallow_copy
+from functools import partial
+from itertools import chain
+from types import CellType, FunctionType, MethodType
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.nn.utils.rnn import PackedSequence
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from adapt import arguments
@@ -25,7 +32,8 @@ def rehearse(
 
     The copy has tensors on the meta device, which have shapes and no values. Where the model's control flow needs
     values, a second copy runs with real ones. Either way the model, its hooks, its buffers and the random streams
-    stay as they are. The copy is neither compiled nor wrapped in DataParallel or DistributedDataParallel.
+    stay as they are: a forward that reaches the model itself, say by a global name, is refused before it does anything
+    to it. The copy is neither compiled nor wrapped in DataParallel or DistributedDataParallel.
 
     Args:
         model: any module; its layers must have their shapes.
@@ -35,7 +43,7 @@ def rehearse(
     Raises:
         TypeError: `model` is no module, or a scripted one.
         ValueError: a lazy module has no shape yet.
-        RuntimeError: forward fails on the inputs.
+        RuntimeError: forward fails on the inputs, or reaches the model itself.
     """
     _check(model)
     while isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
@@ -49,9 +57,11 @@ def rehearse(
         try:
             copy, inputs = _twin((model, example_inputs), copy_tensor, {})
             watcher = watch(copy, inputs)
-            with _undisturbed(model), torch.no_grad(), device, watcher:
+            with _undisturbed(model), torch.no_grad(), device, _apart(model), watcher:
                 copy(*inputs)
             return watcher
+        except _ReachedError:
+            raise
         except Exception as error:
             failure = error
     raise RuntimeError(
@@ -121,7 +131,8 @@ def _cloned(tensor: Tensor) -> Tensor:
 def _twin(value: Any, copy_tensor: Callable[[Tensor], Tensor], copies: dict[int, Any]) -> Any:
     """Copy modules, containers and tensors, once each, and refer to everything else.
 
-    `copy.deepcopy` would copy every weight, and follow hooks and a trainer into all that they hold.
+    `copy.deepcopy` would copy every weight, and follow hooks and a trainer into all that they hold. What stands in for
+    a module's forward, or for another function, is followed to the modules that it calls: they must be the copies.
     """
     if id(value) in copies:
         return copies[id(value)]
@@ -150,10 +161,36 @@ def _twin(value: Any, copy_tensor: Callable[[Tensor], Tensor], copies: dict[int,
         copy = type(value)((key, again(item)) for key, item in value.items())
     elif type(value) in (list, tuple, set):
         copy = type(value)(again(item) for item in value)
-    elif isinstance(value, MethodType) and isinstance(value.__self__, nn.Module):
+    elif isinstance(value, MethodType):
         copy = MethodType(value.__func__, again(value.__self__))
+    elif type(value) is partial:
+        copy = partial(again(value.func), *again(value.args), **again(value.keywords))
+    elif isinstance(value, FunctionType):
+        if "_torchdynamo_orig_callable" in vars(value):  # what torch.compile answers
+            return again(vars(value)["_torchdynamo_orig_callable"])
+        closure, defaults = again(value.__closure__), again(value.__defaults__)
+        copy = FunctionType(value.__code__, value.__globals__, value.__name__, defaults, closure)
+        copy.__kwdefaults__ = again(value.__kwdefaults__)
+        vars(copy).update(vars(value))
+    elif isinstance(value, CellType):
+        # Remembered before it is filled, because a function may close over itself.
+        copy = copies[id(value)] = CellType()
+        with suppress(ValueError):  # what it holds may not be there yet
+            copy.cell_contents = again(value.cell_contents)
+    elif _calls_a_module(value):
+        # As it copies itself: what runs layers faster may copy as what does nothing but run them.
+        copy = copies[id(value)] = shallow_copy(value)
+        state = dict(vars(copy))
+        copies[id(state)] = state  # An id is remembered for good, so what it belongs to must stay.
+        vars(copy).update((name, again(attribute)) for name, attribute in state.items())
     copies[id(value)] = copy
     return copy
+
+
+def _calls_a_module(value: Any) -> bool:
+    """Whether it is an object that can be called and holds a module, as what stands in for a forward does."""
+    held = getattr(value, "__dict__", {}).values()
+    return callable(value) and not isinstance(value, type) and any(isinstance(part, nn.Module) for part in held)
 
 
 def _structural(hooks: dict[int, Any]) -> dict[int, Any]:
@@ -161,14 +198,61 @@ def _structural(hooks: dict[int, Any]) -> dict[int, Any]:
     return OrderedDict((k, hook) for k, hook in hooks.items() if type(hook).__module__.startswith("torch.nn.utils."))
 
 
+class _ReachedError(RuntimeError):
+    """The copy's forward went to the model that it is a copy of."""
+
+
+class _Guard(TorchDispatchMode):
+    """Refuse every operation on these parts of a model, by id."""
+
+    def __init__(self, names: dict[int, str]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._names = names
+
+    def check(self, part: nn.Module | Tensor) -> None:
+        if id(part) in self._names:
+            raise _ReachedError(
+                f"model must find its layers through self, but its forward finds {self._names[id(part)]} in another "
+                "way, where a copy cannot follow: do not name the model or its layers in the functions that it calls"
+            )
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is not torch.ops.prim.device.default:  # where a tensor lies may be asked
+            for tensor in tensors_in((args, kwargs)):
+                self.check(tensor)
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def _apart(model: nn.Module) -> Iterator[None]:
+    """Refuse calls of the model's own modules and operations on its tensors: only what happens to a copy may happen.
+
+    A copy cannot be led away from everything, such as a global name in a function. What it reaches so would not be
+    counted, and would run hooks and move statistics.
+    """
+    parts = chain(model.named_modules(), model.named_parameters(), model.named_buffers())
+    guard = _Guard({id(part): f"{type(model).__name__}{name and '.'}{name}" for name, part in parts})
+    handle = register_module_forward_pre_hook(lambda module, args: guard.check(module))
+    try:
+        with guard:
+            yield
+    finally:
+        handle.remove()
+
+
 @contextmanager
 def _undisturbed(model: nn.Module) -> Iterator[None]:
     """Random streams as before, and attention without the fused kernels that no formula counts."""
     devices = sorted({parameter.device.index for parameter in model.parameters() if parameter.is_cuda})
     fast = torch.backends.mha.get_fastpath_enabled()
+    streams = random.getstate(), np.random.get_state()  # noqa: NPY002
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with torch.random.fork_rng(devices=devices):
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+        random.setstate(streams[0])
+        np.random.set_state(streams[1])  # noqa: NPY002

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations
 
 from adapt.perfmodel import activation_sizes
 from recipes.common.models import MODELS
@@ -30,6 +31,11 @@ def test_the_largest_of_several_calls_counts_and_unused_layers_do_not():
             return self.layer(self.layer(x)[:, :2])
 
     assert activation_sizes(Twice(), torch.rand(2, 5, 4)) == {"layer": 20}
+
+
+def test_a_layer_with_a_computed_weight_hands_on_its_output_and_not_its_weight():
+    model = nn.Sequential(nn.Linear(3, 5), parametrizations.weight_norm(nn.Linear(5, 4)))
+    assert activation_sizes(model, torch.rand(2, 3)) == {"0": 5, "1": 4}
 
 
 def test_bad_input_is_refused():

@@ -1,12 +1,16 @@
 import copy
 import random
+from functools import partial
+from types import MethodType, SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
+import adapt
 from adapt.perfmodel import operations, rehearsal
 from recipes.common.models import MODELS
 
@@ -268,6 +272,108 @@ def test_modules_reached_by_lists_and_bound_methods(only_meta):
     assert operations(model, torch.rand(2, 3)) == {"first.weight": 12, "second.weight": 8}
 
 
+class CallsOriginal:
+    """Stands in for a module's forward as `adapt.execution` has it, which copies as the plain forward."""
+
+    def __init__(self, module):
+        self.module, self.plain = module, False
+
+    def __call__(self, x):
+        if self.plain:
+            return type(self.module).forward(self.module, x)
+        return torch.zeros(len(x), self.module.out_features)
+
+    def __getstate__(self):
+        return {"module": self.module, "plain": True}
+
+
+def closing_over(module):
+    old = module.forward
+    return lambda x: old(x) + 1
+
+
+def closing_over_itself(module):
+    def forward(x, depth=1):
+        return forward(x, depth - 1) if depth else type(module).forward(module, x)
+
+    return forward
+
+
+def with_defaults(module):
+    return lambda x, layer=module, *, again=module: type(layer).forward(again, x)
+
+
+@pytest.mark.filterwarnings("ignore:.*script_method.*:DeprecationWarning")
+@pytest.mark.parametrize(
+    "stand_in",
+    [
+        CallsOriginal,
+        closing_over,
+        closing_over_itself,
+        with_defaults,
+        lambda module: partial(type(module).forward, module),
+        lambda module: partial(lambda x, *, layer: type(layer).forward(layer, x), layer=module),
+        lambda module: MethodType(type(module).forward, module),
+        lambda module: MethodType(lambda self, x: self(x), CallsOriginal(module)),
+        lambda module: torch.compile(module.forward),
+        lambda module: torch.no_grad()(module.forward),
+    ],
+)
+@pytest.mark.parametrize("on_meta", [True, False])
+def test_forwards_of_an_instance_run_on_the_copy(monkeypatch, stand_in, on_meta):
+    if not on_meta:
+        monkeypatch.setattr(rehearsal, "_on_meta", lambda tensor: tensor.item())
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    for module in model:
+        module.forward = stand_in(module)
+    for counted in (model, copy.deepcopy(model)) if stand_in is CallsOriginal else (model,):
+        statistics = copy.deepcopy(model.state_dict())
+        assert operations(counted, torch.rand(2, 3)) == {"0.weight": 12}
+        assert all(torch.equal(tensor, statistics[name]) for name, tensor in model.state_dict().items())
+
+
+def test_layers_that_run_in_a_short_type_count_as_they_do_in_float32(only_meta):
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8 * 9, 4))
+    inputs = torch.rand(2, 3, 5, 5)
+    expected = operations(model, inputs)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    adapt.attach(optimizer, model, adapt.Fixed(adapt.Precision(8, 6)), execution="bfloat16")
+    before = copy.deepcopy(model.state_dict())
+    assert operations(model, inputs) == operations(copy.deepcopy(model), inputs) == expected
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+KNOWN = {}
+
+
+@pytest.mark.parametrize(
+    ("forward", "found"),
+    [
+        (lambda x: KNOWN["model"][1](KNOWN["model"][0](x)), "Sequential.0 "),
+        (lambda x: KNOWN["model"][1].forward(x @ torch.ones(3, 4)), r"Sequential.1.\w+ "),
+        (lambda x: F.linear(x, KNOWN["model"][0].weight), "Sequential.0.weight "),
+        (SimpleNamespace(run=lambda x: KNOWN["model"](x)).run, "Sequential "),
+    ],
+)
+@pytest.mark.parametrize("on_meta", [True, False])
+def test_a_forward_that_finds_the_model_itself_is_refused_before_it_runs(monkeypatch, forward, found, on_meta):
+    if not on_meta:
+        monkeypatch.setattr(rehearsal, "_on_meta", lambda tensor: tensor.item())
+    model, inputs, calls = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)), torch.rand(2, 3), []
+    before = copy.deepcopy(model.state_dict())
+    handles = [module.register_forward_pre_hook(lambda *_: calls.append(1)) for module in model.modules()]
+    monkeypatch.setitem(KNOWN, "model", model)
+    model.forward = forward
+    with pytest.raises(RuntimeError, match=f"but its forward finds {found}in another way"):
+        operations(model, inputs)
+    assert not calls
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    del model.forward
+    for handle in handles:
+        handle.remove()
+    assert model(inputs).shape == (2, 4)  # which is refused no longer
+
+
 # The model and everything around it stay as they were
 
 
@@ -295,7 +401,7 @@ def test_nothing_is_touched(monkeypatch, on_meta):
         self.calls.append(1)
         self.seen += 1
         self.cache = x
-        return self.norm(self.conv(F.dropout(x, 0.5))) + torch.rand(()) * random.choice([0])
+        return self.norm(self.conv(F.dropout(x, 0.5))) + torch.rand(()) * random.choice([0]) * np.random.rand()  # noqa: NPY002
 
     model = Forward(forward, conv=nn.Conv2d(3, 4, 3), norm=nn.BatchNorm2d(4))
     model.calls, model.cache = [], None
@@ -308,6 +414,7 @@ def test_nothing_is_touched(monkeypatch, on_meta):
     model.norm.eval()
     before = copy.deepcopy(model.state_dict())
     attributes = {id(module): dict(vars(module)) for module in model.modules()}
+    others = random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
     stream, x = torch.get_rng_state(), torch.rand(2, 3, 5, 5)
     torch.set_rng_state(stream)
     values = x.clone()
@@ -315,6 +422,7 @@ def test_nothing_is_touched(monkeypatch, on_meta):
     assert operations(model, x)["conv.weight"] == 9 * 4 * 27
 
     assert torch.equal(torch.get_rng_state(), stream)
+    assert others == (random.getstate(), np.random.get_state()[1].tolist())  # noqa: NPY002
     assert torch.equal(x, values)
     assert model.training
     assert not model.norm.training
