@@ -2,10 +2,9 @@
 
 from typing import Literal
 
-import numpy as np
 from numpy.typing import ArrayLike
 
-from adapt.perfmodel.arrays import bounded
+from adapt.perfmodel.arrays import amount, fitting
 from adapt.perfmodel.multiplication import weight_memory
 
 BITS_PER_KILOBYTE = 8000
@@ -21,9 +20,11 @@ def memory_footprint(parameters: int, largest_activation: int, parameter_bits: f
         largest_activation: elements per sample, max(activation_sizes(model, batch).values()).
 
     Raises:
-        ValueError: a negative number.
+        TypeError: an argument that is no number.
+        ValueError: a number below 0 or not finite.
     """
-    return weight_memory(parameters, parameter_bits) + weight_memory(largest_activation, activation_bits)
+    weights = amount("parameters", parameters) * amount("parameter_bits", parameter_bits)
+    return weights + amount("largest_activation", largest_activation) * amount("activation_bits", activation_bits)
 
 
 def network_size(
@@ -42,10 +43,12 @@ def network_size(
         activation_size: "sum" for what is moved, "max" for the room that is needed at once.
 
     Raises:
-        ValueError: a negative number, or another `activation_size`.
+        TypeError: an argument that holds no numbers.
+        ValueError: a number below 0 or not finite, shapes that do not broadcast, or another `activation_size`.
     """
     if activation_size not in ("sum", "max"):
         raise ValueError(f"activation_size must be 'sum' or 'max', got {activation_size!r}")
-    tensors = bounded("activations", activations, 0, np.inf) * bounded("activation_bits", activation_bits, 0, np.inf)
+    sizes, bits = fitting(activations=activations, activation_bits=activation_bits)
+    tensors = sizes * bits
     total = tensors.sum() if activation_size == "sum" else tensors.max(initial=0)
     return (weight_memory(numel, weight_bits) + float(total)) / BITS_PER_KILOBYTE

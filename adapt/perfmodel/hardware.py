@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import ArrayLike
 
-from adapt.arguments import is_number
-from adapt.perfmodel.arrays import FLOAT32_BITS, Array, Operations, as_operations, as_rows, bounded
+from adapt.arguments import is_number, number
+from adapt.perfmodel.arrays import FLOAT32_BITS, Array, Operations, amount, as_operations, as_rows, bounded
 
 
 @dataclass(frozen=True)
@@ -72,11 +72,13 @@ def profiled_inference_speedup(
         other_bits: what the other network runs at: 32 for float32, 16 for bfloat16.
 
     Raises:
-        ValueError: a width that the machine lacks, or shapes that do not fit.
+        TypeError: an argument that holds no numbers, or a profile that is none.
+        ValueError: a number out of its range, a width that the machine lacks, or shapes that do not fit.
     """
+    _check_profile(profile)
     counts = as_operations(operations)
     lengths, _ = as_rows(word_length, 1.0, len(counts))
-    other = float((counts / profile.rate(other_bits)).sum())
+    other = float((counts / profile.rate(number("other_bits", other_bits))).sum())
     return other / float((counts / profile.rate(lengths[-1])).sum())
 
 
@@ -97,11 +99,18 @@ def profiled_training_speedup(
         backward_bits, backward_factor: width of the backward pass of both runs, and its products for one in forward.
 
     Raises:
-        ValueError: a width that the machine lacks, or shapes that do not fit.
+        TypeError: an argument that holds no numbers, or a profile that is none.
+        ValueError: a number out of its range, a width that the machine lacks, or shapes that do not fit.
     """
+    _check_profile(profile)
     counts = as_operations(operations)
     lengths, _ = as_rows(word_length, 1.0, len(counts))
-    backward = backward_factor / profile.rate(backward_bits)
+    backward = amount("backward_factor", backward_factor) / profile.rate(number("backward_bits", backward_bits))
     ours = (1 / profile.rate(lengths) + backward) @ counts
-    other = (1 / profile.rate(other_bits) + backward) * counts.sum()
+    other = (1 / profile.rate(number("other_bits", other_bits)) + backward) * counts.sum()
     return float(other / ours.mean())
+
+
+def _check_profile(profile: object) -> None:
+    if not isinstance(profile, HardwareProfile):
+        raise TypeError(f"profile must be a HardwareProfile, such as adapt.perfmodel.A100, got {profile!r:.80}")

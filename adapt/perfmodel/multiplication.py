@@ -5,7 +5,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from adapt.perfmodel.arrays import Array, Operations, as_operations, bounded, check_count
+from adapt.perfmodel.arrays import Array, Operations, amount, as_operations, bounded, check_count, fitting
 
 CostModel = Literal["linear", "quadratic"]
 
@@ -20,14 +20,18 @@ def multiplication_cost(
 
     Args:
         weight_bits: a, above 0, of any shape.
-        activation_bits: b, likewise; by default as many as the weights have.
+        activation_bits: b, likewise, of a shape that broadcasts; by default as many as the weights have.
         model: "linear" or "quadratic".
 
     Raises:
-        ValueError: bits that are not above 0, or another model.
+        TypeError: an argument that holds no numbers.
+        ValueError: bits that are not above 0, shapes that do not broadcast, or another model.
     """
-    first = _bits("weight_bits", weight_bits)
-    second = first if activation_bits is None else _bits("activation_bits", activation_bits)
+    bits = {"weight_bits": weight_bits, "activation_bits": weight_bits if activation_bits is None else activation_bits}
+    first, second = fitting(**bits)
+    for name, values in zip(bits, (first, second), strict=True):
+        if not values.all():
+            raise ValueError(f"{name} must be above 0, got 0: a number without bits cannot be multiplied")
     if model == "linear":
         return np.maximum(first, second)
     if model == "quadratic":
@@ -49,15 +53,29 @@ def convolution_cost(
         kernel, output: height and width of the kernel and of the layer's output picture.
         input_channels: those that one output channel sums, so channels/groups in a grouped convolution.
         multiplication: M, from `multiplication_cost`.
+
+    Raises:
+        TypeError: an argument that is no number.
+        ValueError: a size below 1, M below 0, or a kernel or output without exactly two sides.
     """
-    return (
-        batch_size * kernel[0] * kernel[1] * output[0] * output[1] * input_channels * output_channels * multiplication
-    )
+    (kernel_height, kernel_width), (height, width) = _sides("kernel", kernel), _sides("output", output)
+    picture = kernel_height * kernel_width * height * width
+    check_count("input_channels", input_channels)
+    check_count("output_channels", output_channels)
+    return dense_cost(batch_size, input_channels, output_channels, multiplication) * picture
 
 
 def dense_cost(batch_size: int, inputs: int, outputs: int, multiplication: float) -> float:
-    """AQT 4.3, Cost_Dense: B·Cin·Cout·M, M from `multiplication_cost`."""
-    return batch_size * inputs * outputs * multiplication
+    """AQT 4.3, Cost_Dense: B·Cin·Cout·M, M from `multiplication_cost`.
+
+    Raises:
+        TypeError: an argument that is no number.
+        ValueError: a size below 1, or M below 0.
+    """
+    check_count("batch_size", batch_size)
+    check_count("inputs", inputs)
+    check_count("outputs", outputs)
+    return float(batch_size * inputs * outputs * amount("multiplication", multiplication))
 
 
 def network_cost(
@@ -81,7 +99,10 @@ def network_cost(
     counts = as_operations(operations)
     costs = multiplication_cost(weight_bits, activation_bits, model=model)
     if costs.shape not in ((), counts.shape):
-        raise ValueError(f"weight_bits and activation_bits must be one number or {len(counts)}, one per layer")
+        raise ValueError(
+            f"weight_bits and activation_bits must be one number or {len(counts)}, one per layer, got the shape "
+            f"{list(costs.shape)}"
+        )
     return batch_size * float((counts * costs).sum())
 
 
@@ -90,12 +111,18 @@ def weight_memory(numel: ArrayLike, weight_bits: ArrayLike) -> float:
 
     Args:
         numel: weights of each layer, or of each channel; weight_bits: their bits. Shapes that broadcast.
+
+    Raises:
+        TypeError: an argument that holds no numbers.
+        ValueError: a number below 0 or not finite, or shapes that do not broadcast.
     """
-    return float((bounded("numel", numel, 0, np.inf) * bounded("weight_bits", weight_bits, 0, np.inf)).sum())
+    sizes, bits = fitting(numel=numel, weight_bits=weight_bits)
+    return float((sizes * bits).sum())
 
 
-def _bits(name: str, value: ArrayLike) -> Array:
-    result = bounded(name, value, 0, np.inf)
-    if not result.all():
-        raise ValueError(f"{name} must be above 0, got 0: a number without bits cannot be multiplied")
-    return result
+def _sides(name: str, value: tuple[int, int]) -> tuple[float, float]:
+    sides = bounded(name, value, 1, np.inf)
+    if sides.shape != (2,):
+        raise ValueError(f"{name} must be (height, width), got {value!r:.80}")
+    height, width = sides.tolist()
+    return height, width

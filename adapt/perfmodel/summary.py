@@ -91,6 +91,7 @@ class RunningSummary:
         form: "physical", or "paper" for the printed form, in which the layers' sizes do not count.
 
     Raises:
+        TypeError: an argument that holds no numbers, or operations without names.
         ValueError: a number out of its range.
     """
 
@@ -113,6 +114,8 @@ class RunningSummary:
         backward_factor: float | None = None,
         form: Form = "physical",
     ) -> None:
+        if not isinstance(operations, Mapping):
+            raise TypeError(f"operations must map layer names to multiply-adds, got {operations!r:.80}")
         self._operations = dict(operations)
         self._accumulation = accumulation
         self._steps = steps

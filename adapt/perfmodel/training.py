@@ -7,7 +7,18 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from adapt.perfmodel.arrays import FLOAT32_BITS, Array, Operations, as_operations, as_rows, bounded, check_count
+from adapt.perfmodel.arrays import (
+    FLOAT32_BITS,
+    Array,
+    Operations,
+    amount,
+    as_operations,
+    as_rows,
+    as_tables,
+    bounded,
+    check_count,
+    fitting,
+)
 
 Form = Literal["physical", "paper"]
 
@@ -19,9 +30,9 @@ def push_down_operations(numel: ArrayLike, resolution: ArrayLike) -> Array:
         numel: weights of the layer; resolution: r, histogram bins. Both of any shapes that broadcast.
 
     Raises:
-        TypeError, ValueError: what is no finite number ≥ 0.
+        TypeError, ValueError: what is no finite number ≥ 0, or shapes that do not broadcast.
     """
-    sizes, bins = bounded("numel", numel, 0.0, math.inf), bounded("resolution", resolution, 0.0, math.inf)
+    sizes, bins = fitting(numel=numel, resolution=resolution)
     return np.asarray(2 * math.log2(32 - 8) * bins * 3 * sizes)
 
 
@@ -32,9 +43,9 @@ def push_up_operations(numel: ArrayLike, lookback: ArrayLike) -> Array:
         numel: weights of the layer; lookback: lb, gradients in the window. Both of any shapes that broadcast.
 
     Raises:
-        TypeError, ValueError: what is no finite number ≥ 0.
+        TypeError, ValueError: what is no finite number ≥ 0, or shapes that do not broadcast.
     """
-    sizes, window = bounded("numel", numel, 0.0, math.inf), bounded("lookback", lookback, 0.0, math.inf)
+    sizes, window = fitting(numel=numel, lookback=lookback)
     return np.asarray((window + 1) * sizes + 1)
 
 
@@ -64,17 +75,18 @@ def training_cost(
         form: "paper" or "physical".
 
     Raises:
+        TypeError: an argument that holds no numbers.
         ValueError: a number out of its range, or shapes that do not fit.
     """
     _check_form(form)
     counts = as_operations(operations)
     lengths, shares = as_rows(word_length, nonzero, len(counts))
     check_count("accumulation", accumulation)
-    bounded("backward_bits", backward_bits, 0.0, math.inf)
     if backward_factor is None:
         backward_factor = 1 if form == "paper" else 2
-    bounded("backward_factor", backward_factor, 0.0, math.inf)
-    backward = backward_factor * backward_bits / (accumulation if form == "paper" else 1)
+    backward = amount("backward_factor", backward_factor) * amount("backward_bits", backward_bits)
+    if form == "paper":
+        backward /= accumulation
     return float(((shares * lengths + backward) @ counts).sum())
 
 
@@ -92,23 +104,23 @@ def switching_cost(
         accumulation: accs, micro-batches per optimizer step.
 
     Raises:
+        TypeError: an argument that holds no numbers.
         ValueError: a number out of its range, or shapes that do not fit.
     """
     sizes = np.atleast_1d(bounded("numel", numel, 0.0, math.inf))
-    window = bounded("lookback", lookback, 0.0, math.inf)
-    bins = bounded("resolution", resolution, 0.0, math.inf)
-    shares = bounded("nonzero", nonzero, 0.0, 1.0)
+    if sizes.ndim > 1:
+        raise ValueError(f"numel must have one number per layer, got the shape {list(sizes.shape)}")
+    shares, window, bins = as_tables(
+        "numel",
+        len(sizes),
+        nonzero=bounded("nonzero", nonzero, 0.0, 1.0),
+        lookback=bounded("lookback", lookback, 0.0, math.inf),
+        resolution=bounded("resolution", resolution, 0.0, math.inf),
+    )
     check_count("accumulation", accumulation)
-    try:
-        np.broadcast_shapes((1, *sizes.shape), window.shape, bins.shape, shares.shape)
-    except ValueError as error:
-        raise ValueError(
-            f"nonzero, lookback and resolution must be [rows, {len(sizes)}] like numel, got the shapes "
-            f"{list(shares.shape)}, {list(window.shape)} and {list(bins.shape)}"
-        ) from error
     work = FLOAT32_BITS * (shares * push_down_operations(sizes, bins) + push_up_operations(sizes, window))
     switches = np.divide(1.0, window, out=np.zeros_like(window), where=window > 0)
-    return float(np.atleast_2d(work * switches).sum() / accumulation)
+    return float((work * switches).sum() / accumulation)
 
 
 @dataclass(frozen=True)
@@ -167,11 +179,14 @@ def training_speedup(
         form: "physical" or "paper".
 
     Raises:
+        TypeError: an argument that holds no numbers.
         ValueError: a number out of its range, or shapes that do not fit.
     """
+    if not isinstance(other, OtherRun | None):
+        raise TypeError(f"other must be an OtherRun or None, got {other!r:.80}")
     counts = as_operations(operations)
     lengths, shares = as_rows(word_length, nonzero, len(counts))
-    bounded("overhead", overhead, 0.0, math.inf)
+    overhead = amount("overhead", overhead)
     steps = len(lengths) if steps is None else steps
     check_count("steps", steps)
     ours = OtherRun(steps, batch_size, accumulation, lengths, shares, counts)

@@ -63,11 +63,30 @@ def test_training_counts_every_row_and_the_backward_pass():
         (lambda: HardwareProfile("byte", {8: 1}).width(9), "bits on byte must be between 0 and 8, got 9"),
         (lambda: profiled_inference_speedup([1], [8], A100, other_bits=64), "bits on NVIDIA A100 must be between"),
         (lambda: profiled_inference_speedup([1, 2], [8, 8, 8], A100), r"must be \[rows, 2\]"),
+        (
+            lambda: profiled_training_speedup([1], [8], A100, backward_factor=-5),
+            "backward_factor must be finite and at least 0, got -5",
+        ),
     ],
 )
 def test_bad_input_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("wrong", [None, "x", [8, 16]], ids=str)
+@pytest.mark.parametrize("name", ["backward_factor", "backward_bits", "other_bits"])
+def test_what_is_no_number_is_refused(name, wrong):
+    with pytest.raises(TypeError, match=f"{name} must be a number, got"):
+        profiled_training_speedup([1], [8], A100, **{name: wrong})
+
+
+@pytest.mark.parametrize("speedup", [profiled_inference_speedup, profiled_training_speedup])
+def test_what_is_no_profile_is_refused(speedup):
+    with pytest.raises(
+        TypeError, match=r"profile must be a HardwareProfile, such as adapt\.perfmodel\.A100, got 'A100'"
+    ):
+        speedup([1], [8], "A100")
 
 
 def test_profiles_are_fixed():

@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -60,8 +62,31 @@ def test_weight_memory_by_layer_and_by_channel():
         (lambda: multiplication_cost(8, model="cubic"), "model must be 'linear' or 'quadratic', got 'cubic'"),
         (lambda: network_cost([1, 2], [8, 8, 8]), "must be one number or 2, one per layer"),
         (lambda: weight_memory([1, -2], 8), "numel must be finite and at least 0, got -2"),
+        (
+            lambda: weight_memory([1, 2], [1, 2, 3]),
+            r"numel and weight_bits must have shapes that broadcast, got the shapes \[2\] and \[3\]",
+        ),
+        (
+            lambda: multiplication_cost([1, 2], [1, 2, 3]),
+            r"weight_bits and activation_bits must have shapes that broadcast, got the shapes \[2\] and \[3\]",
+        ),
+        (lambda: dense_cost(-1, 10, 5, 16), "batch_size must be at least 1, got -1"),
+        (lambda: dense_cost(1, 10, 0, 16), "outputs must be at least 1, got 0"),
+        (lambda: dense_cost(1, 10, 5, math.nan), "multiplication must be finite and at least 0, got nan"),
+        (lambda: convolution_cost(1, (3, 0), (5, 5), 3, 8, 4), "kernel must be finite and at least 1, got 0"),
+        (lambda: convolution_cost(1, 3, (5, 5), 3, 8, 4), r"kernel must be \(height, width\), got 3"),
+        (lambda: convolution_cost(1, (3, 3), (5, 5, 5), 3, 8, 4), r"output must be \(height, width\), got \(5, 5, 5\)"),
+        (lambda: convolution_cost(1, (3, 3), (5, 5), -3, 8, 4), "input_channels must be at least 1, got -3"),
     ],
 )
 def test_bad_input_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("wrong", [None, "8", True, [8, 4]], ids=str)
+def test_what_is_no_number_is_refused(wrong):
+    with pytest.raises(TypeError, match="inputs must be a number, got"):
+        dense_cost(1, wrong, 5, 16)
+    with pytest.raises(TypeError, match="multiplication must be a number, got"):
+        convolution_cost(1, (3, 3), (5, 5), 3, 8, wrong)

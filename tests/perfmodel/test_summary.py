@@ -144,6 +144,11 @@ def test_bad_settings_are_refused_before_training(operations, options, message):
         RunningSummary(operations, **options)
 
 
+def test_operations_without_names_are_refused():
+    with pytest.raises(TypeError, match=r"operations must map layer names to multiply-adds, got \[1, 2\]"):
+        RunningSummary([1, 2], batch_size=1)
+
+
 def test_traces_that_do_not_fit_are_refused():
     running = RunningSummary({"a": 1, "b": 1}, batch_size=1)
     with pytest.raises(ValueError, match="trace has 0 rows and 0 were read"):

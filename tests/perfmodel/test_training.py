@@ -207,6 +207,24 @@ def test_bad_tables_are_refused(arguments, message):
         (lambda: OtherRun(steps=0, batch_size=1), "steps must be at least 1, got 0"),
         (lambda: switching_cost([1, 2], [[1, 1]], [[1, 1, 1]], [[1, 1]]), r"must be \[rows, 2\] like numel"),
         (lambda: switching_cost([1], [[1]], [[-1]], [[1]]), "lookback must be finite and at least 0, got -1"),
+        (
+            lambda: switching_cost([100], 1, [[10, 20, 30]], 50),
+            r"nonzero, lookback and resolution must be \[rows, 1\] like numel, got the shapes \[\], \[1, 3\] and \[\]",
+        ),
+        (
+            lambda: switching_cost([1, 2], np.ones((1, 1, 2)), 10, 50),
+            r"\[rows, 2\] like numel, got the shapes \[1, 1, 2\]",
+        ),
+        (lambda: switching_cost([1, 2], np.ones((0, 2)), 10, 50), r"\[rows, 2\] like numel, got the shapes \[0, 2\]"),
+        (lambda: switching_cost([[1, 2]], 1, 10, 50), r"numel must have one number per layer, got the shape \[1, 2\]"),
+        (
+            lambda: push_down_operations([1, 2], [1, 2, 3]),
+            r"numel and resolution must have shapes that broadcast, got the shapes \[2\] and \[3\]",
+        ),
+        (
+            lambda: push_up_operations([1, 2], [1, 2, 3]),
+            r"numel and lookback must have shapes that broadcast, got the shapes \[2\] and \[3\]",
+        ),
     ],
 )
 def test_bad_numbers_are_refused(call, message):
@@ -220,3 +238,18 @@ def test_what_is_no_number_is_refused(wrong):
         training_cost([1], 8, 1, accumulation=wrong)
     with pytest.raises(TypeError, match="batch_size must be a number, got"):
         training_speedup([1], 8, 1, batch_size=wrong)
+    with pytest.raises(TypeError, match="backward_bits must be a number, got"):
+        training_cost([1], 8, 1, backward_bits=wrong)
+    with pytest.raises(TypeError, match="overhead must be a number, got"):
+        training_speedup([1], 8, 1, batch_size=1, overhead=wrong)
+
+
+@pytest.mark.parametrize("wrong", ["8", ["8", "4"], {"a": 8}, 1j, [8 + 1j], [[8], [8, 4]]], ids=str)
+def test_what_holds_no_numbers_is_refused(wrong):
+    with pytest.raises(TypeError, match="word_length must be a number or a regular array of numbers, got"):
+        training_cost([1, 2], wrong, 1)
+
+
+def test_what_is_no_other_run_is_refused():
+    with pytest.raises(TypeError, match="other must be an OtherRun or None, got 3"):
+        training_speedup([1], 8, 1, batch_size=1, other=3)
