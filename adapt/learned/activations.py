@@ -21,23 +21,25 @@ class Met:
     """What a calibration met at one site.
 
     Attributes:
-        percentiles, means: the 99.99th percentile and the mean of the magnitudes, for each pass.
+        samples: how many samples the present batch has.
+        percentiles, means: the 99.99th percentile and the mean of the magnitudes, for each pass with finite values.
         negative: whether a value was below zero.
-        elements: the most elements of a pass.
+        elements: the most elements of a pass, for one sample.
     """
 
     def __init__(self) -> None:
         self.percentiles: list[float] = []
         self.means: list[float] = []
         self.negative = False
-        self.elements = 0
+        self.samples, self.elements = 1, 0.0
 
     def look(self, x: Tensor) -> None:
         """Take one pass's values in."""
-        self.percentiles.append(percentile(x))
-        self.means.append(float(x.detach().abs().double().nan_to_num(posinf=0.0).mean()))
+        if x.isfinite().any():
+            self.percentiles.append(percentile(x))
+            self.means.append(float(x.detach().abs().double().nan_to_num(posinf=0.0).mean()))
         self.negative |= bool((x < 0).any())
-        self.elements = max(self.elements, x.numel())
+        self.elements = max(self.elements, x.numel() / self.samples)
 
 
 class Sites:

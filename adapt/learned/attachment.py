@@ -169,13 +169,20 @@ def attach_plan(
         raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
     if not callable(layers):
         raise TypeError(f"layers must be a function of (name, parameter), got {layers!r}")
+    if not isinstance(quantize_biases, bool):
+        raise TypeError(f"quantize_biases must be True or False, got {quantize_biases!r}")
+    if any(group.get("maximize") for group in optimizer.param_groups):
+        raise ValueError(
+            "steps and ranges are learned from the gradients of a loss that is minimised, but the optimizer has "
+            "maximize=True: minimise the negative instead"
+        )
     parameters = layering.named(module)
     biases = _biases(module, parameters, layers) if quantize_biases else set()
     settings = Settings(rounding="nearest", layers=lambda name, parameter: name in biases or layers(name, parameter))
     return attachment.admit(
         optimizer,
         parameters,
-        lambda: Learner(optimizer, module, parameters, plan, settings),  # type: ignore[arg-type]
+        lambda: Learner(optimizer, module, parameters, plan, settings),
     )
 
 

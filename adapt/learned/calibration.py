@@ -25,21 +25,25 @@ def percentile(x: Tensor) -> float:
     return float(np.partition(magnitudes, place)[place])
 
 
-def best_share(values: Tensor, maximum: Tensor, top: Tensor) -> Tensor:
-    """By how much to shrink each channel's range, for the smallest squared error: 0.3 to 1, [channels].
+def best_range(values: Tensor, maximum: Tensor, top: Tensor) -> Tensor:
+    """The range of least squared error for each channel, [channels]: of 0.3 to 1 times `maximum`, or mean|x| for ±q₊.
 
     Args:
         values: [channels, n].
-        maximum: the ranges, [channels].
-        top: the largest multiple of the step in each channel's word, [channels].
+        maximum: the ranges to shrink, [channels]; those beyond the largest value are cut to it first.
+        top: the largest multiple of the step in each channel's word, [channels]; 0 for one signed bit.
     """
+    magnitudes = values.abs()
+    # Of a channel without values any range is as good.
+    maximum = torch.minimum(maximum, magnitudes.amax(1)).clamp(min=torch.finfo(torch.float32).tiny)
+    ends = top.clamp(min=1)[:, None]
     best = torch.full_like(maximum, torch.inf)
-    chosen = torch.ones_like(maximum)
+    chosen = maximum
     for share in _CANDIDATES.tolist():
-        step = (share * maximum / top)[:, None]
-        rounded = torch.round(values / step).clamp(-top[:, None], top[:, None]) * step
+        step = share * maximum[:, None] / ends
+        rounded = torch.round(values / step).clamp(-ends, ends) * step
         error = (rounded - values).square().sum(1)
         # The last of equals: a range that is shrunk for nothing is not wanted.
         better = error <= best
-        best, chosen = torch.where(better, error, best), torch.where(better, share, chosen)
-    return chosen
+        best, chosen = torch.where(better, error, best), torch.where(better, share * maximum, chosen)
+    return torch.where(top > 0, chosen, magnitudes.mean(1))

@@ -12,6 +12,9 @@ from adapt.arguments import check_number
 
 MODES = ("soft", "penalty")
 
+_COLDEST = 1e-6
+"""The least temperature; far below it, logits over it leave float32."""
+
 
 def soft_labels(logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
     """The cross entropy with a teacher's probabilities as targets, times temperature²; a 0-dim tensor.
@@ -43,8 +46,8 @@ class Distillation:
         teacher: a module that answers logits. It runs in evaluation mode and without gradients, and is not changed.
         mode: "soft" trains on the teacher's probabilities instead of the loss; "penalty" adds the divergence of the
             predictions from the teacher's to the loss.
-        weight: of the penalty.
-        temperature: what the logits are divided by.
+        weight: of the penalty, at least 0.
+        temperature: what the logits are divided by, at least 1e-6.
 
     Raises:
         TypeError, ValueError: an argument is no sensible one.
@@ -63,8 +66,9 @@ class Distillation:
         for name in ("weight", "temperature"):
             value = getattr(self, name)
             check_number(name, value)
-            if not (0 if name == "weight" else 1e-6) <= float(value) < math.inf:
-                raise ValueError(f"{name} must be a finite number above 0, got {value!r}")
+            least = 0 if name == "weight" else _COLDEST
+            if not least <= float(value) < math.inf:
+                raise ValueError(f"{name} must be a finite number ≥ {least:g}, got {value!r}")
 
     def __call__(self, loss: Tensor, logits: Tensor, *inputs: Any) -> Tensor:
         """The loss to train with, of the student's loss and logits at these inputs.
@@ -72,13 +76,15 @@ class Distillation:
         Raises:
             ValueError: the teacher answers logits of another shape.
         """
-        was_training = self.teacher.training
+        # One by one: parts of a teacher may be frozen in evaluation mode.
+        modes = [(module, module.training) for module in self.teacher.modules()]
         self.teacher.eval()
         try:
             with torch.no_grad():
                 wanted = self.teacher(*inputs)
         finally:
-            self.teacher.train(was_training)
+            for module, training in modes:
+                module.training = training
         if wanted.shape != logits.shape:
             raise ValueError(
                 f"the teacher answers {tuple(wanted.shape)}, the student {tuple(logits.shape)}: both must answer the "

@@ -11,7 +11,7 @@ from torch import Tensor
 from adapt.kernels.learned import SUMS
 from adapt.kernels.torch_.learned import Row
 from adapt.learned import lsq
-from adapt.learned.quantizer import limit, range_gradients, range_row, word_length
+from adapt.learned.quantizer import is_sign, limit, range_gradients, range_row, word_length
 
 STEPS = {"weight": (2.0**-12, 1.0), "activation": (2.0**-12, 8.0)}
 """Bounds of d (Schaefer et al.)."""
@@ -89,13 +89,34 @@ class Formats:
         """Use these d and q₊, within their bounds and with d ≤ q₊, from the next pass on.
 
         d = q₊ is what two bits with a sign hold: −d, 0, d. With floor 1 the d of a signed format may grow to 4·q₊; from
-        2·q₊ on the values are ±q₊.
+        2·q₊ on the values are ±q₊, and d, which they do not depend on, has no other bound.
         """
         self.maximum.copy_(maximum.clamp(*RANGES))
         most = torch.where(self.signed, 4.0, 1.0) * self.maximum if self.floor == 1 else self.maximum
-        self.step.copy_(torch.minimum(step.clamp(self._lowest, self._highest), most))
+        self.step.copy_(torch.minimum(step.clamp(self._lowest, self._highest_steps(step, self.maximum)), most))
         self._renew(range_row(self.step, self.maximum, self.signed, floor=self.floor))
         self.bits = word_length(self.step, self.maximum, self.signed, floor=self.floor).cpu().numpy()
+
+    def _highest_steps(self, step: Tensor, maximum: Tensor) -> Tensor:
+        """The bounds of d from above; none where one signed bit is left."""
+        return torch.where(is_sign(step, maximum, self.signed, self.floor), torch.inf, self._highest)
+
+    @torch.no_grad()
+    def shift(self, octaves: Tensor) -> None:
+        """Move d and q₊ together, so far as both stay within their bounds: no width changes.
+
+        Args:
+            octaves: how far, [F].
+        """
+        step, maximum, bits = self.step.clone(), self.maximum.clone(), self.bits
+        least = torch.maximum(self._lowest / step, RANGES[0] / maximum)
+        most = torch.minimum(self._highest_steps(step, maximum) / step, RANGES[1] / maximum)
+        factor = octaves.exp2().to(step).clamp(least, most)
+        self.set(step * factor, maximum * factor)
+        # Where q₊/d lies at the very end of a word, rounding alone may carry it beyond.
+        carried = torch.from_numpy(self.bits != bits).to(self.device)
+        if carried.any():
+            self.set(torch.where(carried, step, self.step), torch.where(carried, maximum, self.maximum))
 
     @torch.no_grad()
     def set_lsq(self, step: Tensor, weight_bits: int, activation_bits: int) -> None:
@@ -126,14 +147,16 @@ class Formats:
         self.rows[self._idle, 0] = 0
 
     @torch.no_grad()
-    def set_widths(self, bits: NDArray[np.int64], chosen: NDArray[np.bool_], share: Tensor | float = 1.0) -> None:
-        """Give the chosen formats these widths: q₊ times `share`, and the step that makes q₊ the word's end."""
+    def set_widths(self, bits: NDArray[np.int64], chosen: NDArray[np.bool_], maximum: Tensor) -> None:
+        """Give the chosen formats these widths of up to 16 bits: the q₊ nearest to `maximum` that has them, and its d.
+
+        A step has bounds too, so a width bounds q₊: were d cut by itself, the width would be another one.
+        """
         wanted = torch.from_numpy(chosen).to(self.device)
-        widths = torch.from_numpy(bits).to(self.device)
-        maximum = torch.where(wanted, self.maximum * share, self.maximum).clamp(*RANGES)
-        top = limit(widths, self.signed)
-        step = torch.where(wanted, torch.where(top > 0, maximum / top.clamp(min=1), 4 * maximum), self.step)
-        self.set(step, maximum)
+        top = limit(torch.from_numpy(bits).to(self.device), self.signed)
+        within = torch.where(top > 0, maximum.clamp(top * self._lowest, top * self._highest), maximum).clamp(*RANGES)
+        step = torch.where(top > 0, within / top.clamp(min=1), 4 * within)
+        self.set(torch.where(wanted, step, self.step), torch.where(wanted, within, self.maximum))
 
     def figures(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
         """What the sums of `count` steps say: the gradients to log₂ d and log₂ q₊, and Σg², float64 [F], per step."""
@@ -200,3 +223,6 @@ class Formats:
             raise ValueError("the state of the formats should hold steps and ranges above 0")
         if not bool(torch.isfinite(state["step"]).all() and torch.isfinite(state["maximum"]).all()):
             raise ValueError("the state of the formats should hold finite steps and ranges")
+        weights = slice(0, self.weights)
+        if not np.array_equal(state["numel"][weights].cpu().numpy(), self.numel[weights]):
+            raise ValueError("the state of the formats should hold the sizes of this network's weights")

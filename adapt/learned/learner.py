@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from adapt.controller import Controller
 from adapt.learned.phases import Phases, rate
@@ -16,9 +17,12 @@ from adapt.learned.plan import FixedWidths, LearnedWidths, Plan
 from adapt.learned.rules import StepRule
 from adapt.learned.run import LearnedRun
 from adapt.learned.widths import Widths
-from adapt.perfmodel.rehearsal import samples_of
+from adapt.perfmodel.rehearsal import samples_of, tensors_in
 from adapt.run.settings import Settings
 from adapt.switching.policy import Policy
+
+_PEAK = "initial_lr"
+"""The name by which torch's schedulers know a group's peak rate, and which rides in the optimizer's state."""
 
 
 class Format(NamedTuple):
@@ -55,6 +59,20 @@ class Learner(Controller):
     """
 
     _run: LearnedRun
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        module: nn.Module,
+        parameters: Mapping[str, Tensor],
+        plan: Plan,
+        settings: Settings,
+    ) -> None:
+        super().__init__(optimizer, module, parameters, plan, settings)  # type: ignore[arg-type]
+        if plan.is_scheduled:
+            for group in optimizer.param_groups:
+                # Whatever an earlier schedule left there: the present rates are the peaks.
+                group[_PEAK] = float(group["lr"])
 
     @property  # type: ignore[misc]
     def policy(self) -> Policy[Any]:
@@ -123,9 +141,6 @@ class Learner(Controller):
         """Eq. 2's two terms at the full β, a 0-dim tensor without gradient: steps and ranges get it by themselves."""
         return torch.tensor(self._run.sizes.penalty())
 
-    def forget_losses(self) -> None:
-        """Nothing to forget: losses do not matter here."""
-
     def _begin(self, policy: Policy[Any], settings: Settings, layers: Mapping[str, Tensor]) -> LearnedRun:
         assert self._module is not None
         return LearnedRun(policy, settings, layers, self._module)  # type: ignore[arg-type]
@@ -138,7 +153,7 @@ class Learner(Controller):
     def _schedule(self) -> None:
         """Give the step that comes its learning rate."""
         plan, step = self.plan, self.step
-        if isinstance(plan, LearnedWidths) and plan.schedule:
+        if isinstance(plan, LearnedWidths) and plan.is_scheduled:
             _, at, length = plan.phases.at(step)
             self._set_rate(rate(at, length, plan.warmup))
         elif isinstance(plan, FixedWidths) and plan.steps is not None:
@@ -148,8 +163,7 @@ class Learner(Controller):
 
     def _set_rate(self, share: float) -> None:
         for group in self.optimizer.param_groups:
-            # The name by which torch's schedulers know the peak, and which rides in the optimizer's state.
-            peak = float(group.setdefault("initial_lr", float(group["lr"])))
+            peak = float(group.setdefault(_PEAK, float(group["lr"])))
             if isinstance(group["lr"], Tensor):
                 group["lr"].fill_(peak * share)
             else:
@@ -189,14 +203,16 @@ class Learner(Controller):
             )
         if not isinstance(batches, Iterable):
             raise TypeError(f"calibration must be batches, got {batches!r}: give a few, each as forward takes it")
-        met, samples = sites.watch(), []
+        met, empty = sites.watch(), True
         device = self._run.formats.device
         with self.master_weights(), _undisturbed(module), torch.no_grad():
             sites.pin(None)
             for batch in batches:
                 inputs = batch if isinstance(batch, tuple) else (batch,)
                 inputs = tuple(x.to(device) if isinstance(x, Tensor) else x for x in inputs)
-                samples.append(samples_of(inputs, None))
+                samples, empty = _samples(inputs), False
+                for one in met:
+                    one.samples = samples
                 try:
                     # Compiled, it would be traced once more for nothing.
                     getattr(module, "_orig_mod", module)(*inputs)
@@ -207,9 +223,43 @@ class Learner(Controller):
                         f"({type(error).__name__}: {reason}): a batch is a tensor, or a tuple of forward's positional "
                         "arguments, so of a loader of inputs and labels pass [x for x, _ in loader]"
                     ) from error
-        if not samples:
+        if empty:
             raise ValueError("calibration has no batch: give a few, each as the module's forward takes it")
-        self._run.calibrate(met, samples)
+        self._run.calibrate(met)
+
+    # Persistence
+
+    def load_state_dict(self, state: Mapping[str, Any], *, strict: bool = True) -> None:
+        """Go on from where `state_dict` was taken. Nothing changes unless all of it fits.
+
+        Args:
+            state: what `state_dict` answered.
+            strict: True. A budget is that of a whole network, so layers cannot be matched by name.
+
+        Raises:
+            ValueError: `strict` is not True, or the state is of another kind, version, plan or network.
+        """
+        if strict is not True:
+            raise ValueError(
+                f"strict must be True, got {strict!r}: learned formats go on with all layers of their network or none"
+            )
+        super().load_state_dict(state)
+
+
+def _samples(inputs: tuple[Any, ...]) -> int:
+    """How many samples a calibration batch holds.
+
+    Raises:
+        ValueError: it holds none, or its tensors disagree.
+    """
+    try:
+        return samples_of(inputs, None)
+    except ValueError:
+        shapes = [list(x.shape) for x in tensors_in(inputs)]
+        raise ValueError(
+            "calibration needs batches whose tensors share their first dimension, that of the samples, and have some, "
+            f"got shapes {shapes}"
+        ) from None
 
 
 @contextlib.contextmanager

@@ -69,7 +69,7 @@ def lsq(
 ) -> Tensor:
     """LSQ eq. 3: d·round(clip(x/d, Q_N, Q_P)), differentiable in x (eq. 4) and d (eq. 5 times `gradient_scale`).
 
-    One signed bit is sign(x)·d, with sign(0) = 1.
+    One signed bit is sign(x)·d, with sign(0) = 1; in float32, −d·2⁻²⁴ and what is above it count as 0.
 
     Args:
         x: float32 values.
@@ -79,17 +79,18 @@ def lsq(
         scaling, delta: as in `adapt.learned.quantize`.
 
     Raises:
-        TypeError, ValueError: a step that is not positive, or no such word length, scaling or δ.
+        TypeError, ValueError: no tensor, a step that is not positive, or no such word length, scaling or δ.
     """
     check_scaling("scaling", scaling)
     check_delta(delta)
+    check_tensor("x", x)
     check_tensor("step", step)
     low, high = bounds(bits, signed=signed)
     if not bool((step > 0).all() and (step < math.inf).all()):
         raise ValueError("step must be above 0 everywhere, and finite")
     factor = gradient_scale(x.numel() // max(step.numel(), 1), bits, signed=signed)
     # The value is the step's, the gradient that times the factor.
-    step = step * factor + (step - step * factor).detach()
+    step = step.detach() + (step - step.detach()) * factor
     if signed and bits == 1:
         return rounding(x, 2 * step, -step, step, torch.full_like(step, 0.5), scaling, delta)
     return rounding(x, step, low * step, high * step, torch.zeros_like(step), scaling, delta)

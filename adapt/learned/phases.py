@@ -2,7 +2,8 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from itertools import accumulate
+from typing import Literal, get_args
 
 from adapt.arguments import check_whole
 
@@ -10,6 +11,8 @@ SETTLING = 0.25
 """Share of the learning phase at whose beginning the widths are brought to the budgets; steps go on learning."""
 
 Name = Literal["pretraining", "learning", "finetuning"]
+
+_NAMES: tuple[Name, ...] = get_args(Name)
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class Phases:
     finetuning: int
 
     def __post_init__(self) -> None:
-        for name in ("pretraining", "learning", "finetuning"):
+        for name in _NAMES:
             value = getattr(self, name)
             check_whole(name, value, "optimizer steps")
             if value < 0:
@@ -48,6 +51,17 @@ class Phases:
     def learned(self) -> int:
         """Steps of the learning phase in which widths move."""
         return self.learning - math.floor(SETTLING * self.learning)
+
+    @property
+    def ends(self) -> dict[Name, int]:
+        """The steps done at the end of each phase that has any."""
+        ends = accumulate((self.pretraining, self.learning, self.finetuning))
+        return {name: end for name, end in zip(_NAMES, ends, strict=True) if getattr(self, name)}
+
+    @property
+    def settling(self) -> int:
+        """The steps done when the widths are brought to the budgets."""
+        return self.pretraining + self.learned
 
     def at(self, step: int) -> tuple[Name, int, int]:
         """The phase of the step with this number (from 0), the number within the phase, and the phase's length.

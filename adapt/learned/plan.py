@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from adapt.arguments import check_number, check_whole
+from adapt.arguments import check_flags, check_number, check_whole
 from adapt.learned.budget import Budget
 from adapt.learned.lsq import check_bits
 from adapt.learned.phases import Phases
@@ -51,6 +51,11 @@ class LearnedWidths(Scalings):
         """Whether activations are quantised."""
         return self.activation_budget is not None
 
+    @property
+    def is_scheduled(self) -> bool:
+        """Whether the optimizer's learning rates rise and fall."""
+        return self.schedule
+
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("weight_budget", "activation_budget"):
@@ -70,6 +75,7 @@ class LearnedWidths(Scalings):
                 _check_between(name, value, 0.0, math.inf)
         _check_between("warmup", self.warmup, 0.0, 1.0)
         _check_count("update_every", self.update_every)
+        check_flags(self, "schedule")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,9 +105,15 @@ class FixedWidths(Scalings):
         """Whether activations are quantised."""
         return self.activation_bits is not None
 
+    @property
+    def is_scheduled(self) -> bool:
+        """Whether the optimizer's learning rates rise and fall."""
+        return self.steps is not None
+
     def __post_init__(self) -> None:
         super().__post_init__()
         check_bits("weight_bits", self.weight_bits)
+        check_flags(self, "per_channel")
         if self.activation_bits is not None:
             check_bits("activation_bits", self.activation_bits)
         if self.steps is not None:

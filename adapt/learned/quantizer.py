@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adapt import arguments
 from adapt.kernels.torch_.learned import Partials, Row, partials, rounded
 from adapt.learned.scaling import DELTA, check_delta, check_scaling
 
@@ -38,12 +39,12 @@ def word_length(step: Tensor, maximum: Tensor, signed: Tensor | bool, *, floor: 
     """
     bits = torch.ceil(continuous_width(step, maximum, signed) - _SLACK).long()
     if floor == 1:
-        bits = torch.where(_is_sign(step, maximum, signed, floor), 1, bits)
+        bits = torch.where(is_sign(step, maximum, signed, floor), 1, bits)
     return bits.clamp(min=floor)
 
 
-def _is_sign(step: Tensor, maximum: Tensor, signed: Tensor | bool, floor: int) -> Tensor:
-    """Where one bit with a sign is left."""
+def is_sign(step: Tensor, maximum: Tensor, signed: Tensor | bool, floor: int) -> Tensor:
+    """Where one bit with a sign is left, whose values are ±q₊."""
     return (
         torch.as_tensor(signed).to(step.device) & (2 * maximum < step) if floor == 1 else torch.zeros_like(step).bool()
     )
@@ -52,7 +53,7 @@ def _is_sign(step: Tensor, maximum: Tensor, signed: Tensor | bool, floor: int) -
 def range_row(step: Tensor, maximum: Tensor, signed: Tensor | bool, *, floor: int = 2) -> Row:
     """The kernels' row of formats with step d and range q₊: symmetric about zero, from zero where unsigned."""
     ratio = torch.minimum(maximum / step, limit(word_length(step, maximum, signed, floor=floor), signed).to(step))
-    sign = _is_sign(step, maximum, signed, floor)
+    sign = is_sign(step, maximum, signed, floor)
     width = torch.where(sign, 2 * maximum, step)
     half = torch.full_like(step, 0.5)
     high = torch.where(sign, half, ratio)
@@ -68,7 +69,7 @@ def range_gradients(
     Where one signed bit is left the levels are ±q₊, so that the row's step is 2·q₊ and d has no part in it.
     """
     to_step, above, below = sums
-    sign = _is_sign(step, maximum, signed, floor)
+    sign = is_sign(step, maximum, signed, floor)
     ends = above - torch.where(torch.as_tensor(signed).to(step.device), below, torch.zeros_like(below))
     zero = torch.zeros_like(to_step)
     return torch.where(sign, zero, to_step), ends + torch.where(sign, 2 * to_step, zero)
@@ -99,17 +100,18 @@ def quantize(
         floor: the fewest bits, 2, or 1, with which a signed format of d > 2·q₊ has the values ±q₊.
 
     Raises:
-        TypeError, ValueError: a step or range that is not positive and finite, or no such scaling, δ or floor.
+        TypeError, ValueError: no tensor, a step or range that is not positive and finite, no such scaling, δ or floor.
     """
     check_scaling("scaling", scaling)
     check_delta(delta)
     check_floor(floor)
+    check_tensor("x", x)
     check_tensor("step", step)
     check_tensor("maximum", maximum)
     if not all(bool((value > 0).all() and (value < math.inf).all()) for value in (step, maximum)):
         raise ValueError("step and maximum must be above 0 everywhere, and finite")
     step, maximum = torch.broadcast_tensors(step, maximum)  # type: ignore[no-untyped-call]
-    sign = _is_sign(step.detach(), maximum.detach(), signed, floor)
+    sign = is_sign(step.detach(), maximum.detach(), signed, floor)
     width = torch.where(sign, 2 * maximum, step)
     lower = -maximum if signed else torch.zeros_like(maximum)
     offset = torch.where(sign, 0.5, 0.0)
@@ -127,11 +129,12 @@ def check_tensor(name: str, value: object) -> None:
     """Refuse a number where gradients go to a tensor.
 
     Raises:
-        TypeError: it is no tensor.
+        TypeError: it is no tensor of floating-point numbers.
     """
     if not isinstance(value, Tensor):
         hint = f": pass torch.tensor({value!r})" if isinstance(value, Real) else ""
-        raise TypeError(f"{name} must be a tensor, got {value!r}{hint}")
+        raise TypeError(f"{name} must be a tensor, got {value!r:.80}{hint}")
+    arguments.tensor(name, value)
 
 
 def check_floor(floor: object) -> None:

@@ -2,15 +2,16 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 from adapt.learned.budget import Load, penalty_slope
 from adapt.learned.formats import Formats
-from adapt.learned.phases import pressure, rate
+from adapt.learned.phases import Name, pressure, rate
 from adapt.learned.plan import FixedWidths, LearnedWidths
+from adapt.run import checkpoint
 
 TRAVEL, BRISK = 12.0, 0.5
 """At the default rate, the octaves that d and q₊ could go in learning if all updates agreed, and at most in one."""
@@ -23,6 +24,10 @@ PRESSURE = 100.0
 
 MEAN, SQUARE = 0.5, 0.9
 """What an update keeps of the running means of gradients and of their squares: there are few updates."""
+
+
+_KINDS = ("", *get_args(Name), "settling")
+"""What a rule may be in the middle of; nothing before the first update."""
 
 
 def beta_of(plan: LearnedWidths, target: float) -> float:
@@ -86,27 +91,29 @@ class WidthRule:
         self._start(found, "settling" if settled else phase)
         gradient = found if free else found.sum(0).expand(2, -1)
         penalty = self._penalties(formats, at, length) if free else torch.zeros_like(found)
-        octaves = self._octaves(phase, at, length, settled)
+        octaves = self._octaves(step, settled)
         moved, self._means["mean"], self._means["square"] = move(
             self._means["mean"], self._means["square"], self._count, gradient, penalty, octaves
         )
         self._count += 1
-        before = torch.stack([formats.step, formats.maximum])
         if free:
-            self._land(formats, before, moved)
+            self._land(formats, torch.stack([formats.step, formats.maximum]), moved)
         else:
-            formats.set(*(before * moved.exp2().to(before)))
+            formats.shift(moved[0])
         return found
 
-    def _octaves(self, phase: str, at: int, length: int, settled: bool) -> float:
+    def _octaves(self, step: int, settled: bool) -> float:
         """How far an update may go."""
+        phase, at, length = self.plan.phases.at(step)
         every, learned = self.plan.update_every, self.plan.phases.learned
         if phase == "learning" and not settled:
             default = min(TRAVEL * every / max(learned, 1), BRISK)
             peak = default if self.plan.width_rate is None else self.plan.width_rate
             return peak * rate(min(at, learned - 1), learned, self.plan.warmup)
         if settled:
-            at, length = at - learned, length - learned
+            # Widths that are settled stay so, even where the phases have changed since and learning begins again.
+            at, length = step - self.plan.phases.settling, self.plan.phases.learning - learned
+            at = min(max(at, 0), max(length - 1, 0))
         return min(SETTLING_TRAVEL * every / max(length, 1), BRISK) * rate(at, length, 0.0)
 
     def _penalties(self, formats: Formats, at: int, length: int) -> Tensor:
@@ -156,8 +163,21 @@ class WidthRule:
         """What a resumed run needs."""
         return {"kind": self._kind, "count": self._count} | {name: t.clone() for name, t in self._means.items()}
 
+    def check_state(self, state: Any, formats: Formats) -> None:
+        """Refuse a state that `load_state_dict` could not take.
+
+        Raises:
+            ValueError: it is no state of this rule, or one of another network.
+        """
+        kind, count = (state.get(name) for name in ("kind", "count")) if isinstance(state, dict) else (None, None)
+        if kind not in _KINDS or type(count) is not int or count < 0:
+            raise ValueError(f"the precision state should hold the rule's kind and count, got {state!r:.80}")
+        if kind:
+            like = torch.empty(2, len(formats.numel), dtype=torch.float64)
+            checkpoint.check_tensors("rule", state, {"mean": like, "square": like})
+
     def load_state_dict(self, state: dict[str, Any], formats: Formats) -> None:
-        """Go on from `state_dict`."""
+        """Go on from `state_dict`, which `check_state` let pass."""
         self._kind, self._count = state["kind"], state["count"]
         self._means = {name: state[name].to(formats.device) for name in ("mean", "square") if name in state}
 
@@ -195,6 +215,18 @@ class StepRule:
         """What a resumed run needs."""
         return {} if self._velocity is None else {"velocity": self._velocity.clone()}
 
+    def check_state(self, state: Any, formats: Formats) -> None:
+        """Refuse a state that `load_state_dict` could not take.
+
+        Raises:
+            ValueError: it is no state of this rule, or one of another network.
+        """
+        if not isinstance(state, dict):
+            raise ValueError(f"the precision state should hold the rule's velocity, got {state!r:.80}")
+        if state:
+            like = torch.empty(len(formats.numel), dtype=torch.float64)
+            checkpoint.check_tensors("rule", state, {"velocity": like})
+
     def load_state_dict(self, state: dict[str, Any], formats: Formats) -> None:
-        """Go on from `state_dict`."""
+        """Go on from `state_dict`, which `check_state` let pass."""
         self._velocity = state["velocity"].to(formats.device) if "velocity" in state else None

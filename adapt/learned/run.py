@@ -79,14 +79,14 @@ class LearnedRun(Run):
         start.begin_weights(plan, self.formats, self.layers, self._first_bits())
         self._go_on()
 
-    def calibrate(self, met: Sequence[Met], samples: Sequence[int]) -> None:
-        """Begin with what was met at the sites, in passes of so many samples each.
+    def calibrate(self, met: Sequence[Met]) -> None:
+        """Begin with what was met at the sites.
 
         Raises:
-            ValueError: no site met anything, or an activation budget that cannot be met.
+            ValueError: no site met anything, one nothing finite, or an activation budget that cannot be met.
         """
         assert self.sites is not None
-        start.begin_activations(self.plan, self.formats, self.sites.names, met, samples)
+        start.begin_activations(self.plan, self.formats, self.sites.names, met)
         self.sizes.check(self.sizes.budgets)
         start.begin_widths(self.plan, self.formats, self._first_bits())
         self._go_on()
@@ -162,29 +162,37 @@ class LearnedRun(Run):
             self.count += 1
             self._move(at)
             self._news |= self.step % _LSQ_ROWS == 0
-        elif not self.frozen:
-            self.count += 1
+        else:
             self._learn(plan, at)
-        elif self.step == plan.phases.pretraining + plan.phases.learning + plan.update_every:
-            self.norms.end()
         return False
 
     def _learn(self, plan: LearnedWidths, at: int) -> None:
-        """One of the steps in which formats are learned, and the ends of phases."""
-        phase, within, length = plan.phases.at(at)
-        settling, last = phase == "learning" and within == plan.phases.learned - 1, within == length - 1
-        if self.count >= plan.update_every or settling or last:
-            self._move(at)
-            self._news = True
+        """One step of learned widths, and the ends of phases.
+
+        An end is due from its step on, not in it alone: phases may change in the middle of a run, so that it is past.
+        """
+        phases = plan.phases
+        due = [name for name, end in phases.ends.items() if self.step >= end and not self.log.has(name)]
+        settling = not self.settled and self.step >= phases.settling
+        freezing = not self.frozen and self.step >= phases.ends["learning"]
+        if not self.frozen:
+            self.count += 1
+            if self.count >= plan.update_every or settling or due:
+                self._move(min(at, phases.ends["learning"] - 1))
+                self._news = True
+        if "pretraining" in due:
+            self.log.end(due.pop(0), phases.pretraining)
         if settling:
             self.log.warn_if_unmoved()
             self.log.missed = settle(self.formats, self.layers, self.energy, self.sizes.loads, self.sizes.targets)
             self.settled = True
-        if last:
-            self.log.end(phase, length)
-            if phase == "learning":
-                self.frozen = True
-                self.norms.begin()
+        for name in due:
+            self.log.end(name, getattr(phases, name))
+        self.frozen |= freezing
+        if self.frozen and self.step >= min(phases.ends["learning"] + plan.update_every, phases.total):
+            self.norms.end()
+        elif freezing:
+            self.norms.begin()
 
     def _move(self, at: int) -> None:
         """Move the formats by what came back since the last time."""
@@ -227,7 +235,15 @@ class LearnedRun(Run):
     # Persistence
 
     def state_dict(self, optimized: Mapping[str, Tensor]) -> dict[str, Any]:
-        """All of it in plain containers, numbers and tensors. Micro-batches since the last step are not in it."""
+        """All of it in plain containers, numbers and tensors. Between micro-batches, their gradients too.
+
+        Args:
+            optimized: every parameter of the optimizer, by name.
+        """
+        between = {
+            "micro_losses": self.losses.state(),
+            "micro_gradients": checkpoint.copied(optimized, (p.grad for p in optimized.values())),
+        }
         return {
             "version": state.VERSION,
             "kind": type(self.plan).__name__,
@@ -242,9 +258,10 @@ class LearnedRun(Run):
             "gradients": list(self.log.gradients),
             **{name: tensor.clone() for name, tensor in self._tensors().items()},
             "rule": checkpoint.sealed(self.rule.state_dict()),
-            "log": checkpoint.sealed({"phases": self.log.entries, "missed": self.log.missed}),
+            "log": checkpoint.sealed(self.log.state_dict()),
             "trace": checkpoint.sealed(self._trace.state_dict()),
             "widths": checkpoint.sealed(self.widths.state_dict()),
+            **(between if self.losses else {}),
         }
 
     @torch.no_grad()
@@ -261,25 +278,31 @@ class LearnedRun(Run):
             names=self.formats.names,
             masters=dict(zip(self.layers.names, self.layers.weights, strict=True)),
             tensors=self._tensors(),
+            optimized=optimized,
         )
         self.formats.check_state(saved.get("formats"))
-        trace = Trace.from_state_dict(checkpoint.opened(saved["trace"]))
-        widths = Widths.from_state_dict(checkpoint.opened(saved["widths"]))
         rule, log = checkpoint.opened(saved["rule"]), checkpoint.opened(saved["log"])
+        self.rule.check_state(rule, self.formats)
+        self.log.check_state(log)
+        trace, widths = state.histories(saved, self._trace, self.widths)
 
         self.formats.load_state_dict(saved["formats"])
         self._go_on()
         self.rule.load_state_dict(rule, self.formats)
         self.step, self.count = saved["step"], saved["count"]
         self.frozen, self.settled = saved["frozen"], saved["settled"]
-        self.log.entries, self.log.missed, self.log.gradients = log["phases"], log["missed"], list(saved["gradients"])
+        self.log.load_state_dict(log)
+        self.log.gradients = list(saved["gradients"])
         self.log.began = saved["began"].cpu().numpy().copy()
         self._trace, self.widths = trace, widths
         self.energy.copy_(saved["energy"])
         self.layers.skipped.copy_(saved["skipped"])
         for name, weight in zip(self.layers.names, self.layers.weights, strict=True):
             weight.copy_(saved["masters"][name])
-        self.losses.forget()
+        self.losses.load(saved.get("micro_losses", ()))
+        for name, gradient in saved.get("micro_gradients", {}).items():
+            if name in optimized:
+                optimized[name].grad = gradient.to(optimized[name].device, copy=True)
         self._go_on_averaging()
         self.renew()
 
@@ -287,8 +310,8 @@ class LearnedRun(Run):
         """Average batch-norm statistics evenly if this is one of the first steps of fine-tuning."""
         self.norms.end()
         if isinstance(self.plan, LearnedWidths) and self.frozen:
-            first = self.plan.phases.pretraining + self.plan.phases.learning
-            if self.step < first + self.plan.update_every:
+            first, total = self.plan.phases.ends["learning"], self.plan.phases.total
+            if self.step < min(first + self.plan.update_every, total):
                 self.norms.begin(forget=self.step == first)
 
     def _tensors(self) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from adapt.learned.budget import Load, project
-from adapt.learned.calibration import best_share
+from adapt.learned.calibration import best_range
 from adapt.learned.formats import Formats
 from adapt.learned.masters import LearnedMasters
 from adapt.learned.quantizer import limit
@@ -23,8 +23,8 @@ def settle(
 ) -> dict[str, float]:
     """Bring the sizes to their budgets (see `adapt.learned.budget.project`), and answer by how much they missed them.
 
-    Widths that go, or come, change their step; the range of a weight's channel is then the one of least squared error,
-    that of an activation shrinks by `NARROWER` for each bit taken.
+    Widths that go, or come, change their step; the range of a weight's channel is then the one of least squared error
+    (see `adapt.learned.calibration.best_range`), that of an activation shrinks by `NARROWER` for each bit taken.
 
     Args:
         formats: the formats.
@@ -42,11 +42,13 @@ def settle(
             missed[f"{load.what}_missed_by"] = load.size(before[part]) / target - 1
             bits[part] = project(load, before[part], losses[part], target, floor=formats.floor)
     chosen = bits != before
-    share = torch.from_numpy(NARROWER ** np.maximum(before - bits, 0)).float().to(formats.device)
-    top = limit(torch.from_numpy(bits), True).to(formats.device).clamp(min=1)
+    maximum = formats.maximum * torch.from_numpy(NARROWER ** np.maximum(before - bits, 0)).to(formats.maximum)
+    top = limit(torch.from_numpy(bits), True).to(formats.device)
+    # One signed bit has its level amid the values, so it does not say how far they reach.
+    reach = torch.where(torch.from_numpy(before == 1).to(formats.device), torch.inf, formats.maximum)
     for i, name in enumerate(layers.names):
         place = formats.places[name]
         if chosen[place].any():
-            share[place] = best_share(layers.rows(i), formats.maximum[place], top[place])
-    formats.set_widths(bits, chosen, share)
+            maximum[place] = best_range(layers.rows(i), reach[place], top[place])
+    formats.set_widths(bits, chosen, maximum)
     return missed

@@ -11,6 +11,7 @@ from adapt import notices
 from adapt.distributed import ranks
 from adapt.distributed.sharding import is_sharded
 from adapt.learned.activations import Met, Sites
+from adapt.learned.budget import LONGEST
 from adapt.learned.calibration import gaussian_range
 from adapt.learned.formats import Formats
 from adapt.learned.lsq import initial_step
@@ -63,7 +64,7 @@ def prepare(
 
 
 def first_bits(plan: Plan, formats: Formats, averages: Sequence[float]) -> NDArray[np.int64]:
-    """⌊average of the budget⌋ + 2 for all weights, and the same for all activations; LSQ's widths are the plan's.
+    """⌊average of the budget⌋ + 2, 16 at most, for all weights, and so for all activations; LSQ's are the plan's.
 
     Args:
         averages: the budgets in bits, of weights and of activations; infinite where there is none.
@@ -71,7 +72,10 @@ def first_bits(plan: Plan, formats: Formats, averages: Sequence[float]) -> NDArr
     if isinstance(plan, FixedWidths):
         bits = [plan.weight_bits, plan.activation_bits or 1]
     else:
-        bits = [formats.floor if np.isinf(a) else max(int(a + 1e-9), formats.floor) + HEADROOM for a in averages]
+        bits = [
+            formats.floor if np.isinf(a) else min(max(int(a + 1e-9), formats.floor) + HEADROOM, LONGEST)
+            for a in averages
+        ]
     return np.where(formats.is_weight, *bits).astype(np.int64)
 
 
@@ -91,18 +95,15 @@ def begin_weights(plan: Plan, formats: Formats, layers: LearnedMasters, bits: ND
 
 
 @torch.no_grad()
-def begin_activations(
-    plan: Plan, formats: Formats, sites: Sequence[str], met: Sequence[Met], samples: Sequence[int]
-) -> None:
+def begin_activations(plan: Plan, formats: Formats, sites: Sequence[str], met: Sequence[Met]) -> None:
     """Sizes, signs and ranges (LSQ: steps) of the activations that were met; `begin_widths` must follow.
 
     Args:
         sites: the activations' names.
         met: what each met.
-        samples: how many samples each pass had.
 
     Raises:
-        ValueError: none met anything.
+        ValueError: none met anything, or one nothing finite.
     """
     missed = [name for name, one in zip(sites, met, strict=True) if not one.elements]
     if len(missed) == len(sites):
@@ -114,10 +115,15 @@ def begin_activations(
         notices.warn(
             f"the calibration batches did not reach {', '.join(missed)}: these activations stay as they are",
         )
+    unknown = [name for name, one in zip(sites, met, strict=True) if one.elements and not one.percentiles]
+    if unknown:
+        raise ValueError(
+            f"the calibration batches brought no finite value to {', '.join(unknown[:3])}: leave out batches with NaN"
+        )
     for name, one in zip(sites, met, strict=True):
         i = formats.places[name].start
         if one.elements:
-            formats.numel[i] = max(round(one.elements / max(samples)), 1)
+            formats.numel[i] = max(round(one.elements), 1)
             formats.signed[i] = ranks.average(float(one.negative)) > 0
             formats.maximum[i] = ranks.average(float(np.mean(one.percentiles)))
             if isinstance(plan, FixedWidths):
@@ -136,10 +142,8 @@ def _take(
     plan: Plan, formats: Formats, step: Tensor, maximum: Tensor, bits: NDArray[np.int64], chosen: NDArray[np.bool_]
 ) -> None:
     """Begin with these steps (LSQ) or ranges (otherwise) where `chosen` says so."""
-    mask = torch.from_numpy(chosen).to(step.device)
     if isinstance(plan, FixedWidths):
-        step = torch.where(mask, step, formats.step)
+        step = torch.where(torch.from_numpy(chosen).to(step.device), step, formats.step)
         formats.set_lsq(step, plan.weight_bits, plan.activation_bits or 1)
     else:
-        formats.set(formats.step, torch.where(mask, maximum, formats.maximum))
-        formats.set_widths(bits, chosen)
+        formats.set_widths(bits, chosen, maximum)

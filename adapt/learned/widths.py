@@ -109,7 +109,8 @@ class Widths:
         Raises:
             TypeError, ValueError: the state is of something else, or of another version.
         """
-        return cls._from_arrays(state["names"], archive.from_state(state, _LAYOUT, version=VERSION))
+        arrays = archive.from_state(state, _LAYOUT, version=VERSION)
+        return cls._from_arrays(state["names"], arrays)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write an npz file that needs no pickle. The file appears whole or not at all.

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from adapt.learned.calibration import best_share, gaussian_range, percentile
+from adapt.learned.calibration import best_range, gaussian_range, percentile
 
 
 def test_weights_get_the_mean_and_three_deviations():
@@ -20,16 +20,43 @@ def test_percentile_leaves_out_one_in_ten_thousand():
     assert percentile(torch.empty(0)) == 0
 
 
-def test_best_share_has_the_least_squared_error():
+def error(values, maximum, top):
+    """Σ(Q(x) − x)² of a channel in a word that ends at ±top steps; of ±q₊ where top is 0."""
+    if not top:
+        return (maximum * values.sign() - values).square().sum().item()
+    step = maximum / top
+    return ((values / step).round().clamp(-top, top) * step - values).square().sum().item()
+
+
+def test_best_range_has_the_least_squared_error():
     torch.manual_seed(0)
-    values, maximum, top = torch.randn(3, 500), torch.tensor([3.0, 4.0, 1.0]), torch.tensor([1.0, 3.0, 127.0])
-    share = best_share(values, maximum, top)
-
-    def error(c, s):
-        step = s * maximum[c] / top[c]
-        return (((values[c] / step).round().clamp(-top[c], top[c]) * step - values[c]) ** 2).sum()
-
+    values, maximum, top = torch.randn(3, 500), torch.tensor([3.0, 3.2, 1.0]), torch.tensor([1.0, 3.0, 127.0])
+    found = best_range(values, maximum, top)
     for c in range(3):
-        assert error(c, share[c]) <= min(error(c, s) for s in np.linspace(0.3, 1.0, 29)) * (1 + 1e-4)
-    assert share[0] < share[1]
-    assert share[2] == 1
+        candidates = maximum[c] * torch.linspace(0.3, 1.0, 29)
+        least = min(error(values[c], m, top[c]) for m in candidates)
+        assert error(values[c], found[c], top[c]) <= least * (1 + 1e-4)
+    assert found[0] < found[1]
+    assert found[2] == 1
+
+
+def test_the_best_range_of_one_signed_bit_is_the_mean_magnitude():
+    torch.manual_seed(0)
+    values = torch.randn(2, 400) * torch.tensor([[1.0], [0.01]])
+    found = best_range(values, torch.ones(2), torch.zeros(2))
+    assert found.tolist() == pytest.approx(values.abs().mean(1).tolist())
+    for c in range(2):
+        assert all(error(values[c], found[c], 0) < error(values[c], found[c] * f, 0) for f in (0.9, 1.1))
+
+
+@pytest.mark.parametrize("reach", [50.0, torch.inf])
+def test_a_range_far_beyond_the_values_does_not_matter(reach):
+    torch.manual_seed(0)
+    values, top = torch.randn(1, 300), torch.tensor([3.0])
+    found = best_range(values, torch.tensor([reach]), top)
+    assert found == best_range(values, values.abs().amax(1), top)
+    assert error(values[0], found[0], 3.0) < error(values[0], torch.tensor(0.3 * 50), 3.0) / 10
+
+
+def test_a_channel_of_zeros_has_a_range():
+    assert (best_range(torch.zeros(1, 4), torch.ones(1), torch.ones(1)) > 0).all()

@@ -51,12 +51,32 @@ def test_modes():
         ({"teacher": None}, TypeError, "teacher must be a torch.nn.Module"),
         ({"mode": "hard"}, ValueError, 'mode must be "soft" or "penalty"'),
         ({"weight": "a"}, TypeError, "weight must be a number"),
-        ({"temperature": 0.0}, ValueError, "temperature must be a finite number above 0"),
+        ({"weight": -1}, ValueError, "weight must be a finite number ≥ 0, got -1"),
+        ({"temperature": 0.0}, ValueError, "temperature must be a finite number ≥ 1e-06, got 0.0"),
     ],
 )
 def test_refusals(options, kind, message):
     with pytest.raises(kind, match=message):
         Distillation(**{"teacher": nn.Linear(2, 2), **options})
+
+
+def test_a_weight_of_zero_leaves_the_loss():
+    loss, logits = torch.tensor(1.5), torch.randn(4, 2)
+    assert Distillation(nn.Linear(3, 2), weight=0)(loss, logits, torch.randn(4, 3)) == loss
+
+
+def test_every_part_of_the_teacher_keeps_its_mode():
+    class Failing(nn.Module):
+        def forward(self, x):
+            raise RuntimeError
+
+    teacher = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2).eval(), nn.Dropout())
+    Distillation(teacher)(torch.zeros(()), torch.zeros(4, 2), torch.randn(4, 3))
+    assert [part.training for part in teacher.modules()] == [True, True, False, True]
+    failing = nn.Sequential(Failing(), nn.Dropout().eval())
+    with pytest.raises(RuntimeError):
+        Distillation(failing)(torch.zeros(()), torch.zeros(4, 2), torch.randn(4, 3))
+    assert [part.training for part in failing.modules()] == [True, True, False]
 
 
 def test_other_classes_are_refused():

@@ -171,6 +171,16 @@ def test_numbers_in_the_place_of_tensors_are_refused(call, name):
         call(torch.ones(()))
 
 
+@pytest.mark.parametrize("x", [[1.0], 1.0, torch.tensor([1]), torch.tensor([True])], ids=str)
+def test_values_that_are_no_floating_point_tensor_are_refused(x):
+    one = torch.ones(())
+    for call in (lambda: quantize(x, one, one), lambda: lsq(x, one, 4)):
+        with pytest.raises(TypeError, match=r"^x must be a (floating-point )?tensor, got "):
+            call()
+    with pytest.raises(TypeError, match=r"step must be a floating-point tensor, got torch\.int64"):
+        lsq(one, torch.tensor(1), 4)
+
+
 @pytest.mark.parametrize("value", [0.0, -1.0, math.inf, math.nan])
 def test_steps_and_ranges_are_positive_and_finite(value):
     one, wrong = torch.ones(()), torch.tensor(value)
@@ -221,6 +231,12 @@ def test_lsq_per_channel_scales_each_gradient_by_its_own_numbers():
     for c in range(2):
         expected = sum(twin.lsq_gradient(v, d[c].item(), -4, 3) for v in x[c].tolist()) / math.sqrt(2 * 3)
         assert found[c].item() == pytest.approx(expected)
+
+
+def test_lsq_uses_the_very_step():
+    torch.manual_seed(0)
+    x, d = torch.randn(500, 7), torch.rand(500, 1) + 0.1
+    assert torch.equal(lsq(x, d, 4), torch.round((x * (1 / d)).clamp(-8, 7)) * d)
 
 
 def test_lsq_starts_at_twice_the_mean_magnitude():
