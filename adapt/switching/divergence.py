@@ -57,6 +57,9 @@ def kullback_leibler(quantized: NDArray[np.int64], weights: NDArray[np.int64]) -
 
 def bin_edges(low: float, high: float, resolution: int) -> NDArray[np.float64]:
     """The edges [r − 1] between r equal bins of [low, high], in float64."""
+    if math.isinf(high - low):
+        # Halves of float64's largest numbers are exact, and so is doubling them again.
+        return 2 * bin_edges(low / 2, high / 2, resolution)
     return np.arange(1, resolution, dtype=np.float64) * np.float64((high - low) / resolution) + np.float64(low)
 
 

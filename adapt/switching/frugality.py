@@ -80,10 +80,11 @@ def push_up_by_loss(lowest: Precision, current: Precision, cost: float, allowed:
 
 
 def fewest_integer_bits(weights: Tensor, fraction_length: int) -> int:
-    """The fewest integer bits, sign included, for which saturation adds no more squared error than rounding does.
+    """The fewest integer bits IL, sign included, for which Σ max(|w| − (2^(IL−1) − 2^−FL), 0)² ≤ n·4^−FL/12.
 
-    Rounding n weights to a grid of step 2^−FL costs n·4^−FL/12 on average. Bits that only a few outliers would use are
-    not worth more than that.
+    On the right is the squared error of rounding n weights to a grid of step 2^−FL: bits that only a few outliers would
+    use are not worth more. On the left is what saturation adds, with |w| measured against the format's maximum on both
+    sides: as the range reaches one step further below zero, negative weights count up to a step too strictly.
 
     Args:
         weights: a layer's master weights, finite.

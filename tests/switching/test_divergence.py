@@ -68,6 +68,16 @@ def test_other_types_count_by_their_own_values(dtype):
     assert divergence(w, quantized, 20) == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.parametrize("resolution", [1, 2, 5, 150])
+def test_a_range_beyond_float64_counts_as_any_other(resolution):
+    scale = 2.0**1023
+    w = torch.tensor([1.5, -1.5, 0.0, 0.3, -1.4, 1.1], dtype=torch.float64)
+    quantized = w.round().clamp(-1, 1)
+    assert divergence(w * scale, quantized * scale, resolution) == divergence(w, quantized, resolution)
+    edges = bin_edges(-1.5, 1.5, resolution)
+    assert bin_edges(-1.5 * scale, 1.5 * scale, resolution).tolist() == (edges * scale).tolist()
+
+
 @pytest.mark.parametrize("w", [torch.zeros(0), torch.zeros(3, 0), torch.zeros(4), torch.full((2, 2), -7.5)])
 def test_empty_and_constant_tensors_diverge_by_nothing(w):
     assert divergence(w, torch.zeros_like(w), 50) == 0
