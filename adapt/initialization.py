@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Iterator
+from copy import deepcopy
 from typing import Any, TypeVar, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, nn, norm_except_dim
 from torch.nn.utils.parametrize import is_parametrized
+from torch.nn.utils.weight_norm import WeightNorm
 
 from adapt.arguments import check_number
 
@@ -35,7 +37,9 @@ def tnvs_(module: Module, scale: float = 0.5) -> Module:
     σ is that of the normal distribution before it is truncated; the weights' own is 0.815·σ. Every trainable weight
     matrix of linear, convolution, transposed convolution, embedding, recurrent and attention layers is drawn anew, on
     its device, from torch's global random stream. Biases, norm layers, frozen weights, an embedding's padding row and
-    parameters that belong to no such layer stay as they are.
+    parameters that belong to no such layer stay as they are. A weight that weight norm or a parametrization computes is
+    set through it; spectral norm, whose weights have a norm of 1 whatever is set, keeps that. Where one weight cannot
+    be drawn, none is.
 
     The fan-in is the number of inputs that one output sums: the size of weight[0] (for an embedding its width, which
     is what an output layer tied to it sums). In a transposed convolution of stride t, an output sums on average
@@ -50,7 +54,8 @@ def tnvs_(module: Module, scale: float = 0.5) -> Module:
 
     Raises:
         TypeError: `module` is no module, or `scale` no number.
-        ValueError: `scale` is not positive and finite, the module has no such weight, or one has no shape yet.
+        ValueError: `scale` is not positive and finite, the module has no such weight, one has no shape yet, or one is
+            computed in a way that cannot be inverted.
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
@@ -69,7 +74,12 @@ def tnvs_(module: Module, scale: float = 0.5) -> Module:
         nn.init.trunc_normal_(drawn, std=math.sqrt(variance), a=-bound, b=bound)
         if isinstance(layer, nn.Embedding | nn.EmbeddingBag) and layer.padding_idx is not None:
             drawn[layer.padding_idx] = weight[layer.padding_idx]
-        if is_parametrized(layer, name):
+        norm = _weight_norms(layer).get(name)
+        if norm is not None:
+            magnitude, direction = getattr(layer, f"{name}_g"), getattr(layer, f"{name}_v")
+            magnitude.copy_(norm_except_dim(direction.copy_(drawn), 2, norm.dim))
+            norm(layer, ())
+        elif is_parametrized(layer, name):
             setattr(layer, name, drawn.to(weight.dtype))
         else:
             weight.copy_(drawn)
@@ -82,11 +92,8 @@ def _weights(module: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor]]:
     for layer in module.modules():
         if not isinstance(layer, _LAYERS):
             continue
-        sources = {name: [parameter] for name, parameter in layer.named_parameters(recurse=False)}
-        if is_parametrized(layer):
-            computed = cast(nn.ModuleDict, layer.parametrizations)
-            sources |= {name: list(original.parameters()) for name, original in computed.items()}
-        for name, parameters in sources.items():
+        norms = _weight_norms(layer)
+        for name, parameters in _sources(layer).items():
             identities = set(map(id, parameters))
             if "weight" not in name or seen & identities or not any(p.requires_grad for p in parameters):
                 continue
@@ -94,9 +101,46 @@ def _weights(module: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor]]:
             for parameter in parameters:
                 if nn.parameter.is_lazy(parameter):
                     raise ValueError(f"{name} of {type(layer).__name__} has no shape yet: run one forward pass first")
+            if name in norms:
+                norms[name](layer, ())  # which writes the weight anew: it may lag behind, as after a move to a device
             weight = getattr(layer, name)
-            if weight.ndim >= 2 and weight.numel():
-                yield layer, name, weight
+            if weight.ndim < 2 or not weight.numel():
+                continue
+            if is_parametrized(layer, name):
+                _check_invertible(layer, name, weight)
+            yield layer, name, weight
+
+
+def _sources(layer: nn.Module) -> dict[str, list[nn.Parameter]]:
+    """What the layer's weights and biases are made of: themselves, or what computes them."""
+    sources = {name: [parameter] for name, parameter in layer.named_parameters(recurse=False)}
+    if is_parametrized(layer):
+        computed = cast(nn.ModuleDict, layer.parametrizations)
+        sources |= {name: list(original.parameters()) for name, original in computed.items()}
+    for name in _weight_norms(layer):
+        if not {f"{name}_g", f"{name}_v"} <= sources.keys() & layer._parameters.keys():
+            raise ValueError(
+                f"{name} of {type(layer).__name__} has a weight norm whose parts are computed themselves: initialise "
+                "before they are pruned or parametrised"
+            )
+        sources[name] = sources.pop(f"{name}_g") + sources.pop(f"{name}_v")
+    return sources
+
+
+def _weight_norms(layer: nn.Module) -> dict[str, WeightNorm]:
+    """The hooks of `torch.nn.utils.weight_norm`, which compute W = g·v/‖v‖ before forward, by the weight's name."""
+    return {hook.name: hook for hook in layer._forward_pre_hooks.values() if isinstance(hook, WeightNorm)}
+
+
+def _check_invertible(layer: Any, name: str, weight: Tensor) -> None:
+    """Try on a copy whether a computed weight can be set: some parametrizations say only then that they cannot."""
+    try:
+        deepcopy(layer.parametrizations[name]).right_inverse(weight)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{name} of {type(layer).__name__} has a parametrization through which it cannot be set ({error}): "
+            "initialise before it is registered"
+        ) from error
 
 
 def _fan_in(layer: Any, weight: Tensor) -> float:

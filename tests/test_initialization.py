@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy.stats import truncnorm
 from torch import nn
-from torch.nn.utils import parametrizations, prune
+from torch.nn.utils import parametrizations, parametrize, prune
 
 import adapt
 
@@ -143,6 +143,65 @@ def test_computed_weights_are_set_through_what_computes_them():
     assert torch.allclose(layer.parametrizations.weight.original0, layer.weight.norm(dim=1, keepdim=True))
     pruned = adapt.tnvs_(prune.l1_unstructured(nn.Linear(100, 400), "weight", 0.5))
     assert pruned.weight_orig.abs().max() > 0.99 * bound
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+@pytest.mark.parametrize("dim", [0, 1, None])
+def test_older_weight_norm_gives_the_promised_weights(dim):
+    torch.manual_seed(0)
+    layer = nn.utils.weight_norm(nn.Linear(100, 400), dim=dim)
+    twin = nn.Linear(100, 400)
+    torch.manual_seed(1)
+    adapt.tnvs_(layer)
+    torch.manual_seed(1)
+    adapt.tnvs_(twin)
+    assert torch.allclose(layer.weight, twin.weight, atol=1e-6)
+    layer(torch.rand(1, 100))
+    assert torch.allclose(layer.weight, twin.weight, atol=1e-6)
+    assert (layer.weight_g > 0).all()
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+def test_older_weight_norm_follows_the_layer_and_is_left_frozen():
+    moved = nn.utils.weight_norm(nn.LSTM(8, 8), "weight_hh_l0").double()
+    adapt.tnvs_(moved)
+    assert moved.weight_hh_l0.dtype == torch.float64
+    assert moved(torch.rand(2, 3, 8, dtype=torch.float64))[0].isfinite().all()
+    frozen = nn.utils.weight_norm(nn.Linear(3, 3)).requires_grad_(False)
+    before = parts(frozen)
+    adapt.tnvs_(nn.Sequential(nn.Linear(3, 3), frozen))
+    assert all(torch.equal(value, before[name]) for name, value in parts(frozen).items())
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+def test_older_weight_norm_of_pruned_parts_is_refused():
+    layer = prune.l1_unstructured(nn.utils.weight_norm(nn.Linear(3, 3)), "weight_v", 0.5)
+    with pytest.raises(ValueError, match="weight of Linear has a weight norm whose parts are computed themselves"):
+        adapt.tnvs_(layer)
+
+
+class Doubled(nn.Module):
+    def forward(self, weight):
+        return 2 * weight
+
+
+@pytest.mark.parametrize(
+    ("register", "reason"),
+    [
+        (lambda layer: parametrize.register_parametrization(layer, "weight", Doubled()), "Doubled does not implement"),
+        (
+            lambda layer: parametrizations.orthogonal(layer, orthogonal_map="cayley", use_trivialization=False),
+            "not possible to assign",
+        ),
+    ],
+)
+def test_nothing_is_drawn_when_a_parametrization_cannot_be_inverted(register, reason):
+    model = nn.Sequential(nn.Linear(3, 3), register(nn.Linear(3, 3)))
+    before, stream = parts(model), torch.get_rng_state()
+    with pytest.raises(ValueError, match=f"weight of ParametrizedLinear has a parametrization .*{reason}"):
+        adapt.tnvs_(model)
+    assert all(torch.equal(value, before[name]) for name, value in parts(model).items())
+    assert torch.equal(torch.get_rng_state(), stream)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
