@@ -102,6 +102,17 @@ def test_batch_norm_statistics_of_fine_tuning_are_an_even_mean_that_begins_anew(
     torch.testing.assert_close(model.norm.running_mean, 0.9 * before + 0.1 * mean, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:no bit width moved")
+@pytest.mark.parametrize("finetuning", [0, 2])
+def test_a_fine_tuning_shorter_than_the_even_mean_gives_the_momentum_back(finetuning):
+    phases = Phases(1, 4, finetuning)
+    model, optimizer, _learner = learning(phases=phases, update_every=3)
+    train(model, optimizer, phases.total)
+    assert model.norm.momentum == 0.1
+    # Nothing is forgotten where no pass follows.
+    assert model.norm.num_batches_tracked == (finetuning or 5)
+
+
 def test_detaching_while_statistics_are_taken_gives_the_momentum_back():
     model, optimizer, learner = learning()
     train(model, optimizer, 31)
@@ -118,6 +129,20 @@ def test_learning_rates_rise_and_fall_in_every_phase():
         found.append(optimizer.param_groups[0]["lr"])
     expected = [0.05 * rate(at, length, 0.5) for _, at, length in map(PHASES.at, range(PHASES.total + 2))]
     assert found == pytest.approx(expected)
+
+
+def test_present_rates_are_the_peaks_whatever_an_earlier_schedule_left():
+    def after(attach_to):
+        model, optimizer = build()
+        torch.optim.lr_scheduler.ConstantLR(optimizer)
+        optimizer.param_groups[0]["lr"] = 0.002
+        attach_to(model, optimizer)
+        train(model, optimizer, 1)
+        return optimizer.param_groups[0]["lr"]
+
+    assert after(lambda model, optimizer: learning(model, optimizer)) == pytest.approx(0.002 * rate(0, 6, 0.04))
+    lsq = after(lambda model, optimizer: attach_lsq(optimizer, model, weight_bits=3, steps=10))
+    assert lsq == pytest.approx(0.002 * rate(0, 10, 0.04))
 
 
 def test_learning_rates_are_left_alone_without_schedule():
@@ -177,6 +202,56 @@ def test_trace_and_widths_tell_what_happened():
     assert trace.fraction_length[-1, i] == round(float(-np.log2(last.step).mean()))
     assert 0 < trace.nonzero[-1, i] <= 1
     assert widths.means().shape == (len(widths), len(widths.names))
+
+
+@pytest.mark.filterwarnings("ignore:no bit width moved")
+def test_every_phase_is_told_of_once():
+    model, optimizer, learner = learning()
+    train(model, optimizer, PHASES.total + 3)
+    assert [(entry["phase"], entry["steps"]) for entry in learner.log] == [
+        ("pretraining", 6),
+        ("learning", 24),
+        ("finetuning", 10),
+    ]
+    assert learner.log[2]["bit_change"] == 0
+    model, optimizer, learner = learning(phases=Phases(0, 4, 0))
+    train(model, optimizer, 6)
+    assert [entry["phase"] for entry in learner.log] == ["learning"]
+
+
+SHORTER = [(20, Phases(6, 10, 10)), (26, Phases(6, 18, 10)), (20, Phases(3, 5, 2)), (4, Phases(2, 1, 1))]
+
+
+@pytest.mark.filterwarnings("ignore:no bit width moved")
+@pytest.mark.parametrize(("at", "phases"), SHORTER)
+def test_ends_that_are_past_when_phases_change_are_made_up_for(at, phases):
+    model, optimizer, learner = learning()
+    train(model, optimizer, at)
+    learner.use_phases(phases)
+    train(model, optimizer, max(phases.settling - at, 1), first=at)
+    run = learner._run
+    assert run.settled
+    settled = run.formats.bits.copy()
+    for kilobytes, target in zip(run.sizes.kilobytes, run.sizes.targets, strict=True):
+        assert kilobytes <= target * (1 + 1e-9)
+    train(model, optimizer, max(phases.total - learner.step, 1), first=learner.step)
+    assert run.frozen
+    assert np.array_equal(run.formats.bits, settled)
+    assert [entry["phase"] for entry in learner.log] == ["pretraining", "learning", "finetuning"]
+    assert learner.log[1]["weight_kilobytes"] <= learner.log[1]["weight_budget"]
+    assert model.norm.momentum == 0.1
+
+
+def test_settled_widths_stay_when_phases_become_longer():
+    model, optimizer, learner = learning()
+    train(model, optimizer, 25)
+    assert learner._run.settled
+    settled = bits(learner)
+    longer = Phases(30, 40, 5)
+    learner.use_phases(longer)
+    train(model, optimizer, longer.total - 25, first=25)
+    assert np.array_equal(bits(learner), settled)
+    assert learner._run.frozen
 
 
 def test_no_movement_is_warned_of():
@@ -279,6 +354,8 @@ def refused(kind, message, call):
         ({"weight_budget": Budget(bits=1.5)}, ValueError, "weight_budget of 1.5 bits on average cannot be met"),
         ({"activation_budget": Budget(kilobytes=0.01)}, ValueError, "activation_budget of 0.01 kB cannot be met"),
         ({"layers": "all"}, TypeError, "layers must be a function"),
+        ({"schedule": 3}, TypeError, "schedule must be True or False, got 3"),
+        ({"quantize_biases": 3}, TypeError, "quantize_biases must be True or False, got 3"),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else None,
 )
@@ -302,6 +379,19 @@ def test_bad_options_are_refused_by_name_and_leave_nothing_attached(options, kin
 def test_bad_options_of_lsq(options, message):
     model, optimizer = build()
     refused(ValueError, message, lambda: attach_lsq(optimizer, model, [pictures(0)[0]], **options))
+
+
+def test_lsq_takes_flags_that_are_flags():
+    for name in ("per_channel", "quantize_biases"):
+        refused(TypeError, f"{name} must be True or False, got 3", lambda name=name: given(4, **{name: 3}))
+
+
+def test_an_optimizer_that_maximises_is_refused():
+    model = Convolutional()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, maximize=True)
+    message = "the optimizer has maximize=True: minimise the negative instead"
+    refused(ValueError, message, lambda: learning(model, optimizer))
+    refused(ValueError, message, lambda: attach_lsq(optimizer, model, weight_bits=4))
 
 
 def test_a_learner_has_no_policy():
@@ -335,6 +425,48 @@ def test_calibration_is_needed_and_must_run():
             r"through Convolutional \(TypeError: .*\): a batch is .* pass \[x for x, _ in loader\]$",
             lambda batch=batch: attach(optimizer, model, [batch], **options),
         )
+
+
+class Scaled(nn.Module):
+    """Takes two inputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = Convolutional()
+
+    def forward(self, x, scale):
+        return self.body(x * scale.mean())
+
+
+def test_calibration_batches_that_cannot_be_are_refused_in_its_own_words():
+    model = Scaled()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+
+    def call(*batches):
+        budget = Budget(bits=4)
+        return attach(optimizer, model, batches, weight_budget=budget, activation_budget=budget, phases=PHASES)
+
+    x = pictures(0)[0]
+    message = r"share their first dimension, that of the samples, and have some, got shapes "
+    refused(ValueError, message + r"\[\[8, 3, 8, 8\], \[3\]\]", lambda: call((x, torch.ones(3))))
+    refused(ValueError, message + r"\[\[0, 3, 8, 8\], \[0\]\]", lambda: call((x[:0], torch.ones(0))))
+    refused(ValueError, message + r"\[\]", lambda: call(()))
+    refused(ValueError, "no finite value to body.first.weight.input", lambda: call((x * torch.nan, torch.ones(8))))
+    whole, part = call((x, torch.ones(8))), (x * torch.nan, torch.ones(8))
+    expected = whole.formats["body.first.weight.input"]
+    whole.detach("masters")
+    found = call((x, torch.ones(8)), part).formats["body.first.weight.input"]
+    assert np.array_equal(found.maximum, expected.maximum)
+
+
+def test_sizes_are_those_of_one_sample_where_batches_differ():
+    model, optimizer = build()
+    large = torch.randn(2, 3, 16, 16)
+    options = {"weight_budget": Budget(bits=4), "activation_budget": Budget(bits=4), "phases": PHASES}
+    learner = attach(optimizer, model, [pictures(0)[0], large], **options)
+    widths = learner.widths
+    assert widths.sizes("first.weight.input") == 3 * 16 * 16
+    assert widths.sizes("depthwise.weight.input") == 8 * 16 * 16
 
 
 def test_calibration_leaves_buffers_and_random_streams():

@@ -7,7 +7,9 @@ import pytest
 import torch
 
 import adapt
-from tests.learned.networks import PHASES, build, given, learning, train
+from adapt.learned import Budget, Phases
+from adapt.run.checkpoint import opened, sealed
+from tests.learned.networks import PHASES, build, given, learning, pictures, train
 
 
 def state_of(model, optimizer):
@@ -47,6 +49,71 @@ def test_resume_is_bit_for_bit(stop, tmp_path):
     assert again.norm.momentum == model.norm.momentum
 
 
+@pytest.mark.parametrize("setup", [learning, lambda: given(3, activation_bits=3)], ids=["learned", "lsq"])
+def test_resume_between_micro_batches_is_bit_for_bit(setup):
+    def micro(model, optimizer, learner, batches):
+        for batch in batches:
+            inputs, targets = pictures(batch)
+            loss = torch.nn.functional.cross_entropy(model(inputs), targets) / 2
+            loss.backward()
+            learner.observe(loss)
+            if batch % 2:
+                optimizer.step()
+                optimizer.zero_grad()
+
+    model, optimizer, learner = setup()
+    micro(model, optimizer, learner, range(15))
+    state = state_of(model, optimizer)
+    micro(model, optimizer, learner, range(15, 20))
+    again, other_optimizer, resumed = setup()
+    again.load_state_dict(state["model"])
+    other_optimizer.load_state_dict(state["optimizer"])
+    micro(again, other_optimizer, resumed, range(15, 20))
+    assert same(learner, resumed)
+    assert "micro_gradients" not in learner.state_dict()
+
+
+def test_gradients_that_are_thrown_away_are_not_saved():
+    _model, _optimizer, learner = learning()
+    learner.observe(1.0)
+    assert "micro_gradients" in learner.state_dict()
+    learner.forget_losses()
+    assert "micro_gradients" not in learner.state_dict()
+
+
+def test_a_resumed_run_keeps_its_peak_rate():
+    model, optimizer, _ = learning()
+    train(model, optimizer, 10)
+    state = state_of(model, optimizer)
+    train(model, optimizer, 1, first=10)
+    again, other_optimizer = build()
+    other_optimizer.param_groups[0]["lr"] = 7.0
+    learning(again, other_optimizer)
+    again.load_state_dict(state["model"])
+    other_optimizer.load_state_dict(state["optimizer"])
+    train(again, other_optimizer, 1, first=10)
+    assert other_optimizer.param_groups[0]["lr"] == optimizer.param_groups[0]["lr"]
+
+
+def test_a_state_of_longer_phases_settles_and_freezes():
+    model, optimizer, _ = learning()
+    train(model, optimizer, 20)
+    state = state_of(model, optimizer)
+    again, other_optimizer = build(seed=5)
+    _, _, resumed = learning(again, other_optimizer, phases=Phases(4, 12, 8))
+    again.load_state_dict(state["model"])
+    other_optimizer.load_state_dict(state["optimizer"])
+    train(again, other_optimizer, 4, first=20)
+    assert [entry["phase"] for entry in resumed.log] == ["pretraining", "learning", "finetuning"]
+    assert resumed.size.weight_bits <= 4 * (1 + 1e-9)
+
+
+def test_layers_are_not_matched_by_name():
+    _, _, learner = learning()
+    with pytest.raises(ValueError, match="strict must be True, got False: learned formats go on with all layers"):
+        learner.load_state_dict(learner.state_dict(), strict=False)
+
+
 def test_lsq_resumes_bit_for_bit():
     model, optimizer, learner = given(3, activation_bits=3)
     train(model, optimizer, 5)
@@ -73,6 +140,20 @@ def test_loading_into_a_run_that_is_further_goes_back():
         assert np.array_equal(form.step, learner.formats[name].step)
 
 
+def resealed(state, field, **changes):
+    """Change something within a sealed part."""
+    state[field] = sealed(opened(state[field]) | changes)
+
+
+def foreign(field):
+    """A sealed part of another network's state."""
+    torch.manual_seed(0)
+    model = torch.nn.Linear(4, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    adapt.learned.attach(optimizer, model, weight_budget=Budget(bits=4), phases=PHASES)
+    return optimizer.state_dict()["adapt"][field]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -88,8 +169,30 @@ def test_loading_into_a_run_that_is_further_goes_back():
         (lambda s: s.update(energy=torch.zeros(2)), "'energy'"),
         (lambda s: s.update(trace=b"nothing"), "damaged"),
         (lambda s: s.update(rule=None), "should hold 'rule' as bytes"),
+        (lambda s: s.update(rule=sealed({})), "should hold the rule's kind and count"),
+        (lambda s: s.update(rule=sealed([])), "should hold the rule's kind and count"),
+        (lambda s: resealed(s, "rule", count=-1), "should hold the rule's kind and count"),
+        (lambda s: resealed(s, "rule", mean=torch.zeros(2, 3, dtype=torch.float64)), "'rule' of mean"),
+        (lambda s: resealed(s, "rule", square=None), "'rule' of square"),
+        (lambda s: s.update(log=sealed({})), "should hold the log"),
+        (lambda s: s.update(log=sealed({"phases": [{}], "missed": {}})), "should hold the log"),
+        (lambda s: s.update(log=sealed({"phases": [], "missed": {"a": None}})), "should hold the log"),
+        (lambda s: s.update(trace=sealed({})), "trace or the widths of the precision state are damaged"),
+        (lambda s: s.update(widths=sealed({})), "trace or the widths of the precision state are damaged"),
+        (lambda s: s.update(widths=sealed(None)), "trace or the widths of the precision state are damaged"),
+        (lambda s: s.update(trace=foreign("trace")), "should hold the trace of this network"),
+        (lambda s: s.update(widths=foreign("widths")), "should hold the widths of this network"),
+        (lambda s: s.update(step=5), "is of step 5, but its trace go"),
+        (lambda s: s.update(step=-5), "'step' as a number of steps ≥ 0, got -5"),
+        (lambda s: s.update(count=-1), "'count' as a number of steps ≥ 0, got -1"),
+        (lambda s: s.update(frozen=True), "'settled' as True where 'frozen' is True"),
+        (lambda s: s.update(gradients=[None]), "'gradients' as a list of numbers"),
+        (lambda s: s.update(micro_losses=["1"]), "'micro_losses' as a list of numbers"),
+        (lambda s: s.update(micro_gradients={"head.weight": torch.ones(2)}), "'micro_gradients' of head.weight"),
+        (lambda s: s.update(micro_gradients=[]), "'micro_gradients' by name"),
+        (lambda s: s["formats"]["numel"].fill_(1), "sizes of this network's weights"),
     ],
-    ids=range(12),
+    ids=range(34),
 )
 def test_what_does_not_fit_is_refused_and_nothing_changes(change, message):
     model, optimizer, _learner = learning()
@@ -105,8 +208,10 @@ def test_what_does_not_fit_is_refused_and_nothing_changes(change, message):
             assert torch.equal(value, after[name])
         elif not isinstance(value, dict):
             assert value == after[name], name
-    for name, master in before["masters"].items():
-        assert torch.equal(master, after["masters"][name])
+    for part in ("masters", "formats"):
+        for name, value in before[part].items():
+            assert torch.equal(value, after[part][name])
+    assert all(p.grad is None or p.grad.shape == p.shape for p in model.parameters())
     train(model, optimizer, 2, first=8)
 
 
