@@ -69,8 +69,8 @@ def attach(
         activations: quantise the inputs and outputs of the linear layers, convolutions and embeddings too, with a
             straight-through gradient: "layer" in the layer's own format, "range" in its word length with the fraction
             length that the observed range asks for, a number in a word of so many bits by range; see
-            `adapt.activations.Activations`. Of recurrent layers and attention only the weights are quantised. Needs
-            the module in `params`.
+            `adapt.activations.Activations`. Of recurrent layers, attention, and layers with weight norm, spectral norm
+            or pruning only the weights are quantised. Needs the module in `params`.
         quantize_errors: quantise the gradients that come back to the outputs of these layers too, in the activations'
             word length with the fraction length that their range asks for.
         execution: really run the products of linear layers and convolutions in "bfloat16" (words of up to 8 bits) or

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from functools import lru_cache
 from hashlib import blake2b
+from typing import Any
 
 import numpy as np
 import torch
@@ -70,7 +71,8 @@ def quantize(
         device = "cpu" if generator is None else generator.device
         halves = torch.randint(0, 2**32, (2,), generator=generator, device=device)
     arguments = x.detach(), precision.word_length, precision.fraction_length, halves
-    return torch.ops.adapt.quantize(*arguments) if torch.compiler.is_compiling() else _quantize(*arguments)
+    opaque = torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(x)
+    return torch.ops.adapt.quantize(*arguments) if opaque else _quantize(*arguments)
 
 
 def _quantize(x: Tensor, word_length: int, fraction_length: int, halves: Tensor | None) -> Tensor:
@@ -88,7 +90,7 @@ def _quantize(x: Tensor, word_length: int, fraction_length: int, halves: Tensor 
     return output.to(x.dtype)
 
 
-# What torch.compile puts into its graphs instead of looking into the kernels.
+# What torch.compile and torch.func see instead of the kernels.
 @torch.library.custom_op("adapt::quantize", mutates_args=())
 def _operator(x: Tensor, word_length: int, fraction_length: int, halves: Tensor | None) -> Tensor:
     return _quantize(x, word_length, fraction_length, halves)
@@ -97,6 +99,12 @@ def _operator(x: Tensor, word_length: int, fraction_length: int, halves: Tensor 
 @_operator.register_fake
 def _(x: Tensor, word_length: int, fraction_length: int, halves: Tensor | None) -> Tensor:
     return torch.empty_like(x)
+
+
+@_operator.register_vmap
+def _(info: Any, in_dims: tuple[Any, ...], x: Tensor, *rest: Any) -> tuple[Tensor, int | None]:
+    # Every element for itself, wherever the batch is.
+    return torch.ops.adapt.quantize(x, *rest), in_dims[0]
 
 
 @lru_cache(maxsize=4096)

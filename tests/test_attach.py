@@ -1,7 +1,9 @@
 """What `attach`, `ASGD` and the policies refuse: a clear sentence, and nothing half attached."""
 
+import copy
 import gc
 import math
+import pickle
 import weakref
 
 import numpy as np
@@ -486,3 +488,52 @@ def test_asgd_refuses_groups_and_says_what_to_do():
 def test_numpy_numbers_are_numbers():
     model = net()
     adapt.attach(sgd(model), model, l1=np.float32(0.1), l2=np.float64(0.1))
+
+
+def test_parameters_that_take_the_place_of_others_join():
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    optimizer = torch.optim.SGD([{"params": model[0].parameters()}, {"params": model[2].parameters()}], lr=0.1)
+    precision = adapt.Precision(4, 2)
+    controller = adapt.attach(optimizer, model, adapt.Fixed(precision))
+    model[2] = nn.Linear(8, 3)
+    optimizer.param_groups.pop()
+    optimizer.add_param_group({"params": list(model[2].parameters())})
+    model(torch.randn(4, 6)).square().mean().backward()
+    optimizer.step()
+    assert any(layer is model[2].weight for layer in controller.layers.values())
+    assert torch.equal(model[2].weight, adapt.quantize(model[2].weight.detach(), precision))
+
+
+def test_what_fails_half_way_leaves_the_weights_and_the_modules_as_they_were():
+    model = nn.Sequential(nn.EmbeddingBag(4, 3), nn.Flatten())
+    weights, optimizer = model[0].weight.detach().clone(), sgd(model)
+    before = hooks(model, optimizer)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="execution='bfloat16' was asked for, but"):
+            adapt.attach(optimizer, model, adapt.Fixed(adapt.Precision(4, 2)), activations=8, execution="bfloat16")
+    assert torch.equal(model[0].weight, weights)
+    assert hooks(model, optimizer) == before
+
+
+@pytest.mark.parametrize("options", [{"activations": 8}, {"execution": "bfloat16"}])
+def test_defaults_of_torch_are_no_matter(options):
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    x, optimizer = torch.randn(4, 6), sgd(model)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with torch.device("meta"):
+            adapt.attach(optimizer, model, adapt.Fixed(adapt.Precision(8, 6)), **options)
+            model(x).square().mean().backward()
+            optimizer.step()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.isfinite(model(x)).all()
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, pickle.dumps])
+def test_a_controller_is_not_copied(copied):
+    model = nn.Linear(6, 8)
+    controller = adapt.attach(sgd(model), model, adapt.Fixed(adapt.Precision(8, 6)))
+    with pytest.raises(TypeError, match="a Controller belongs to its optimizer and modules and cannot be copied"):
+        copied(controller)
+    copied(model)

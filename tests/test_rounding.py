@@ -8,6 +8,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.func import grad as gradient_of
+from torch.func import vmap
 
 from adapt import Precision
 from adapt.rounding import grid, quantize, set_backend, stream_keys
@@ -301,3 +303,18 @@ def test_stream_keys_do_not_collide_over_steps_and_layers():
 def test_stream_keys_take_any_seed_and_step():
     extreme = [stream_keys(seed, step, ["a"])[0] for seed in (-1, 2**70) for step in (0, 2**63, 2**64 - 1)]
     assert len(set(extreme)) == 6
+
+
+def test_a_sign_that_lies_apart_from_the_memory_counts():
+    """As that of the imaginary part of a conjugate, which is a view."""
+    x = torch.tensor([1 + 2j, 3 - 4j]).conj().imag
+    assert x.is_neg()
+    assert quantize(x, Precision(8, 2)).tolist() == [-2.0, 4.0]
+
+
+@pytest.mark.parametrize("dim", [0, 1])
+def test_vmap_and_grad_see_one_operation(dim):
+    x = torch.randn(5, 3)
+    precision = Precision(8, 4)
+    assert torch.equal(vmap(lambda row: quantize(row, precision), dim, dim)(x), quantize(x, precision))
+    assert torch.equal(gradient_of(lambda t: (t * quantize(t, precision)).sum())(x), quantize(x, precision))

@@ -20,7 +20,7 @@ from adapt.distributed import ranks
 from adapt.execution.products import LAYERS
 from adapt.kernels.activation import FROZEN, NOISE, RECORD, Sites, activation_kernels
 from adapt.layers.hooks import remove_all
-from adapt.layers.layering import plain_name
+from adapt.layers.layering import plain_names
 from adapt.precision import Precision
 from adapt.switching.policy import Format
 from adapt.weights.masters import View
@@ -37,7 +37,8 @@ class Activations:
 
     Layers are linear layers and convolutions (plain, grouped, transposed), with input and output, and embeddings,
     with the output alone. What else owns a quantised weight, such as a recurrent layer or attention, keeps its
-    activations: its inner values cannot be reached, so only its weights are quantised.
+    activations: its inner values cannot be reached, so only its weights are quantised. So does a layer whose weight is
+    computed from others, by weight norm, spectral norm or pruning.
 
     Three modes: "layer" rounds in the layer's own ⟨WL, FL⟩; "range" keeps WL and lets FL follow what was met, as the
     fewest integer bits that hold the running maximum of |x|; a number is a WL for all layers, with FL by range. That
@@ -51,7 +52,8 @@ class Activations:
     Noise comes from the stream of (seed, step, name of the site), a site's name being its weight's name and ".input",
     ".output" or ".error". Several passes through a layer in one step (accumulation, shared layers) continue its
     stream. A pass that activation checkpointing repeats inside backward draws again what the layer's last pass drew,
-    so a checkpointed layer should run once between two backward passes.
+    so a checkpointed layer should run once between two backward passes. Under `torch.compile` two passes of a layer
+    over one and the same input may become one, and then share their noise.
 
     For backward nothing is kept but a byte for each element, and that only where a value was outside the range;
     a float copy would cost four times that, always.
@@ -247,10 +249,11 @@ def check_state(state: Mapping[str, Any], names: Sequence[str], *, strict: bool)
 
 def _owners(module: nn.Module, layers: Mapping[int, int]) -> Iterator[tuple[str, nn.Module, int]]:
     """The layers whose activations can be rounded: the weight's name by this path, the layer, the weight's index."""
+    plain = plain_names(name for name, _ in module.named_parameters(remove_duplicate=False))
     for path, owner in module.named_modules():
         weight = owner._parameters.get("weight")
         if isinstance(owner, (*LAYERS, *_WITH_OUTPUT_ALONE)) and weight is not None and id(weight) in layers:
-            yield plain_name(f"{path}.weight" if path else "weight"), owner, layers[id(weight)]
+            yield plain[f"{path}.weight" if path else "weight"], owner, layers[id(weight)]
 
 
 def _of_rank(names: Sequence[str]) -> list[str]:

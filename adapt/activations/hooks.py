@@ -54,6 +54,11 @@ class Hooks:
             return torch.ops.adapt.quantize_activation(x, *tables, site, error, training)[0]
         if self.idle:
             return x
+        if torch._C._functorch.is_functorch_wrapped_tensor(x):
+            raise NotImplementedError(
+                "transforms of torch.func cannot look into the rounding of activations: apply them to a model whose "
+                "weights alone are quantised, or after detach()"
+            )
         in_place = fresh and not x._is_view() and is_dense(x)
         learning = x.requires_grad and torch.is_grad_enabled()
         mask = torch.empty(mask_size(x.numel()), dtype=torch.uint8, device=x.device) if learning else None

@@ -97,10 +97,11 @@ def quantized(
 
 
 # What torch.compile puts into its graphs: the sites' tables are inputs of the operators, so a precision that moves
-# recompiles nothing. That the streams move on is not declared: nothing but these operators ever looks.
+# recompiles nothing. That the streams move on is not declared: nothing but these operators ever looks. The tag asks
+# not to merge two calls with the same input into one; not all of the compiler's passes heed it.
 
 
-@torch.library.custom_op("adapt::quantize_activation", mutates_args=())
+@torch.library.custom_op("adapt::quantize_activation", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,))
 def _quantize_activation(
     x: Tensor, formats: Tensor, keys: Tensor, drawn: Tensor, peaks: Tensor, site: int, error: int, training: bool
 ) -> tuple[Tensor, Tensor]:
@@ -116,7 +117,7 @@ def _(
     return torch.empty_like(x), x.new_empty(mask_size(x.numel()), dtype=torch.uint8)
 
 
-@torch.library.custom_op("adapt::quantize_error", mutates_args=())
+@torch.library.custom_op("adapt::quantize_error", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,))
 def _quantize_error(
     gradient: Tensor,
     mask: Tensor,

@@ -40,7 +40,8 @@ class Execution:
     * A bias is rounded to the short type before it is added.
     * The output is rounded once, to the short type: by up to 2^−8 of its magnitude in bfloat16, 2^−11 in float16.
       What follows (normalisation, activation functions, …) runs on the short type as torch does it, until the
-      outermost module answers; that answer is float32 again. Batch normalisation of bfloat16 in training has a
+      outermost module answers; that answer is float32 again, but not within an object that `torch.utils._pytree` does
+      not know, such as a dataclass. Batch normalisation of bfloat16 in training has a
       kernel of its own on the CPU, with float32 statistics and one rounding, where channels are innermost.
     * With `backward`, the products for the gradients run in the short type too: the error that comes back and the
       gradients of input, weight and bias are each rounded to it once, and the latter two are then widened to float32.
@@ -55,9 +56,10 @@ class Execution:
     logits by 0.38, 0.35 and 0.43 %, gradients by 0.2 to 28 %.
 
     All other modules that have parameters (layers that are not quantised, recurrent layers, attention, layer
-    normalisation, your own) are given float32. Where a module multiplies such activations with a parameter of its own
-    by itself, it needs `torch.autocast` around it, as with all short types; layers that do not fit stay in float32
-    under it.
+    normalisation, your own) are given float32. Where a module by itself multiplies such activations, with a parameter
+    of its own or with each other as written-out attention does, it needs `torch.autocast` around it, as with all short
+    types: one of two layers may outgrow the short type, and then their answers are of two types. Layers that do not fit
+    stay in float32 under it.
 
     The layout of 4-dimensional tensors is the one that torch would choose, channels last if input or weight have it:
     `model.to(memory_format=torch.channels_last)` is what is fast. On the CPU small pictures of many channels are

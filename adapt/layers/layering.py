@@ -1,6 +1,7 @@
 """Which parameters are layers, and under what names."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -35,10 +36,19 @@ def is_matrix(name: str, parameter: Tensor) -> bool:
     return parameter.ndim >= 2
 
 
+def plain_names(names: Iterable[str]) -> dict[str, str]:
+    """Parameters' names → the same without what torch.compile, DistributedDataParallel or averaging wrapped around all.
+
+    Where only some begin with "module.", that is an attribute of the model's own.
+    """
+    plain = {name: name.replace("_orig_mod.", "") for name in names}
+    wrapped = all(name.startswith("module.") for name in plain.values())
+    return {name: short.removeprefix("module.") if wrapped else short for name, short in plain.items()}
+
+
 def plain_name(name: str) -> str:
-    """A parameter's name without what torch.compile, DistributedDataParallel or averaging wrapped around it."""
-    name = name.replace("_orig_mod.", "")
-    return name.removeprefix("module.")
+    """One parameter's name without what was wrapped around its model."""
+    return plain_names([name])[name]
 
 
 def named(params: Parameters) -> dict[str, Tensor]:
@@ -61,8 +71,7 @@ def named(params: Parameters) -> dict[str, Tensor]:
         pairs = params
     else:
         raise TypeError(f"params must be a module, named parameters or parameters, got {type(params).__name__}")
-    result: dict[str, Tensor] = {}
-    known: set[int] = set()
+    found: list[tuple[str, Tensor]] = []
     for position, pair in enumerate(pairs):
         name, parameter = pair if isinstance(pair, tuple) and len(pair) == 2 else (f"parameter_{position}", pair)
         if not isinstance(name, str) or not isinstance(parameter, Tensor):
@@ -70,7 +79,12 @@ def named(params: Parameters) -> dict[str, Tensor]:
                 f"params must hold parameters or (name, parameter) pairs, got {type(pair).__name__} at {position}"
                 + (": make the optimizer of these groups and use adapt.attach" if isinstance(pair, dict) else "")
             )
-        name = plain_name(name)
+        found.append((name, parameter))
+    plain = plain_names(name for name, _ in found)
+    result: dict[str, Tensor] = {}
+    known: set[int] = set()
+    for name, parameter in found:
+        name = plain[name]
         if result.get(name, parameter) is not parameter:
             raise ValueError(f"params names two parameters {name!r}: give each its own name")
         # A tied parameter goes by its first name.
@@ -142,6 +156,24 @@ def check_layer(name: str, parameter: Tensor) -> None:
         )
 
 
+def check_memory(layers: Mapping[str, Tensor]) -> None:
+    """Refuse layers that lie in the same memory, as weights tied by their `.data` do: their masters would part.
+
+    Raises:
+        ValueError: two do, wholly or in part.
+    """
+    spans = []
+    for name, parameter in layers.items():
+        piece = sharding.local(parameter)
+        spans.append((piece.data_ptr(), piece.data_ptr() + piece.numel() * piece.element_size(), name))
+    for (_, end, name), (start, _, other) in pairwise(sorted(span for span in spans if span[0] < span[1])):
+        if start < end:
+            raise ValueError(
+                f"{name} and {other} share memory, but each would get a master of its own: make them one parameter "
+                "(module.weight = other.weight), or leave one out with `layers`"
+            )
+
+
 def check_modules(module: nn.Module | None, layers: Mapping[str, Tensor]) -> None:
     """Refuse a module whose forward pass would write into its layer's weight.
 
@@ -166,7 +198,8 @@ def choose(optimizer: Optimizer, parameters: Mapping[str, Tensor], choice: Choic
 
     Raises:
         TypeError: a parameter has no shape yet.
-        ValueError: the optimizer holds parameters that `parameters` does not name, or no layer is left.
+        ValueError: the optimizer holds parameters that `parameters` does not name, no layer is left, or two share
+            memory.
         NotImplementedError: an engine cut the parameters without regard to layers.
     """
     names = {id(parameter): name for name, parameter in parameters.items()}
@@ -199,6 +232,7 @@ def choose(optimizer: Optimizer, parameters: Mapping[str, Tensor], choice: Choic
         )
     for name, parameter in layers.items():
         check_layer(name, parameter)
+    check_memory(layers)
     if len({parameter.device for parameter in layers.values()}) > 1:
         raise ValueError("params lie on several devices: attach one optimizer for each device")
     return layers

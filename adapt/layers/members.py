@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from adapt.layers.layering import optimized, plain_name
+from adapt.layers.layering import optimized, plain_names
 
 
 class Members:
@@ -45,7 +45,9 @@ class Members:
         """Give a name to every parameter of the optimizer."""
         names = {id(p): name for name, p in self.known.items()}
         if self._module is not None:
-            names |= {id(p): plain_name(name) for name, p in self._module.named_parameters()}
+            found = dict(self._module.named_parameters())
+            plain = plain_names(found)
+            names |= {id(p): plain[name] for name, p in found.items()}
         for parameter in optimized(self._optimizer):
             name = names.setdefault(id(parameter), f"parameter_{len(names)}")
             # A module may have been replaced by one of its name, but the optimizer keeps the parameters of both.

@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 
 from adapt.attachment import attach, attached
 from adapt.controller import Controller
-from adapt.layers.layering import named, optimized, plain_name
+from adapt.layers.layering import named, optimized, plain_names
 from adapt.lightning.averaging import AfterAveraging, BeforeAveraging
 from adapt.optim import ASGD
 from adapt.switching.fixed import FOREVER
@@ -169,7 +169,8 @@ def _has_layers(optimizer: Optimizer, pl_module: LightningModule, options: Mappi
 @torch.no_grad()
 def untouched(controller: Controller, weights: Mapping[str, Tensor]) -> bool:
     """Whether a module's weights are still those that the controller left when it was detached."""
-    weights = {plain_name(name): weight for name, weight in weights.items()}
+    plain = plain_names(weights)
+    weights = {plain[name]: weight for name, weight in weights.items()}
     layers = controller.banks[0]
     for index, name in enumerate(layers.names):
         expected = layers.seen(index, "evaluation" if controller.step else "masters")

@@ -583,3 +583,34 @@ def test_activations_need_a_module_with_layers_that_can_round_them():
         adapt.attach(optimizer, recurrent, activations="layer")
     assert torch.equal(recurrent.weight_hh_l0, before)
     adapt.attach(optimizer, recurrent)
+
+
+@pytest.mark.parametrize("errors", [False, True])
+def test_a_penalty_on_gradients_reaches_the_weights(errors):
+    """With create_graph the gradient of the input is differentiated: the mask is a factor, rounding lets through."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    narrow = adapt.Fixed(Precision(8, 6))
+    adapt.attach(optimizer, model, narrow, rounding="nearest", activations="layer", quantize_errors=errors)
+    x = (3 * torch.randn(16, 6)).requires_grad_()
+    y = model(x)
+    (slope,) = torch.autograd.grad(y.sum(), x, create_graph=True)
+    assert (slope == 0).any(), "no input saturated: the test shows nothing"
+    (found,) = torch.autograd.grad(slope.square().sum(), model[0].weight)
+    inside = (x >= -2) & (x <= 2 - 2**-6)
+    low = adapt.quantize(x, Precision(8, 6))
+    hidden = F.linear(low, model[0].weight, model[0].bias)
+    kept = (hidden >= -2) & (hidden <= 2 - 2**-6)
+    rounded = hidden + (adapt.quantize(hidden, Precision(8, 6)) - hidden).detach()
+    curve = torch.tanh(rounded)
+    curve = curve + (adapt.quantize(curve, Precision(8, 6)) - curve).detach()
+    derivative = (1 - torch.tanh(rounded) ** 2) * model[2].weight[0] * kept
+    (expected,) = torch.autograd.grad(((derivative @ model[0].weight) * inside).square().sum(), model[0].weight)
+    assert (found - expected).norm() < 1e-4 * expected.norm()
+
+
+def test_transforms_of_torch_func_are_refused_by_name():
+    model, _, _ = assembled(activations="range")
+    with pytest.raises(NotImplementedError, match=r"transforms of torch\.func cannot look into the rounding"):
+        torch.func.vmap(model)(torch.randn(2, 4, 6))

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 import adapt
 from adapt import Precision
@@ -220,6 +221,43 @@ def test_an_exception_leaves_no_module_open():
     with pytest.raises(RuntimeError):
         model(torch.ones(2, 5))
     assert model(torch.ones(2, 6)).dtype == torch.float32
+
+
+def test_an_interrupt_leaves_no_module_open():
+    """torch tells nobody of Ctrl-C, which is no Exception."""
+    model, _, _ = assembled(nn.Sequential(net(), nn.Linear(3, 2)), SHORT, execution="bfloat16")
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    handle = model[0][1].register_forward_hook(interrupt)
+    for part in (model, model[0]):
+        with pytest.raises(KeyboardInterrupt):
+            part(torch.ones(2, 6))
+    handle.remove()
+    assert model[0](torch.ones(2, 6)).dtype == model(torch.ones(2, 6)).dtype == torch.float32
+
+
+class Recomputing(nn.Module):
+    """Forgets what is between two layers, and computes it again in backward."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.second(checkpoint(lambda t: torch.tanh(self.first(t)).square(), x, use_reentrant=False))
+
+
+def test_what_a_checkpoint_computes_again_has_the_type_that_it_had():
+    model, _, _ = assembled(Recomputing(), SHORT, rounding="nearest", execution="bfloat16")
+    x = torch.randn(4, 6)
+    model(x).square().sum().backward()
+    found = model.first.weight.grad.clone()
+    model.zero_grad()
+    y = model.second(torch.tanh(model.first.forward(x.bfloat16()).bfloat16()).square())
+    y.square().sum().backward()
+    assert (found - model.first.weight.grad).norm() < 0.05 * found.norm()
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+import adapt
 from adapt.layers import layering
 
 
@@ -45,3 +46,36 @@ def test_biases_and_norms_follow_the_layer_before_them():
 def test_matrices_are_layers():
     for shape, answer in (((), False), ((3,), False), ((3, 3), True), ((3, 3, 1, 1), True)):
         assert layering.is_matrix("weight", torch.zeros(shape)) is answer
+
+
+def test_an_attribute_called_module_keeps_its_name():
+    class Wrapped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.module, self.weight = nn.Linear(2, 2), nn.Parameter(torch.zeros(2, 2))
+
+    assert list(layering.named(Wrapped())) == ["weight", "module.weight", "module.bias"]
+    assert list(layering.named(nn.DataParallel(nn.Linear(2, 2)))) == ["weight", "bias"]
+    assert layering.plain_names(["module.a", "b"]) == {"module.a": "module.a", "b": "b"}
+
+
+def test_layers_that_share_memory_are_refused():
+    encoder, decoder = nn.Linear(6, 4, bias=False), nn.Linear(4, 6, bias=False)
+    decoder.weight.data = encoder.weight.data.t()
+    with pytest.raises(ValueError, match=r"0\.weight and 1\.weight share memory, but each would get a master"):
+        attach_to(nn.Sequential(encoder, decoder))
+    both = torch.zeros(20)
+    for layer, piece in ((encoder, both[:12]), (decoder, both[8:20])):
+        layer.weight = nn.Parameter(piece.view(3, 4))
+    with pytest.raises(ValueError, match="share memory"):
+        attach_to(nn.Sequential(encoder, decoder))
+
+
+def test_layers_side_by_side_in_one_memory_are_two():
+    both, first, second = torch.zeros(24), nn.Linear(4, 3), nn.Linear(4, 3)
+    first.weight, second.weight = nn.Parameter(both[:12].view(3, 4)), nn.Parameter(both[12:].view(3, 4))
+    assert len(attach_to(nn.Sequential(first, second)).layers) == 2
+
+
+def attach_to(model):
+    return adapt.attach(torch.optim.SGD(model.parameters(), lr=0.1), model, adapt.Fixed(adapt.Precision(8, 4)))

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import adapt
+from adapt.run import checkpoint
 from adapt.run.checkpoint import KEY
 from tests.training import CLIMBING, RESTLESS, assembled, batch, copies, is_on_grid, loss_of, net, train
 
@@ -368,3 +369,71 @@ def test_a_state_is_a_copy():
             tensor.zero_()
     assert other.masters["0.weight"].abs().sum() > 0
     assert same(copies(controller.masters), before)
+
+
+def test_a_state_that_rounds_activations_needs_rounded_activations():
+    state = trained(activations="range")[2].state_dict()
+    model, optimizer, controller = trained(3)
+    before = picture(model, optimizer, controller)
+    with pytest.raises(ValueError, match="rounds activations: attach with the same activations"):
+        controller.load_state_dict(state)
+    assert same(picture(model, optimizer, controller), before)
+    controller.load_state_dict(state, strict=False)
+
+
+def test_the_trace_goes_on_where_a_layer_had_joined():
+    """The run that goes on has the same layers from the start, in the order of the module."""
+    model = net()
+    model[0].weight.requires_grad_(False)
+    model, optimizer, controller = assembled(model, RESTLESS)
+    train(model, optimizer, 1, controller=controller)
+    model[0].weight.requires_grad_(True)
+    train(model, optimizer, 3, 1, controller)
+    _, other_optimizer, other_controller = assembled(net(), RESTLESS)
+    other_optimizer.load_state_dict(optimizer.state_dict())
+    trace, found = controller.trace, other_controller.trace
+    assert found.layers == trace.layers[::-1] == ("0.weight", "2.weight")
+    assert found.numel.tolist() == trace.numel.tolist()[::-1]
+    assert found.step.tolist() == trace.step.tolist() == [1, 2, 3, 4]
+    assert found.word_length.tolist() == trace.word_length[:, ::-1].tolist()
+    assert found.word_length[0].tolist() == [32, trace.word_length[0, 0]]
+
+
+def broken_trace(state):
+    state["trace"] = checkpoint.sealed(adapt.Trace(["other"], [3]).state_dict())
+
+
+def earlier_than_its_trace(state):
+    state["step"] = 2
+
+
+def endless_window(state):
+    state["state"]["lookback"][0] = float("inf")
+
+
+def negative_resolution(state):
+    state["state"]["resolution"][0] = -1
+
+
+def negative_divergence(state):
+    state["state"]["divergence"][0] = -1.0
+
+
+@pytest.mark.parametrize(
+    ("breaks", "message"),
+    [
+        (broken_trace, "layers must be"),
+        (earlier_than_its_trace, "is of step 2, but its trace goes to 7"),
+        (endless_window, "lookback of AdaPT's state must be finite numbers ≥ 1"),
+        (negative_resolution, "resolution of AdaPT's state must be finite numbers ≥ 1"),
+        (negative_divergence, "diversity and divergence of AdaPT's state must be at least 1 and 0"),
+    ],
+)
+def test_a_state_that_no_run_comes_to_changes_nothing(breaks, message):
+    state = copy.deepcopy(trained()[2].state_dict())
+    breaks(state)
+    model, optimizer, controller = trained(3)
+    before = picture(model, optimizer, controller)
+    with pytest.raises(ValueError, match=message):
+        controller.load_state_dict(state)
+    assert same(picture(model, optimizer, controller), before)

@@ -1,5 +1,7 @@
 """Steps that are not simple: optimizers that call others, closures that fail or are called twice, interruptions."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -229,3 +231,61 @@ def test_no_step_within_a_context_that_shows_other_weights(context):
         optimizer.step()
     assert all(torch.equal(master, masters[name]) for name, master in controller.masters.items())
     optimizer.step()
+
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+
+def test_a_step_that_was_interrupted_is_over_for_the_next_without_a_module_too():
+    """Without a module no forward pass tells that the step is over; nor does one that leaves the first layer out."""
+    model, precision = net(), adapt.Precision(4, 2)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    controller = adapt.attach(optimizer, dict(model.named_parameters()), adapt.Fixed(precision), rounding="nearest")
+    handle = optimizer.register_step_pre_hook(interrupt)
+    loss_of(model, 0).backward()
+    with pytest.raises(KeyboardInterrupt):
+        optimizer.step()
+    handle.remove()
+    train(model, optimizer, 3, controller=controller)
+    assert controller.step == 4
+    assert is_on_grid(model[0].weight, precision)
+    assert torch.equal(model[2].weight, adapt.quantize(controller.masters["2.weight"], precision))
+
+
+@pytest.mark.parametrize("with_gradients", [False, True])
+def test_a_step_at_rate_zero_is_one_where_there_are_gradients(with_gradients):
+    """torch.distributed.checkpoint makes one without them, to begin the optimizer's state."""
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9)
+    controller = adapt.attach(optimizer, model, adapt.Fixed(adapt.Precision(8, 6), normalize_gradients=True))
+    (1000 * with_gradients * loss_of(model, 0)).backward()
+    optimizer.step(closure=None)
+    assert controller.step == with_gradients
+    if with_gradients:
+        assert optimizer.state[model[0].weight]["momentum_buffer"].norm() == pytest.approx(1)
+
+
+def test_a_loss_that_changes_after_it_was_shown_counts_as_it_was():
+    model, _, controller = assembled(net(), RESTLESS)
+    loss = loss_of(model, 0)
+    shown = loss.item()
+    controller.observe(loss)
+    loss /= 4
+    loss.backward()
+    assert controller._run.losses.state() == [shown]
+
+
+def test_a_closure_may_answer_a_number_of_numpy():
+    model, optimizer, controller = assembled(net(), RESTLESS)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = loss_of(model, 0)
+        loss.backward()
+        return np.float32(loss.item())
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer.step(closure)
+    assert controller.trace.step.tolist() == [1]

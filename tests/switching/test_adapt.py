@@ -137,11 +137,20 @@ BOUNDS = st.tuples(st.integers(1, 60), st.integers(1, 110)).map(lambda pair: tup
 QUOTIENTS = st.lists(st.one_of(st.just(1e9), st.floats(1, 40)), min_size=3, max_size=8)
 
 
-@given(BOUNDS, st.one_of(st.sampled_from([0.0, 0.33, 1.0]), st.floats(0, 1)), QUOTIENTS, st.integers(0, 100))
-def test_patience_never_misses_a_switch(lookback, momentum, quotients, gap):
-    """Whatever the gradients, no window ends within the steps that patience promises."""
+@given(
+    BOUNDS,
+    st.one_of(st.sampled_from([0.0, 0.33, 1.0]), st.floats(0, 1)),
+    QUOTIENTS,
+    st.integers(0, 100),
+    st.one_of(st.none(), st.floats(1, 200)),
+)
+def test_patience_never_misses_a_switch(lookback, momentum, quotients, gap, before):
+    """Whatever the gradients, no window ends within the steps that patience promises, nor where the state is of a run
+    with other bounds."""
     policy = AdaPT(lookback=lookback, lookback_momentum=momentum, resolution=(3, 3))
     state, steps = policy.start([WEIGHTS[:5]]), 0
+    if before is not None:
+        state.lookback[:] = before
     while steps < 150:
         promised = policy.patience(state)
         assert 0 <= promised < lookback[1]

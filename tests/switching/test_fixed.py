@@ -1,6 +1,7 @@
 import numpy as np
 import torch
 
+from adapt import attach, quantize
 from adapt.precision import Precision
 from adapt.switching.fixed import FOREVER, Fixed
 from adapt.switching.policy import Observation
@@ -33,3 +34,24 @@ def test_it_needs_neither_sums_nor_gradients_nor_the_loss():
 def test_there_is_no_window_to_tell_about():
     policy = Fixed(PRECISION)
     assert policy.record(policy.start([torch.zeros(2)] * 3)) == {}
+
+
+def test_a_run_that_began_in_another_format_goes_over_to_it_in_the_next_step():
+    policy, state = Fixed(PRECISION), Fixed(Precision(8, 6)).start([torch.zeros(2)] * 2)
+    assert policy.patience(state) == 0
+    moved = policy.advance(state, None)
+    assert moved.formats == (PRECISION, PRECISION)
+    assert policy.patience(moved) == FOREVER
+
+
+def test_another_format_takes_over_a_run():
+    model = torch.nn.Linear(6, 8)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    controller = attach(optimizer, model, Fixed(Precision(8, 6)))
+    for policy in (controller.policy, Fixed(Precision(4, 2))):
+        controller.policy = policy
+        model(torch.randn(4, 6)).square().mean().backward()
+        optimizer.step()
+        assert controller.precisions == {"weight": policy.precision}
+    assert controller.trace.word_length.tolist() == [[8], [4]]
+    assert torch.equal(model.weight, quantize(model.weight.detach(), Precision(4, 2)))

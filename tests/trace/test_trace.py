@@ -221,6 +221,22 @@ class TestAddLayers:
         assert_same(trace, small())
 
 
+class TestReordered:
+    def test_columns_go_with_their_names(self):
+        trace = small().reordered(["fc.weight", "conv.weight"])
+        assert trace.layers == ("fc.weight", "conv.weight")
+        assert trace.numel.tolist() == [10, 30]
+        assert trace.step.tolist() == small().step.tolist()
+        assert trace.word_length.tolist() == small().word_length[:, ::-1].tolist()
+        np.testing.assert_array_equal(trace.divergence, small().divergence[:, ::-1])
+        assert_same(trace.reordered(small().layers), small())
+
+    @pytest.mark.parametrize("layers", [["fc.weight"], ["fc.weight", "fc.weight"], ["fc.weight", "other"]])
+    def test_other_names_are_refused(self, layers):
+        with pytest.raises(ValueError, match=r"layers must be .* in another order, got"):
+            small().reordered(layers)
+
+
 class TestRoundTrip:
     @given(trace=traces())
     def test_file_and_state(self, trace, tmp_path_factory):

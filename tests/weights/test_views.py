@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrize, prune
 
 import adapt
 from adapt.attachment import attached
@@ -136,3 +137,59 @@ def test_one_look_at_the_optimizer_for_a_call_of_the_whole_module(monkeypatch):
     net[0](torch.zeros(1, 6))
     net[2](torch.zeros(1, 8))
     assert len(looks) == 4, "alone, each looks for itself"
+
+
+def test_saved_weights_of_a_pruned_and_of_a_parametrised_layer_are_those_of_evaluation_too():
+    net, optimizer, controller = trained()
+    prune.l1_unstructured(net[0], "weight", 0.3)
+    parametrize.register_parametrization(net[2], "weight", nn.Identity())
+    net(torch.randn(4, 6)).square().mean().backward()
+    optimizer.step()
+    expected = nearest(controller)
+    saved = net.state_dict()
+    assert torch.equal(saved["0.weight_orig"], expected["0.weight"])
+    assert torch.equal(saved["2.parametrizations.weight.original"], expected["2.weight"])
+
+
+@pytest.mark.parametrize("context", ["master_weights", "evaluation_weights"])
+def test_within_a_context_neither_detach_nor_loading(context):
+    net, optimizer, controller = trained()
+    state = optimizer.state_dict()
+    with getattr(controller, context)():
+        with pytest.raises(RuntimeError, match=r"detach\(\) within master_weights\(\) or evaluation_weights\(\)"):
+            controller.detach()
+        with pytest.raises(RuntimeError, match="loading a state within"):
+            optimizer.load_state_dict(state)
+        assert controller.is_attached
+    controller.detach()
+    assert same(dict(net.named_parameters()), nearest(controller))
+
+
+def test_after_detach_no_context_brings_the_old_weights_back():
+    net, optimizer, controller = trained()
+    state = controller.state_dict()
+    controller.detach()
+    net(torch.randn(4, 6)).square().mean().backward()
+    optimizer.step()
+    learned = {name: p.detach().clone() for name, p in net.named_parameters()}
+    for use in (
+        lambda: controller.master_weights().__enter__(),
+        lambda: controller.evaluation_weights().__enter__(),
+        lambda: controller.load_state_dict(state),
+    ):
+        with pytest.raises(RuntimeError, match="this controller was detached"):
+            use()
+    assert same(dict(net.named_parameters()), learned)
+
+
+def test_a_layer_that_a_pass_in_inference_mode_takes_in_trains():
+    net, optimizer, controller = trained(0)
+    extra = nn.Linear(2, 2)
+    net.append(extra)
+    optimizer.add_param_group({"params": list(extra.parameters())})
+    with torch.inference_mode():
+        net.eval()(torch.randn(4, 6))
+    net.train()(torch.randn(4, 6)).square().mean().backward()
+    optimizer.step()
+    assert torch.equal(extra.weight, adapt.quantize(extra.weight.detach(), PRECISION))
+    assert "3.weight" in controller.masters
