@@ -7,7 +7,7 @@ from typing import Any, cast
 from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
-from adapt.perfmodel.rehearsal import rehearse, samples_of, tensors_in
+from adapt.perfmodel.rehearsal import rehearse, samples_of, tensors_in, wrapper_prefix
 
 
 def activation_sizes(model: nn.Module, *example_inputs: Any, batch_size: int | None = None) -> dict[str, int]:
@@ -31,9 +31,10 @@ class _Sizes(nullcontext[None]):
     def __init__(self, model: nn.Module, inputs: tuple[Any, ...]) -> None:
         super().__init__()
         self.sizes: dict[str, int] = {}
+        prefix = wrapper_prefix(model)
         for name, module in model.named_modules():
             if not isinstance(module, ParametrizationList) and any(weight.ndim >= 2 for weight in _weights(module)):
-                self._watch(name.removeprefix("module."), module)
+                self._watch(f"{name}.".removeprefix(prefix).removesuffix("."), module)
 
     def _watch(self, name: str, module: nn.Module) -> None:
         def measure(module: nn.Module, args: Any, result: Any) -> None:

@@ -9,7 +9,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from adapt.perfmodel.rehearsal import rehearse, samples_of, tensors_in
+from adapt.perfmodel.rehearsal import rehearse, samples_of, tensors_in, wrapper_prefix
 
 _aten = torch.ops.aten
 
@@ -17,10 +17,10 @@ _aten = torch.ops.aten
 def operations(model: nn.Module, *example_inputs: Any, batch_size: int | None = None) -> dict[str, int]:
     """AdaPT 4.1.2, ops^l: multiply-adds of one forward pass per sample, keyed by the weight's parameter name.
 
-    Every parameter of two or more dimensions has an entry, in the order of `model.named_parameters()`; the names
-    are those of the bare model, without what torch.compile or DistributedDataParallel put around it. Products with
-    padded zeros count. A weight used twice (tied, or in a module called twice) counts twice. Embeddings, weights that
-    only scale or shift, and weights that forward does not use cost 0; products of activations with each other
+    Every parameter of two or more dimensions has an entry, in the order of `model.named_parameters()`; the names are
+    those of the bare model, without what torch.compile, DistributedDataParallel or averaging put around it. Products
+    with padded zeros count. A weight used twice (tied, or in a module called twice) counts twice. Embeddings, weights
+    that only scale or shift, and weights that forward does not use cost 0; products of activations with each other
     (attention scores) and element-wise work belong to no weight and are left out. Work on weights alone, such as a
     low-rank product, is spread over the samples and rounded.
 
@@ -69,9 +69,10 @@ class _MultiplyAdds(TorchDispatchMode):
         self._origins = WeakTensorKeyDictionary()
         self._recurrent = 0
         self.counts: dict[str, int] = {}
+        prefix = wrapper_prefix(model)
         for name, parameter in model.named_parameters():
             if parameter.ndim >= 2:
-                name = name.removeprefix("module.")
+                name = name.removeprefix(prefix)
                 self.counts[name] = 0
                 self._origins[parameter] = _Origin(name)
         for tensor in tensors_in(inputs):

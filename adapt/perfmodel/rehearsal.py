@@ -1,7 +1,7 @@
 """Run a model once without touching it: on a copy of its structure, on the meta device where that is possible."""
 
 import random
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from copy import copy as shallow_copy
@@ -101,6 +101,11 @@ def _first_dimensions(value: Any) -> Iterator[int]:
             yield from _first_dimensions(item)
 
 
+def wrapper_prefix(model: nn.Module) -> str:
+    """What a wrapper such as AveragedModel, all of whose parameters are its `module`'s, puts before their names."""
+    return "module." if all(name.startswith("module.") for name, _ in model.named_parameters()) else ""
+
+
 def tensors_in(tree: Any) -> Iterator[Tensor]:
     """Every tensor in nested containers, of a packed sequence its data."""
     for leaf in tree_leaves(tree, is_leaf=lambda part: isinstance(part, PackedSequence)):
@@ -159,6 +164,10 @@ def _twin(value: Any, copy_tensor: Callable[[Tensor], Tensor], copies: dict[int,
         copy = PackedSequence(again(value.data), value.batch_sizes, *order)
     elif type(value) in (dict, OrderedDict):
         copy = type(value)((key, again(item)) for key, item in value.items())
+    elif type(value) is defaultdict:
+        copy = defaultdict(value.default_factory, ((key, again(item)) for key, item in value.items()))
+    elif type(value) is deque:
+        copy = deque(map(again, value), value.maxlen)
     elif type(value) in (list, tuple, set):
         copy = type(value)(again(item) for item in value)
     elif isinstance(value, MethodType):

@@ -1,3 +1,5 @@
+from collections import OrderedDict
+
 import pytest
 import torch
 from torch import nn
@@ -36,6 +38,13 @@ def test_the_largest_of_several_calls_counts_and_unused_layers_do_not():
 def test_a_layer_with_a_computed_weight_hands_on_its_output_and_not_its_weight():
     model = nn.Sequential(nn.Linear(3, 5), parametrizations.weight_norm(nn.Linear(5, 4)))
     assert activation_sizes(model, torch.rand(2, 3)) == {"0": 5, "1": 4}
+
+
+def test_a_module_of_that_name_keeps_it():
+    averaged = torch.optim.swa_utils.AveragedModel(nn.Linear(3, 4))
+    assert activation_sizes(averaged, torch.rand(2, 3)) == {"": 4}
+    model = nn.Sequential(OrderedDict(module=nn.Sequential(nn.Linear(3, 5)), last=nn.Linear(5, 4)))
+    assert activation_sizes(model, torch.rand(2, 3)) == {"module.0": 5, "last": 4}
 
 
 def test_bad_input_is_refused():

@@ -1,5 +1,6 @@
 import copy
 import random
+from collections import defaultdict, deque
 from functools import partial
 from types import MethodType, SimpleNamespace
 
@@ -389,6 +390,13 @@ def test_names_are_those_of_the_bare_model():
     assert operations(bare, torch.rand(2, 3)) == expected
 
 
+def test_a_module_of_that_name_keeps_it():
+    averaged = torch.optim.swa_utils.AveragedModel(nn.Linear(3, 4))
+    assert operations(averaged, torch.rand(2, 3)) == {"weight": 12}
+    model = Forward(lambda self, x: self.module(x @ self.weight), module=nn.Linear(4, 5), weight=matrix(3, 4))
+    assert operations(model, torch.rand(2, 3)) == {"weight": 12, "module.weight": 20}
+
+
 @pytest.mark.parametrize("on_meta", [True, False])
 def test_nothing_is_touched(monkeypatch, on_meta):
     if not on_meta:
@@ -399,12 +407,14 @@ def test_nothing_is_touched(monkeypatch, on_meta):
 
     def forward(self, x):
         self.calls.append(1)
+        self.latest.append(x)
+        self.shapes[x.shape].append(x)
         self.seen += 1
         self.cache = x
         return self.norm(self.conv(F.dropout(x, 0.5))) + torch.rand(()) * random.choice([0]) * np.random.rand()  # noqa: NPY002
 
     model = Forward(forward, conv=nn.Conv2d(3, 4, 3), norm=nn.BatchNorm2d(4))
-    model.calls, model.cache = [], None
+    model.calls, model.cache, model.latest, model.shapes = [], None, deque([0], maxlen=1), defaultdict(list)
     model.register_buffer("seen", torch.zeros(()))
     for module in model.modules():
         module.register_forward_hook(never)
@@ -426,7 +436,7 @@ def test_nothing_is_touched(monkeypatch, on_meta):
     assert torch.equal(x, values)
     assert model.training
     assert not model.norm.training
-    assert model.calls == []
+    assert (model.calls, list(model.latest), len(model.shapes)) == ([], [0], 0)
     for module in model.modules():
         assert {name: id(v) for name, v in vars(module).items()} == {
             name: id(v) for name, v in attributes[id(module)].items()
