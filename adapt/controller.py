@@ -6,7 +6,7 @@ Torch's SGD need not step on the layers: what it would do to W happens in one pa
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from numbers import Real
 from typing import Any
 
@@ -290,11 +290,12 @@ class Controller:
         with torch.inference_mode(False), torch.no_grad():
             self._take_in()
 
-    def _take_in(self) -> None:
+    def _take_in(self, frozen: Collection[str] = ()) -> None:
+        """Take in what joined, and of what is frozen the layers of these names."""
         self._views.renew()
         self._members.name()
         present = self._run.layers
-        found = layering.choose(self.optimizer, self._members.known, self._run.settings.layers)
+        found = layering.choose(self.optimizer, self._members.known, self._run.settings.layers, frozen)
         self._run.join(dict(zip(present.names, present.parameters, strict=True)) | found)
         self._follow()
 
@@ -348,10 +349,21 @@ class Controller:
         """
         self._require_attached()
         self._require_no_context("loading a state")
+        self._adopt()
+        self._await(state)
         self._run.load_state_dict(state, self._members.present, strict=strict)
         self._restored = True
         self._steps.forget()
         self._views.renew()
+
+    @torch.no_grad()
+    def _await(self, state: Mapping[str, Any]) -> None:
+        """Take in the layers of a state that are frozen here, as where a run resumes that had unfrozen them."""
+        layers = state.get("layers") if isinstance(state, Mapping) else None
+        wanted = {name for name in layers if isinstance(name, str)} if isinstance(layers, list) else set()
+        frozen = {name for name, p in self._members.present.items() if name in wanted and not p.requires_grad}
+        if frozen - set(self._run.layers.names):
+            self._take_in(frozen)
 
     def _save_into(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
         state_dict[checkpoint.KEY] = self.state_dict()

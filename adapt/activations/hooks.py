@@ -47,6 +47,9 @@ class Hooks:
         sites = self.sites
         if sites is None or not isinstance(x, Tensor) or x.dtype not in TYPES:
             return x
+        if x.device != sites.formats.device:
+            # The layer says what is wrong.
+            return x
         if not training:
             error = -1
         if torch.compiler.is_compiling():

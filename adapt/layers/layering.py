@@ -1,6 +1,6 @@
 """Which parameters are layers, and under what names."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 
 import torch
@@ -193,8 +193,10 @@ def check_modules(module: nn.Module | None, layers: Mapping[str, Tensor]) -> Non
             )
 
 
-def choose(optimizer: Optimizer, parameters: Mapping[str, Tensor], choice: Choice) -> dict[str, Tensor]:
-    """Answer the layers: the trainable parameters of the optimizer that `choice` takes, by name.
+def choose(
+    optimizer: Optimizer, parameters: Mapping[str, Tensor], choice: Choice, frozen: Collection[str] = ()
+) -> dict[str, Tensor]:
+    """Answer the layers: the trainable parameters of the optimizer that `choice` takes, and those `frozen`, by name.
 
     Raises:
         TypeError: a parameter has no shape yet.
@@ -223,7 +225,7 @@ def choose(optimizer: Optimizer, parameters: Mapping[str, Tensor], choice: Choic
     layers = {
         name: parameter
         for name, parameter in parameters.items()
-        if id(parameter) in inside and parameter.requires_grad and choice(name, parameter)
+        if id(parameter) in inside and (parameter.requires_grad or name in frozen) and choice(name, parameter)
     }
     if not layers:
         raise ValueError(

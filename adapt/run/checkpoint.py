@@ -77,6 +77,8 @@ def check(state: Any, *, policy: str, weights: Mapping[str, Tensor], sums: bool,
         raise ValueError("the precision state is no state of a controller: it has no version")
     if type(state["version"]) is not int or state["version"] != VERSION:
         raise ValueError(f"the precision state has version {state['version']!r:.80}, but this package reads {VERSION}")
+    if "kind" in state:
+        raise ValueError("the precision state is of another kind of controller, one of learned widths")
     for name, kind in _FIELDS.items():
         value = state.get(name)
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):

@@ -148,7 +148,7 @@ class Trace:
         Raises:
             TypeError, ValueError: as the constructor; a name that is there already.
         """
-        names = columns.checked_names([*self._layers, *layers])
+        names = columns.checked_names([*self._layers, *columns.checked_names(layers)])
         sizes = columns.checked_sizes(numel, len(names) - len(self._layers))
         for name, column in COLUMNS.items():
             earlier = np.full((self._rows, len(sizes)), column.float32, dtype=column.dtype)
@@ -191,7 +191,8 @@ class Trace:
         Raises:
             TypeError, ValueError: the state is not one of a trace, or of another version.
         """
-        return cls._from_arrays(state["layers"], archive.from_state(state, LAYOUT, version=VERSION))
+        arrays = archive.from_state(state, LAYOUT, version=VERSION)
+        return cls._from_arrays(state["layers"], arrays)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write an npz file that needs no pickle. The file appears whole or not at all.

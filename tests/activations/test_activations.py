@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
@@ -614,3 +615,11 @@ def test_transforms_of_torch_func_are_refused_by_name():
     model, _, _ = assembled(activations="range")
     with pytest.raises(NotImplementedError, match=r"transforms of torch\.func cannot look into the rounding"):
         torch.func.vmap(model)(torch.randn(2, 4, 6))
+
+
+def test_an_input_without_values_is_the_layers_matter():
+    model, _, _ = assembled(activations="range")
+    with pytest.raises(RuntimeError, match="device"):
+        model(torch.randn(4, 6, device="meta"))
+    with FakeTensorMode(allow_non_fake_inputs=True), pytest.raises(RuntimeError):
+        model(torch.randn(4, 6))

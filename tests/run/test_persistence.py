@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import adapt
+from adapt import learned
 from adapt.run import checkpoint
 from adapt.run.checkpoint import KEY
 from tests.training import CLIMBING, RESTLESS, assembled, batch, copies, is_on_grid, loss_of, net, train
@@ -437,3 +438,37 @@ def test_a_state_that_no_run_comes_to_changes_nothing(breaks, message):
     with pytest.raises(ValueError, match=message):
         controller.load_state_dict(state)
     assert same(picture(model, optimizer, controller), before)
+
+
+def with_a_late_backbone(*, unfrozen):
+    """A head that is trained, and a backbone that joins its optimizer."""
+    model = net()
+    model[0].requires_grad_(False)
+    optimizer = torch.optim.SGD(model[2].parameters(), lr=0.05)
+    controller = adapt.attach(optimizer, model, RESTLESS)
+    model[0].requires_grad_(unfrozen)
+    optimizer.add_param_group({"params": list(model[0].parameters())})
+    return model, optimizer, controller
+
+
+@pytest.mark.parametrize("unfrozen", [True, False])
+def test_a_state_finds_the_layers_that_joined_before_it_was_written(unfrozen):
+    """In the run that goes on they are still frozen, perhaps: it does not know yet that they were unfrozen."""
+    model, optimizer, controller = with_a_late_backbone(unfrozen=True)
+    train(model, optimizer, 5, controller=controller)
+    states = model.state_dict(), optimizer.state_dict()
+    other, other_optimizer, other_controller = with_a_late_backbone(unfrozen=unfrozen)
+    other.load_state_dict(states[0])
+    other_optimizer.load_state_dict(states[1])
+    other[0].requires_grad_(True)
+    for run in ((model, optimizer, 3, 5, controller), (other, other_optimizer, 3, 5, other_controller)):
+        train(*run)
+    assert same(picture(model, optimizer, controller), picture(other, other_optimizer, other_controller))
+
+
+def test_a_learners_state_is_of_another_kind():
+    model = net()
+    learner = learned.attach_lsq(torch.optim.SGD(model.parameters(), lr=0.1), model, weight_bits=4)
+    _, _, controller = trained()
+    with pytest.raises(ValueError, match="of another kind of controller, one of learned widths"):
+        controller.load_state_dict(learner.state_dict())

@@ -218,6 +218,8 @@ class TestAddLayers:
             trace.add_layers(["late", "fc.weight"], [1, 1])
         with pytest.raises(ValueError, match="one size for each of the 1 layers"):
             trace.add_layers(["late"], [1, 1])
+        with pytest.raises(TypeError, match="layers must be a sequence of names, got the string ab"):
+            trace.add_layers("ab", [1, 2])
         assert_same(trace, small())
 
 
@@ -468,3 +470,9 @@ class TestHostileFiles:
     def test_a_foreign_state_is_refused(self, changes, error, words):
         with pytest.raises(error, match=words):
             Trace.from_state_dict(small().state_dict() | changes)
+
+
+@pytest.mark.parametrize("state", [{}, {"layers": ["a"]}, {"version": 1}])
+def test_what_is_no_state_of_a_trace_is_refused(state):
+    with pytest.raises(ValueError, match="version|names"):
+        Trace.from_state_dict(state)

@@ -13,7 +13,7 @@ from torch import Tensor
 from adapt.kernels.activation import DECAY, Sites
 from adapt.kernels.numba_.activation_device import backward_pass, begin, forward_pass, remember
 from adapt.kernels.numba_.bits import bits_of, from_bits
-from adapt.kernels.numba_.chunks import CHUNKS_PER_THREAD, Chunks, chunks_of, run
+from adapt.kernels.numba_.chunks import CHUNKS_PER_THREAD, Chunks, address_of, chunks_of, run
 from adapt.kernels.numba_.compiler import compiled
 from adapt.kernels.torch_ import activation as activation_torch
 from adapt.precision import HIGHEST_FRACTION, LOWEST_FRACTION
@@ -90,7 +90,7 @@ def forward(
         return False
     chunks = chunks_of((numel,))
     bits = 0 if mask is None else mask.data_ptr()
-    tensors = source.data_ptr(), output.data_ptr(), _BYTES[source.dtype], width, bits, bits + numel
+    tensors = address_of(source), address_of(output), _BYTES[source.dtype], width, bits, bits + numel
     if _is_small(chunks):
         return _forward_alone(chunks.table, *tensors, *sites.host, site, numel, training, replay)  # type: ignore[no-any-return]
     formats, keys, drawn, peaks = sites.host
@@ -111,7 +111,7 @@ def backward(gradient: Tensor, output: Tensor, mask: Tensor | None, sites: Sites
         return
     chunks = chunks_of((numel,))
     bits = 0 if mask is None else mask.data_ptr()
-    tensors = gradient.data_ptr(), output.data_ptr(), width, bits, bits + numel
+    tensors = address_of(gradient), address_of(output), width, bits, bits + numel
     if _is_small(chunks):
         _backward_alone(chunks.table, *tensors, *sites.host, site, numel)
         return

@@ -72,5 +72,29 @@ def run(kernel: Callable[..., None], chunks: Chunks, *arguments: Any) -> int:
 
 
 def addresses_of(*lists: Sequence[Tensor | None]) -> NDArray[np.int64]:
-    """A row for each list; 0 where there is no tensor."""
-    return np.array([[0 if tensor is None else tensor.data_ptr() for tensor in tensors] for tensors in lists], np.int64)
+    """A row for each list; 0 where there is no tensor.
+
+    Raises:
+        RuntimeError: a tensor has no memory, as on the meta device.
+    """
+    table = np.array(
+        [[0 if tensor is None else tensor.data_ptr() for tensor in tensors] for tensors in lists], np.int64
+    )
+    if not table.all() and any(t is not None and t.numel() and not t.data_ptr() for tensors in lists for t in tensors):
+        raise RuntimeError(_WITHOUT_MEMORY)
+    return table
+
+
+def address_of(tensor: Tensor) -> int:
+    """Where a tensor begins in memory.
+
+    Raises:
+        RuntimeError: it has no memory, as on the meta device.
+    """
+    address = tensor.data_ptr()
+    if not address and tensor.numel():
+        raise RuntimeError(_WITHOUT_MEMORY)
+    return address
+
+
+_WITHOUT_MEMORY = "a tensor has no values to round, as on the meta device or under FakeTensorMode: pass a real one"

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from adapt.kernels.learned import SCALINGS, SUMS
-from adapt.kernels.numba_.chunks import chunks_of, run
+from adapt.kernels.numba_.chunks import address_of, chunks_of, run
 from adapt.kernels.numba_.compiler import add, compiled, floats
 from adapt.kernels.torch_ import learned as learned_torch
 
@@ -201,7 +201,7 @@ def forward(source: Tensor, output: Tensor, rows: Tensor, site: int) -> None:
     if source.dtype != torch.float32 or output.dtype != torch.float32:
         learned_torch.forward(source, output, rows, site)
         return
-    run(_forward_pass, chunks_of((source.numel(),)), source.data_ptr(), output.data_ptr(), rows.numpy(), site)
+    run(_forward_pass, chunks_of((source.numel(),)), address_of(source), address_of(output), rows.numpy(), site)
     increment_version(output)
 
 
@@ -221,7 +221,7 @@ def backward(
         return
     chunks = chunks_of((source.numel(),))
     partial = np.empty((len(chunks.table), SUMS))
-    addresses = gradient.data_ptr(), source.data_ptr(), output.data_ptr()
+    addresses = address_of(gradient), address_of(source), address_of(output)
     run(_backward_pass, chunks, *addresses, rows.numpy(), site, scaling in SIGNED, scaling, np.float32(delta), partial)
     sums.numpy()[site] += partial.sum(axis=0)
     increment_version(output)
