@@ -338,6 +338,8 @@ class Controller:
     def load_state_dict(self, state: Mapping[str, Any], *, strict: bool = True) -> None:
         """Go on from where `state_dict` was taken. Nothing changes unless all of it fits.
 
+        Seed and rounding are those of the state, as the noise is that of the run that wrote it; the policy stays.
+
         Args:
             state: what `state_dict` answered.
             strict: refuse a state whose layers are not exactly these. Otherwise layers are matched by name: what the
