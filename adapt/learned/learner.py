@@ -178,6 +178,8 @@ class Learner(Controller):
     def use_phases(self, phases: Phases) -> None:
         """Let the phases have other lengths, as when the length of a training is known late.
 
+        Ends that are past by then are made up for in the next step. What is settled or frozen stays so.
+
         Args:
             phases: optimizer steps of each, counted from the run's first one.
         """

@@ -25,7 +25,6 @@ PRESSURE = 100.0
 MEAN, SQUARE = 0.5, 0.9
 """What an update keeps of the running means of gradients and of their squares: there are few updates."""
 
-
 _KINDS = ("", *get_args(Name), "settling")
 """What a rule may be in the middle of; nothing before the first update."""
 
@@ -91,7 +90,7 @@ class WidthRule:
         self._start(found, "settling" if settled else phase)
         gradient = found if free else found.sum(0).expand(2, -1)
         penalty = self._penalties(formats, at, length) if free else torch.zeros_like(found)
-        octaves = self._octaves(step, settled)
+        octaves = self._octaves(step, free=free, settled=settled)
         moved, self._means["mean"], self._means["square"] = move(
             self._means["mean"], self._means["square"], self._count, gradient, penalty, octaves
         )
@@ -102,18 +101,17 @@ class WidthRule:
             formats.shift(moved[0])
         return found
 
-    def _octaves(self, step: int, settled: bool) -> float:
+    def _octaves(self, step: int, *, free: bool, settled: bool) -> float:
         """How far an update may go."""
-        phase, at, length = self.plan.phases.at(step)
-        every, learned = self.plan.update_every, self.plan.phases.learned
-        if phase == "learning" and not settled:
-            default = min(TRAVEL * every / max(learned, 1), BRISK)
+        phases, every = self.plan.phases, self.plan.update_every
+        _, at, length = phases.at(step)
+        if free:
+            default = min(TRAVEL * every / max(phases.learned, 1), BRISK)
             peak = default if self.plan.width_rate is None else self.plan.width_rate
-            return peak * rate(min(at, learned - 1), learned, self.plan.warmup)
+            return peak * rate(min(at, phases.learned - 1), phases.learned, self.plan.warmup)
         if settled:
-            # Widths that are settled stay so, even where the phases have changed since and learning begins again.
-            at, length = step - self.plan.phases.settling, self.plan.phases.learning - learned
-            at = min(max(at, 0), max(length - 1, 0))
+            # What is settled stays so, even where phases that have changed since put this step before the settling.
+            at, length = max(step - phases.settling, 0), phases.learning - phases.learned
         return min(SETTLING_TRAVEL * every / max(length, 1), BRISK) * rate(at, length, 0.0)
 
     def _penalties(self, formats: Formats, at: int, length: int) -> Tensor:

@@ -103,7 +103,7 @@ class LearnedRun(Run):
             self.sites.quantize(formats, plan.activation_scaling, plan.delta)
 
     def use_phases(self, phases: Phases) -> None:
-        """Let the phases have other lengths, as when the length of a training is known late."""
+        """Let the phases have other lengths: see `Learner.use_phases`."""
         if isinstance(self.rule, WidthRule):
             self.plan = self.rule.plan = replace(self.rule.plan, phases=phases)
             self._go_on_averaging()
@@ -171,14 +171,14 @@ class LearnedRun(Run):
 
         An end is due from its step on, not in it alone: phases may change in the middle of a run, so that it is past.
         """
-        phases = plan.phases
-        due = [name for name, end in phases.ends.items() if self.step >= end and not self.log.has(name)]
+        phases, ends = plan.phases, plan.phases.ends
+        due = [name for name, end in ends.items() if self.step >= end and not self.log.has(name)]
         settling = not self.settled and self.step >= phases.settling
-        freezing = not self.frozen and self.step >= phases.ends["learning"]
+        freezing = not self.frozen and self.step >= ends["learning"]
         if not self.frozen:
             self.count += 1
             if self.count >= plan.update_every or settling or due:
-                self._move(min(at, phases.ends["learning"] - 1))
+                self._move(min(at, ends["learning"] - 1))
                 self._news = True
         if "pretraining" in due:
             self.log.end(due.pop(0), phases.pretraining)
@@ -189,7 +189,7 @@ class LearnedRun(Run):
         for name in due:
             self.log.end(name, getattr(phases, name))
         self.frozen |= freezing
-        if self.frozen and self.step >= min(phases.ends["learning"] + plan.update_every, phases.total):
+        if self.frozen and self.step >= min(ends["learning"] + plan.update_every, phases.total):
             self.norms.end()
         elif freezing:
             self.norms.begin()

@@ -120,10 +120,13 @@ def begin_activations(plan: Plan, formats: Formats, sites: Sequence[str], met: S
         raise ValueError(
             f"the calibration batches brought no finite value to {', '.join(unknown[:3])}: leave out batches with NaN"
         )
-    for name, one in zip(sites, met, strict=True):
+    # What each process met may have other shapes, but all must count alike.
+    elements = torch.tensor([one.elements for one in met], dtype=torch.float64, device=formats.device)
+    ranks.maximum_(elements)
+    for name, one, most in zip(sites, met, elements.tolist(), strict=True):
         i = formats.places[name].start
         if one.elements:
-            formats.numel[i] = max(round(one.elements), 1)
+            formats.numel[i] = max(round(most), 1)
             formats.signed[i] = ranks.average(float(one.negative)) > 0
             formats.maximum[i] = ranks.average(float(np.mean(one.percentiles)))
             if isinstance(plan, FixedWidths):

@@ -37,7 +37,7 @@ class Widths:
     def __init__(self, names: Sequence[str], channels: ArrayLike, numel: ArrayLike) -> None:
         self.names = tuple(names)
         self.channels = np.asarray(channels, np.int64)
-        self.numel = np.asarray(numel, np.int64)
+        self.numel = np.array(numel, np.int64)
         fits = len(self.channels) == len(self.names) and int(self.channels.sum()) == len(self.numel)
         if not fits or (self.channels < 0).any() or len(set(self.names)) < len(self.names):
             raise ValueError("widths need different names, the channels of each, and the sizes of all formats")

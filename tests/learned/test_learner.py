@@ -254,6 +254,13 @@ def test_settled_widths_stay_when_phases_become_longer():
     assert learner._run.frozen
 
 
+def test_widths_are_a_record_that_changes_nothing():
+    _, _, learner = learning()
+    before = learner.size
+    learner.widths.numel[:] = 0
+    assert learner.size == before
+
+
 def test_no_movement_is_warned_of():
     model, optimizer, _ = learning(width_rate=0.0)
     with pytest.warns(UserWarning, match="no bit width moved in learning"):
@@ -467,6 +474,12 @@ def test_sizes_are_those_of_one_sample_where_batches_differ():
     widths = learner.widths
     assert widths.sizes("first.weight.input") == 3 * 16 * 16
     assert widths.sizes("depthwise.weight.input") == 8 * 16 * 16
+
+
+def test_processes_that_calibrate_with_other_shapes_count_alike(monkeypatch):
+    monkeypatch.setattr("adapt.distributed.ranks.maximum_", lambda values: values.mul_(4))
+    _, _, learner = learning()
+    assert learner.widths.sizes("first.weight.input") == 4 * 3 * 64
 
 
 def test_calibration_leaves_buffers_and_random_streams():

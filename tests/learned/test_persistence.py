@@ -95,14 +95,18 @@ def test_a_resumed_run_keeps_its_peak_rate():
     assert other_optimizer.param_groups[0]["lr"] == optimizer.param_groups[0]["lr"]
 
 
-def test_a_state_of_longer_phases_settles_and_freezes():
+@pytest.mark.parametrize("late", [False, True])
+def test_a_state_of_longer_phases_settles_and_freezes(late):
     model, optimizer, _ = learning()
     train(model, optimizer, 20)
     state = state_of(model, optimizer)
     again, other_optimizer = build(seed=5)
-    _, _, resumed = learning(again, other_optimizer, phases=Phases(4, 12, 8))
+    shorter = Phases(4, 12, 8)
+    # As a Lightning fit, which knows its length once the state is there.
+    _, _, resumed = learning(again, other_optimizer, phases=Phases(0, 10**9, 0) if late else shorter)
     again.load_state_dict(state["model"])
     other_optimizer.load_state_dict(state["optimizer"])
+    resumed.use_phases(shorter)
     train(again, other_optimizer, 4, first=20)
     assert [entry["phase"] for entry in resumed.log] == ["pretraining", "learning", "finetuning"]
     assert resumed.size.weight_bits <= 4 * (1 + 1e-9)
