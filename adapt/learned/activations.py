@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from adapt.execution.products import LAYERS
 from adapt.kernels.activation import TYPES
 from adapt.layers.hooks import remove_all
-from adapt.layers.layering import plain_name
+from adapt.layers.layering import plain_names
 from adapt.learned.calibration import percentile
 from adapt.learned.formats import Formats
 from adapt.learned.through import Quantizer
@@ -133,9 +133,10 @@ class _Hook:
 
 def _owners(module: nn.Module, weights: Mapping[int, str]) -> Iterator[tuple[str, nn.Module]]:
     """The layers whose input can be rounded, with the weight's name by this path."""
+    plain = plain_names(name for name, _ in module.named_parameters(remove_duplicate=False))
     for path, owner in module.named_modules():
         weight = owner._parameters.get("weight")
         # Attention calls no forward of its projection, whose weight it uses itself.
         inner = type(owner).__name__ == "NonDynamicallyQuantizableLinear"
         if isinstance(owner, LAYERS) and not inner and weight is not None and id(weight) in weights:
-            yield plain_name(f"{path}.weight" if path else "weight"), owner
+            yield plain[f"{path}.weight" if path else "weight"], owner

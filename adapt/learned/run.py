@@ -126,7 +126,8 @@ class LearnedRun(Run):
 
     @property
     def trace(self) -> Trace:
-        """Layer by layer what happened: a row for the first step, and for every step in which formats moved."""
+        """Layer by layer what happened: a row for the first step, for every step in which formats moved, and afterwards
+        as often. Its word lengths are a layer's average in whole bits; `widths` has them channel by channel."""
         return self._trace
 
     def settle(self) -> None:
@@ -180,6 +181,9 @@ class LearnedRun(Run):
             if self.count >= plan.update_every or settling or due:
                 self._move(min(at, ends["learning"] - 1))
                 self._news = True
+        else:
+            # Formats stay, but which weights are zero goes on changing.
+            self._news |= self.step % plan.update_every == 0 or self.step == phases.total
         if "pretraining" in due:
             self.log.end(due.pop(0), phases.pretraining)
         if settling:

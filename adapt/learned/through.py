@@ -1,12 +1,14 @@
 """Rounding one input with a learned step and range: an autograd function, and the operators of compiled programs.
 
 Forward answers Q(x). Backward answers the gradient with regard to x, and notes what the step and the range get of it.
+There is no second derivative: torch says so where one is asked for.
 """
 
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from adapt.kernels.learned import SCALINGS, SUMS, LearnedKernels, learned_kernels
 from adapt.kernels.stream import is_dense
@@ -52,6 +54,7 @@ class _Through(torch.autograd.Function):
         return _rounded(source, kernels, rows, site)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,), (source,) = gradients, ctx.saved_tensors
         output = _gradient(gradient, source, *ctx.how)

@@ -201,6 +201,10 @@ def test_trace_and_widths_tell_what_happened():
     assert trace.word_length[-1, i] == round(float(last.word_length.mean()))
     assert trace.fraction_length[-1, i] == round(float(-np.log2(last.step).mean()))
     assert 0 < trace.nonzero[-1, i] <= 1
+    assert trace.step[-1] == learner.step, "fine-tuning, in which formats stay, is told of too"
+    weight = learner.layers["first.weight"]
+    with learner.evaluation_weights():
+        assert trace.nonzero[-1, i] == pytest.approx(float((weight != 0).float().mean()))
     assert widths.means().shape == (len(widths), len(widths.names))
 
 

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.functional import cross_entropy
 
+from adapt.learned import attach_lsq
 from adapt.rounding import set_backend
 from tests.learned.networks import given, learning, pictures
 
@@ -80,3 +82,14 @@ def test_an_exported_program_rounds_inputs_too(make):
     model, _, _ = make()
     program = torch.export.export(model.eval(), (inputs,))
     assert torch.equal(program.module()(inputs), expected)
+
+
+def test_a_second_derivative_is_refused_not_forgotten():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 1))
+    optimizer, x = torch.optim.SGD(model.parameters(), lr=0.1), torch.randn(16, 6, requires_grad=True)
+    learner = attach_lsq(optimizer, model, [x.detach()], weight_bits=4, activation_bits=4)
+    (slope,) = torch.autograd.grad(model(x).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        slope.square().sum().backward()
+    assert learner.step == 0
