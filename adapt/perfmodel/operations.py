@@ -1,5 +1,6 @@
 """ops^l: how many multiply-adds each weight takes part in, for one sample."""
 
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -19,10 +20,11 @@ def operations(model: nn.Module, *example_inputs: Any, batch_size: int | None = 
 
     Every parameter of two or more dimensions has an entry, in the order of `model.named_parameters()`; the names are
     those of the bare model, without what torch.compile, DistributedDataParallel or averaging put around it. Products
-    with padded zeros count. A weight used twice (tied, or in a module called twice) counts twice. Embeddings, weights
-    that only scale or shift, and weights that forward does not use cost 0; products of activations with each other
-    (attention scores) and element-wise work belong to no weight and are left out. Work on weights alone, such as a
-    low-rank product, is spread over the samples and rounded.
+    with padded zeros count. A weight used twice (tied, or in a module called twice) counts twice; weights that are put
+    together (torch.cat, torch.stack) share what they count by their elements. Embeddings, weights that only scale or
+    shift, and weights that forward does not use cost 0; products of activations with each other (attention scores) and
+    element-wise work belong to no weight and are left out. Work on weights alone, such as a low-rank product, is spread
+    over the samples and rounded.
 
     The model is not touched: a copy of its structure runs once in evaluation mode on the meta device, or, where
     control flow needs values, a real copy does.
@@ -47,8 +49,8 @@ def operations(model: nn.Module, *example_inputs: Any, batch_size: int | None = 
 class _Origin(NamedTuple):
     """What a tensor was computed from."""
 
-    weight: str | None
-    """The weight, if no input takes part; None for activations."""
+    shares: dict[str, float]
+    """The weights and what part of the tensor is each one's, if no input takes part; none for activations."""
     product: bool = False
     """Whether a matrix product of weights is behind it."""
 
@@ -56,8 +58,9 @@ class _Origin(NamedTuple):
 class _MultiplyAdds(TorchDispatchMode):
     """Count the products of weights with activations by what every tensor comes from.
 
-    A tensor computed from weights alone (a transpose, a slice, a pruned or normalised weight) still is that weight.
-    Whatever depends on an input is an activation. Anything else, such as a mask, is neither and has no origin.
+    A tensor computed from weights alone (a transpose, a slice, a pruned or normalised weight) still is that weight;
+    what several weights were put together in is each one's by its share. Whatever depends on an input is an
+    activation. Anything else, such as a mask, is neither and has no origin.
     """
 
     def __init__(self, model: nn.Module, inputs: tuple[Any, ...]) -> None:
@@ -68,15 +71,15 @@ class _MultiplyAdds(TorchDispatchMode):
         self._formulas: dict[Any, Callable[..., int]] = {**flop_registry, **_FORMULAS}
         self._origins = WeakTensorKeyDictionary()
         self._recurrent = 0
-        self.counts: dict[str, int] = {}
+        self.counts: dict[str, float] = {}
         prefix = wrapper_prefix(model)
         for name, parameter in model.named_parameters():
             if parameter.ndim >= 2:
                 name = name.removeprefix(prefix)
                 self.counts[name] = 0
-                self._origins[parameter] = _Origin(name)
+                self._origins[parameter] = _Origin({name: 1.0})
         for tensor in tensors_in(inputs):
-            self._origins[tensor] = _Origin(None)
+            self._origins[tensor] = _Origin({})
         for module in model.modules():
             if isinstance(module, nn.RNNBase):
                 module.register_forward_pre_hook(self._enter_recurrent, with_kwargs=True)
@@ -100,12 +103,16 @@ class _MultiplyAdds(TorchDispatchMode):
         if formula is not None:
             weight = _multiplied(operation, [origin for _, origin in operands])
             if weight is not None:
-                self.counts[weight] += formula(*args, **kwargs, out_val=result) // 2
-        origin = _combined(operands, product=formula is not None)
+                self._count(weight, formula(*args, **kwargs, out_val=result) // 2)
+        origin = _combined(operation, operands, product=formula is not None)
         if origin is not None:
             for tensor in tensors_in(result):
                 self._origins[tensor] = origin
         return result
+
+    def _count(self, origin: _Origin, multiply_adds: int) -> None:
+        for name, share in origin.shares.items():
+            self.counts[name] += share * multiply_adds
 
     def _enter_recurrent(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Count a whole LSTM, GRU or RNN here, because its kernels differ by device and have no formulas.
@@ -117,36 +124,45 @@ class _MultiplyAdds(TorchDispatchMode):
         tokens = sequence.data.shape[:1] if isinstance(sequence, PackedSequence) else sequence.shape[:-1]
         for weight in module.parameters():
             if weight in self._origins:
-                self.counts[self._origins[weight].weight] += weight.numel() * tokens.numel()
+                self._count(self._origins[weight], weight.numel() * tokens.numel())
 
     def _leave_recurrent(self, module: nn.Module, args: Any, result: Any) -> None:
         self._recurrent -= 1
         for tensor in tensors_in(result):
-            self._origins[tensor] = _Origin(None)
+            self._origins[tensor] = _Origin({})
 
 
-def _multiplied(operation: Any, origins: list[_Origin]) -> str | None:
+def _multiplied(operation: Any, origins: list[_Origin]) -> _Origin | None:
     """The weight in a product: the last one, because learned inputs (queries) stand before the weight they meet."""
     if "attention" in str(operation):
         return None
     # Queries computed from learned inputs are made of weights alone too, but their scores belong to no weight.
-    batched = operation in (_aten.bmm, _aten.baddbmm)
-    weights = [origin.weight for origin in origins if origin.weight is not None and not (batched and origin.product)]
+    batched = operation in (_aten.bmm, _aten.baddbmm, _aten.addbmm)
+    weights = [origin for origin in origins if origin.shares and not (batched and origin.product)]
     return weights[-1] if weights else None
 
 
-def _combined(operands: list[tuple[Tensor, _Origin]], *, product: bool) -> _Origin | None:
-    """The origin of what is computed from these: an activation if one of them is, else the largest weight."""
+def _combined(operation: Any, operands: list[tuple[Tensor, _Origin]], *, product: bool) -> _Origin | None:
+    """The origin of what is computed from these: an activation if one of them is, else the largest weight, or all."""
     if not operands:
         return None
-    if any(origin.weight is None for _, origin in operands):
-        return _Origin(None)
-    _, largest = max(operands, key=lambda operand: operand[0].numel())
-    return _Origin(largest.weight, product or any(origin.product for _, origin in operands))
+    if any(not origin.shares for _, origin in operands):
+        return _Origin({})
+    parts = operands if operation in _JOINING else [max(operands, key=lambda operand: operand[0].numel())]
+    elements = sum(tensor.numel() for tensor, _ in parts)
+    shares: dict[str, float] = defaultdict(float)
+    for tensor, origin in parts:
+        for name, share in origin.shares.items():
+            shares[name] += share * tensor.numel() / max(elements, 1)
+    return _Origin(shares, product or any(origin.product for _, origin in operands))
 
 
 def _matrix_by_vector(*args: Any, out_val: Tensor, **kwargs: Any) -> int:
     return 2 * max(tensor.numel() for tensor in args if isinstance(tensor, Tensor))
+
+
+def _summed_batches(total: Tensor, first: Tensor, second: Tensor, *, out_val: Tensor, **kwargs: Any) -> int:
+    return 2 * first.numel() * second.shape[-1]
 
 
 def _bilinear(first: Tensor, weight: Tensor, second: Tensor, *args: Any, out_val: Tensor) -> int:
@@ -154,8 +170,13 @@ def _bilinear(first: Tensor, weight: Tensor, second: Tensor, *args: Any, out_val
 
 
 _FORMULAS: dict[Any, Callable[..., int]] = {
+    _aten.dot: _matrix_by_vector,
     _aten.mv: _matrix_by_vector,
     _aten.addmv: _matrix_by_vector,
+    _aten.addbmm: _summed_batches,
     _aten._trilinear: _bilinear,
 }
 """Floating-point operations (two per multiply-add) of products that torch's registry leaves out."""
+
+_JOINING = (_aten.cat, _aten.stack, _aten.block_diag)
+"""Operations that put their operands side by side."""

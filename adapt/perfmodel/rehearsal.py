@@ -1,13 +1,9 @@
 """Run a model once without touching it: on a copy of its structure, on the meta device where that is possible."""
 
 import random
-from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from copy import copy as shallow_copy
-from functools import partial
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import chain
-from types import CellType, FunctionType, MethodType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -19,10 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from adapt import arguments
+from adapt.perfmodel.twin import twin
 
 Watcher = TypeVar("Watcher", bound=AbstractContextManager[Any])
-
-_HOOKS = frozenset(name for name in vars(nn.Module()) if "hooks" in name)
 
 
 def rehearse(
@@ -31,9 +26,10 @@ def rehearse(
     """Run a copy of `model` once, in evaluation mode and without gradients, and answer what watched it.
 
     The copy has tensors on the meta device, which have shapes and no values. Where the model's control flow needs
-    values, a second copy runs with real ones. Either way the model, its hooks, its buffers and the random streams
-    stay as they are: a forward that reaches the model itself, say by a global name, is refused before it does anything
-    to it. The copy is neither compiled nor wrapped in DataParallel or DistributedDataParallel.
+    values, a second copy runs with real ones. Either way the model, its hooks, its buffers, the objects in which it
+    keeps things and the random streams stay as they are: a forward that reaches the model itself, say by a global
+    name, is refused before it does anything to it. The copy is neither compiled nor wrapped in DataParallel or
+    DistributedDataParallel.
 
     Args:
         model: any module; its layers must have their shapes.
@@ -55,7 +51,7 @@ def rehearse(
     failure: Exception | None = None
     for copy_tensor, device in ways:
         try:
-            copy, inputs = _twin((model, example_inputs), copy_tensor, {})
+            copy, inputs = twin((model, example_inputs), copy_tensor, {})
             watcher = watch(copy, inputs)
             with _undisturbed(model), torch.no_grad(), device, _apart(model), watcher:
                 copy(*inputs)
@@ -131,80 +127,6 @@ def _on_meta(tensor: Tensor) -> Tensor:
 
 def _cloned(tensor: Tensor) -> Tensor:
     return tensor.detach().clone()
-
-
-def _twin(value: Any, copy_tensor: Callable[[Tensor], Tensor], copies: dict[int, Any]) -> Any:
-    """Copy modules, containers and tensors, once each, and refer to everything else.
-
-    `copy.deepcopy` would copy every weight, and follow hooks and a trainer into all that they hold. What stands in for
-    a module's forward, or for another function, is followed to the modules that it calls: they must be the copies.
-    """
-    if id(value) in copies:
-        return copies[id(value)]
-
-    def again(part: Any) -> Any:
-        return _twin(part, copy_tensor, copies)
-
-    copy = value
-    if isinstance(value, nn.Module):
-        if "_orig_mod" in value._modules:  # what torch.compile answers
-            return again(value._modules["_orig_mod"])
-        # Remembered before its attributes are copied, because they may lead back to it.
-        copy = copies[id(value)] = object.__new__(type(value))
-        for name, attribute in vars(value).items():
-            vars(copy)[name] = _structural(attribute) if name in _HOOKS else again(attribute)
-        vars(copy).update(training=False, _compiled_call_impl=None)
-    elif isinstance(value, nn.Parameter):
-        copy = nn.Parameter(copy_tensor(value), requires_grad=value.requires_grad)
-    elif isinstance(value, Tensor):
-        copy = copy_tensor(value)
-    elif isinstance(value, PackedSequence):
-        # The batch sizes steer the kernels' loops and are read even on the meta device.
-        order = again(value.sorted_indices), again(value.unsorted_indices)
-        copy = PackedSequence(again(value.data), value.batch_sizes, *order)
-    elif type(value) in (dict, OrderedDict):
-        copy = type(value)((key, again(item)) for key, item in value.items())
-    elif type(value) is defaultdict:
-        copy = defaultdict(value.default_factory, ((key, again(item)) for key, item in value.items()))
-    elif type(value) is deque:
-        copy = deque(map(again, value), value.maxlen)
-    elif type(value) in (list, tuple, set):
-        copy = type(value)(again(item) for item in value)
-    elif isinstance(value, MethodType):
-        copy = MethodType(value.__func__, again(value.__self__))
-    elif type(value) is partial:
-        copy = partial(again(value.func), *again(value.args), **again(value.keywords))
-    elif isinstance(value, FunctionType):
-        if "_torchdynamo_orig_callable" in vars(value):  # what torch.compile answers
-            return again(vars(value)["_torchdynamo_orig_callable"])
-        closure, defaults = again(value.__closure__), again(value.__defaults__)
-        copy = FunctionType(value.__code__, value.__globals__, value.__name__, defaults, closure)
-        copy.__kwdefaults__ = again(value.__kwdefaults__)
-        vars(copy).update(vars(value))
-    elif isinstance(value, CellType):
-        # Remembered before it is filled, because a function may close over itself.
-        copy = copies[id(value)] = CellType()
-        with suppress(ValueError):  # what it holds may not be there yet
-            copy.cell_contents = again(value.cell_contents)
-    elif _calls_a_module(value):
-        # As it copies itself: what runs layers faster may copy as what does nothing but run them.
-        copy = copies[id(value)] = shallow_copy(value)
-        state = dict(vars(copy))
-        copies[id(state)] = state  # An id is remembered for good, so what it belongs to must stay.
-        vars(copy).update((name, again(attribute)) for name, attribute in state.items())
-    copies[id(value)] = copy
-    return copy
-
-
-def _calls_a_module(value: Any) -> bool:
-    """Whether it is an object that can be called and holds a module, as what stands in for a forward does."""
-    held = getattr(value, "__dict__", {}).values()
-    return callable(value) and not isinstance(value, type) and any(isinstance(part, nn.Module) for part in held)
-
-
-def _structural(hooks: dict[int, Any]) -> dict[int, Any]:
-    """Only the hooks by which torch's pruning, weight norm and spectral norm compute a weight: parts of the layer."""
-    return OrderedDict((k, hook) for k, hook in hooks.items() if type(hook).__module__.startswith("torch.nn.utils."))
 
 
 class _ReachedError(RuntimeError):

@@ -187,7 +187,10 @@ def test_a_module_called_twice_counts_twice(only_meta):
         lambda self, x: torch.bmm(x, self.w.expand(x.shape[0], -1, -1)),
         lambda self, x: torch.baddbmm(torch.zeros(()), x, self.w.expand(x.shape[0], -1, -1)),
         lambda self, x: torch.cat([x @ self.w[:, :1], x @ self.w[:, 1:]], -1),
+        lambda self, x: torch.stack([torch.addbmm(torch.zeros(5, 4), t[None], self.w[None]) for t in x]),
+        lambda self, x: torch.stack([torch.dot(row, column) for row in x.flatten(0, 1) for column in self.w.t()]),
         lambda self, x: x @ torch.cat([self.w[:, 2:], self.w[:, :2]], 1),
+        lambda self, x: x @ torch.cat([self.w, torch.zeros(3, 0)], 1),
         lambda self, x: x @ (self.w * self.mask),
         lambda self, x: x @ F.normalize(self.w - self.w.mean(0)),
         lambda self, x: x @ self.w.to(torch.float64).to(torch.float32),
@@ -199,6 +202,41 @@ def test_weights_are_followed_through_functions(only_meta, function):
     model = Forward(function, w=matrix(3, 4))
     model.register_buffer("mask", torch.ones(3, 4))
     assert operations(model, torch.rand(2, 5, 3)) == {"w": 5 * 12}
+
+
+def vmapped(self, x):
+    parameters, buffers = torch.func.stack_module_state(list(self.layers))
+    run = partial(torch.func.functional_call, self.layers[0])
+    return torch.vmap(lambda p, b: run((p, b), (x,)))(parameters, buffers)
+
+
+@pytest.mark.parametrize(
+    ("forward", "widths"),
+    [
+        (lambda self, x: F.linear(x, torch.cat([layer.weight for layer in self.layers])), [16, 8]),
+        (lambda self, x: F.linear(x, torch.cat([torch.cat([self.layers[i].weight for i in (0, 1)])])), [5, 7]),
+        (lambda self, x: x @ torch.stack([layer.weight.t() for layer in self.layers]), [10, 10, 10]),
+        (
+            lambda self, x: [x @ w.t() for w in torch.cat([layer.weight for layer in self.layers]).split([16, 8])],
+            [16, 8],
+        ),
+        (vmapped, [10, 10, 10]),
+    ],
+)
+def test_weights_that_are_put_together_share_the_count(only_meta, forward, widths):
+    model = Forward(forward, layers=nn.ModuleList(nn.Linear(3, width, bias=False) for width in widths))
+    expected = {f"layers.{i}.weight": 3 * width for i, width in enumerate(widths)}
+    assert operations(model, torch.rand(2, 3)) == expected
+
+
+def test_a_weight_that_is_put_together_with_itself_counts_twice(only_meta):
+    model = Forward(lambda self, x: x @ torch.cat([self.w, self.w, self.v], 1), w=matrix(3, 4), v=matrix(3, 5))
+    assert operations(model, torch.rand(2, 3)) == {"w": 24, "v": 15}
+
+
+def test_weights_without_elements_may_be_put_together(only_meta):
+    model = Forward(lambda self, x: x @ torch.cat([self.w, self.w], 1), w=matrix(3, 0))
+    assert operations(model, torch.rand(2, 3)) == {"w": 0}
 
 
 def test_weights_that_only_shift_scale_or_look_up_cost_nothing(only_meta):
@@ -447,8 +485,8 @@ def test_nothing_is_touched(monkeypatch, on_meta):
     assert torch.backends.mha.get_fastpath_enabled()
 
 
-def test_what_a_module_refers_to_is_not_copied(only_meta):
-    class Trainer:
+def test_objects_are_not_asked_to_copy_themselves(only_meta):
+    class Unwilling:
         def __deepcopy__(self, memo):
             raise AssertionError("copied")
 
@@ -456,7 +494,7 @@ def test_what_a_module_refers_to_is_not_copied(only_meta):
             raise AssertionError("copied")
 
     model = nn.Linear(3, 4)
-    model.trainer = Trainer()
+    model.other = Unwilling()
     assert operations(model, torch.rand(2, 3)) == {"weight": 12}
 
 
