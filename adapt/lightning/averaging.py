@@ -1,15 +1,20 @@
 """Weight averaging that sees masters, and evaluates on the grid."""
 
 import contextlib
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from adapt.controller import Controller
 from adapt.layers.layering import optimized
+
+MEAN = "adapt_mean"
+"""Where a checkpoint keeps the float32 mean of the parameters that its state_dict holds rounded."""
 
 
 class BeforeAveraging(Callback):
@@ -30,6 +35,10 @@ class BeforeAveraging(Callback):
 
     def on_train_epoch_end(self, *args: Any) -> None:
         self.on_train_batch_end()
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Let averaging go on from the mean itself."""
+        checkpoint["state_dict"] = {**checkpoint["state_dict"], **checkpoint.get(MEAN, {})}
 
     @torch.no_grad()
     def on_validation_epoch_end(self, *args: Any) -> None:
@@ -64,3 +73,24 @@ class AfterAveraging(Callback):
     def on_train_end(self, *args: Any) -> None:
         for controller in self.before.controllers:
             controller.quantize_()
+
+    @torch.no_grad()
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Let the file show the mean as it is evaluated, and keep the mean itself beside it."""
+        saved, means = checkpoint["state_dict"], checkpoint.setdefault(MEAN, {})
+        names: defaultdict[Tensor, list[str]] = defaultdict(list)
+        for name, parameter in pl_module.named_parameters(remove_duplicate=False):
+            if name in saved:
+                names[parameter].append(name)
+        for masters in (bank for controller in self.before.controllers for bank in controller.banks):
+            # Only what a parameter holds can be rounded as evaluation would.
+            held = [parameter.detach().clone() for parameter in masters.parameters]
+            for shown in masters.parameters:
+                for name in names[shown]:
+                    means[name] = saved[name]
+                    shown.copy_(saved[name])
+            masters.round_parameters()
+            for shown, before in zip(masters.parameters, held, strict=True):
+                for name in names[shown]:
+                    saved[name] = shown.detach().to(saved[name].device, copy=True)
+                shown.copy_(before)

@@ -30,6 +30,12 @@ from adapt.run.settings import Settings
 from adapt.switching.policy import Policy
 from adapt.trace import Trace
 
+ELSEWHERE = (
+    "; a strategy such as ddp_spawn or ddp_fork leaves it in the processes that it starts, which save the trace in the "
+    "folder of the logger"
+)
+"""What to say of a callback that has nothing to show where fit may have run in other processes."""
+
 
 class AdaptivePrecision(Callback):
     """Trains the layers of a LightningModule at adaptive fixed-point precision. Nothing in the module changes.
@@ -50,16 +56,19 @@ class AdaptivePrecision(Callback):
     Resuming by `fit(ckpt_path=…)` is exact, because everything rides in the optimizers' state.
     `ModelCheckpoint(save_weights_only=True)` leaves that out: its files hold deployable weights, no run.
 
-    Logged for the whole network, and so fit to be monitored: adapt/mean_word_length, adapt/nonzero, adapt/size_ratio,
-    adapt/memory_ratio; and where the multiply-adds are known, from `example_input_array` or from the first training
-    batch if forward takes it, adapt/training_speedup and adapt/inference_speedup by the performance model. Every
-    logger gets each layer's word_length, fraction_length, nonzero, lookback, resolution and diversity, as
-    `word_length/<layer>` and so on. A TensorBoard logger gets pictures too, and the folder of a logger that has one
-    gets `trace.npz`, or `trace_0.npz` and so on with several optimizers, for `adapt report`.
+    Logged of the layers that are quantised, together, and so fit to be monitored: adapt/mean_word_length,
+    adapt/nonzero, adapt/size_ratio, adapt/memory_ratio; and where the multiply-adds are known, from
+    `example_input_array` or from the first training batch if forward takes it, adapt/training_speedup and
+    adapt/inference_speedup by the performance model. Every logger gets each layer's word_length, fraction_length,
+    nonzero, lookback, resolution and diversity, as `word_length/<layer>` and so on, by the LightningModule's names
+    where those of several optimizers are not unique. A TensorBoard logger gets pictures too, and the folder of a
+    logger that has one gets `trace.npz`, or `trace_0.npz` and so on with several optimizers, for `adapt report`.
 
     A policy that must know the optimizer steps of an epoch, such as `adapt.MuPPET()`, is told when training starts.
 
     Works with DDP, and with `WeightAveraging`, which then averages the masters and evaluates their mean on the grid.
+    Checkpoints of such a fit hold the mean rounded as it was evaluated, and the mean itself under "adapt_mean"; those
+    that are saved after fit, or when it fails, hold the mean alone.
     Refused are strategies that shard (FSDP, DeepSpeed, ModelParallel), `StochasticWeightAveraging`, and optimizers
     that evaluate the loss several times in a step (LBFGS).
 
@@ -118,10 +127,10 @@ class AdaptivePrecision(Callback):
         """The controller, where there is one.
 
         Raises:
-            RuntimeError: no fit has started, or several optimizers have layers.
+            RuntimeError: no fit has started in this process, or several optimizers have layers.
         """
         if not self.controllers:
-            raise RuntimeError("AdaptivePrecision has no controller before fit starts")
+            raise RuntimeError(f"{type(self).__name__} has no controller before fit starts{ELSEWHERE}")
         if len(self.controllers) != 1:
             raise RuntimeError(
                 f"AdaptivePrecision has {len(self.controllers)} controllers, one for each optimizer with layers of the "
@@ -134,7 +143,7 @@ class AdaptivePrecision(Callback):
         """What happened in every step, where there is one controller.
 
         Raises:
-            RuntimeError: no fit has started, or several optimizers have layers.
+            RuntimeError: no fit has started in this process, or several optimizers have layers.
         """
         return self.controller.trace
 
@@ -146,7 +155,7 @@ class AdaptivePrecision(Callback):
             self._detach()
             self.controllers.clear()
             self._reports = Reports()
-        check_trainer(trainer)
+        check_trainer(trainer, AdaptivePrecision)
         if stage == "fit":
             self._averagings = arrange(trainer, self, self.controllers)
 
@@ -213,7 +222,7 @@ class AdaptivePrecision(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw."""
-        self._reports.draw(self.controllers)
+        self._reports.draw(pl_module, self.controllers)
 
     # Validation
 
@@ -230,14 +239,14 @@ class AdaptivePrecision(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save and detach: after this hook the strategy moves the module to other memory."""
-        self._reports.end(trainer, self.controllers)
+        self._reports.end(trainer, pl_module, self.controllers)
         self._detach()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Save what can be saved, and detach."""
         try:
             if self._attached():
-                self._reports.end(trainer, self.controllers)
+                self._reports.end(trainer, pl_module, self.controllers)
         except Exception as error:
             rank_zero_warn(f"the trace of the interrupted run could not be saved: {error}")
         finally:

@@ -17,23 +17,28 @@ from lightning.pytorch.callbacks import (
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
+from torch.nn.parameter import UninitializedParameter
 from torch.optim import Optimizer
 
 from adapt.attachment import attach, attached
 from adapt.controller import Controller
-from adapt.layers.layering import named, optimized, plain_names
+from adapt.layers.layering import Choice, named, optimized, plain_names
 from adapt.lightning.averaging import AfterAveraging, BeforeAveraging
 from adapt.optim import ASGD
 from adapt.switching.fixed import FOREVER
 
 
-def check_trainer(trainer: Any) -> None:
+def check_trainer(trainer: Any, kind: type[Callback]) -> None:
     """Refuse a trainer under which forward passes would leave the grid.
+
+    Args:
+        trainer: whatever the callback was given to.
+        kind: the class of callbacks of which there may be one.
 
     Raises:
         TypeError: it belongs to the other of Lightning's two packages.
         NotImplementedError: it has a strategy or a callback that cannot work together with this one.
-        ValueError: it has the callback twice.
+        ValueError: it has several callbacks of the kind.
     """
     if not isinstance(trainer, Trainer):
         raise TypeError(
@@ -45,14 +50,17 @@ def check_trainer(trainer: Any) -> None:
             f"{type(trainer.strategy).__name__} shards the parameters, and its checkpoints would lack the masters: use "
             'strategy="ddp" or one device, or shard by torch.distributed.fsdp.fully_shard in a plain loop'
         )
-    names = [type(callback).__name__ for callback in callbacks(trainer)]
     if any(isinstance(callback, StochasticWeightAveraging) for callback in callbacks(trainer)):
         raise NotImplementedError(
             "StochasticWeightAveraging averages quantised weights and trains off the grid with their mean: use "
             "lightning.pytorch.callbacks.WeightAveraging, which AdaptivePrecision lets average the masters"
         )
-    if names.count("AdaptivePrecision") > 1:
-        raise ValueError("the trainer has several AdaptivePrecision callbacks: one serves all optimizers")
+    names = [type(callback).__name__ for callback in callbacks(trainer) if isinstance(callback, kind)]
+    if len(names) > 1:
+        raise ValueError(
+            f"the trainer has several {kind.__name__} callbacks ({', '.join(names)}): keep one, which serves all "
+            "optimizers"
+        )
 
 
 def callbacks(trainer: Trainer) -> list[Callback]:
@@ -114,13 +122,10 @@ def attach_all(
                     "configure_optimizers returned an adapt.ASGD without a controller, a copy or one that an earlier "
                     "fit used and detached: make a new one in configure_optimizers"
                 )
-            elif len(optimizers) == 1 or _has_layers(optimizer, pl_module, options):
+            elif has_layers(optimizer, pl_module, options["layers"]):
                 controllers.append(attach(optimizer, pl_module, **options))
         if not controllers:
-            raise ValueError(
-                "AdaptivePrecision found no layer to quantise: configure_optimizers must return an optimizer of "
-                "weights with two or more dimensions (or that `layers` takes)"
-            )
+            raise without_layers("AdaptivePrecision")
     except Exception:
         for controller in controllers:
             controller.detach("evaluation" if controller.step else "masters")
@@ -142,28 +147,48 @@ def tell_steps_per_epoch(policy: Any, trainer: Trainer, pl_module: LightningModu
     if not _asks(policy):
         return policy
     batches = trainer.num_training_batches
-    if not pl_module.automatic_optimization:
-        reason = "in manual optimization the module decides when its optimizers step"
-    elif any(isinstance(callback, GradientAccumulationScheduler) for callback in callbacks(trainer)):
-        reason = "GradientAccumulationScheduler changes their number"
-    elif math.isinf(batches):
+    reason = why_steps_are_unknown(trainer, pl_module)
+    if reason is None and math.isinf(batches):
         reason = "the training data have no length"
-    else:
-        return replace(policy, steps_per_epoch=math.ceil(batches / trainer.accumulate_grad_batches))
-    raise ValueError(
-        f"{type(policy).__name__} must know how many optimizer steps an epoch has, but {reason}: give it "
-        "steps_per_epoch=…"
-    )
+    if reason is not None:
+        raise ValueError(
+            f"{type(policy).__name__} must know how many optimizer steps an epoch has, but {reason}: give it "
+            "steps_per_epoch=…"
+        )
+    return replace(policy, steps_per_epoch=math.ceil(batches / trainer.accumulate_grad_batches))
+
+
+def why_steps_are_unknown(trainer: Trainer, pl_module: LightningModule) -> str | None:
+    """What keeps the optimizer steps of an epoch from following from its batches; None where nothing does."""
+    if not pl_module.automatic_optimization:
+        return "in manual optimization the module decides when its optimizers step"
+    return "GradientAccumulationScheduler changes their number" if changes_accumulation(trainer) else None
+
+
+def changes_accumulation(trainer: Trainer) -> bool:
+    """Whether some steps have more micro-batches than others."""
+    return any(isinstance(callback, GradientAccumulationScheduler) for callback in callbacks(trainer))
 
 
 def _asks(policy: Any) -> bool:
     return getattr(policy, "steps_per_epoch", 0) is None
 
 
-def _has_layers(optimizer: Optimizer, pl_module: LightningModule, options: Mapping[str, Any]) -> bool:
+def has_layers(optimizer: Optimizer, pl_module: LightningModule, choice: Choice) -> bool:
+    """Whether the optimizer has trainable parameters that are layers, or may become some when they get a shape."""
     members = {id(parameter) for parameter in optimized(optimizer)}
-    choice = options["layers"]
-    return any(id(p) in members and p.requires_grad and choice(name, p) for name, p in named(pl_module).items())
+    return any(
+        id(p) in members and p.requires_grad and (isinstance(p, UninitializedParameter) or choice(name, p))
+        for name, p in named(pl_module).items()
+    )
+
+
+def without_layers(callback: str) -> ValueError:
+    """What to raise where no optimizer has layers."""
+    return ValueError(
+        f"{callback} found no layer to quantise: configure_optimizers must return an optimizer of weights with two or "
+        "more dimensions (or that `layers` takes)"
+    )
 
 
 @torch.no_grad()

@@ -3,17 +3,17 @@
 import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
 from typing import Any
 
 from lightning import LightningModule, Trainer
-from lightning.pytorch.utilities import move_data_to_device
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
 from adapt.arguments import is_number
 from adapt.learned.distillation import Distillation
+from adapt.learned.learner import Learner
 from adapt.learned.phases import Phases
+from adapt.learned.plan import LearnedWidths
+from adapt.lightning.loaders import first_batches
 from adapt.lightning.metrics import arguments
 from adapt.perfmodel import operations
 from adapt.perfmodel.rehearsal import samples_of
@@ -65,6 +65,25 @@ def in_steps(phases: tuple[float, float, float], steps: float, epochs: int | Non
     return Phases(first, second - first, max(int(steps) - second, 0))
 
 
+def unlearned(learner: Learner) -> str:
+    """What to say of a training that ends now; nothing if it made no step or its widths were brought to the budgets."""
+    plan, size = learner.plan, learner.size._asdict()
+    assert isinstance(plan, LearnedWidths)
+    if not 0 < learner.step < plan.phases.settling:
+        return ""
+    budgets = {"weight": plan.weight_budget, "activation": plan.activation_budget}
+    sizes = []
+    for what, budget in budgets.items():
+        if budget is not None:
+            unit, given = ("bits", budget.bits) if budget.kilobytes is None else ("kilobytes", budget.kilobytes)
+            sizes.append(f"{what}s have {size[f'{what}_{unit}']:.4g} {unit} of {given:.4g}")
+    return (
+        f"training ended in {learner.phase}, after {learner.step} steps, before learning brought the widths to the "
+        f"budgets in step {plan.phases.settling}, so {' and '.join(sizes)}: train on to there, or begin with phases "
+        "that end sooner"
+    )
+
+
 def network_of(pl_module: LightningModule) -> nn.Module:
     """The module itself if it has a forward, otherwise its only submodule with parameters.
 
@@ -85,17 +104,10 @@ def network_of(pl_module: LightningModule) -> nn.Module:
 def some_inputs(trainer: Trainer, pl_module: LightningModule, network: nn.Module, count: int) -> list[Any]:
     """What `network` takes of the first training batches, as tuples of positional arguments.
 
-    The loader and the random streams stay as they were.
-
     Raises:
-        ValueError: forward takes no part of a batch.
+        ValueError: there are no batches, they can be read only once, or forward takes no part of one.
     """
-    loader: Any = trainer.train_dataloader
-    state = loader.state_dict() if hasattr(loader, "state_dict") and hasattr(loader, "load_state_dict") else None
-    with isolate_rng():
-        batches = [move_data_to_device(batch, pl_module.device) for batch in islice(iter(loader), count)]
-    if state is not None:
-        loader.load_state_dict(state)
+    batches = first_batches(trainer, pl_module, count)
     if not batches:
         raise ValueError("LearnedBitwidth calibrates with training batches, but the training data are empty")
     reasons = []

@@ -4,8 +4,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 from lightning.pytorch.utilities import rank_zero_info
 
+from adapt import notices
 from adapt.layers import layering
 from adapt.learned.attachment import attach_plan
 from adapt.learned.budget import Budget
@@ -14,9 +16,9 @@ from adapt.learned.learner import Learner
 from adapt.learned.phases import Phases
 from adapt.learned.plan import LearnedWidths
 from adapt.learned.scaling import DELTA
-from adapt.lightning.callback import AdaptivePrecision
-from adapt.lightning.compatibility import callbacks
-from adapt.lightning.fitting import Listening, check_phases, in_steps, network_of, some_inputs
+from adapt.lightning.callback import ELSEWHERE, AdaptivePrecision
+from adapt.lightning.compatibility import callbacks, has_layers, why_steps_are_unknown, without_layers
+from adapt.lightning.fitting import Listening, check_phases, in_steps, network_of, some_inputs, unlearned
 from adapt.lightning.losses import Losses
 from adapt.lightning.widths import WidthReports
 from adapt.switching.fixed import FOREVER
@@ -40,14 +42,18 @@ class LearnedBitwidth(AdaptivePrecision):
     stays in `learner.log`. A TensorBoard logger gets pictures, by layer and by channel; the folder of a logger that has
     one gets `trace.npz` and `widths.npz`.
 
-    Refused are several optimizers, half precision with a scaler, and what `AdaptivePrecision` refuses.
+    The steps of manual optimization and of a `GradientAccumulationScheduler` do not follow from epochs: give the
+    trainer `max_steps` alone. A training that ends before the budgets are met is warned about.
+
+    Refused are several optimizers, half precision with a scaler, finders of learning rate and batch size, and what
+    `AdaptivePrecision` refuses.
 
     Args:
         weight_budget, activation_budget: `adapt.learned.Budget(kilobytes=…)` or `Budget(bits=…)`.
         phases: pre-training, learning and fine-tuning, as shares of the training that sum to 1, or as whole numbers of
             epochs that sum to the trainer's.
         calibration: how many training batches calibrate the activations, or the batches themselves, as in
-            `adapt.learned.attach`.
+            `adapt.learned.attach`: needed where training data can be read only once, or forward takes no part of them.
         distillation: a teacher and how to listen to it. The student's logits are what the module's forward answers in
             training_step, or that of its only submodule with parameters.
         activation_size, floor, weight_scaling, activation_scaling, delta, beta, update_every, width_rate, warmup,
@@ -107,17 +113,21 @@ class LearnedBitwidth(AdaptivePrecision):
         """The learner of the running fit or the latest.
 
         Raises:
-            RuntimeError: no fit has started.
+            RuntimeError: no fit has started in this process.
         """
         if not self.controllers:
-            raise RuntimeError("LearnedBitwidth has no learner before fit starts")
+            raise RuntimeError(f"LearnedBitwidth has no learner before fit starts{ELSEWHERE}")
         return self.controllers[0]  # type: ignore[return-value]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse what cannot work, and find the place among the callbacks."""
         if stage == "fit":
-            if sum(isinstance(callback, AdaptivePrecision) for callback in callbacks(trainer)) > 1:
-                raise ValueError("the trainer has LearnedBitwidth beside another AdaptivePrecision: choose one of them")
+            finders = [c for c in callbacks(trainer) if isinstance(c, LearningRateFinder | BatchSizeFinder)]
+            if finders:
+                raise NotImplementedError(
+                    f"{type(finders[0]).__name__} would learn widths in each of its trials, and change the rates of "
+                    "the phases: let it look with a trainer without LearnedBitwidth, and give the module what it finds"
+                )
             if getattr(trainer.precision_plugin, "scaler", None) is not None:
                 raise NotImplementedError(
                     "a scaler multiplies the gradients from which activations learn their formats: use "
@@ -134,6 +144,8 @@ class LearnedBitwidth(AdaptivePrecision):
                 f"LearnedBitwidth needs one optimizer, but configure_optimizers answered {len(trainer.optimizers)}: "
                 "train in a plain loop with adapt.learned.attach for each"
             )
+        if not has_layers(trainer.optimizers[0], pl_module, self._layers):
+            raise without_layers("LearnedBitwidth")
         scheduled = bool(trainer.lr_scheduler_configs)
         if scheduled:
             rank_zero_info("LearnedBitwidth leaves the learning rate to the module's own scheduler.")
@@ -154,6 +166,12 @@ class LearnedBitwidth(AdaptivePrecision):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Share out the steps, and calibrate unless the run goes on from a checkpoint."""
         learner = self.learner
+        reason = None if trainer.max_epochs == -1 else why_steps_are_unknown(trainer, pl_module)
+        if reason is not None:
+            raise ValueError(
+                f"LearnedBitwidth must know how many optimizer steps the training has, but {reason}: give the trainer "
+                "max_steps=… and no max_epochs"
+            )
         steps = trainer.estimated_stepping_batches
         learner.use_phases(in_steps(self._phases, steps, trainer.max_epochs))
         if self._plan["activation_budget"] is not None and not learner.is_calibrated:
@@ -172,6 +190,21 @@ class LearnedBitwidth(AdaptivePrecision):
             figures = ", ".join(f"{name} {value:.4g}" for name, value in entry.items() if not isinstance(value, str))
             rank_zero_info(f"LearnedBitwidth, end of {entry['phase']}: {figures}")
         self._told = len(log)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Warn if learning was not over, save and detach."""
+        self._warn_if_unlearned(trainer)
+        super().on_train_end(trainer, pl_module)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Warn if learning was not over, save what can be saved, and detach."""
+        self._warn_if_unlearned(trainer)
+        super().on_exception(trainer, pl_module, exception)
+
+    def _warn_if_unlearned(self, trainer: Trainer) -> None:
+        """Say so where training ends too early."""
+        if trainer.is_global_zero and self._attached() and (message := unlearned(self.learner)):
+            notices.warn(message)
 
     def _detach(self) -> None:
         if self._listening is not None:

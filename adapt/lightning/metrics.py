@@ -4,6 +4,7 @@ import importlib.util
 import inspect
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from lightning.pytorch.utilities import move_data_to_device
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from adapt.layers.layering import plain_name
+from adapt.layers.layering import named, plain_name
 from adapt.perfmodel import RunningSummary, operations
 from adapt.perfmodel.rehearsal import samples_of
 from adapt.trace import Trace
@@ -24,15 +25,41 @@ _LAYER_FIELDS = tuple(field for field, column in COLUMNS.items() if not column.m
 """What there is a number of in every row."""
 
 
-def layer_values(traces: Sequence[Trace]) -> dict[str, float]:
-    """The last row of each trace as `field/layer`; NaN before the first, so that the keys never change."""
+def distinct_names(
+    traces: Sequence[Trace], layers: Sequence[Mapping[str, Tensor]], module: LightningModule
+) -> list[Sequence[str]]:
+    """What to call the layers of each trace, so that no two are called the same.
+
+    Whoever made a controller chose the names of its layers. Where several chose the same, the module's names stand
+    instead.
+
+    Args:
+        traces: one for each optimizer.
+        layers: of each trace the parameters by its names.
+        module: what the parameters belong to.
+    """
+    names: list[Sequence[str]] = [trace.layers for trace in traces]
+    if len(set(chain(*names))) == sum(map(len, names)):
+        return names
+    known = {id(parameter): name for name, parameter in named(module).items()}
+    return [
+        [known.get(id(parameters.get(name)), f"optimizer_{index}.{name}") for name in own]
+        for index, (own, parameters) in enumerate(zip(names, layers, strict=True))
+    ]
+
+
+def layer_values(traces: Sequence[Trace], names: Sequence[Sequence[str]]) -> dict[str, float]:
+    """The last row of each trace as `field/layer`; NaN before the first, so that the keys never change.
+
+    Args:
+        traces: one for each optimizer.
+        names: what to call the layers of each.
+    """
     return {
         f"{field}/{layer}": float(value)
-        for trace in traces
+        for trace, own in zip(traces, names, strict=True)
         for field in _LAYER_FIELDS
-        for layer, value in zip(
-            trace.layers, getattr(trace, field)[-1] if len(trace) else [math.nan] * len(trace.layers), strict=True
-        )
+        for layer, value in zip(own, getattr(trace, field)[-1] if len(trace) else [math.nan] * len(own), strict=True)
     }
 
 
@@ -41,10 +68,10 @@ class Aggregates:
 
     Args:
         batch_size: samples in a micro-batch.
-        accumulation: micro-batches in a step.
+        accumulation: micro-batches in a step; None where it changes, which leaves the training speedup out.
     """
 
-    def __init__(self, *, batch_size: int, accumulation: int) -> None:
+    def __init__(self, *, batch_size: int, accumulation: int | None) -> None:
         self._batch_size, self._accumulation = batch_size, accumulation
         self._running: dict[int, tuple[RunningSummary, int, tuple[str, ...]]] = {}
 
@@ -69,7 +96,8 @@ class Aggregates:
         if any(work):
             # Costs add up, and every speedup compares with float32, whose cost is the work itself.
             samples = [amount * len(traces[index]) for amount, index in zip(work, begun, strict=True)]
-            figures["training_speedup"] = _ratio(samples, [s.training_speedup for s in summaries])
+            if self._accumulation is not None:
+                figures["training_speedup"] = _ratio(samples, [s.training_speedup for s in summaries])
             figures["inference_speedup"] = _ratio(work, [s.inference_speedup for s in summaries])
         return {f"adapt/{name}": value for name, value in figures.items()}
 
@@ -81,7 +109,7 @@ class Aggregates:
             running = RunningSummary(
                 counts if known else dict(zip(trace.layers, trace.numel.tolist(), strict=True)),
                 batch_size=self._batch_size,
-                accumulation=self._accumulation,
+                accumulation=self._accumulation or 1,
             )
         self._running[index] = running, len(trace), trace.layers
         return running.update(trace)
@@ -181,11 +209,16 @@ def timelines(loggers: Sequence[Logger]) -> list[Any]:
     return [Timeline(writer, lines=False) for writer in writers]
 
 
-def merged(traces: Sequence[Trace]) -> Trace:
-    """One trace for the pictures: of several optimizers the steps that all of them made, side by side."""
+def merged(traces: Sequence[Trace], names: Sequence[Sequence[str]]) -> Trace:
+    """One trace for the pictures: of several optimizers the steps that all of them made, side by side.
+
+    Args:
+        traces: one for each optimizer.
+        names: what to call the layers of each, no two the same.
+    """
     if len(traces) == 1:
         return traces[0]
-    trace = Trace([name for t in traces for name in t.layers], np.concatenate([t.numel for t in traces]))
+    trace = Trace(list(chain(*names)), np.concatenate([t.numel for t in traces]))
     steps = traces[0].step
     for other in traces[1:]:
         steps = np.intersect1d(steps, other.step)

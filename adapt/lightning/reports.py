@@ -10,6 +10,7 @@ from torch import Tensor
 
 from adapt.controller import Controller
 from adapt.lightning import metrics
+from adapt.lightning.compatibility import changes_accumulation
 from adapt.trace import Trace
 
 _BAR = ("adapt/mean_word_length", "adapt/training_speedup")
@@ -41,7 +42,13 @@ class Reports:
                 f"{type(pl_module).__name__} to a batch as its forward takes it."
             )
         self._counts = counts or {}
-        self._aggregates = metrics.Aggregates(batch_size=samples or 1, accumulation=trainer.accumulate_grad_batches)
+        accumulation = None if changes_accumulation(trainer) else trainer.accumulate_grad_batches
+        if counts is not None and accumulation is None:
+            rank_zero_info(
+                "AdaptivePrecision leaves adapt/training_speedup out: GradientAccumulationScheduler changes how many "
+                "batches a step has."
+            )
+        self._aggregates = metrics.Aggregates(batch_size=samples or 1, accumulation=accumulation)
         if trainer.is_global_zero:
             self._timelines = metrics.timelines(trainer.loggers)
 
@@ -60,33 +67,37 @@ class Reports:
                     name, value, on_step=True, on_epoch=False, prog_bar=name in _BAR, logger=bool(trainer.loggers)
                 )
         if due and trainer.is_global_zero:
-            values = metrics.layer_values(traces)
+            values = metrics.layer_values(traces, _names(traces, controllers, pl_module))
             for logger in trainer.loggers:
                 # The step that trainer and its own callbacks give to their loggers.
                 logger.log_metrics(values, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
 
-    def draw(self, controllers: Sequence[Controller]) -> None:
+    def draw(self, pl_module: LightningModule, controllers: Sequence[Controller]) -> None:
         """Draw the timeline, unless the last drawing was a short time ago compared with what it took."""
         # Every process reads the traces, even where one draws: to bring them up to date may take all of them.
         traces = [controller.trace for controller in controllers]
         start = time.monotonic()
         if start >= self._draw_after:
-            self._draw(traces)
+            self._draw(traces, _names(traces, controllers, pl_module))
             end = time.monotonic()
             self._draw_after = end + (end - start) / _DRAWING_SHARE
 
-    def end(self, trainer: Trainer, controllers: Sequence[Controller]) -> None:
+    def end(self, trainer: Trainer, pl_module: LightningModule, controllers: Sequence[Controller]) -> None:
         """Draw once more and save the traces."""
         traces = [controller.trace for controller in controllers]
-        self._draw(traces)
+        self._draw(traces, _names(traces, controllers, pl_module))
         if trainer.is_global_zero:
             try:
                 metrics.save_traces(traces, trainer.loggers)
             except OSError as error:
                 rank_zero_warn(f"the trace could not be saved, the callback still has it: {error}")
 
-    def _draw(self, traces: Sequence[Trace]) -> None:
+    def _draw(self, traces: Sequence[Trace], names: Sequence[Sequence[str]]) -> None:
         if self._timelines and traces:
-            trace = metrics.merged(traces)
+            trace = metrics.merged(traces, names)
             for timeline in self._timelines:
                 timeline.write(trace)
+
+
+def _names(traces: Sequence[Trace], controllers: Sequence[Controller], module: LightningModule) -> list[Sequence[str]]:
+    return metrics.distinct_names(traces, [controller.layers for controller in controllers], module)

@@ -48,9 +48,9 @@ class WidthReports(Reports):
             for logger in trainer.loggers:
                 logger.log_metrics(values, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
 
-    def end(self, trainer: Trainer, controllers: Sequence[Controller]) -> None:
+    def end(self, trainer: Trainer, pl_module: LightningModule, controllers: Sequence[Controller]) -> None:
         """Draw once more, and save trace and widths."""
-        super().end(trainer, controllers)
+        super().end(trainer, pl_module, controllers)
         (learner,) = _learners(controllers)
         for timeline in self._timelines:
             timeline.write_channels(learner.widths.step, _by_channel(learner))

@@ -321,6 +321,11 @@ class TestTheEnd:
         with pytest.raises(RuntimeError, match="no controller before fit starts"):
             _ = precision().trace
 
+    def test_a_strategy_of_other_processes_leaves_it_there(self):
+        # What fit under ddp_spawn or ddp_fork leaves in the process that called it.
+        with pytest.raises(RuntimeError, match=r"ddp_spawn or ddp_fork leaves it in the processes that it starts"):
+            _ = precision().controller
+
     def test_with_two_optimizers_there_is_not_the_one_controller(self):
         callback, _ = fit(Adversaries())
         with pytest.raises(RuntimeError, match="2 controllers"):

@@ -20,7 +20,8 @@ from lightning.pytorch.tuner import Tuner
 from torch import nn
 
 import adapt
-from adapt.lightning import AdaptivePrecision
+from adapt.learned import Budget
+from adapt.lightning import AdaptivePrecision, LearnedBitwidth
 from adapt.lightning.averaging import AfterAveraging, BeforeAveraging
 from tests.lightning.modules import (
     BATCHES,
@@ -109,6 +110,18 @@ class Spy(Callback):
         self.seen.append({name: m.clone() for name, m in self.callback.controller.masters.items()})
 
 
+class Keeps(Callback):
+    """Keeps the weights that it finds whenever a checkpoint is made."""
+
+    state_key = property(lambda self: str(id(self)))
+
+    def __init__(self):
+        self.held = []
+
+    def on_save_checkpoint(self, trainer, module, checkpoint):
+        self.held.append(weights(module))
+
+
 class TestWeightAveraging:
     def test_masters_are_averaged_and_their_mean_is_evaluated_on_the_grid(self):
         class Looks(Classifier):
@@ -160,6 +173,30 @@ class TestWeightAveraging:
         assert_same_run(controller, resumed)
         assert same(mean, resumed_mean)
 
+    @pytest.mark.parametrize(
+        "callback",
+        [
+            lambda: precision(adapt.Fixed(adapt.Precision(4, 2))),
+            lambda: precision(adapt.MuPPET(steps_per_epoch=99), quantize_biases=True),
+            lambda: LearnedBitwidth(Budget(bits=4), phases=(0.1, 0.5, 0.4), update_every=2),
+        ],
+        ids=["fixed point", "block floating point", "learned"],
+    )
+    def test_a_checkpoint_holds_what_was_monitored(self, callback, tmp_path):
+        keep, averaging = ModelCheckpoint(tmp_path, monitor="validation_loss"), EMAWeightAveraging(decay=0.8)
+        before, after = Keeps(), Keeps()
+        others = (before, averaging, after, keep)
+        fit(Classifier(), callback(), *others, enable_checkpointing=True, loaders=(loader(), loader(5)))
+        (found,) = trainer().validate(Classifier(), loader(5), keep.best_model_path, verbose=False)
+        assert found["validation_loss"] == pytest.approx(float(keep.best_model_score), rel=1e-6)
+        # Saving changes no weight.
+        assert before.held
+        assert all(same(one, other) for one, other in zip(before.held, after.held, strict=True))
+        saved = torch.load(keep.best_model_path, weights_only=True)
+        for name, mean in saved["adapt_mean"].items():
+            assert mean.shape == saved["state_dict"][name].shape
+            assert not torch.equal(mean, saved["state_dict"][name])
+
     @pytest.mark.parametrize("hook", ["on_train_batch_end", "on_validation_epoch_start", "on_validation_epoch_end"])
     def test_an_exception_in_it_leaves_the_masters_rounded(self, hook):
         class Broken(WeightAveraging):
@@ -202,7 +239,9 @@ class TestRefusals:
         assert_nothing_attached()
 
     def test_no_optimizer(self):
-        with pytest.raises(ValueError, match="no layer to quantise"):
+        with pytest.raises(
+            ValueError, match=r"AdaptivePrecision found no layer to quantise: configure_optimizers must"
+        ):
             fit(Classifier(lambda m: None))
 
     def test_no_layer_in_any_of_several_optimizers(self):
@@ -247,8 +286,20 @@ class TestRefusals:
         assert_nothing_attached()
 
     def test_the_callback_twice(self):
-        with pytest.raises(ValueError, match="several AdaptivePrecision callbacks: one serves"):
-            fit(Classifier(), precision(), precision())
+        class Mine(AdaptivePrecision):
+            pass
+
+        for other in (precision(), Mine()):
+            with pytest.raises(ValueError, match=r"several AdaptivePrecision callbacks \(.*\): keep one, which serves"):
+                fit(Classifier(), other, precision())
+
+    def test_lazy_layers_are_told_to_take_shape_first(self):
+        def lazy(module):
+            module.net = nn.Sequential(nn.LazyLinear(3))
+            return torch.optim.SGD(module.parameters(), lr=0.1)
+
+        with pytest.raises(TypeError, match="has no shape yet"):
+            fit(Classifier(lazy))
 
     @pytest.mark.parametrize(
         ("options", "kind", "message"),

@@ -1,13 +1,20 @@
 """Learned bit widths in Lightning: phases share the steps, budgets are met, runs resume, teachers are heard."""
 
+import contextlib
 import copy
 import math
+import re
 
 import lightning
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    GradientAccumulationScheduler,
+    LearningRateFinder,
+    ModelCheckpoint,
+)
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 from torch.nn import functional as F
@@ -35,7 +42,7 @@ def test_budgets_are_met_and_the_module_keeps_quantised_weights():
     module, callback, _ = fit()
     learner = callback.learner
     assert learner.step == 30
-    assert [entry["phase"] for entry in learner.log] == ["pretraining", "learning"]
+    assert [entry["phase"] for entry in learner.log] == ["pretraining", "learning", "finetuning"]
     assert learner.size.weight_bits <= 4 * 1.01
     assert learner.size.activation_bits <= 4 * 1.01
     form = learner.formats["net.0.weight"]
@@ -277,9 +284,93 @@ def test_what_cannot_work_is_refused_when_fit_starts(callback, options, kind, me
     assert_nothing_attached()
 
 
-def test_one_callback_alone():
-    with pytest.raises(ValueError, match="beside another AdaptivePrecision"):
-        fit(None, LearnedBitwidth(**FOUR), AdaptivePrecision())
+@pytest.mark.parametrize("order", [1, -1])
+def test_one_callback_alone(order):
+    callbacks = [LearnedBitwidth(**FOUR), AdaptivePrecision()][::order]
+    with pytest.raises(ValueError, match=r"several AdaptivePrecision callbacks \(.*LearnedBitwidth.*\): keep one"):
+        fit(None, *callbacks)
+
+
+@pytest.mark.parametrize("finder", [LearningRateFinder(), BatchSizeFinder()], ids=["learning rate", "batch size"])
+def test_finders_are_refused(finder):
+    callback = LearnedBitwidth(**FOUR)
+    with pytest.raises(NotImplementedError, match=f"{type(finder).__name__} would learn widths in each of its trials"):
+        callback.setup(trainer(callback, finder), Classifier(), "fit")
+
+
+def test_without_an_optimizer_there_is_no_layer():
+    with pytest.raises(ValueError, match=r"LearnedBitwidth found no layer to quantise: configure_optimizers must"):
+        fit(Classifier(lambda module: None))
+
+
+class Manual(Classifier):
+    """Steps when it likes."""
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch, index):
+        self.manual_backward(F.cross_entropy(self(batch[0]), batch[1]))
+        if index % 2:
+            self.optimizers().step()
+            self.optimizers().zero_grad()
+
+
+@pytest.mark.parametrize(
+    ("make", "others", "reason"),
+    [
+        (Manual, (), "in manual optimization the module decides"),
+        (Classifier, (GradientAccumulationScheduler({0: 1, 1: 2}),), "GradientAccumulationScheduler changes"),
+    ],
+    ids=["manual", "scheduler"],
+)
+def test_a_training_whose_steps_do_not_follow_from_its_epochs_needs_their_number(make, others, reason):
+    with pytest.raises(ValueError, match=f"must know how many optimizer steps the training has, but {reason}.* max_st"):
+        fit(make(), LearnedBitwidth(**FOUR), *others)
+    assert_nothing_attached()
+    _, callback, _ = fit(make(), LearnedBitwidth(**FOUR), *others, max_epochs=None, max_steps=10)
+    assert callback.learner.step == callback.learner.plan.phases.total == 10
+    assert callback.learner.size.weight_bits <= 4
+
+
+class Stops(lightning.Callback):
+    """Ends the training after so many batches, by a flag or by an error."""
+
+    def __init__(self, batches, error=None):
+        self.batches, self.error = batches, error
+
+    def on_train_batch_end(self, trainer, *args):
+        if trainer.fit_loop.epoch_loop.total_batch_idx + 1 == self.batches:
+            if self.error is not None:
+                raise self.error
+            trainer.should_stop = True
+
+
+@pytest.mark.parametrize("error", [None, ArithmeticError("enough")], ids=["stopped", "failed"])
+@pytest.mark.parametrize(
+    ("budgets", "sizes"),
+    [
+        ({}, "weights have 6 bits of 4 and activations have 6 bits of 4"),
+        ({"weight_budget": Budget(kilobytes=0.04), "activation_budget": None}, "weights have 0.0.* kilobytes of 0.04:"),
+    ],
+    ids=["bits", "kilobytes"],
+)
+def test_a_training_that_ends_before_learning_has_met_the_budgets_says_so_once(budgets, sizes, error):
+    with pytest.warns(UserWarning, match="training ended") as caught, contextlib.suppress(ArithmeticError):
+        fit(None, LearnedBitwidth(**{**FOUR, **budgets}), Stops(8, error))
+    (warning,) = [w for w in caught if "training ended" in str(w.message)]
+    assert re.match(
+        f"training ended in pretraining, after 8 steps, before .* in step 18, so {sizes}", str(warning.message)
+    )
+    assert warning.filename == __file__
+
+
+@pytest.mark.parametrize("batches", [18, 21])
+def test_one_that_ends_after_the_budgets_are_met_says_nothing(batches, recwarn):
+    _, callback, _ = fit(None, LearnedBitwidth(**FOUR), Stops(batches, None), min_epochs=None)
+    assert callback.learner.size.weight_bits <= 4 * 1.01
+    assert not [w for w in recwarn if "training ended" in str(w.message)]
 
 
 def test_several_optimizers_are_refused():

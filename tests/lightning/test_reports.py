@@ -6,7 +6,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import (
+    Callback,
+    EarlyStopping,
+    GradientAccumulationScheduler,
+    ModelCheckpoint,
+    TQDMProgressBar,
+)
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.loggers.logger import Logger
 from torch import nn
@@ -15,7 +21,7 @@ from torch.nn import functional as F
 import adapt
 from adapt import cli, perfmodel
 from adapt.controller import Controller
-from adapt.lightning import metrics
+from adapt.lightning import AdaptivePrecision, metrics
 from tests.lightning.modules import (
     BATCHES,
     RESTLESS,
@@ -138,6 +144,28 @@ class TestLogging:
         for batch, value in logged.items():
             assert value == pytest.approx(np.average([trace.word_length[batch, 0] for trace in traces], weights=sizes))
 
+    def test_layers_of_two_optimizers_that_are_called_the_same(self, tmp_path):
+        class Twins(Adversaries):
+            def configure_optimizers(self):
+                return [adapt.ASGD(part, lr=0.05) for part in (self.generator, self.discriminator)]
+
+        book = Notebook()
+        callback, _ = fit(Twins(), AdaptivePrecision(), logger=[book, TensorBoardLogger(tmp_path)], log_every_n_steps=4)
+        for part, controller in zip(("generator", "discriminator"), callback.controllers, strict=True):
+            assert controller.trace.layers == ("weight",)
+            assert list(book.having(f"nonzero/{part}.weight").values()) == [
+                controller.trace.nonzero[step, 0] for step in (3, 7, 11, 15)
+            ]
+        assert not book.having("nonzero/weight")
+
+    def test_layers_that_the_module_does_not_know_are_called_by_their_optimizer(self):
+        traces = [trace_of(["weight"], [1], 2), trace_of(["weight"], [1], 2)]
+        module = Adversaries()
+        layers = [{"weight": module.generator.weight}, {"weight": torch.zeros(2)}]
+        names = metrics.distinct_names(traces, layers, module)
+        assert names == [["generator.weight"], ["optimizer_1.weight"]]
+        assert metrics.merged(traces, names).layers == ("generator.weight", "optimizer_1.weight")
+
     def test_a_sparse_trace_logs_its_latest_row(self):
         book = Notebook()
         callback, _ = fit(Classifier(), precision(trace_every=5), logger=book, log_every_n_steps=1)
@@ -182,6 +210,17 @@ class TestWaiting:
         for name, value in logged.items():
             # Noise comes from the stream of a layer's name.
             assert value == pytest.approx(float(expected.callback_metrics[f"adapt/{name}"]), rel=0.2)
+
+    def test_a_changing_accumulation_leaves_the_training_speedup_out_and_says_so(self, monkeypatch):
+        messages = []
+        monkeypatch.setattr("adapt.lightning.reports.rank_zero_info", messages.append)
+        _, run = fit(Classifier(), None, GradientAccumulationScheduler({0: 3, 1: 1}))
+        logged = {name for name in run.callback_metrics if name.startswith("adapt/")}
+        assert logged == {f"adapt/{name}" for name in AGGREGATES if name != "training_speedup"}
+        assert messages == [
+            "AdaptivePrecision leaves adapt/training_speedup out: GradientAccumulationScheduler changes how many "
+            "batches a step has."
+        ]
 
     def test_logging_changes_nothing(self):
         often, _ = fit(Classifier(), logger=Notebook(), log_every_n_steps=1)
@@ -337,12 +376,16 @@ class TestAggregates:
 
     def test_pictures_of_several_optimizers_show_the_steps_of_all(self):
         first, second = trace_of(["a"], [1], 7), trace_of(["b", "c"], [2, 3], 4, seed=1)
-        merged = metrics.merged([first, second])
+        merged = metrics.merged([first, second], [["a"], ["b", "c"]])
         assert merged.layers == ("a", "b", "c")
         assert merged.step.tolist() == [1, 2, 3, 4]
         assert np.array_equal(merged.word_length[:, 0], first.word_length[:4, 0])
         assert np.array_equal(merged.nonzero[:, 1:], second.nonzero)
-        assert metrics.merged([first]) is first
+        assert metrics.merged([first], [["a"]]) is first
+
+    def test_where_accumulation_changes_there_is_no_training_speedup(self):
+        figures = metrics.Aggregates(batch_size=8, accumulation=None).update([trace_of(["a"], [10], 5)], [{"a": 7}])
+        assert figures.keys() == {f"adapt/{name}" for name in AGGREGATES if name != "training_speedup"}
 
 
 class TestFiles:

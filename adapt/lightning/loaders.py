@@ -1,0 +1,88 @@
+"""A look at the training data that leaves no trace in them."""
+
+import contextlib
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch.utilities import CombinedLoader
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Generator
+from torch.utils.data import DataLoader, IterableDataset
+
+
+def first_batches(trainer: Trainer, pl_module: LightningModule, count: int) -> list[Any]:
+    """The first training batches as training_step will see them: combined, after the hooks of transfer, on the device.
+
+    The loaders and the random streams stay as they were.
+
+    Raises:
+        ValueError: the data can be read only once.
+    """
+    combined = trainer.fit_loop._combined_loader
+    assert combined is not None
+    # The fit's own is in use by now.
+    again = CombinedLoader(combined.iterables, combined._mode)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(isolate_rng())
+        for loader in combined.flattened:
+            stack.enter_context(_as_it_was(loader))
+        return [_moved(batch, trainer, pl_module) for batch, *_ in islice(iter(again), count)]
+
+
+def _moved(batch: Any, trainer: Trainer, pl_module: LightningModule) -> Any:
+    """What the fit loop makes of a batch."""
+    batch = trainer.precision_plugin.convert_input(batch)
+    batch = pl_module._on_before_batch_transfer(batch, dataloader_idx=0)
+    return trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+
+
+@contextlib.contextmanager
+def _as_it_was(loader: Any) -> Iterator[None]:
+    """Undo afterwards what reading from a loader changes in it.
+
+    Raises:
+        ValueError: it cannot be undone.
+    """
+    parts = _parts(loader)
+    streams = [(g, g.get_state()) for part in parts if isinstance(g := getattr(part, "generator", None), Generator)]
+    states = [(part, part.state_dict()) for part in parts if _has_state(part)]
+    if not states and _is_read_once(loader):
+        raise ValueError(
+            "LearnedBitwidth calibrates with the first training batches, but the training data can be read only once, "
+            "so that training would miss them: give batches by calibration=…"
+        )
+    # Workers that persist would be set back under the fit, which has begun to read from them.
+    iterator = getattr(loader, "_iterator", None)
+    if isinstance(loader, DataLoader):
+        loader._iterator = None
+    try:
+        yield
+    finally:
+        if isinstance(loader, DataLoader):
+            loader._iterator = iterator
+        for generator, stream in streams:
+            generator.set_state(stream)
+        for part, state in states:
+            part.load_state_dict(state)
+
+
+def _parts(loader: Any) -> list[Any]:
+    """What of a loader may move on when it is read."""
+    sampler = getattr(loader, "batch_sampler", None)
+    rest = [sampler, getattr(sampler, "sampler", None), getattr(loader, "sampler", None)]
+    return [loader, getattr(loader, "dataset", None), *rest]
+
+
+def _has_state(part: Any) -> bool:
+    """Whether it can say where it is and go back there. A torch loader's place is in its iterators."""
+    able = hasattr(part, "state_dict") and hasattr(part, "load_state_dict")
+    return able and not isinstance(part, DataLoader)
+
+
+def _is_read_once(loader: Any) -> bool:
+    """Whether two passes share an iterator."""
+    if not isinstance(loader, DataLoader):
+        return iter(loader) is iter(loader)
+    return isinstance(loader.dataset, IterableDataset) and iter(loader.dataset) is iter(loader.dataset)
