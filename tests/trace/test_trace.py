@@ -474,5 +474,5 @@ class TestHostileFiles:
 
 @pytest.mark.parametrize("state", [{}, {"layers": ["a"]}, {"version": 1}])
 def test_what_is_no_state_of_a_trace_is_refused(state):
-    with pytest.raises(ValueError, match="version|names"):
+    with pytest.raises(ValueError, match=r"version|names"):
         Trace.from_state_dict(state)
