@@ -1,5 +1,6 @@
 """Where the short types end: the outermost module answers in float32, and so do layers that could not mix types."""
 
+import threading
 from types import FrameType
 from typing import Any
 
@@ -11,10 +12,10 @@ from adapt import frames
 _SHORT = (torch.bfloat16, torch.float16)
 
 
-class Outermost:
+class Outermost(threading.local):
     """Counts how many modules are at work inside each other, and lets the outermost one answer in float32.
 
-    In a copy of a module it does nothing.
+    Each thread counts for itself. In a copy of a module it does nothing.
     """
 
     def __init__(self, active: bool = True) -> None:

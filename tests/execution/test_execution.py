@@ -3,6 +3,7 @@
 import copy
 import pickle
 from dataclasses import dataclass
+from threading import Thread
 
 import pytest
 import torch
@@ -236,6 +237,24 @@ def test_an_interrupt_leaves_no_module_open():
             part(torch.ones(2, 6))
     handle.remove()
     assert model[0](torch.ones(2, 6)).dtype == model(torch.ones(2, 6)).dtype == torch.float32
+
+
+def test_threads_that_run_a_model_at_once_do_not_disturb_each_other():
+    model, _, _ = assembled(nn.Sequential(net(), nn.Linear(3, 2)), SHORT, execution="bfloat16")
+    model.eval()
+    answers, nested = [], []
+
+    def run_beside(*_):
+        if not nested:
+            nested.append(True)
+            other = Thread(target=lambda: answers.append(model(torch.ones(2, 6))))
+            other.start()
+            other.join()
+
+    model[0][1].register_forward_hook(run_beside)
+    answers.append(model(torch.ones(2, 6)))
+    assert [answer.dtype for answer in answers] == [torch.float32, torch.float32]
+    assert torch.equal(*answers)
 
 
 class Recomputing(nn.Module):
