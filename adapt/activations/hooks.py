@@ -9,6 +9,8 @@ from adapt.activations.straight_through import StraightThrough, quantized
 from adapt.kernels.activation import TYPES, ActivationKernels, Sites, mask_size
 from adapt.kernels.stream import is_dense
 
+_is_transformed = torch._C._functorch.is_functorch_wrapped_tensor
+
 
 class Hooks:
     """What the hooks of one layer do. A copy, and so a copied or pickled model, does nothing.
@@ -47,7 +49,7 @@ class Hooks:
         sites = self.sites
         if sites is None or not isinstance(x, Tensor) or x.dtype not in TYPES:
             return x
-        if x.device != sites.formats.device:
+        if x.is_cpu is not sites.are_on_cpu or x.is_meta:
             # The layer says what is wrong.
             return x
         if not training:
@@ -57,7 +59,7 @@ class Hooks:
             return torch.ops.adapt.quantize_activation(x, *tables, site, error, training)[0]
         if self.idle:
             return x
-        if torch._C._functorch.is_functorch_wrapped_tensor(x):
+        if _is_transformed(x):
             raise NotImplementedError(
                 "transforms of torch.func cannot look into the rounding of activations: apply them to a model whose "
                 "weights alone are quantised, or after detach()"

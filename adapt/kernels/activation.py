@@ -47,6 +47,11 @@ class Sites:
     peaks: Tensor
 
     @cached_property
+    def are_on_cpu(self) -> bool:
+        """Whether the CPU has them."""
+        return self.formats.is_cpu
+
+    @cached_property
     def host(self) -> tuple[NDArray[Any], ...]:
         """The four as NumPy arrays over the same memory, where that is the CPU's."""
         return tuple(tensor.numpy() for tensor in (self.formats, self.keys, self.drawn, self.peaks))
