@@ -49,15 +49,15 @@ class Hooks:
         sites = self.sites
         if sites is None or not isinstance(x, Tensor) or x.dtype not in TYPES:
             return x
-        if x.is_cpu is not sites.are_on_cpu or x.is_meta:
-            # The layer says what is wrong.
-            return x
         if not training:
             error = -1
         if torch.compiler.is_compiling():
             tables = (sites.formats, sites.keys, sites.drawn, sites.peaks)
             return torch.ops.adapt.quantize_activation(x, *tables, site, error, training)[0]
         if self.idle:
+            return x
+        if x.is_cpu is not sites.are_on_cpu or x.is_meta:
+            # The layer says what is wrong.
             return x
         if _is_transformed(x):
             raise NotImplementedError(
