@@ -23,7 +23,7 @@ def compiled(
     it becomes part of its callers before they are compiled; otherwise LLVM decides that.
 
     Numba takes a result from disk as long as the function's own file has not changed: after changing functions that
-    are called from another file, remove what is kept for that one (`adapt/kernels/__pycache__`).
+    are called from another file, remove what is kept for that one (`adapt/kernels/numba_/__pycache__`).
     """
     options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": set(fastmath) or False}
     options["inline"] = inline
