@@ -284,12 +284,12 @@ class Controller:
 
     def _adopt(self) -> None:
         """Take in the layers that joined the optimizer, or were unfrozen, since the last look."""
-        if not self._members.changed:
-            return
-        # The pass that notices may be one without gradients, but what begins here is written in training.
-        with torch.inference_mode(False), torch.no_grad():
+        if self._members.changed:
             self._take_in()
 
+    # Whoever notices may run in inference mode, but what begins here is written in training.
+    @torch.inference_mode(False)
+    @torch.no_grad()
     def _take_in(self, frozen: Collection[str] = ()) -> None:
         """Take in what joined, and of what is frozen the layers of these names."""
         self._views.renew()
@@ -358,7 +358,6 @@ class Controller:
         self._steps.forget()
         self._views.renew()
 
-    @torch.no_grad()
     def _await(self, state: Mapping[str, Any]) -> None:
         """Take in the layers of a state that are frozen here, as where a run resumes that had unfrozen them."""
         layers = state.get("layers") if isinstance(state, Mapping) else None

@@ -5,7 +5,7 @@ elsewhere. Training rounds stochastically, evaluation to nearest.
 """
 
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from adapt.distributed import ranks
 from adapt.execution.products import LAYERS
 from adapt.kernels.activation import FROZEN, NOISE, RECORD, Sites, activation_kernels
 from adapt.layers.hooks import remove_all
-from adapt.layers.layering import plain_names
+from adapt.layers.layering import owners
 from adapt.precision import Precision
 from adapt.switching.policy import Format
 from adapt.weights.masters import View
@@ -88,7 +88,8 @@ class Activations:
         self.names: list[str] = []
         self._leaders: list[int] = []
         found = []
-        for name, owner, leader in _owners(module, layers):
+        for name, owner in owners(module, (*LAYERS, *_WITH_OUTPUT_ALONE), layers):
+            leader = layers[id(owner.weight)]
             sites = []
             for kind in ("input", "output", "error"):
                 wanted = errors if kind == "error" else kind == "output" or isinstance(owner, LAYERS)
@@ -245,15 +246,6 @@ def check_state(state: Mapping[str, Any], names: Sequence[str], *, strict: bool)
             raise ValueError(
                 f"the precision state's activations should hold {field!r} as [{len(saved)}], got {tensor!r:.80}"
             )
-
-
-def _owners(module: nn.Module, layers: Mapping[int, int]) -> Iterator[tuple[str, nn.Module, int]]:
-    """The layers whose activations can be rounded: the weight's name by this path, the layer, the weight's index."""
-    plain = plain_names(name for name, _ in module.named_parameters(remove_duplicate=False))
-    for path, owner in module.named_modules():
-        weight = owner._parameters.get("weight")
-        if isinstance(owner, (*LAYERS, *_WITH_OUTPUT_ALONE)) and weight is not None and id(weight) in layers:
-            yield plain[f"{path}.weight" if path else "weight"], owner, layers[id(weight)]
 
 
 def _of_rank(names: Sequence[str]) -> list[str]:

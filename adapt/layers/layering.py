@@ -1,7 +1,8 @@
 """Which parameters are layers, and under what names."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +50,19 @@ def plain_names(names: Iterable[str]) -> dict[str, str]:
 def plain_name(name: str) -> str:
     """One parameter's name without what was wrapped around its model."""
     return plain_names([name])[name]
+
+
+def owners(module: nn.Module, kinds: tuple[type[nn.Module], ...], weights: Container[int]) -> Iterator[tuple[str, Any]]:
+    """The modules of these kinds whose weight is one of some parameters, with the weight's plain name by this path.
+
+    Args:
+        weights: the parameters' identities.
+    """
+    plain = plain_names(name for name, _ in module.named_parameters(remove_duplicate=False))
+    for path, owner in module.named_modules():
+        weight = owner._parameters.get("weight")
+        if isinstance(owner, kinds) and weight is not None and id(weight) in weights:
+            yield plain[f"{path}.weight" if path else "weight"], owner
 
 
 def named(params: Parameters) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
 """Rounding the inputs of layers with a learned step and range, by hooks on the layers."""
 
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from adapt.execution.products import LAYERS
 from adapt.kernels.activation import TYPES
 from adapt.layers.hooks import remove_all
-from adapt.layers.layering import plain_names
+from adapt.layers.layering import owners
 from adapt.learned.calibration import percentile
 from adapt.learned.formats import Formats
 from adapt.learned.through import Quantizer
@@ -62,7 +62,9 @@ class Sites:
     """
 
     def __init__(self, module: nn.Module, weights: Mapping[int, str]) -> None:
-        found = list(_owners(module, weights))
+        # Attention calls no forward of its projection, whose weight it uses itself.
+        inner = "NonDynamicallyQuantizableLinear"
+        found = [pair for pair in owners(module, LAYERS, weights) if type(pair[1]).__name__ != inner]
         self.names = tuple(f"{name}.input" for name, _ in found)
         self._hooks = [_Hook(i) for i in range(len(found))]
         handles = [
@@ -129,14 +131,3 @@ class _Hook:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _Hook, (None,)
-
-
-def _owners(module: nn.Module, weights: Mapping[int, str]) -> Iterator[tuple[str, nn.Module]]:
-    """The layers whose input can be rounded, with the weight's name by this path."""
-    plain = plain_names(name for name, _ in module.named_parameters(remove_duplicate=False))
-    for path, owner in module.named_modules():
-        weight = owner._parameters.get("weight")
-        # Attention calls no forward of its projection, whose weight it uses itself.
-        inner = type(owner).__name__ == "NonDynamicallyQuantizableLinear"
-        if isinstance(owner, LAYERS) and not inner and weight is not None and id(weight) in weights:
-            yield plain[f"{path}.weight" if path else "weight"], owner
