@@ -219,6 +219,9 @@ class AdaPT:
                 lookback[layer] = next_lookback(
                     lookback[layer], delta, bounds=self.lookback, momentum=self.lookback_momentum
                 )
+            else:
+                # Other bounds, of the run that the state is from, may have left it outside of these.
+                lookback[layer] = min(max(lookback[layer], self.lookback[0]), self.lookback[1])
             resolution[layer] = next_resolution(
                 resolution[layer],
                 lookback[layer],

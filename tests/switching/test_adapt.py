@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from adapt.precision import Precision
@@ -137,6 +137,7 @@ BOUNDS = st.tuples(st.integers(1, 60), st.integers(1, 110)).map(lambda pair: tup
 QUOTIENTS = st.lists(st.one_of(st.just(1e9), st.floats(1, 40)), min_size=3, max_size=8)
 
 
+@example((2, 2), 0.0, [1e9] * 3, 0, 1.0)
 @given(
     BOUNDS,
     st.one_of(st.sampled_from([0.0, 0.33, 1.0]), st.floats(0, 1)),
