@@ -5,8 +5,8 @@ from adapt.attachment import attach
 from adapt.controller import Controller
 from adapt.files import load, save
 from adapt.initialization import tnvs_
+from adapt.numerics import Precision
 from adapt.optim import ASGD
-from adapt.precision import Precision
 from adapt.rounding import quantize
 from adapt.switching.adapt import AdaPT
 from adapt.switching.fixed import Fixed

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from adapt.controller import Controller
 from adapt.layers import layering
-from adapt.precision import Precision
+from adapt.numerics import Precision
 from adapt.run.settings import Settings
 from adapt.switching.adapt import AdaPT
 from adapt.switching.policy import Policy

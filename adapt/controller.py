@@ -20,7 +20,7 @@ from adapt.distributed.sharding import whole
 from adapt.layers import layering
 from adapt.layers.hooks import remove_all
 from adapt.layers.members import Members
-from adapt.precision import LONGEST_WORD, Precision
+from adapt.numerics import LONGEST_WORD, Precision
 from adapt.run import Run, checkpoint
 from adapt.run.settings import Settings
 from adapt.run.steps import Steps, unscale

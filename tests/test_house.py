@@ -14,9 +14,9 @@ ROOT = Path(adapt.__file__).parent
 
 # From the ground up. A room may import from the floors below.
 FLOORS = (
-    ("precision", "files", "notices", "frames"),
+    ("numerics", "files", "notices", "frames"),
     ("arguments",),
-    ("initialization", "blockfloat", "penalties", "kernels", "trace"),
+    ("initialization", "penalties", "kernels", "trace"),
     ("rounding", "distributed", "figures", "perfmodel"),
     ("switching", "layers"),
     ("weights",),

@@ -15,13 +15,12 @@ from torch import Tensor, nn
 from adapt import rounding
 from adapt.activations.alone import holders_of_one_alone
 from adapt.activations.hooks import Hooks
-from adapt.blockfloat import BlockFloat
 from adapt.distributed import ranks
 from adapt.execution.products import LAYERS
 from adapt.kernels.activation import FROZEN, NOISE, RECORD, Sites, activation_kernels
 from adapt.layers.hooks import remove_all
 from adapt.layers.layering import owners
-from adapt.precision import Precision
+from adapt.numerics import BlockFloat, Precision
 from adapt.switching.policy import Format
 from adapt.weights.masters import View
 

@@ -13,7 +13,7 @@ from adapt.execution.outermost import Outermost
 from adapt.execution.overrides import FastNormalization, Override, ReducedLayer
 from adapt.execution.products import LAYERS, is_native
 from adapt.layers.hooks import remove_all
-from adapt.precision import Precision
+from adapt.numerics import Precision
 from adapt.weights.masters import View
 
 EXECUTIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -3,11 +3,10 @@
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from adapt.blockfloat import BlockFloat
 from adapt.distributed.sharding import extremes
-from adapt.precision import Precision
+from adapt.numerics import BlockFloat, Precision, pack_formats, unpack_formats
 from adapt.run import checkpoint
-from adapt.switching.policy import Format, pack_formats, unpack_formats
+from adapt.switching.policy import Format
 from adapt.weights.masters import Masters
 
 

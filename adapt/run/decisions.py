@@ -10,7 +10,7 @@ from torch import Tensor
 
 from adapt import notices, penalties
 from adapt.distributed.sharding import Whole
-from adapt.precision import LONGEST_WORD
+from adapt.numerics import LONGEST_WORD
 from adapt.run.pending import Figures, Pending, Slot
 from adapt.switching.policy import Format, Observation, Policy, State
 from adapt.trace import Trace

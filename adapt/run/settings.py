@@ -7,7 +7,7 @@ from adapt.activations import MODES
 from adapt.arguments import check_flags, check_number, is_whole
 from adapt.execution import EXECUTIONS
 from adapt.layers import layering
-from adapt.precision import LONGEST_WORD, SHORTEST_WORD
+from adapt.numerics import LONGEST_WORD, SHORTEST_WORD
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,9 +7,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from adapt import rounding
-from adapt.blockfloat import BlockFloat
 from adapt.distributed.sharding import extremes
-from adapt.precision import Precision
+from adapt.numerics import BlockFloat, Precision
 from adapt.switching.policy import Format
 
 

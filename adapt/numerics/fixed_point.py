@@ -1,6 +1,10 @@
 """One fixed-point format: signed two's complement, ⟨word length, fraction length⟩."""
 
 from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+import torch
 
 SHORTEST_WORD, LONGEST_WORD = 2, 32
 LOWEST_FRACTION, HIGHEST_FRACTION = -126, 126
@@ -59,3 +63,19 @@ class Precision:
 
     def __str__(self) -> str:
         return f"⟨{self.word_length}, {self.fraction_length}⟩"
+
+
+def largest_held(limit: int, fraction_length: int, dtype: torch.dtype = torch.float32) -> int:
+    """Return the largest word k up to `limit` for which `dtype` holds k·2^−FL exactly.
+
+    Args:
+        limit: the largest word of the format, at least 0.
+        fraction_length: FL.
+        dtype: a floating point type.
+    """
+    information = torch.finfo(dtype)
+    limit = min(limit, int(Fraction(information.max) * Fraction(2) ** fraction_length))
+    significand_bits = 1 - int(np.log2(information.eps))
+    smallest_exponent = int(np.log2(information.smallest_normal)) + 1 - significand_bits
+    lost_bits = max(limit.bit_length() - significand_bits, fraction_length + smallest_exponent, 0)
+    return limit >> lost_bits << lost_bits

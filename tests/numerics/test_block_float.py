@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import adapt
-from adapt.blockfloat import LARGEST, BlockFloat, block_precision
-from adapt.precision import HIGHEST_FRACTION, LOWEST_FRACTION, Precision
+from adapt.numerics import HIGHEST_FRACTION, LOWEST_FRACTION, BlockFloat, Precision, block_precision
+from adapt.numerics.block_float import LARGEST
 from tests.references import muppet
 
 WORDS = st.integers(2, 32)

@@ -1,9 +1,9 @@
-"""Block floating point: one word length, and a power-of-two scale that each tensor chooses for itself."""
+"""Block floating point: one word length, and a power-of-two scale computed from each tensor's values."""
 
 import math
 from dataclasses import dataclass
 
-from adapt.precision import HIGHEST_FRACTION, LOWEST_FRACTION, Precision
+from adapt.numerics.fixed_point import HIGHEST_FRACTION, LOWEST_FRACTION, Precision
 
 LARGEST = (2 - 2**-23) * 2.0**127
 """The largest finite float32 number."""
@@ -11,9 +11,9 @@ LARGEST = (2 - 2**-23) * 2.0**127
 
 @dataclass(frozen=True, slots=True)
 class BlockFloat:
-    """Words of `word_length` bits under one scale per tensor, computed anew from every tensor that is rounded.
+    """Words of `word_length` bits with one power-of-two scale for each tensor, computed from the tensor being rounded.
 
-    A tensor's scale is that of `block_precision`, so what it is rounded to is an ordinary `Precision`.
+    `block_precision` gives the scale, so every rounded tensor lies on the grid of an ordinary `Precision`.
 
     Args:
         word_length: bits of the whole word including the sign, 2 to 32.
@@ -28,7 +28,7 @@ class BlockFloat:
         object.__setattr__(self, "word_length", Precision(self.word_length, 0).word_length)
 
     def precision(self, minimum: float, maximum: float) -> Precision:
-        """The format of a tensor with these extremes: see `block_precision`."""
+        """Return the format of a tensor with these extremes: see `block_precision`."""
         return block_precision(minimum, maximum, self.word_length)
 
 
@@ -36,9 +36,9 @@ def block_precision(minimum: float, maximum: float, word_length: int) -> Precisi
     """AdaPT 2.2 (MuPPET), second formula: s = ⌊log₂ min((UB + 0.5)/max, (LB − 0.5)/min)⌋; the fraction length is s.
 
     UB = 2^(WL−1) − 1 and LB = −2^(WL−1) are the ends of the word, so values saturate by at most half a step. The
-    quotients are compared exactly. Where the formula says nothing: an extreme on the other side of zero bounds
-    nothing; a tensor that is all zero, or empty, gets the format of values below 1; an extreme that is infinite or
-    NaN counts as the largest float32 number; s is cut to the fraction lengths that `Precision` has.
+    quotients are compared exactly. Where the formula is silent: a maximum below zero, or a minimum above it, imposes
+    no bound; a tensor that is empty or all zero gets the format of values below 1; an extreme that is infinite or NaN
+    counts as the largest float32 number; s is clamped to the fraction lengths of `Precision`.
 
     Args:
         minimum, maximum: the tensor's extremes; (∞, −∞) for an empty one.
