@@ -1,6 +1,7 @@
 """Rounding to a fixed-point grid, nearest and stochastic: the only place that turns a format into arithmetic."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
 from typing import Any
@@ -15,7 +16,7 @@ from adapt.kernels.stream import is_dense
 from adapt.kernels.torch_ import weights as torch_
 from adapt.numerics import Precision, largest_held
 
-__all__ = ["backend", "grid", "quantize", "set_backend", "stream_keys"]
+__all__ = ["Noise", "backend", "grid", "quantize", "set_backend", "stream_keys"]
 
 _WORKING_TYPE = {
     torch.float32: torch.float32,
@@ -126,6 +127,17 @@ def grid(precision: Precision | None, dtype: torch.dtype = torch.float32) -> NDA
         row[:] = 2.0**precision.fraction_length, precision.step, low, high
     row.flags.writeable = False
     return row
+
+
+@dataclass
+class Noise:
+    """How a run rounds in training: whether stochastically, and the seed of its random stream.
+
+    All that rounds in one run shares this object, so loading another run's state changes it in one place.
+    """
+
+    seed: int = 0
+    stochastic: bool = False
 
 
 def stream_keys(seed: int, step: int, names: Sequence[str]) -> NDArray[np.uint64]:
