@@ -270,7 +270,7 @@ class AdaptiveRun(Run):
             "gradients": persistence.copied(optimized, gradients) if self.losses else {},
             "activations": {} if activations is None else activations.state_dict(),
             "trace": persistence.sealed(trace.state_dict()),
-            "formats": persistence.sealed(persistence.pack_formats(self.formats)),
+            persistence.FORMATS: persistence.sealed(persistence.pack_formats(self.formats)),
         }
 
     @torch.no_grad()

@@ -7,13 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adapt.numerics import Format, pack
+from adapt.numerics import Format, pack, unpack
 
 KEY = "adapt"
 """Where the controller's state lies in `optimizer.state_dict()`."""
 
+FORMATS = "tensor_formats"
+"""Where a run's state keeps the formats of all tensors, sealed."""
+
 VERSION = 2
-"""Version 2 added `formats`, packed. Everything of version 1 is as it was."""
+"""Version 2 added the formats of all tensors; everything else is as in version 1."""
 
 _FIELDS = {
     "version": int,
@@ -33,7 +36,7 @@ _FIELDS = {
     "gradients": Mapping,
     "activations": Mapping,
     "trace": bytes,
-    "formats": bytes,
+    FORMATS: bytes,
 }
 
 
@@ -69,13 +72,29 @@ def pack_formats(formats: Mapping[str, Format]) -> dict[str, Any]:
     return {name: pack(form) for name, form in formats.items()}
 
 
+def unpack_formats(packed: Any) -> dict[str, Format]:
+    """Return the formats that `pack_formats` packed.
+
+    Raises:
+        ValueError: they are no formats by name.
+    """
+    if not isinstance(packed, Mapping) or not all(isinstance(name, str) for name in packed):
+        raise ValueError(f"formats should be packed by name, got {packed!r:.80}")
+    return {name: unpack(form) for name, form in packed.items()}
+
+
+def is_state(value: Any) -> bool:
+    """Whether something is the state of a run, of whatever version."""
+    return isinstance(value, Mapping) and {"version", "masters", "layers"} <= set(value)
+
+
 def upgraded(state: Any) -> Any:
     """Return a state of an earlier version as the present version would have written it.
 
     Anything else is returned as it is, for `check` to refuse.
     """
     if isinstance(state, Mapping) and type(state.get("version")) is int and state["version"] == 1:
-        return {"formats": b"", **state, "version": VERSION}
+        return {FORMATS: b"", **state, "version": VERSION}
     return state
 
 

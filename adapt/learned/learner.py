@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from adapt.engine.engine import Engine
+from adapt.layers.naming import module_site
 from adapt.learned.options import FixedWidths, LearnedWidths, Plan
 from adapt.learned.phases import Phases, rate
 from adapt.learned.run import LearnedRun
@@ -69,11 +70,25 @@ class Learner(Engine):
         return {name: form for name, form in self.formats.items() if name not in self._run.layers.names}
 
     @property
+    def steps(self) -> dict[str, NDArray[np.float32]]:
+        """The learned step d of each channel of a weight and of each activation, [channels], named as in `formats`."""
+        return self._by_name(self._run.table.step)
+
+    @property
     def ranges(self) -> dict[str, NDArray[np.float32]]:
-        """The learned range q₊ of each channel of a weight and of each activation, [channels], by the tensor's name."""
-        table = self._run.table
-        maximum = table.maximum.cpu().numpy()
-        return {name: maximum[place].copy() for name, place in table.places.items() if table.numel[place].any()}
+        """The learned range q₊ of each channel of a weight and of each activation, [channels], named as in `formats`.
+
+        The largest value of a format is the multiple of the step nearest to it.
+        """
+        return self._by_name(self._run.table.maximum)
+
+    def _by_name(self, values: Tensor) -> dict[str, NDArray[np.float32]]:
+        table, array = self._run.table, values.cpu().numpy()
+        return {
+            name if name in self._run.layers.names else module_site(name): array[place].copy()
+            for name, place in table.places.items()
+            if table.numel[place].any()
+        }
 
     @property
     def size(self) -> Size:

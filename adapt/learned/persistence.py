@@ -11,7 +11,7 @@ from adapt.learned.widths import Widths
 from adapt.trace import Trace
 
 VERSION = 2
-"""Version 2 added `shown`, packed. Everything of version 1 is as it was."""
+"""Version 2 added the formats of all tensors; everything else is as in version 1."""
 
 _KINDS: dict[str, type] = {
     "step": int,
@@ -23,7 +23,7 @@ _KINDS: dict[str, type] = {
     "log": bytes,
     "trace": bytes,
     "widths": bytes,
-    "shown": bytes,
+    persistence.FORMATS: bytes,
 }
 
 
@@ -33,7 +33,7 @@ def upgraded(state: Any) -> Any:
     Anything else is returned as it is, for `check` to refuse.
     """
     if isinstance(state, Mapping) and type(state.get("version")) is int and state["version"] == 1:
-        return {"shown": b"", **state, "version": VERSION}
+        return {persistence.FORMATS: b"", **state, "version": VERSION}
     return state
 
 

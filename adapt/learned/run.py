@@ -262,7 +262,7 @@ class LearnedRun(Run):
             "names": list(self.table.names),
             "masters": persistence.copied(self.layers.names, self.layers.weights),
             "formats": self.table.state_dict(),
-            "shown": persistence.sealed(persistence.pack_formats(self.formats)),
+            persistence.FORMATS: persistence.sealed(persistence.pack_formats(self.formats)),
             "gradients": list(self.log.gradients),
             **{name: tensor.clone() for name, tensor in self._tensors().items()},
             "rule": persistence.sealed(self.rule.state_dict()),

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from adapt.engine import persistence
 from adapt.engine.registry import attached
+from adapt.engine.saved_formats import WEIGHTS_ONLY_KEY
 from adapt.lightning.averaging import BeforeAveraging
 from adapt.lightning.compatibility import arrange, check_trainer, disperse, untouched
 from adapt.lightning.losses import Losses
@@ -79,6 +80,23 @@ class PrecisionCallback(Callback):
         check_trainer(trainer, PrecisionCallback)
         if stage == "fit":
             self._averagings = arrange(trainer, self, self.controllers)
+            self._save_formats(trainer)
+
+    def _save_formats(self, trainer: Trainer) -> None:
+        """Put the formats into checkpoints that are saved without optimizer states.
+
+        Lightning calls no hook of callbacks for those (`ModelCheckpoint(save_weights_only=True)`).
+        """
+        strategy, save = trainer.strategy, type(trainer.strategy).save_checkpoint
+
+        def save_checkpoint(checkpoint: dict[str, Any], *args: Any, **kwargs: Any) -> None:
+            attached_now = self._attached()
+            if attached_now and "optimizer_states" not in checkpoint:
+                packed = [persistence.pack_formats(controller.formats) for controller in attached_now]
+                checkpoint[WEIGHTS_ONLY_KEY] = {name: form for formats in packed for name, form in formats.items()}
+            save(strategy, checkpoint, *args, **kwargs)
+
+        strategy.save_checkpoint = save_checkpoint  # type: ignore[method-assign]
 
     # One step
 
@@ -147,6 +165,7 @@ class PrecisionCallback(Callback):
         """Detach where training never began, as after a tuner."""
         self._detach()
         disperse(trainer)
+        vars(trainer.strategy).pop("save_checkpoint", None)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Make a checkpoint that is saved after fit as good as one saved within: the same run resumes from it."""

@@ -34,7 +34,7 @@ def test_sizes_are_within_the_budgets_and_stay(weights, inputs, floor, bits):
     options = {"weight_budget": budget, "activation_budget": budget, "phases": PHASES, "floor": floor}
     learner = attach(optimizer, model, [data(900)[0]], update_every=2, **options)
     train(model, optimizer, SETTLING, data=data)
-    formats = learner._run.formats
+    formats = learner._run.table
     settled, step = formats.bits.copy(), formats.step.clone()
     for size, target in zip(learner._run.sizes.kilobytes, learner._run.sizes.targets, strict=True):
         assert size <= target * (1 + 1e-9)
@@ -60,27 +60,27 @@ def test_embeddings_are_within_the_budget(floor, bits, weights):
         return torch.randint(11, (4, 5), generator=generator), torch.randint(3, (4,), generator=generator)
 
     train(model, optimizer, SETTLING, data=words)
-    settled = learner._run.formats.bits.copy()
+    settled = learner._run.table.bits.copy()
     assert learner.size.weight_bits <= bits * (1 + 1e-9)
     train(model, optimizer, PHASES.total - SETTLING, first=SETTLING, data=words)
-    assert np.array_equal(learner._run.formats.bits, settled)
+    assert np.array_equal(learner._run.table.bits, settled)
 
 
 @pytest.mark.parametrize(("bits", "expected"), [(8, 10), (14, 16), (40, 16)])
 def test_all_begin_with_the_same_width(bits, expected):
     _, _, learner = learning(bits=bits)
-    assert (learner._run.formats.bits == expected).all()
+    assert (learner._run.table.bits == expected).all()
 
 
 def test_one_bit_settles_at_the_mean_magnitude_of_its_channel():
     _, _, learner = learning(bits=1.0, floor=1, activation_budget=None, quantize_biases=False)
     run = learner._run
-    assert (run.formats.bits == 3).all()
-    settle(run.formats, run.layers, run.energy, run.sizes.loads, run.sizes.targets)
-    assert (run.formats.bits == 1).all()
+    assert (run.table.bits == 3).all()
+    settle(run.table, run.layers, run.energy, run.sizes.loads, run.sizes.targets)
+    assert (run.table.bits == 1).all()
     for i, name in enumerate(learner.masters):
         expected = run.layers.rows(i).abs().mean(1)
-        torch.testing.assert_close(run.formats.maximum[run.formats.places[name]], expected)
+        torch.testing.assert_close(run.table.maximum[run.table.places[name]], expected)
 
 
 def test_a_channel_that_grows_from_one_bit_gets_a_range_that_reaches_further():
@@ -88,8 +88,8 @@ def test_a_channel_that_grows_from_one_bit_gets_a_range_that_reaches_further():
     run = learner._run
     means = torch.cat([run.layers.rows(i).abs().mean(1) for i in range(len(learner.masters))])
     ones = np.ones(len(means), np.int64)
-    run.formats.set_widths(ones, ones > 0, means)
-    settle(run.formats, run.layers, run.energy, run.sizes.loads, run.sizes.targets)
-    grown = torch.from_numpy(run.formats.bits == 2)
+    run.table.set_widths(ones, ones > 0, means)
+    settle(run.table, run.layers, run.energy, run.sizes.loads, run.sizes.targets)
+    grown = torch.from_numpy(run.table.bits == 2)
     assert grown.sum() > 10
-    assert (run.formats.maximum / means)[grown].median() > 1.2
+    assert (run.table.maximum / means)[grown].median() > 1.2

@@ -32,7 +32,7 @@ def run(make, compiler=None):
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-        formats.append({name: tuple(form.step) for name, form in learner.formats.items() if name.endswith("input")})
+        formats.append({name: form.step.item() for name, form in learner.formats.items() if name.endswith("input")})
     model.eval()
     with torch.no_grad():
         evaluated = forward(pictures(99)[0])
@@ -62,7 +62,7 @@ def test_compiled_models_compile_once_and_learn_the_same(compiler, make):
 def test_the_default_compiler_takes_it():
     model, _, learner = learning()
     inputs, targets = pictures(0)
-    sums = learner._run.formats.sums
+    sums = learner._run.table.sums
     cross_entropy(torch.compile(model, fullgraph=True)(inputs), targets).backward()
     noted = sums.clone()
     sums.zero_()
