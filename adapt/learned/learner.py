@@ -17,7 +17,7 @@ from adapt.learned.plan import FixedWidths, LearnedWidths, Plan
 from adapt.learned.rules import StepRule
 from adapt.learned.run import LearnedRun
 from adapt.learned.widths import Widths
-from adapt.perfmodel.rehearsal import samples_of, tensors_in
+from adapt.perfmodel.inputs import samples_of, tensors_in
 from adapt.run.settings import Settings
 from adapt.switching.policy import Policy
 
