@@ -22,7 +22,7 @@ def _no_choice_left_behind(monkeypatch):
 
 @pytest.fixture
 def fresh_imports():
-    """Forget what was importable, before and after."""
+    """Clear what is cached about back ends, before and after."""
     cached = kernels._load, kernels._importable, kernels._chosen_for, kernels._forced_on
     for function in cached:
         function.cache_clear()
@@ -101,8 +101,8 @@ Dispatcher.enable_caching = enable_caching
 """
 
 
-def test_no_folder_to_write_the_cache_to_means_compiling_anew():
-    """As where the package and the home folder are read-only."""
+def test_no_folder_to_write_the_cache_to_means_compiling_again():
+    """For example where the package and the home folder are read-only."""
     assert run(UNWRITABLE + QUANTIZE) == "[0.3125, 7.9375] adapt.kernels.numba_.weights"
 
 
