@@ -60,7 +60,7 @@ def test_counts_are_per_sample(batch):
         (nn.Bilinear(3, 3, 5), None, 5 * 3 * 3),
     ],
 )
-def test_convolutions_and_their_kin(layer, shape, count):
+def test_convolutions_and_bilinear_layers(layer, shape, count):
     inputs = [torch.rand(2, 3)] * 2 if shape is None else [torch.rand(2, *shape)]
     assert operations_on_meta(layer, *inputs) == {"weight": count}
 
@@ -210,18 +210,18 @@ def vmapped(self, x):
         (vmapped, [10, 10, 10]),
     ],
 )
-def test_weights_that_are_put_together_share_the_count(forward, widths):
+def test_weights_that_are_joined_share_the_count(forward, widths):
     model = Forward(forward, layers=nn.ModuleList(nn.Linear(3, width, bias=False) for width in widths))
     expected = {f"layers.{i}.weight": 3 * width for i, width in enumerate(widths)}
     assert operations_on_meta(model, torch.rand(2, 3)) == expected
 
 
-def test_a_weight_that_is_put_together_with_itself_counts_twice():
+def test_a_weight_that_is_joined_with_itself_counts_twice():
     model = Forward(lambda self, x: x @ torch.cat([self.w, self.w, self.v], 1), w=matrix(3, 4), v=matrix(3, 5))
     assert operations_on_meta(model, torch.rand(2, 3)) == {"w": 24, "v": 15}
 
 
-def test_weights_without_elements_may_be_put_together():
+def test_weights_without_elements_may_be_joined():
     model = Forward(lambda self, x: x @ torch.cat([self.w, self.w], 1), w=matrix(3, 0))
     assert operations_on_meta(model, torch.rand(2, 3)) == {"w": 0}
 
@@ -245,7 +245,7 @@ def test_products_of_activations_belong_to_no_weight():
     assert operations_on_meta(model, torch.rand(2, 5, 4)) == {"shift": 0, "q.weight": 5 * 16}
 
 
-def test_learned_queries_leave_their_scores_out():
+def test_scores_of_learned_queries_are_not_counted():
     model = Forward(
         lambda self, x: self.attention(self.queries.expand(x.shape[0], -1, -1), x, x)[0],
         queries=matrix(1, 6, 8),
@@ -299,7 +299,7 @@ def test_modules_reached_by_lists_and_bound_methods():
 
 
 class CallsOriginal:
-    """Stands in for a module's forward as `adapt.execution` has it, which copies as the plain forward."""
+    """Replaces a module's forward as `adapt.execution` does, and copies as the plain forward."""
 
     def __init__(self, module):
         self.module, self.plain = module, False
@@ -419,7 +419,7 @@ def test_a_module_of_that_name_keeps_it():
 
 
 @pytest.mark.parametrize("device", ["meta", "real"])
-def test_nothing_is_touched(device):
+def test_nothing_changes(device):
 
     def never(*args):
         raise AssertionError("a hook of the model fired")
@@ -466,7 +466,7 @@ def test_nothing_is_touched(device):
     assert torch.backends.mha.get_fastpath_enabled()
 
 
-def test_objects_are_not_asked_to_copy_themselves():
+def test_objects_do_not_copy_themselves():
     class Unwilling:
         def __deepcopy__(self, memo):
             raise AssertionError("copied")

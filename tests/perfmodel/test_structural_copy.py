@@ -1,4 +1,4 @@
-"""What a module keeps in objects, which a forward may write into, and what it only refers to."""
+"""Which objects of a module are copied, because forward may write into them, and which are shared."""
 
 import enum
 from argparse import Namespace
@@ -164,7 +164,7 @@ MARK = object()
 @pytest.mark.parametrize(
     "other", [Mode.FAST, Single(), File(), Loader(TensorDataset(torch.rand(2, 3))), Registry(), MARK, State, torch]
 )
-def test_machinery_and_marks_are_referred_to(other, device):
+def test_library_objects_and_sentinels_are_shared(other, device):
     class Referring(nn.Linear):
         def forward(self, x):
             assert self.other is other
