@@ -177,14 +177,13 @@ def backend(device: torch.device | str) -> Kernels:
         ValueError: ADAPT_BACKEND holds an unknown name.
         RuntimeError: the forced back end does not work on this device or cannot be imported.
     """
-    device = device if isinstance(device, torch.device) else torch.device(device)
-    forced = _forced or os.environ.get("ADAPT_BACKEND")
-    return _forced_on(forced, device.type) if forced else _chosen_for(device.type)
+    return _load(name_for(device))
 
 
 def name_for(device: torch.device | str) -> str:
     """Return the name of the back end that `backend` chooses for this device."""
-    return cast(Any, backend(device)).__name__.split(".")[-2].removesuffix("_")  # type: ignore[no-any-return]
+    kind = device.type if isinstance(device, torch.device) else torch.device(device).type
+    return _name_for(_forced or os.environ.get("ADAPT_BACKEND"), kind)
 
 
 def companion(family: str, device: torch.device | str) -> Any:
@@ -199,23 +198,17 @@ def _companion(family: str, name: str) -> Any:
 
 
 @cache
-def _forced_on(name: str, device: str) -> Kernels:
-    kernels = _load(_known(name, "ADAPT_BACKEND"))
-    if not _works_on(name, device):
-        interpreter = ", or set TRITON_INTERPRET=1" if (name, device) == ("triton", "cpu") else ""
+def _name_for(forced: str | None, device: str) -> str:
+    if not forced:
+        return next(name for name in ("numba", "triton", "torch") if _works_on(name, device) and _importable(name))
+    _load(_known(forced, "ADAPT_BACKEND"))
+    if not _works_on(forced, device):
+        interpreter = ", or set TRITON_INTERPRET=1" if (forced, device) == ("triton", "cpu") else ""
         raise RuntimeError(
-            f"the {name} back end was forced but cannot work on {device}: call set_backend(None) "
+            f"the {forced} back end was forced but cannot work on {device}: call set_backend(None) "
             f"and unset ADAPT_BACKEND, or move the tensors{interpreter}"
         )
-    return kernels
-
-
-@cache
-def _chosen_for(device: str) -> Kernels:
-    for name in ("numba", "triton"):
-        if _works_on(name, device) and _importable(name):
-            return _load(name)
-    return _load("torch")
+    return forced
 
 
 def _known(name: str, argument: str) -> str:
