@@ -24,7 +24,7 @@ from functools import partial
 from typing import Any
 
 import adapt
-from adapt.precision import LONGEST_WORD, SHORTEST_WORD
+from adapt.numerics import LONGEST_WORD, SHORTEST_WORD
 from adapt.switching.policy import Policy
 
 

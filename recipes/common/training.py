@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 import adapt
 from adapt import files
-from adapt.controller import Controller
+from adapt.adaptive.controller import Controller
 from recipes.common.batches import Batches
 from recipes.common.data import Pictures
 from recipes.common.methods import buffer_bits, method

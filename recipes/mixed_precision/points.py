@@ -16,10 +16,10 @@ from torch.optim import Optimizer
 
 import adapt
 from adapt import learned
-from adapt.controller import Controller
+from adapt.adaptive.controller import Controller
 from adapt.learned import Budget, Phases
+from adapt.learned.options import FixedWidths, LearnedWidths
 from adapt.learned.phases import rate
-from adapt.learned.plan import FixedWidths, LearnedWidths
 from recipes.common import training
 from recipes.common.methods import plain_rates
 from recipes.common.models import MODELS

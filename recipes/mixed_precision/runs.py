@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from adapt.controller import Controller
+from adapt.adaptive.controller import Controller
 from adapt.learned import Learner
 from adapt.perfmodel.footprint import BITS_PER_KILOBYTE
 from recipes.common import ledger, training
