@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from adapt.kernels.learned import SUMS, Row
+from adapt.kernels.learned_steps import SUMS, Row
 from adapt.learned import lsq
 from adapt.learned.quantizer import is_sign, limit, range_gradients, range_row, word_length
 from adapt.numerics import Format

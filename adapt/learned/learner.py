@@ -17,7 +17,7 @@ from adapt.learned.phases import Phases, rate
 from adapt.learned.run import LearnedRun
 from adapt.learned.widths import Widths
 from adapt.numerics import Format
-from adapt.perfmodel.rehearsal import samples_of, tensors_in
+from adapt.perfmodel.inputs import samples_of, tensors_in
 
 _PEAK = "initial_lr"
 """The name by which torch's schedulers know a group's peak rate, and which rides in the optimizer's state."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from adapt.kernels.channels import Layout, channel_kernels
-from adapt.kernels.learned import SCALINGS
+from adapt.kernels.learned_steps import SCALINGS
 from adapt.learned.format_table import FormatTable
 from adapt.numerics import Format
 from adapt.weights.masters import Masters

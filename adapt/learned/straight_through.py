@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from adapt.kernels.learned import SCALINGS, SUMS, LearnedKernels, learned_kernels
+from adapt.kernels.learned_steps import SCALINGS, SUMS, LearnedKernels, learned_kernels
 from adapt.kernels.stream import is_dense
 from adapt.learned.format_table import FormatTable
 

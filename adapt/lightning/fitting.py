@@ -16,7 +16,7 @@ from adapt.learned.phases import Phases
 from adapt.lightning.loaders import first_batches
 from adapt.lightning.metrics import arguments
 from adapt.perfmodel import operations
-from adapt.perfmodel.rehearsal import samples_of
+from adapt.perfmodel.inputs import samples_of
 
 
 def check_phases(phases: Any) -> tuple[float, float, float]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from adapt.layers.naming import named, plain_name
 from adapt.perfmodel import RunningSummary, operations
-from adapt.perfmodel.rehearsal import samples_of
+from adapt.perfmodel.inputs import samples_of
 from adapt.trace import Trace
 from adapt.trace.columns import COLUMNS
 

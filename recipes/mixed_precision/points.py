@@ -18,8 +18,8 @@ import adapt
 from adapt import learned
 from adapt.adaptive.controller import Controller
 from adapt.learned import Budget, Phases
-from adapt.learned.phases import rate
 from adapt.learned.options import FixedWidths, LearnedWidths
+from adapt.learned.phases import rate
 from recipes.common import training
 from recipes.common.methods import plain_rates
 from recipes.common.models import MODELS

@@ -1,4 +1,4 @@
-"""Copy a model's structure, and the objects in which it keeps things, without following it into the whole program."""
+"""Copy a model's structure and the objects in which it keeps state, but not the rest of the program."""
 
 import sys
 from abc import ABC
@@ -25,45 +25,48 @@ _LIBRARIES = sys.stdlib_module_names | {
     "torch",
     "triton",
 }
-"""Packages whose objects are machinery."""
+"""Packages whose objects are shared with the copy: they may lead to the whole program."""
 
 _OPEN = frozenset((*SimpleNamespace.__mro__, *Namespace.__mro__, dict, list, ABC, Generic, Protocol))
-"""Classes of the standard library that say nothing against a copy."""
+"""Classes of the standard library from which a class that keeps state may be derived."""
 
 
-def twin(value: Any, copy_tensor: Callable[[Tensor], Tensor], copies: dict[int, Any]) -> Any:
-    """Copy modules, containers, tensors and the objects that keep them, once each, and refer to everything else.
+def structural_copy(value: Any, copy_tensor: Callable[[Tensor], Tensor], copies: dict[int, Any]) -> Any:
+    """Copy modules, containers, tensors and the objects that hold them, once each, and share everything else.
 
-    `copy.deepcopy` would copy every weight, and follow hooks and a trainer into all that they hold. What stands in for
-    a module's forward, or for another function, is followed to the modules that it calls: they must be the copies.
-    What a forward may write into must be a copy too, or the copy's tensors would stay in the model's own memory.
+    `copy.deepcopy` would copy every weight, and would follow hooks and a trainer into everything they hold. A function
+    or object that replaces a module's forward is copied too, so that it calls the copied modules. So is every object
+    that a forward may write into; otherwise the copy's tensors would end up in the original model.
 
     Args:
         value: what to copy.
-        copy_tensor: makes the tensor that stands for one.
-        copies: what was copied already, by id; empty for a new copy.
+        copy_tensor: returns the tensor that replaces a given one.
+        copies: the copies made so far, by the id of the original; empty at first.
+
+    Returns:
+        The copy, or `value` itself where it is shared.
     """
     if id(value) in copies:
         return copies[id(value)]
 
     def again(part: Any) -> Any:
-        return twin(part, copy_tensor, copies)
+        return structural_copy(part, copy_tensor, copies)
 
     copy = value
     if isinstance(value, nn.Module):
-        if "_orig_mod" in value._modules:  # what torch.compile answers
+        if "_orig_mod" in value._modules:  # a compiled module
             return again(value._modules["_orig_mod"])
-        # Remembered before its attributes are copied, because they may lead back to it.
+        # Recorded before its attributes are copied, because they may lead back to it.
         copy = copies[id(value)] = object.__new__(type(value))
         for name, attribute in vars(value).items():
-            vars(copy)[name] = _structural(attribute) if name in _HOOKS else again(attribute)
+            vars(copy)[name] = _weight_computing(attribute) if name in _HOOKS else again(attribute)
         vars(copy).update(training=False, _compiled_call_impl=None)
     elif isinstance(value, nn.Parameter):
         copy = nn.Parameter(copy_tensor(value), requires_grad=value.requires_grad)
     elif isinstance(value, Tensor):
         copy = copy_tensor(value)
     elif isinstance(value, PackedSequence):
-        # The batch sizes steer the kernels' loops and are read even on the meta device.
+        # The kernels read the batch sizes even on the meta device: their loops depend on them.
         order = again(value.sorted_indices), again(value.unsorted_indices)
         copy = PackedSequence(again(value.data), value.batch_sizes, *order)
     elif type(value) in (dict, OrderedDict):
@@ -79,25 +82,25 @@ def twin(value: Any, copy_tensor: Callable[[Tensor], Tensor], copies: dict[int, 
     elif type(value) is partial:
         copy = partial(again(value.func), *again(value.args), **again(value.keywords))
     elif isinstance(value, FunctionType):
-        if "_torchdynamo_orig_callable" in vars(value):  # what torch.compile answers
+        if "_torchdynamo_orig_callable" in vars(value):  # a compiled function
             return again(vars(value)["_torchdynamo_orig_callable"])
         closure, defaults = again(value.__closure__), again(value.__defaults__)
         copy = FunctionType(value.__code__, value.__globals__, value.__name__, defaults, closure)
         copy.__kwdefaults__ = again(value.__kwdefaults__)
         vars(copy).update(vars(value))
     elif isinstance(value, CellType):
-        # Remembered before it is filled, because a function may close over itself.
+        # Recorded before it is filled, because a function may close over itself.
         copy = copies[id(value)] = CellType()
-        with suppress(ValueError):  # what it holds may not be there yet
+        with suppress(ValueError):  # the cell may still be empty
             copy.cell_contents = again(value.cell_contents)
     elif _calls_a_module(value):
-        # As it copies itself: what runs layers faster may copy as what does nothing but run them.
+        # By its own __copy__ or __getstate__: `adapt.execution`'s replacement of a forward copies as the plain forward.
         copy = copies[id(value)] = shallow_copy(value)
         state = dict(vars(copy))
-        copies[id(state)] = state  # An id is remembered for good, so what it belongs to must stay.
+        copies[id(state)] = state  # Keeps the copied attributes alive, because their ids are recorded.
         vars(copy).update((name, again(attribute)) for name, attribute in state.items())
     elif _keeps_state(value):
-        # Without its __init__, which may need arguments, and remembered first, as a module is.
+        # Without calling __init__, which may need arguments, and recorded first, as for a module.
         kind: Any = type(value)
         copy = copies[id(value)] = kind.__new__(kind)
         if isinstance(value, dict):
@@ -113,16 +116,17 @@ def twin(value: Any, copy_tensor: Callable[[Tensor], Tensor], copies: dict[int, 
 
 
 def _calls_a_module(value: Any) -> bool:
-    """Whether it is an object that can be called and holds a module, as what stands in for a forward does."""
+    """Whether this is a callable object that holds a module, as one that replaces a forward does."""
     held = getattr(value, "__dict__", {}).values()
     return callable(value) and not isinstance(value, type) and any(isinstance(part, nn.Module) for part in held)
 
 
 def _keeps_state(value: Any) -> bool:
-    """Whether it is an object of someone's own class, such as a dataclass or a dictionary with attributes.
+    """Whether this is an instance of a user's own class, such as a dataclass or a dictionary with attributes.
 
-    A library's objects lead to the whole program: a trainer to its loggers and data. A class that makes or destroys its
-    instances in its own way may own what there must be only one of, and what can have no attributes is a mere mark.
+    A library's objects may lead to the whole program, as a trainer does to its loggers and data. A class with its own
+    `__new__` or `__del__` may own a resource that must not be duplicated. An object without attributes, such as a
+    sentinel, keeps no state.
     """
     kind = type(value)
     return (
@@ -140,6 +144,6 @@ def _filled_slots(value: Any) -> Iterator[str]:
                 yield name
 
 
-def _structural(hooks: dict[int, Any]) -> dict[int, Any]:
-    """Only the hooks by which torch's pruning, weight norm and spectral norm compute a weight: parts of the layer."""
+def _weight_computing(hooks: dict[int, Any]) -> dict[int, Any]:
+    """Only the hooks with which torch's pruning, weight norm and spectral norm compute a weight."""
     return OrderedDict((k, hook) for k, hook in hooks.items() if type(hook).__module__.startswith("torch.nn.utils."))

@@ -1,11 +1,11 @@
-"""The passes of quantisers with a learned step for the CPU, compiled by Numba: one walk through the tensors each way.
+"""The passes of quantisers with a learned step for the CPU, compiled by Numba: tensors are read once in each direction.
 
-`adapt.kernels.learned.LearnedKernels` says what they compute. Backward computes again what forward did instead of
-reading it: memory is what such a pass waits for. Where a scaling needs sin, tanh or artanh, a quotient of polynomials
-stands in, fitted on [−1/2, 1/2]; δ times its error is below the rounding of float32.
+`adapt.kernels.learned_steps.LearnedKernels` says what they compute. Backward repeats the arithmetic of forward instead
+of reading its results, because memory is the bottleneck. Quotients of polynomials, fitted on [−1/2, 1/2], replace sin,
+tanh and artanh in the scalings; δ times their error is below the rounding error of float32.
 
-torch's own learnable fake-quantise kernels scale no gradients, and took 36 and 8 times as long forward and backward
-(2 million elements, one thread).
+torch's own learnable fake-quantise kernels scale no gradients, and took 36 times (forward) and 8 times (backward) as
+long, for 2 million elements on one thread.
 """
 
 from typing import Any
@@ -15,16 +15,16 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from adapt.kernels.learned import SCALINGS, SUMS
+from adapt.kernels.learned_steps import SCALINGS, SUMS
 from adapt.kernels.numba_.chunks import address_of, chunks_of, run
 from adapt.kernels.numba_.compiler import add, compiled, floats
-from adapt.kernels.torch_ import learned as learned_torch
+from adapt.kernels.torch_ import learned_steps as learned_torch
 
 BLOCK = 1024
 _ZERO, _ONE, _HALF = np.float32(0), np.float32(1), np.float32(0.5)
 _PBGS, _EWGS, _ACOS, _TANH, _INVTANH = (SCALINGS.index(name) for name in ("pbgs", "ewgs", "acos", "tanh", "invtanh"))
 SIGNED = (_EWGS, _TANH, _INVTANH)
-"""Scalings whose bend has the gradient's sign."""
+"""The scalings that multiply δ·f(u) by the gradient's sign."""
 
 # Coefficients of u·P(u²)/Q(u²). Errors: 3e-7 for ½·sin(πu), 6e-6 for ½·tanh(4u), 5e-5 for ½·artanh(1.9u)/artanh(0.95).
 _SIN = tuple(map(np.float32, (1.57079099, -2.58357163, 1.27094331, -0.277303827)))
@@ -36,7 +36,7 @@ _INVERSE_BELOW = tuple(map(np.float32, (-5.35408793, 6.64973708)))
 
 @compiled
 def _clip(v: Any, low: Any, high: Any) -> Any:
-    # Two comparisons that NaN fails, so that it stays.
+    # NaN fails both comparisons and so stays NaN.
     v = high if v > high else v
     return low if v < low else v
 
@@ -48,14 +48,14 @@ def _round(v: Any, offset: Any) -> Any:
 
 @compiled
 def round_block(source: int, output: int, numel: int, row: Any) -> None:
-    """output ← Q(source), all in one format."""
+    """output ← Q(source), with one format for all elements."""
     inverse, step, low, high, offset = row[0], row[1], row[2], row[3], row[4]
     x, y = floats(source, numel), floats(output, numel)
     if inverse == _ZERO:
         for i in range(numel):
             y[i] = x[i]
     elif source == output:
-        # In place, the same loop over one array: over two that overlap it would not be vectorised.
+        # In place the same loop over one array, because loops over arrays that overlap are not vectorised.
         for i in range(numel):
             y[i] = _round(_clip(y[i] * inverse, low, high), offset) * step
     else:
@@ -65,7 +65,7 @@ def round_block(source: int, output: int, numel: int, row: Any) -> None:
 
 @compiled
 def round_columns(source: int, output: int, numel: int, columns: Any, row: int) -> None:
-    """output ← Q(source), element i in the format of columns[:, row + i]."""
+    """output ← Q(source), with the format columns[:, row + i] for element i."""
     x, y = floats(source, numel), floats(output, numel)
     for i in range(numel):
         inverse, low, high, offset = columns[0, row + i], columns[2, row + i], columns[3, row + i], columns[4, row + i]
@@ -82,7 +82,7 @@ def _forward_pass(first: int, last: int, chunks: Any, source: int, output: int, 
 
 @compiled
 def _bend(u: Any, scaling: int, numel: int) -> None:
-    """u ← f(u), the shape of the scaling."""
+    """u ← f(u), with the f of the scaling."""
     if scaling == _PBGS:
         for i in range(numel):
             u[i] = abs(u[i])
@@ -106,7 +106,7 @@ def _bend(u: Any, scaling: int, numel: int) -> None:
 def backward_block(
     g: Any, x: Any, y: Any, f: Any, numel: int, row: Any, signed: bool, scaling: int, delta: Any, sums: Any, c: int
 ) -> None:
-    """y ← the gradient with regard to x, all in one format, and sums[c] += what step and range get; f is for work."""
+    """y ← the gradient with respect to x, with one format, and sums[c] += the four sums; f is scratch memory."""
     inverse, low, high, offset = row[0], row[2], row[3], row[4]
     step, above, below, energy = _ZERO, _ZERO, _ZERO, _ZERO
     if inverse == _ZERO:
@@ -141,7 +141,7 @@ def backward_block(
 def backward_columns(
     g: Any, x: Any, f: Any, numel: int, columns: Any, row: int, signed: bool, scaling: int, delta: Any, sums: Any
 ) -> None:
-    """g ← the gradient with regard to x, element i in the format of columns[:, row + i], whose sums it adds to."""
+    """g ← the gradient with respect to x, and sums[row + i] += the four sums, with format columns[:, row + i] for i."""
     for i in range(numel):
         low, high, offset = columns[2, row + i], columns[3, row + i], columns[4, row + i]
         v = _clip(x[i] * columns[0, row + i], low, high)
@@ -189,7 +189,7 @@ def _backward_pass(
             x = floats(source + 4 * start, numel)
             y = floats(output + 4 * start, numel)
             if gradient == output:
-                # Through a copy in the cache: two arrays that overlap would not be vectorised.
+                # By way of a buffer in the cache, because loops over arrays that overlap are not vectorised.
                 backward_block(g, x, held, f, numel, row, signed, scaling, delta, sums, c)
                 for i in range(numel):
                     y[i] = held[i]

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from adapt.kernels.learned import SCALINGS
-from adapt.kernels.numba_ import learned as learned_numba
-from adapt.kernels.torch_ import learned as learned_torch
+from adapt.kernels.learned_steps import SCALINGS
+from adapt.kernels.numba_ import learned_steps as learned_numba
+from adapt.kernels.torch_ import learned_steps as learned_torch
 
 ROWS = torch.tensor(
     [
@@ -57,7 +57,7 @@ def test_backward_agrees(shape, site, scaling):
     assert torch.equal(in_place, found)
 
 
-def test_the_standing_in_polynomials_are_within_float32_at_the_papers_delta():
+def test_the_polynomials_are_within_float32_at_the_papers_delta():
     step = 1e-3
     x = torch.linspace(0, 1, 5001) * step
     g = torch.ones_like(x)

@@ -1,4 +1,10 @@
-"""Run a model once without touching it: on a copy of its structure, on the meta device where that is possible."""
+"""Run a model once without touching it: on a copy of its structure, and on the meta device where possible.
+
+torch's own tools were tried instead. Of the 152 tests of `operations` and `activation_sizes`, 35 fail with
+`functional_call` on fake tensors, which writes into the objects that the model keeps, and 24 fail with `copy.deepcopy`
+to fake tensors, which copies more than it can and does not copy the functions that replace a forward. With fake tensors
+in place of meta tensors in the copy made here all pass, in as many lines and 1.3 to 2 times the time.
+"""
 
 import random
 from collections.abc import Callable, Iterator
@@ -10,53 +16,51 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
-from torch.nn.utils.rnn import PackedSequence
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-from adapt import arguments
-from adapt.perfmodel.twin import twin
+from adapt.perfmodel.inputs import tensors_in
+from adapt.perfmodel.structural_copy import structural_copy
 
-Watcher = TypeVar("Watcher", bound=AbstractContextManager[Any])
+Observer = TypeVar("Observer", bound=AbstractContextManager[Any])
 
 
-def rehearse(
-    model: nn.Module, example_inputs: tuple[Any, ...], watch: Callable[[nn.Module, tuple[Any, ...]], Watcher]
-) -> Watcher:
-    """Run a copy of `model` once, in evaluation mode and without gradients, and answer what watched it.
+def dry_run(
+    model: nn.Module, example_inputs: tuple[Any, ...], observe: Callable[[nn.Module, tuple[Any, ...]], Observer]
+) -> Observer:
+    """Run a copy of `model` once, in evaluation mode and without gradients, and return what observed it.
 
     The copy has tensors on the meta device, which have shapes and no values. Where the model's control flow needs
     values, a second copy runs with real ones. Either way the model, its hooks, its buffers, the objects in which it
-    keeps things and the random streams stay as they are: a forward that reaches the model itself, say by a global
-    name, is refused before it does anything to it. The copy is neither compiled nor wrapped in DataParallel or
+    keeps state and the random streams stay as they are: a forward that reaches the model itself, for example through a
+    global variable, is refused before it changes anything. The copy is neither compiled nor wrapped in DataParallel or
     DistributedDataParallel.
 
     Args:
         model: any module; its layers must have their shapes.
         example_inputs: positional arguments of its forward.
-        watch: makes the context in which the copy runs from the copy and the copied inputs.
+        observe: takes the copy and the copied inputs and returns the context in which the copy runs.
 
     Raises:
-        TypeError: `model` is no module, or a scripted one.
+        TypeError: `model` is not a module, or is scripted.
         ValueError: a lazy module has no shape yet.
         RuntimeError: forward fails on the inputs, or reaches the model itself.
     """
     _check(model)
     while isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
         model = model.module
-    ways: tuple[tuple[Callable[[Tensor], Tensor], AbstractContextManager[Any]], ...] = (
+    attempts: tuple[tuple[Callable[[Tensor], Tensor], AbstractContextManager[Any]], ...] = (
         (_on_meta, torch.device("meta")),
         (_cloned, nullcontext()),
     )
     failure: Exception | None = None
-    for copy_tensor, device in ways:
+    for copy_tensor, device in attempts:
         try:
-            copy, inputs = twin((model, example_inputs), copy_tensor, {})
-            watcher = watch(copy, inputs)
-            with _undisturbed(model), torch.no_grad(), device, _apart(model), watcher:
+            copy, inputs = structural_copy((model, example_inputs), copy_tensor, {})
+            observer = observe(copy, inputs)
+            with _global_state_restored(model), torch.no_grad(), device, _original_refused(model), observer:
                 copy(*inputs)
-            return watcher
-        except _ReachedError:
+            return observer
+        except _OriginalReachedError:
             raise
         except Exception as error:
             failure = error
@@ -65,50 +69,9 @@ def rehearse(
     ) from failure
 
 
-def samples_of(example_inputs: tuple[Any, ...], batch_size: int | None) -> int:
-    """How many samples the inputs hold: `batch_size`, or the first dimension that all their tensors share.
-
-    Raises:
-        ValueError: no input, no tensor among them, tensors that disagree, or a batch without samples.
-    """
-    if not example_inputs:
-        raise ValueError("example_inputs is empty: give one batch as forward takes it, operations(model, batch)")
-    if batch_size is None:
-        sizes = sorted(set(_first_dimensions(example_inputs)))
-        if not sizes:
-            raise ValueError("example_inputs hold no tensor with a batch dimension: say batch_size=")
-        if len(sizes) > 1:
-            raise ValueError(f"example_inputs disagree on the batch, first dimensions are {sizes}: say batch_size=")
-        batch_size = sizes[0]
-    if arguments.whole("batch_size", batch_size, "samples") < 1:
-        raise ValueError(f"batch_size must be at least 1 sample, got {batch_size}")
-    return batch_size
-
-
-def _first_dimensions(value: Any) -> Iterator[int]:
-    if isinstance(value, PackedSequence):
-        yield int(value.batch_sizes[0])
-    elif isinstance(value, Tensor):
-        yield from value.shape[:1]
-    elif isinstance(value, dict):
-        yield from _first_dimensions(tuple(value.values()))
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _first_dimensions(item)
-
-
 def wrapper_prefix(model: nn.Module) -> str:
-    """What a wrapper such as AveragedModel, all of whose parameters are its `module`'s, puts before their names."""
+    """Return "module." for a wrapper such as AveragedModel, whose parameters all belong to its `module`, else ""."""
     return "module." if all(name.startswith("module.") for name, _ in model.named_parameters()) else ""
-
-
-def tensors_in(tree: Any) -> Iterator[Tensor]:
-    """Every tensor in nested containers, of a packed sequence its data."""
-    for leaf in tree_leaves(tree, is_leaf=lambda part: isinstance(part, PackedSequence)):
-        if isinstance(leaf, Tensor):
-            yield leaf
-        elif isinstance(leaf, PackedSequence):
-            yield leaf.data
 
 
 def _check(model: object) -> None:
@@ -129,12 +92,12 @@ def _cloned(tensor: Tensor) -> Tensor:
     return tensor.detach().clone()
 
 
-class _ReachedError(RuntimeError):
-    """The copy's forward went to the model that it is a copy of."""
+class _OriginalReachedError(RuntimeError):
+    """The copy's forward reached the model that it is a copy of."""
 
 
 class _Guard(TorchDispatchMode):
-    """Refuse every operation on these parts of a model, by id."""
+    """Refuse every operation on the given parts of a model, which are named by id."""
 
     def __init__(self, names: dict[int, str]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -142,7 +105,7 @@ class _Guard(TorchDispatchMode):
 
     def check(self, part: nn.Module | Tensor) -> None:
         if id(part) in self._names:
-            raise _ReachedError(
+            raise _OriginalReachedError(
                 f"model must find its layers through self, but its forward finds {self._names[id(part)]} in another "
                 "way, where a copy cannot follow: do not name the model or its layers in the functions that it calls"
             )
@@ -150,18 +113,18 @@ class _Guard(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func is not torch.ops.prim.device.default:  # where a tensor lies may be asked
+        if func is not torch.ops.prim.device.default:  # reading a tensor's device is harmless
             for tensor in tensors_in((args, kwargs)):
                 self.check(tensor)
         return func(*args, **(kwargs or {}))
 
 
 @contextmanager
-def _apart(model: nn.Module) -> Iterator[None]:
-    """Refuse calls of the model's own modules and operations on its tensors: only what happens to a copy may happen.
+def _original_refused(model: nn.Module) -> Iterator[None]:
+    """Refuse calls of the model's own modules and operations on its tensors.
 
-    A copy cannot be led away from everything, such as a global name in a function. What it reaches so would not be
-    counted, and would run hooks and move statistics.
+    A copy does not replace every reference to the model, such as a global variable in a function. Layers reached that
+    way would not be counted, but would run hooks and update statistics.
     """
     parts = chain(model.named_modules(), model.named_parameters(), model.named_buffers())
     guard = _Guard({id(part): f"{type(model).__name__}{name and '.'}{name}" for name, part in parts})
@@ -174,8 +137,8 @@ def _apart(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _undisturbed(model: nn.Module) -> Iterator[None]:
-    """Random streams as before, and attention without the fused kernels that no formula counts."""
+def _global_state_restored(model: nn.Module) -> Iterator[None]:
+    """Restore the random streams afterwards, and disable attention's fused kernels, which no formula counts."""
     devices = sorted({parameter.device.index for parameter in model.parameters() if parameter.is_cuda})
     fast = torch.backends.mha.get_fastpath_enabled()
     streams = random.getstate(), np.random.get_state()  # noqa: NPY002

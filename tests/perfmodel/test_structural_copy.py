@@ -1,4 +1,4 @@
-"""What a module keeps in objects, which a forward may write into, and what it only refers to."""
+"""Which objects of a module are copied, because forward may write into them, and which are shared."""
 
 import enum
 from argparse import Namespace
@@ -12,16 +12,16 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from adapt.perfmodel import activation_sizes, operations, rehearsal
+from adapt.perfmodel import activation_sizes, operations
+from tests.perfmodel.devices import Only
 
 T = TypeVar("T")
 
 
 @pytest.fixture(params=["meta", "real"])
-def device(request, monkeypatch):
-    """Run the copy on the meta device, or refuse that, so that a copy with real values runs."""
-    if request.param == "real":
-        monkeypatch.setattr(rehearsal, "_on_meta", lambda tensor: tensor.item())
+def device(request):
+    """The device on which the copy has to run."""
+    return request.param
 
 
 class Remembering(nn.Module):
@@ -77,7 +77,6 @@ class Items(list):
     h = None
 
 
-@pytest.mark.usefixtures("device")
 @pytest.mark.parametrize(
     "make",
     [
@@ -93,11 +92,11 @@ class Items(list):
         Items,
     ],
 )
-def test_an_object_that_forward_writes_into_stays_as_it_was(make):
+def test_an_object_that_forward_writes_into_stays_as_it_was(make, device):
     model = Remembering(make())
     before = model.memory.h
-    assert operations(model, torch.rand(2, 3)) == {"layer.weight": 12}
-    assert activation_sizes(model, torch.rand(2, 3)) == {"layer": 4}
+    assert operations(Only(device, model), torch.rand(2, 3)) == {"layer.weight": 12}
+    assert activation_sizes(Only(device, model), torch.rand(2, 3)) == {"layer": 4}
     assert model.memory.h is before
     assert before is None or torch.equal(before, torch.ones(4))
     model(torch.rand(2, 3))
@@ -130,11 +129,10 @@ class Holding(nn.Module):
         return x
 
 
-@pytest.mark.usefixtures("device")
-def test_modules_are_found_through_the_objects_that_hold_them():
+def test_modules_are_found_through_the_objects_that_hold_them(device):
     model = Holding()
-    assert operations(model, torch.rand(2, 3)) == {"net.0.weight": 12, "net.2.weight": 8}
-    assert activation_sizes(model, torch.rand(2, 3)) == {"net.0": 4, "net.2": 2}
+    assert operations(Only(device, model), torch.rand(2, 3)) == {"net.0.weight": 12, "net.2.weight": 8}
+    assert activation_sizes(Only(device, model), torch.rand(2, 3)) == {"net.0": 4, "net.2": 2}
     assert model.net[1].num_batches_tracked == 0
 
 
@@ -163,11 +161,10 @@ class Registry(OrderedDict):
 MARK = object()
 
 
-@pytest.mark.usefixtures("device")
 @pytest.mark.parametrize(
     "other", [Mode.FAST, Single(), File(), Loader(TensorDataset(torch.rand(2, 3))), Registry(), MARK, State, torch]
 )
-def test_machinery_and_marks_are_referred_to(other):
+def test_library_objects_and_sentinels_are_shared(other, device):
     class Referring(nn.Linear):
         def forward(self, x):
             assert self.other is other
@@ -175,4 +172,4 @@ def test_machinery_and_marks_are_referred_to(other):
 
     model = Referring(3, 4)
     model.other = other
-    assert operations(model, torch.rand(2, 3)) == {"weight": 12}
+    assert operations(Only(device, model), torch.rand(2, 3)) == {"weight": 12}

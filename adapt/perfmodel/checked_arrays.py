@@ -1,21 +1,27 @@
-"""The arguments that the equations share, as checked float64 arrays."""
+"""The arguments that the equations share: their types, and functions that check them and return float64 arrays."""
 
 from collections.abc import Iterable, Mapping
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+import numpy.typing
+from numpy.typing import NDArray
+from typing_extensions import TypeAliasType
 
 from adapt import arguments
 
-Array = NDArray[np.float64]
-Operations = Mapping[str, int] | ArrayLike
-"""Multiply-adds per sample [layers]: in the order of the columns, a dictionary in its own order."""
+# Aliases of this kind keep their name in help(), which would expand others to 250 characters at every argument.
+ArrayLike = TypeAliasType("ArrayLike", numpy.typing.ArrayLike)
+"""Numbers of any shape: a Python or NumPy number, a nested sequence, or an array."""
+Array = TypeAliasType("Array", NDArray[np.float64])
+"""A float64 NumPy array."""
+Operations = TypeAliasType("Operations", Mapping[str, int] | numpy.typing.ArrayLike)
+"""Multiply-adds per sample [layers], in the order of the trace's columns; a mapping in its own order."""
 
 FLOAT32_BITS = 32
 
 
 def as_operations(operations: Operations) -> Array:
-    """[layers].
+    """Return the counts, [layers].
 
     Raises:
         ValueError: a negative count, none above zero, or more than one dimension.
@@ -25,15 +31,15 @@ def as_operations(operations: Operations) -> Array:
     if result.ndim > 1:
         raise ValueError(f"operations must have one number per layer, got the shape {result.shape}")
     if not result.any():
-        raise ValueError("operations are zero in every layer: there is no work whose cost could be compared")
+        raise ValueError("operations are zero in every layer: there is no work to compare")
     return np.atleast_1d(result)
 
 
 def as_rows(word_length: ArrayLike, nonzero: ArrayLike, layers: int | None = None) -> tuple[Array, Array]:
-    """Both as [rows, layers]. One number stands for every layer; one dimension is one row.
+    """Return both as [rows, layers]. One number stands for every layer; one dimension is one row.
 
     Raises:
-        ValueError: word lengths outside 0…32, shares outside 0…1, shapes that do not fit.
+        ValueError: word lengths outside 0…32, shares outside 0…1, or shapes that do not match.
     """
     lengths, shares = as_tables(
         "operations",
@@ -45,27 +51,31 @@ def as_rows(word_length: ArrayLike, nonzero: ArrayLike, layers: int | None = Non
 
 
 def as_tables(like: str, layers: int | None, **tables: Array) -> list[Array]:
-    """Arrays, by their arguments' names, all as [rows, layers]: with as many layers as the argument `like` has.
+    """Broadcast arrays, given by argument name, to [rows, layers].
+
+    Args:
+        like: the argument that has `layers` layers, for the message.
+        layers: how many there must be, or None.
 
     Raises:
-        ValueError: shapes that do not fit, no rows or no layers.
+        ValueError: shapes that do not match, no rows or no layers.
     """
     shape = _common_shape((1, layers or 1), *(table.shape for table in tables.values()))
     if shape is None or len(shape) != 2 or 0 in shape or (layers is not None and shape[1] != layers):
-        raise _misfit("be [rows, layers]" if layers is None else f"be [rows, {layers}] like {like}", tables)
+        raise _shape_error("be [rows, layers]" if layers is None else f"be [rows, {layers}] like {like}", tables)
     return [np.broadcast_to(table, shape) for table in tables.values()]
 
 
-def fitting(**values: ArrayLike) -> list[Array]:
-    """Arguments, by their names, as finite numbers of 0 or more, of shapes that broadcast.
+def broadcastable(**values: ArrayLike) -> list[Array]:
+    """Return arguments, given by name, as arrays of finite numbers of 0 or more whose shapes broadcast.
 
     Raises:
-        TypeError: what is no number, or rows of different length.
+        TypeError: an argument that is not numeric, or has rows of different length.
         ValueError: a number below 0 or not finite, or shapes that do not broadcast.
     """
     arrays = {name: bounded(name, value, 0.0, np.inf) for name, value in values.items()}
     if _common_shape(*(array.shape for array in arrays.values())) is None:
-        raise _misfit("have shapes that broadcast", arrays)
+        raise _shape_error("have shapes that broadcast", arrays)
     return list(arrays.values())
 
 
@@ -76,7 +86,7 @@ def _common_shape(*shapes: tuple[int, ...]) -> tuple[int, ...] | None:
         return None
 
 
-def _misfit(expected: str, arrays: Mapping[str, Array]) -> ValueError:
+def _shape_error(expected: str, arrays: Mapping[str, Array]) -> ValueError:
     def listed(items: Iterable[object]) -> str:
         *first, last = map(str, items)
         return f"{', '.join(first)} and {last}"
@@ -86,7 +96,7 @@ def _misfit(expected: str, arrays: Mapping[str, Array]) -> ValueError:
 
 
 def as_weights(numel: ArrayLike | None, layers: int) -> Array:
-    """Each layer's share of the model [layers]: by its elements, or all alike where `numel` is None.
+    """Return each layer's share of the model [layers]: in proportion to its elements, or equal where `numel` is None.
 
     Raises:
         ValueError: not one non-negative number per layer, or none above zero.
@@ -100,15 +110,15 @@ def as_weights(numel: ArrayLike | None, layers: int) -> Array:
 
 
 def bounded(name: str, value: ArrayLike, low: float, high: float) -> Array:
-    """Finite numbers from low to high, both included.
+    """Return finite numbers from low to high, both included.
 
     Raises:
-        TypeError: what is no number, or rows of different length.
+        TypeError: the value is not numeric, or has rows of different length.
         ValueError: a number outside, or not finite.
     """
     try:
         result = np.asarray(value, dtype=np.float64)
-        # NumPy would read numbers out of text, and drop the imaginary part of what is complex.
+        # NumPy would parse text as numbers, and drop the imaginary parts of complex numbers.
         numeric = np.asarray(value).dtype.kind in "biufO"
     except (TypeError, ValueError, RuntimeError):
         numeric = False
@@ -122,21 +132,21 @@ def bounded(name: str, value: ArrayLike, low: float, high: float) -> Array:
 
 
 def amount(name: str, value: float) -> float:
-    """One finite number of 0 or more.
+    """Return one finite number of 0 or more.
 
     Raises:
-        TypeError: it is no number.
-        ValueError: it is below 0 or not finite.
+        TypeError: the value is not a number.
+        ValueError: the value is below 0 or not finite.
     """
     return float(bounded(name, arguments.number(name, value), 0.0, np.inf))
 
 
 def check_count(name: str, value: float) -> None:
-    """Refuse what cannot count steps, samples or micro-batches.
+    """Refuse a number that cannot count steps, samples or micro-batches.
 
     Raises:
-        TypeError: it is no number.
-        ValueError: it is below 1 or not finite.
+        TypeError: the value is not a number.
+        ValueError: the value is below 1 or not finite.
     """
     if not arguments.number(name, value) >= 1:
         raise ValueError(f"{name} must be at least 1, got {value}")
