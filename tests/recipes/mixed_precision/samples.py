@@ -1,7 +1,7 @@
 """Result lines that were never run."""
 
 from recipes.common import ledger
-from recipes.mixed_precision.points import kind_of
+from recipes.mixed_precision.methods import kind_of
 from recipes.mixed_precision.runs import LEDGER
 
 WEIGHTS, INPUTS = 80_000, 40_000
