@@ -111,9 +111,8 @@ def by_layer(experiment: Experiment, folder: Path, values_of: Values, label: str
         axes.grid(False)
         axes.set_xlim(0, epochs[-1])
     panels[0].set_ylim(len(first.layers), 0)
-    panels[0].set_yticks(
-        np.arange(len(first.layers)) + 0.5, [name.removesuffix(".weight") for name in first.layers], fontsize=7
-    )
+    names = [name.removesuffix(".weight") for name in first.layers]
+    panels[0].set_yticks(np.arange(len(names)) + 0.5, names, fontsize=7)
     bar = figure.colorbar(mesh, ax=panels, pad=0.015)
     bar.set_label(label, color=INK, fontsize=9)
     bar.ax.tick_params(labelsize=8, labelcolor=INK)

@@ -14,7 +14,7 @@ from recipes.common.data import digits
 from tests.recipes.small_runs import interrupt, timeless
 
 SETTINGS = ClassifierSettings(
-    data_set="digits", model="small-cnn", method="float32", epochs=3, batch_size=32, lr=0.05, subset=160
+    data_set="digits", model="small-cnn", method="float32", epochs=3, batch_size=32, lr=0.05, subset=320
 )
 DIGITS = digits()
 METHODS = ("float32", "adapt", "adapt-nearest", "muppet", "fixed8")
