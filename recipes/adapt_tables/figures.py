@@ -1,4 +1,4 @@
-"""The paper's figures 3 to 8, from the committed traces."""
+"""The paper's figures 3 to 8, from the traces of our runs."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path

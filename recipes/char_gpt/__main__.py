@@ -13,10 +13,10 @@ import sys
 from pathlib import Path
 
 from recipes.char_gpt.report import LEDGER, write
-from recipes.char_gpt.text import Text, load
 from recipes.char_gpt.training import GPTSettings, train
 from recipes.common import commands, ledger
 from recipes.common.records import checkpoint_folder, record
+from recipes.common.text import Text, load
 
 SHAPE = ("epochs", "steps_per_epoch", "batch_size", "context", "layers", "width", "lr")
 """Settings that the command line can change."""

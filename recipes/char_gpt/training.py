@@ -11,10 +11,10 @@ from torch import nn
 from torch.optim.lr_scheduler import OneCycleLR
 
 import adapt
-from recipes.char_gpt.model import CharGPT
-from recipes.char_gpt.text import Excerpts, Text, windows
 from recipes.common import training
+from recipes.common.gpt import CharGPT
 from recipes.common.settings import Settings
+from recipes.common.text import Excerpts, Text, windows
 from recipes.common.training import Run, decaying, evaluating
 
 

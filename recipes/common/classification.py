@@ -54,7 +54,7 @@ class ClassifierSettings(Settings):
         return f"{self.data_set} {self.model} {self.method}"
 
     def steps_per_epoch(self, pictures: int) -> int:
-        """Optimizer steps in an epoch, of a training split with so many pictures."""
+        """Optimizer steps in an epoch, if the whole training split has this many pictures."""
         return (self.subset or pictures) // self.batch_size
 
 

@@ -4,7 +4,7 @@
 |-----------------------------|----------------------------------------------------------|
 | float32                     | plain SGD, no controller                                 |
 | adapt                       | AdaPT as printed                                         |
-| adapt-algorithm4            | pushed up by algorithm 4 in place of equation 4          |
+| adapt-algorithm4            | pushed up by algorithm 4 instead of equation 4           |
 | adapt-unnormalized          | gradients keep their norms, so float32's rates apply     |
 | adapt-unpenalized           | neither L1 nor L2                                        |
 | adapt-nearest               | rounded to nearest in training too                       |

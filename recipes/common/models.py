@@ -1,6 +1,6 @@
 """The networks of the papers' experiments, for pictures of shape (channels, height, width), initialised by TNVS.
 
-Quantised layers are the convolutions and the dense layers; batch normalisation stays float32.
+The convolutions and dense layers are quantised; batch normalisation stays float32.
 """
 
 from collections.abc import Callable
@@ -14,8 +14,8 @@ import adapt
 Shape = tuple[int, int, int]
 
 WITHOUT_NORMALISATION = 2.0
-"""TNVS scale of networks without batch normalisation: a ReLU halves the variance, so at 0.5 the signal of AlexNet has
-shrunk 250-fold at the last layer and plain float32 SGD does not get off the ground."""
+"""TNVS scale of networks without batch normalisation. A ReLU halves the variance: at scale 0.5 the signal of AlexNet
+shrinks 250-fold up to the last layer, and plain float32 SGD does not start to learn."""
 
 
 class _Block(nn.Module):
@@ -61,8 +61,8 @@ def resnet20(classes: int = 10, shape: Shape = (3, 32, 32)) -> nn.Module:
 
 
 class _InvertedResidual(nn.Module):
-    """1×1 convolution to `factor` times the channels, 3×3 depthwise, 1×1 without an activation; a shortcut where the
-    shapes allow it (Sandler et al. 2018, section 3.3)."""
+    """1×1 convolution to `factor` times the channels, 3×3 depthwise, 1×1 without an activation; a shortcut if shapes
+    allow it (Sandler et al. 2018, section 3.3)."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, factor: int) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ class _InvertedResidual(nn.Module):
 
 
 def mobilenet_v2(classes: int = 10, shape: Shape = (3, 32, 32), *, width: float = 1.0) -> nn.Module:
-    """MobileNetV2 (Sandler et al. 2018, table 2) for 32×32 pictures, whose first and last strides are 1.
+    """MobileNetV2 (Sandler et al. 2018, table 2) for 32×32 pictures, so its first and last strides are 1.
 
     Args:
         width: multiplier of all channels, which stay multiples of 8. 2.2 M parameters at 1, 0.16 M at ¼.

@@ -7,7 +7,7 @@ from typing import Any
 from recipes.common.methods import method, signature
 
 MAY_BE_ZERO = ("l1", "l2", "momentum", "weight_decay", "buffer_bits", "seed", "subset")
-"""Numbers that need not be above 0; a subset of no pictures is refused where it is known how many there are."""
+"""Numbers that need not be above 0; an empty subset is refused later, when the number of pictures is known."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,10 +7,10 @@ import torch
 
 import adapt
 from recipes.char_gpt.__main__ import main
-from recipes.char_gpt.model import CharGPT
-from recipes.char_gpt.text import Text
 from recipes.char_gpt.training import GPTSettings, bits_per_character, train
 from recipes.common import ledger
+from recipes.common.gpt import CharGPT
+from recipes.common.text import Text
 from tests.recipes.small_runs import interrupt, timeless
 
 CONTENT = "".join(f"{i % 7} times {i % 3} is {(i % 7) * (i % 3)}.\n" for i in range(150))

@@ -3,9 +3,9 @@ import hashlib
 import pytest
 import torch
 
-from recipes.char_gpt import text as texts
-from recipes.char_gpt.text import Excerpts, Text, load, windows
+from recipes.common import text as texts
 from recipes.common.download import DataError
+from recipes.common.text import Excerpts, Text, load, windows
 
 
 def test_a_text_becomes_numbers_and_back():
