@@ -24,7 +24,7 @@ def command(tmp_path, monkeypatch):
     return run
 
 
-@pytest.mark.parametrize("method", ["adapt", "float32", "fixed8"])
+@pytest.mark.parametrize("method", ["adapt", "float32"])
 def test_the_recipe_trains_and_writes_everything(command, tmp_path, capsys, method):
     command("--method", method, "--seed", "3")
     out = capsys.readouterr().out

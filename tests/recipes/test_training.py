@@ -24,8 +24,10 @@ def go(folder=None, **changes):
     return train(dataclasses.replace(SETTINGS, **changes), DIGITS, folder, progress=False)
 
 
-@pytest.mark.parametrize("schedule", ["onecycle", "plateau"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("method", "schedule"),
+    [*((method, "onecycle") for method in METHODS), ("float32", "plateau"), ("adapt", "plateau")],
+)
 def test_an_interrupted_run_ends_as_the_uninterrupted_one(tmp_path, monkeypatch, method, schedule):
     expected = go(method=method, schedule=schedule)
     interrupt(monkeypatch, lambda: go(tmp_path, method=method, schedule=schedule), epoch=2)
@@ -121,6 +123,7 @@ def test_plateau_lowers_the_rate_only_when_the_loss_stands_still():
         ({"epochs": 0}, "epochs must be above 0, got 0"),
         ({"lr": float("nan")}, "lr must be above 0, got nan"),
         ({"seed": -1}, "seed must not be negative"),
+        ({"momentum": -0.1}, "momentum must not be negative, got -0.1"),
         ({"l1": 1e-5}, "l1 must be 0 for float32"),
     ],
 )
