@@ -80,8 +80,8 @@ def draw(experiments: Sequence[Experiment], folder: Path, out: Path) -> list[Pat
         if _traced(experiment, folder):
             chosen.setdefault(experiment.key[1], experiment)
     figures = {
-        number: by_layer(chosen[network], folder, *what)
-        for number, (network, *what) in LAYERS.items()
+        number: by_layer(chosen[network], folder, values_of, label, highest)
+        for number, (network, values_of, label, highest) in LAYERS.items()
         if network in chosen
     }
     if chosen:

@@ -1,4 +1,4 @@
-"""What the recipes' command lines have in common."""
+"""The command-line options, error handling and repeatable commands that recipes share."""
 
 import argparse
 import shlex
@@ -11,7 +11,7 @@ from recipes.common.download import DataError
 
 
 def parser(recipe: str, description: str | None) -> argparse.ArgumentParser:
-    """A parser that shows the recipe's docstring as it is, with the options --device and --threads."""
+    """A parser with the options --device and --threads, which shows the recipe's docstring unchanged."""
     parser = argparse.ArgumentParser(
         prog=f"python -m recipes.{recipe}",
         description=description,
@@ -36,7 +36,7 @@ def add_results(parser: argparse.ArgumentParser, *, readme: bool = True) -> None
 
 
 def run(recipe: str, options: argparse.Namespace, action: Callable[[argparse.Namespace], None]) -> None:
-    """Carry out a command; what the user can mend ends it with one sentence."""
+    """Carry out a command; an error that the user can fix ends it with one sentence."""
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     try:

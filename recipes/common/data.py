@@ -122,16 +122,15 @@ class Idx:
 
     def load(self, folder: Path, *, download: bool = True) -> tuple[Pictures, Pictures]:
         """Return training and test pictures from `folder`, after download if they are missing."""
-        room = folder / self.folder
+        own = folder / self.folder
         for remote in self.remotes:
-            if (room / remote.name).is_file():
-                continue
-            if not download:
-                raise DataError(
-                    f"{room} lacks {remote.name}: put the file (MD5 {remote.md5}) from {remote.addresses[0]} there"
-                )
-            fetch(remote, room)
-        paths = [room / remote.name for remote in self.remotes]
+            if not (own / remote.name).is_file():
+                if not download:
+                    raise DataError(
+                        f"{own} lacks {remote.name}: put the file (MD5 {remote.md5}) from {remote.addresses[0]} there"
+                    )
+                fetch(remote, own)
+        paths = [own / remote.name for remote in self.remotes]
         return self._read(*paths[:2], self.numbers[0]), self._read(*paths[2:], self.numbers[1])
 
     def _read(self, images: Path, labels: Path, number: int) -> Pictures:
@@ -142,7 +141,7 @@ class Idx:
 
 
 def read_cifar(path: Path, records: int, label_bounds: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Images uint8 [records, 3, 32, 32] and the last label int64 [records] of one binary CIFAR file.
+    """Read images uint8 [records, 3, 32, 32] and their last labels int64 [records] from one binary CIFAR file.
 
     Raises:
         DataError: the file has another size, or a label is out of bounds.
@@ -151,10 +150,10 @@ def read_cifar(path: Path, records: int, label_bounds: tuple[int, ...]) -> tuple
     if (size := path.stat().st_size) != records * width:
         raise DataError(f"{path} has {size} bytes instead of {records} records of {width}: truncated, or another file")
     table = torch.from_numpy(np.fromfile(path, dtype=np.uint8)).view(records, width)
+    labels, pixels = table.tensor_split([len(label_bounds)], dim=1)
     for column, bound in enumerate(label_bounds):
-        _check_labels(path, table[:, column], bound)
-    last = len(label_bounds)
-    return table[:, last:].reshape(records, *CIFAR_PIXELS), table[:, last - 1].long()
+        _check_labels(path, labels[:, column], bound)
+    return pixels.reshape(records, *CIFAR_PIXELS), labels[:, -1].long()
 
 
 def read_idx(path: Path, shape: tuple[int, ...]) -> Tensor:
@@ -200,17 +199,17 @@ def _idx(folder: str, checksums: str, *addresses: str) -> Idx:
     return Idx(tuple(Remote(name, md5, 1 << 26, addresses) for name, md5 in pairs), folder)
 
 
-KRIZHEVSKY = "https://www.cs.toronto.edu/~kriz/"
+TORONTO = "https://www.cs.toronto.edu/~kriz/"
 DATA_SETS: dict[str, Cifar | Idx] = {
     "cifar10": Cifar(
-        Remote("cifar-10-binary.tar.gz", "c32a1d4ab5d03f1284b67883e8d87530", 1 << 28, (KRIZHEVSKY,)),
+        Remote("cifar-10-binary.tar.gz", "c32a1d4ab5d03f1284b67883e8d87530", 1 << 28, (TORONTO,)),
         "cifar-10-batches-bin",
         {f"data_batch_{i}.bin": 10_000 for i in range(1, 6)},
         {"test_batch.bin": 10_000},
         (10,),
     ),
     "cifar100": Cifar(
-        Remote("cifar-100-binary.tar.gz", "03b5dce01913d631647c71ecec9e9cb8", 1 << 28, (KRIZHEVSKY,)),
+        Remote("cifar-100-binary.tar.gz", "03b5dce01913d631647c71ecec9e9cb8", 1 << 28, (TORONTO,)),
         "cifar-100-binary",
         {"train.bin": 50_000},
         {"test.bin": 10_000},

@@ -126,24 +126,20 @@ def buffer_bits(network: str, data_set: str) -> int:
     return 8 if network == "resnet20" or data_set == "cifar100" else 4
 
 
-def description(policy: Policy | None) -> dict[str, Any] | None:
+def description(policy: Any) -> dict[str, Any] | None:
     """The name of a policy and all its hyperparameters, in types that JSON has; None for float32."""
     if policy is None:
         return None
-    fields = dataclasses.asdict(policy)  # type: ignore[call-overload]
-    described: dict[str, Any] = json.loads(json.dumps({"name": type(policy).__name__, **fields}))
+    described: dict[str, Any] = json.loads(json.dumps({"name": type(policy).__name__, **dataclasses.asdict(policy)}))
     return described
 
 
-def signature(policy: Policy | None) -> dict[str, Any] | None:
+def signature(policy: Any) -> dict[str, Any] | None:
     """The part of `description` that tells policies apart: the name and the hyperparameters that are not defaults.
 
     It does not change when a later version adds a hyperparameter.
     """
-    if policy is None:
+    if (described := description(policy)) is None:
         return None
-    described = description(policy)
-    assert described is not None
-    defaults = {field.name: field.default for field in dataclasses.fields(policy)}  # type: ignore[arg-type]
-    changed = (name for name, default in defaults.items() if getattr(policy, name) != default)
+    changed = [field.name for field in dataclasses.fields(policy) if getattr(policy, field.name) != field.default]
     return {name: described[name] for name in ("name", *changed)}

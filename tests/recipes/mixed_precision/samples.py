@@ -1,4 +1,4 @@
-"""Result lines that were never run."""
+"""Made-up result lines."""
 
 from recipes.common import ledger
 from recipes.mixed_precision.methods import kind_of
@@ -48,5 +48,5 @@ def start(seed=0, accuracy=0.75, model="resnet20"):
 
 def store(folder, *lines):
     """Write the lines."""
-    for made in lines:
-        ledger.append(folder / LEDGER, made)
+    for one in lines:
+        ledger.append(folder / LEDGER, one)
