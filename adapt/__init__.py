@@ -1,12 +1,12 @@
 """adapt: train neural networks at adaptive fixed-point precision."""
 
 from adapt import learned, perfmodel, switching
-from adapt.attachment import attach
-from adapt.controller import Controller
+from adapt.adaptive.asgd import ASGD
+from adapt.adaptive.attachment import attach
+from adapt.adaptive.controller import Controller
 from adapt.files import load, save
 from adapt.initialization import tnvs_
-from adapt.optim import ASGD
-from adapt.precision import Precision
+from adapt.numerics import Precision
 from adapt.rounding import quantize
 from adapt.switching.adapt import AdaPT
 from adapt.switching.fixed import Fixed

@@ -10,7 +10,7 @@ from typing import Any, TypeGuard
 
 from torch import Tensor
 
-from adapt.precision import Precision
+from adapt.numerics import Precision
 
 
 def number(name: str, value: Any) -> float:

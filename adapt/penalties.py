@@ -10,7 +10,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from adapt.precision import LONGEST_WORD
+from adapt.numerics import LONGEST_WORD
 
 
 def elastic_net(l1_norms: ArrayLike, squared_norms: ArrayLike, l1: ArrayLike, l2: float) -> NDArray[np.float64]:

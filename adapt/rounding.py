@@ -1,7 +1,7 @@
 """Rounding to a fixed-point grid, nearest and stochastic: the only place that turns a format into arithmetic."""
 
 from collections.abc import Sequence
-from fractions import Fraction
+from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
 from typing import Any
@@ -14,9 +14,9 @@ from torch import Tensor
 from adapt.kernels import Rounding, backend, set_backend
 from adapt.kernels.stream import is_dense
 from adapt.kernels.torch_ import weights as torch_
-from adapt.precision import Precision
+from adapt.numerics import Precision, largest_held
 
-__all__ = ["backend", "grid", "quantize", "set_backend", "stream_keys"]
+__all__ = ["Noise", "backend", "grid", "quantize", "set_backend", "stream_keys"]
 
 _WORKING_TYPE = {
     torch.float32: torch.float32,
@@ -122,21 +122,22 @@ def grid(precision: Precision | None, dtype: torch.dtype = torch.float32) -> NDA
         raise TypeError(f"dtype must be float32, float64, float16 or bfloat16, got {dtype}")
     row: NDArray[np.floating] = np.zeros(4, np.float64 if dtype == torch.float64 else np.float32)
     if precision is not None:
-        low = -_largest_held(2 ** (precision.word_length - 1), precision.fraction_length, dtype)
-        high = _largest_held(2 ** (precision.word_length - 1) - 1, precision.fraction_length, dtype)
+        low = -largest_held(2 ** (precision.word_length - 1), precision.fraction_length, dtype)
+        high = largest_held(2 ** (precision.word_length - 1) - 1, precision.fraction_length, dtype)
         row[:] = 2.0**precision.fraction_length, precision.step, low, high
     row.flags.writeable = False
     return row
 
 
-def _largest_held(limit: int, fraction_length: int, dtype: torch.dtype) -> int:
-    """The largest k up to `limit` for which `dtype` holds k·2^−FL."""
-    information = torch.finfo(dtype)
-    limit = min(limit, int(Fraction(information.max) * Fraction(2) ** fraction_length))
-    significand_bits = 1 - int(np.log2(information.eps))
-    smallest_exponent = int(np.log2(information.smallest_normal)) + 1 - significand_bits
-    lost_bits = max(limit.bit_length() - significand_bits, fraction_length + smallest_exponent, 0)
-    return limit >> lost_bits << lost_bits
+@dataclass
+class Noise:
+    """How a run rounds in training: whether stochastically, and the seed of its random stream.
+
+    All that rounds in one run shares this object, so loading another run's state changes it in one place.
+    """
+
+    seed: int = 0
+    stochastic: bool = False
 
 
 def stream_keys(seed: int, step: int, names: Sequence[str]) -> NDArray[np.uint64]:

@@ -58,6 +58,19 @@ class Treatment(NamedTuple):
     normalize: bool
 
 
+class Update(NamedTuple):
+    """A step of stochastic gradient descent on some parameters: see `Kernels.descend_`.
+
+    Attributes:
+        rates: float32 [L, 6], a row (rate, sign, decay, momentum, kept, nesterov) for each parameter; the rate is 0
+            where there is no gradient.
+        buffers: momentum buffers, laid out as the parameters; None where there is no momentum, or no gradient.
+    """
+
+    rates: NDArray[np.float32]
+    buffers: list[Tensor | None]
+
+
 class Kernels(Protocol):
     """What a back end offers. Tensors of one list belong to different layers; lists run side by side.
 

@@ -8,7 +8,7 @@ with low, high and the offset in units of the step: a whole range has offset 0, 
 offset 1/2. A row with inverse 0 leaves values as they are.
 """
 
-from typing import Protocol, cast
+from typing import NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -20,6 +20,16 @@ SCALINGS = ("ste", "pbgs", "ewgs", "acos", "tanh", "invtanh")
 
 SUMS = 4
 """Figures of a backward pass: see `LearnedKernels.backward`."""
+
+
+class Row(NamedTuple):
+    """One row of the table, or several: tensors that broadcast with the values."""
+
+    inverse: Tensor
+    step: Tensor
+    low: Tensor
+    high: Tensor
+    offset: Tensor
 
 
 class LearnedKernels(Protocol):

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from adapt.arguments import check_flags, is_number, is_whole
-from adapt.precision import Precision
+from adapt.numerics import Precision
 from adapt.switching.diversity import diversity
 from adapt.switching.frugality import fewest_integer_bits, push_up_by_loss, rounding_cost
 from adapt.switching.policy import Format, Observation, State

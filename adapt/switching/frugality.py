@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from adapt import arguments
-from adapt.precision import HIGHEST_FRACTION, LONGEST_WORD, SHORTEST_WORD, Precision
+from adapt.numerics import HIGHEST_FRACTION, LONGEST_WORD, SHORTEST_WORD, Precision
 from adapt.rounding import quantize
 
 LOWERING_MARGIN = 8.0

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import adapt
+from adapt.engine.persistence import opened, sealed
 from adapt.learned import Budget, Phases
-from adapt.run.checkpoint import opened, sealed
 from tests.learned.networks import PHASES, build, given, learning, pictures, train
 
 

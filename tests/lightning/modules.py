@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import adapt
 from adapt import attachment
-from adapt.layers.layering import plain_name
+from adapt.layers.naming import plain_name
 from adapt.lightning import AdaptivePrecision
 from tests.training import is_on_grid
 

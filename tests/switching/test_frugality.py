@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import adapt
-from adapt.precision import Precision
+from adapt.numerics import Precision
 from adapt.switching import fewest_integer_bits, push_up_by_loss, rounding_cost
 from tests.references import adapt_equations as reference
 

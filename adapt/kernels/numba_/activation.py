@@ -16,7 +16,7 @@ from adapt.kernels.numba_.bits import bits_of, from_bits
 from adapt.kernels.numba_.chunks import CHUNKS_PER_THREAD, Chunks, address_of, chunks_of, run
 from adapt.kernels.numba_.compiler import compiled
 from adapt.kernels.torch_ import activation as activation_torch
-from adapt.precision import HIGHEST_FRACTION, LOWEST_FRACTION
+from adapt.numerics import HIGHEST_FRACTION, LOWEST_FRACTION
 
 _BYTES = {torch.float32: 4, torch.bfloat16: 2}
 _ZERO, _ONE = np.float32(0), np.float32(1)

@@ -14,7 +14,7 @@ from torch import Tensor
 from adapt.kernels.activation import DECAY, FROZEN, MASKED, NOISE, Sites
 from adapt.kernels.stream import flat
 from adapt.kernels.torch_.weights import rounded
-from adapt.precision import HIGHEST_FRACTION, LOWEST_FRACTION
+from adapt.numerics import HIGHEST_FRACTION, LOWEST_FRACTION
 
 
 def _begin(sites: Sites, site: int, numel: int, *, training: bool, replay: bool) -> tuple[int, int, bool]:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from adapt.kernels.channels import Layout
-from adapt.kernels.learned import SCALINGS
+from adapt.kernels.learned import SCALINGS, Row
 from adapt.kernels.stream import flat, require_layout
-from adapt.kernels.torch_.learned import Row, partials, rounded
+from adapt.kernels.torch_.learned import partials, rounded
 
 
 def _split(tensor: Tensor, layout: Layout) -> Tensor:

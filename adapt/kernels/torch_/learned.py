@@ -10,19 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from adapt.kernels.learned import SCALINGS
+from adapt.kernels.learned import SCALINGS, Row
 
 INVERSE_TANH = math.atanh(0.95)
-
-
-class Row(NamedTuple):
-    """One row of the table, or several: tensors that broadcast with the values."""
-
-    inverse: Tensor
-    step: Tensor
-    low: Tensor
-    high: Tensor
-    offset: Tensor
 
 
 class Partials(NamedTuple):
