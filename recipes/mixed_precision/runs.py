@@ -102,15 +102,14 @@ def sizes(run: Run) -> dict[str, Any]:
     Batch normalisation, and the steps of the formats, are left out for every method alike.
     """
     inputs = input_sizes(run.model, run.example)
-    weight_formats, input_formats = (
-        ({}, {}) if run.controller is None else (run.controller.precisions, run.controller.activation_precisions)
-    )
+    formats = {} if run.controller is None else run.controller.formats
     layers: dict[str, dict[str, float]] = {}
     for name, parameter in run.model.named_parameters():
-        if name in inputs or name.removesuffix("bias") + "weight" in inputs:
-            layers[name] = {"weights": parameter.numel(), "weight_bits": _bits(weight_formats.get(name))}
-        if name in inputs:
-            layers[name] |= {"inputs": inputs[name], "input_bits": _bits(input_formats.get(f"{name}.input"))}
+        module, _, kind = name.rpartition(".")
+        if f"{module}.weight" in inputs:
+            layers[name] = {"weights": parameter.numel(), "weight_bits": _bits(formats.get(name))}
+            if kind == "weight":
+                layers[name] |= {"inputs": inputs[name], "input_bits": _bits(formats.get(f"{module}.input"))}
     weights = sum(layer["weights"] * layer["weight_bits"] for layer in layers.values()) / BITS_PER_KILOBYTE
     activations = sum(layers[name]["inputs"] * layers[name]["input_bits"] for name in inputs) / BITS_PER_KILOBYTE
     return {"weight_kilobytes": weights, "activation_kilobytes": activations, "layers": layers}
@@ -146,5 +145,5 @@ def command(settings: TuningSettings, device: str) -> str:
 
 
 def _bits(form: Any) -> float:
-    """The average word length of a layer's format; 32 for float32."""
+    """The average word length of a format; 32 for float32, which has none."""
     return 32.0 if form is None else float(np.mean(form.word_length))
