@@ -1,14 +1,14 @@
-"""Accuracy against size, a panel per network: which points no other one beats in both."""
+"""Accuracy against size, a panel per network, and which points no other point beats in both."""
 
 from collections.abc import Iterable, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from recipes.adapt_tables.figures import FAINT, INK
-from recipes.common.evidence import figure
-from recipes.mixed_precision.groups import NETWORKS, Group, accuracy, kilobytes
-from recipes.mixed_precision.points import kind_of
+from recipes.common.axes import INK, dress
+from recipes.common.comparison import estimate
+from recipes.mixed_precision.experiments import Experiment, accuracy, kilobytes
+from recipes.mixed_precision.methods import kind_of
 
 STYLES = {
     "lsq": ("LSQ, one width for all", "#3b528b", "o"),
@@ -17,21 +17,24 @@ STYLES = {
 }
 
 
-def draw(groups: Sequence[Group]) -> Figure:
-    """Mean accuracy against mean size, bars for the standard error; float32 is a line, as it is out to the right."""
-    whole = Figure(figsize=(5.4 * len(groups), 4), dpi=110, layout="constrained")
-    for axes, group in zip(whole.subplots(1, len(groups), squeeze=False)[0], groups, strict=True):
-        _panel(axes, group)
-    return whole
+def draw(experiments: Sequence[Experiment]) -> Figure:
+    """Mean accuracy against mean size, with bars for the standard error.
+
+    float32 is a horizontal line, because its size would be far to the right.
+    """
+    figure = Figure(figsize=(5.4 * len(experiments), 4), dpi=110, layout="constrained")
+    for axes, experiment in zip(figure.subplots(1, len(experiments), squeeze=False)[0], experiments, strict=True):
+        _panel(axes, experiment)
+    return figure
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[bool]:
-    """Of each (size, accuracy), whether no other point is as small and as accurate, and better in one."""
+    """For each (size, accuracy), whether no other point is at least as small and accurate, and better in one."""
     return [not any(s <= size and a >= value and (s, a) != (size, value) for s, a in points) for size, value in points]
 
 
-def _apart(sizes: Iterable[float]) -> list[float]:
-    """From the largest down those of the sizes whose labels do not touch on a logarithmic axis."""
+def spaced(sizes: Iterable[float]) -> list[float]:
+    """Those of the sizes, from the largest down, whose labels do not touch on a logarithmic axis."""
     kept: list[float] = []
     for size in sorted(sizes, reverse=True):
         if not kept or size < kept[-1] / 1.1:
@@ -39,10 +42,10 @@ def _apart(sizes: Iterable[float]) -> list[float]:
     return kept
 
 
-def _panel(axes: Axes, group: Group) -> None:
+def _panel(axes: Axes, experiment: Experiment) -> None:
     points: dict[str, list[tuple[float, float, float]]] = {}
-    for method, runs in group.methods.items():
-        size, value = figure(runs, kilobytes), figure(runs, accuracy)
+    for method, runs in experiment.methods.items():
+        size, value = estimate(runs, kilobytes), estimate(runs, accuracy)
         assert size is not None
         assert value is not None
         if method == "float32":
@@ -62,16 +65,10 @@ def _panel(axes: Axes, group: Group) -> None:
         [size for size, _, _ in front], [value for _, value, _ in front], s=110, facecolors="none", edgecolors=INK,
         linewidths=0.7, label="no other is smaller and better",
     )  # fmt: skip
-    axes.set_title(NETWORKS.get(group.settings["model"], group.settings["model"]), loc="left", fontsize=10, color=INK)
+    dress(axes, experiment.network, "weights and activations, kB", fontsize=10)
     axes.set_xscale("log", base=2)
-    ticks = _apart(size for size, _, _ in every)
+    ticks = spaced(size for size, _, _ in every)
     axes.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks])
     axes.minorticks_off()
-    axes.set_xlabel("weights and activations, kB", color=INK, fontsize=9)
     axes.set_ylabel("accuracy, %", color=INK, fontsize=9)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(FAINT)
-    axes.grid(color=FAINT, linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.tick_params(color=FAINT, labelcolor=INK, labelsize=8)
     axes.legend(frameon=False, fontsize=8, labelcolor=INK)

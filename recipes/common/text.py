@@ -1,4 +1,4 @@
-"""A text as numbers: the alphabet, a training part and a held-out part, batches of excerpts."""
+"""A text as numbers: its alphabet, a training part, a held-out part, and batches of excerpts."""
 
 import hashlib
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ HELD_OUT = 0.1
 
 @dataclass(frozen=True)
 class Text:
-    """A text in the numbers of its characters.
+    """A text whose characters are numbered.
 
     Args:
         alphabet: the characters, in the order of their numbers.
@@ -37,7 +37,7 @@ class Text:
 
     @classmethod
     def of(cls, content: str) -> "Text":
-        """Number the characters and hold the last tenth out.
+        """Number the characters and hold out the last tenth.
 
         Raises:
             ValueError: the text is too short to hold anything out.
@@ -57,13 +57,13 @@ class Text:
 
 
 def load(path: Path, *, address: str | None = None, download: bool = True) -> Text:
-    """The text in the file `path`, or tinyshakespeare in the folder `path`, downloaded where it is not there.
+    """The text in the file `path`, or tinyshakespeare in the folder `path`, downloaded if it is not there.
 
     Args:
-        address: a folder on the network to fetch `input.txt` from in place of its home; its checksum is that of home.
+        address: a folder on the network that mirrors `input.txt`; the checksum stays that of the original.
 
     Raises:
-        DataError: the file is missing, cannot be had, or is no UTF-8 text.
+        DataError: the file is missing, cannot be downloaded, or is not UTF-8 text.
         ValueError: the text is too short.
     """
     if not path.is_file():
@@ -79,29 +79,50 @@ def load(path: Path, *, address: str | None = None, download: bool = True) -> Te
     try:
         return Text.of(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is no UTF-8 text: {error}") from error
+        raise DataError(f"{path} is not UTF-8 text: {error}") from error
 
 
-def excerpts(numbers: Tensor, *, batch_size: int, context: int, steps: int, seed: int, epoch: int) -> Iterator[Tensor]:
-    """Batches of excerpts from random places, int64 [batch_size, context + 1]; they follow from (seed, epoch) alone.
+class Excerpts:
+    """Batches (x, y) of excerpts from random places, int64 [batch_size, context] each; y is x one character on.
+
+    The places follow from (seed, epoch) alone.
+
+    Args:
+        numbers: int64 [characters], the text.
+        steps: batches in an epoch.
 
     Raises:
         ValueError: the text is shorter than an excerpt.
     """
-    room = len(numbers) - context
-    if room < 1:
-        raise ValueError(f"context must be below the {len(numbers)} characters of the training text, got {context}")
-    generator = torch.Generator().manual_seed(epoch_seed(seed, epoch))
-    starts = torch.randint(room, (steps, batch_size, 1), generator=generator).to(numbers.device)
-    window = torch.arange(context + 1, device=numbers.device)
-    for start in starts:
-        yield numbers[start + window]
+
+    def __init__(self, numbers: Tensor, *, batch_size: int, context: int, steps: int, seed: int) -> None:
+        if context >= len(numbers):
+            raise ValueError(f"context must be below the {len(numbers)} characters of the training text, got {context}")
+        self.numbers, self.seed, self.epoch = numbers, seed, 0
+        self.batch_size, self.context, self.steps = batch_size, context, steps
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch that the next iteration yields."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        generator = torch.Generator().manual_seed(epoch_seed(self.seed, self.epoch))
+        starts = torch.randint(
+            len(self.numbers) - self.context, (self.steps, self.batch_size, 1), generator=generator
+        ).to(self.numbers.device)
+        window = torch.arange(self.context + 1, device=self.numbers.device)
+        for start in starts:
+            excerpt = self.numbers[start + window]
+            yield excerpt[:, :-1], excerpt[:, 1:]
 
 
 def windows(numbers: Tensor, context: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """The text cut into windows (x, y), int64 [1…32, context]; y is x one character on.
+    """Cut the text into windows (x, y), int64 [1…32, context]; y is x one character on.
 
-    Every character but the first is in one y. The last window may be shorter and then comes alone.
+    Every character but the first is in exactly one y. A last window that is shorter makes a batch of its own.
     """
     whole = (len(numbers) - 1) // context
     x, y = numbers[: whole * context].view(whole, context), numbers[1 : whole * context + 1].view(whole, context)

@@ -8,7 +8,7 @@ import adapt
 
 
 class _Block(nn.Module):
-    """Causal self-attention and a feed-forward layer four times as wide, each added to what came in."""
+    """Causal self-attention and a feed-forward layer four times as wide, each with a residual connection."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -33,8 +33,8 @@ class CharGPT(nn.Module):
     """Predicts each character from those before it: int64 [batch, characters] to logits [batch, characters, alphabet].
 
     Args:
-        alphabet: how many characters there are.
-        context: the longest text that can be looked at.
+        alphabet: number of different characters.
+        context: the longest text that the network can look back on.
     """
 
     def __init__(self, alphabet: int, *, context: int, layers: int, width: int, heads: int) -> None:

@@ -1,12 +1,13 @@
-"""The finished runs, network by network and schedule by schedule, and what is read off each."""
+"""The finished runs, by network and schedule, and what is read from each."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recipes.common import evidence, ledger
-from recipes.common.evidence import Runs
-from recipes.mixed_precision.points import METHODS
+from recipes.common import comparison, ledger
+from recipes.common.comparison import Runs
+from recipes.mixed_precision.methods import METHODS
 from recipes.mixed_precision.runs import LEDGER
 
 NETWORKS = {
@@ -17,21 +18,16 @@ NETWORKS = {
 SIZES = ("weight_kilobytes", "activation_kilobytes")
 
 
-class Group:
+@dataclass(frozen=True)
+class Experiment(comparison.Experiment):
     """All runs of one network under one schedule.
 
-    Args:
+    Attributes:
         methods: the runs by method and seed.
         starts: the runs of the float32 start, by seed.
     """
 
-    def __init__(self, methods: Mapping[str, Runs], starts: Runs) -> None:
-        self.methods, self.starts = methods, starts
-        self.settings = _settings(methods)
-
-    def runs(self, method: str) -> Runs:
-        """The runs of a method; none where it was not run."""
-        return self.methods.get(method, {})
+    starts: Runs
 
     @property
     def network(self) -> str:
@@ -60,27 +56,21 @@ def kilobytes(line: ledger.Line) -> float:
     return sum(float(line[size]) for size in SIZES)
 
 
-def gather(folder: Path) -> list[Group]:
-    """The groups of `folder`'s results.
+def gather(folder: Path) -> list[Experiment]:
+    """The experiments whose results are in `folder`.
 
     Raises:
         ValueError: the file of results is damaged.
     """
-    found = evidence.gather(folder / LEDGER, METHODS)
-    starts = {_start_key(_settings(runs), "epochs"): runs["float32"] for runs in found if not _is_tuned(runs)}
+    starts, tunings = {}, []
+    for experiment in map(comparison.Experiment, comparison.gather(folder / LEDGER, METHODS)):
+        if "start_epochs" in experiment.settings:
+            tunings.append(experiment)
+        else:
+            starts[_start_key(experiment.settings, "epochs")] = experiment.runs("float32")
     return [
-        Group(runs, starts.get(_start_key(_settings(runs), "start_epochs"), {})) for runs in found if _is_tuned(runs)
+        Experiment(tuning.methods, starts.get(_start_key(tuning.settings, "start_epochs"), {})) for tuning in tunings
     ]
-
-
-def _settings(methods: Mapping[str, Runs]) -> dict[str, Any]:
-    """The settings of some run; all but its method and seed are those of every run here."""
-    settings: dict[str, Any] = next(iter(next(iter(methods.values())).values()))["settings"]
-    return settings
-
-
-def _is_tuned(methods: Mapping[str, Runs]) -> bool:
-    return "start_epochs" in _settings(methods)
 
 
 def _start_key(settings: Mapping[str, Any], epochs: str) -> tuple[Any, ...]:

@@ -1,7 +1,7 @@
-"""Result lines that were never run."""
+"""Made-up result lines."""
 
 from recipes.common import ledger
-from recipes.mixed_precision.points import kind_of
+from recipes.mixed_precision.methods import kind_of
 from recipes.mixed_precision.runs import LEDGER
 
 WEIGHTS, INPUTS = 80_000, 40_000
@@ -48,5 +48,5 @@ def start(seed=0, accuracy=0.75, model="resnet20"):
 
 def store(folder, *lines):
     """Write the lines."""
-    for made in lines:
-        ledger.append(folder / LEDGER, made)
+    for one in lines:
+        ledger.append(folder / LEDGER, one)

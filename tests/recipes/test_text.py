@@ -3,9 +3,9 @@ import hashlib
 import pytest
 import torch
 
-from recipes.char_gpt import text as texts
-from recipes.char_gpt.text import Text, excerpts, load, windows
+from recipes.common import text as texts
 from recipes.common.download import DataError
+from recipes.common.text import Excerpts, Text, load, windows
 
 
 def test_a_text_becomes_numbers_and_back():
@@ -18,23 +18,34 @@ def test_a_text_becomes_numbers_and_back():
     assert text.digest != Text.of(content + "!").digest
 
 
+def epoch_of(excerpts, epoch):
+    excerpts.set_epoch(epoch)
+    return [torch.cat([x[:, :1], y], dim=1) for x, y in excerpts]
+
+
 def test_excerpts_follow_from_seed_and_epoch_alone():
     numbers = torch.arange(1000)
     options = {"batch_size": 3, "context": 20, "steps": 4}
-    first = list(excerpts(numbers, **options, seed=1, epoch=2))
-    assert len(first) == 4
+    first = epoch_of(Excerpts(numbers, **options, seed=1), 2)
+    assert len(first) == len(Excerpts(numbers, **options, seed=1)) == 4
     for batch in first:
         assert batch.shape == (3, 21)
         assert torch.equal(batch - batch[:, :1], torch.arange(21).expand(3, 21))
     torch.rand(5)
-    again = list(excerpts(numbers, **options, seed=1, epoch=2))
-    assert all(map(torch.equal, first, again))
-    for other in ({"seed": 2, "epoch": 2}, {"seed": 1, "epoch": 3}):
-        assert not all(map(torch.equal, first, excerpts(numbers, **options, **other)))
+    again = Excerpts(numbers, **options, seed=1)
+    assert all(map(torch.equal, first, epoch_of(again, 2)))
+    for others in (epoch_of(again, 3), epoch_of(Excerpts(numbers, **options, seed=2), 2)):
+        assert not all(map(torch.equal, first, others))
+
+
+def test_the_classes_of_an_excerpt_are_one_character_on():
+    for x, y in Excerpts(torch.arange(1000), batch_size=3, context=20, steps=4, seed=1):
+        assert x.shape == (3, 20)
+        assert torch.equal(y, x + 1)
 
 
 def test_excerpts_reach_the_ends_of_the_text():
-    batches = list(excerpts(torch.arange(5), batch_size=50, context=3, steps=2, seed=0, epoch=0))
+    batches = epoch_of(Excerpts(torch.arange(5), batch_size=50, context=3, steps=2, seed=0), 0)
     assert {int(row[0]) for batch in batches for row in batch} == {0, 1}
     assert max(int(batch.max()) for batch in batches) == 4
 
@@ -77,7 +88,7 @@ def test_what_is_no_text_is_refused(tmp_path):
     with pytest.raises(ValueError, match="text must have at least 10 characters, got 3"):
         load(tmp_path / "short")
     (tmp_path / "bytes").write_bytes(b"\xff\xfe\xfd" * 9)
-    with pytest.raises(DataError, match="bytes is no UTF-8 text"):
+    with pytest.raises(DataError, match="bytes is not UTF-8 text"):
         load(tmp_path / "bytes")
     with pytest.raises(ValueError, match="context must be below the 5 characters of the training text, got 5"):
-        next(excerpts(torch.arange(5), batch_size=1, context=5, steps=1, seed=0, epoch=0))
+        Excerpts(torch.arange(5), batch_size=1, context=5, steps=1, seed=0)

@@ -2,21 +2,22 @@ import math
 
 import pytest
 
-from recipes.common.evidence import Figure, difference, figure, gather, markdown, paragraph, seeds, text
+from recipes.common.comparison import Estimate, difference, estimate, gather, ratio, seeds, text
+from recipes.common.markdown import paragraph, table
 
 
-def test_a_figure_is_the_mean_and_its_standard_error():
-    figure = Figure.of([1.0, 2.0, 4.0])
-    assert figure.mean == pytest.approx(7 / 3)
-    assert figure.error == pytest.approx(math.sqrt(((4 / 3) ** 2 + (1 / 3) ** 2 + (5 / 3) ** 2) / 2 / 3))
-    assert figure.text() == "2.33 ± 0.88"
-    assert Figure.of([-0.25]).text("+.2f") == "−0.25"
-    assert Figure.of([-2.0, -1.0]).text("+.1f") == "−1.5 ± 0.5"
-    assert Figure.of([]) is None
+def test_an_estimate_is_the_mean_and_its_standard_error():
+    found = Estimate.of([1.0, 2.0, 4.0])
+    assert found.mean == pytest.approx(7 / 3)
+    assert found.error == pytest.approx(math.sqrt(((4 / 3) ** 2 + (1 / 3) ** 2 + (5 / 3) ** 2) / 2 / 3))
+    assert found.text() == "2.33 ± 0.88"
+    assert Estimate.of([-0.25]).text("+.2f") == "−0.25"
+    assert Estimate.of([-2.0, -1.0]).text("+.1f") == "−1.5 ± 0.5"
+    assert Estimate.of([]) is None
 
 
-def test_what_was_not_run_has_no_figure():
-    assert figure({}, lambda line: line["x"]) is None
+def test_what_was_not_run_has_no_estimate():
+    assert estimate({}, lambda line: line["x"]) is None
     assert difference({0: {"x": 1.0}}, {1: {"x": 1.0}}, lambda line: line["x"]) is None
     assert text(None) == "–"
 
@@ -28,8 +29,13 @@ def test_differences_pair_equal_seeds():
     assert (found.mean, found.error, found.seeds) == (0.5, pytest.approx(1.5), 2)
 
 
+def test_ratios_pair_equal_seeds():
+    found = ratio({0: {"x": 1.0}, 1: {"x": 6.0}, 2: {"x": 9.0}}, {1: {"x": 3.0}, 0: {"x": 2.0}}, lambda line: line["x"])
+    assert (found.mean, found.seeds) == (1.25, 2)
+
+
 def test_tables_are_markdown():
-    assert markdown(["a", "b"], [["1", "2"]]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"
+    assert table(["a", "b"], [["1", "2"]]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"
 
 
 def test_no_file_gives_nothing(tmp_path):

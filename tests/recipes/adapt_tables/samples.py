@@ -1,4 +1,4 @@
-"""Result lines and traces that were never run."""
+"""Made-up result lines and traces."""
 
 import numpy as np
 
@@ -43,16 +43,16 @@ def line(
 
 def trace(word_lengths=(8, 16), rows=20):
     """A trace in which the first half of the rows has the first word length."""
-    made = adapt.Trace(("a", "b"), SIZES)
+    sample = adapt.Trace(("a", "b"), SIZES)
     lengths = np.repeat(word_lengths, rows // 2)[:, None].repeat(2, 1)
-    made.append(np.arange(1, rows + 1), word_length=lengths, fraction_length=4, nonzero=0.5)
-    return made
+    sample.append(np.arange(1, rows + 1), word_length=lengths, fraction_length=4, nonzero=0.5)
+    return sample
 
 
 def store(folder, *lines):
     """Write the lines, and for those that name a trace the trace."""
-    for made in lines:
-        ledger.append(folder / LEDGER, made)
-        if made["trace"]:
+    for one in lines:
+        ledger.append(folder / LEDGER, one)
+        if one["trace"]:
             (folder / "traces").mkdir(exist_ok=True)
-            trace().save(folder / made["trace"])
+            trace().save(folder / one["trace"])
