@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
 
 from adapt.trace import archive
 
-VERSION = 1
+VERSION = 2
+"""1: without the name of the release that wrote it."""
 
 _LAYOUT: archive.Layout = {
     "names": (None, ("tensors",)),
@@ -98,57 +98,56 @@ class Widths:
             self._rows.append(row.astype(np.int8))
 
     def state_dict(self) -> dict[str, Any]:
-        """A copy as plain numbers, strings and tensors."""
-        arrays = {name: torch.from_numpy(array.copy()) for name, array in self._arrays().items()}
-        return {"version": VERSION, "names": list(self.names), **arrays}
+        """Return a copy as plain numbers, strings and tensors."""
+        return archive.to_state(self._content(), version=VERSION)
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> Self:
-        """The widths that `state_dict` described.
+        """Return the widths that `state_dict` described, in this version or an earlier one.
 
         Raises:
-            TypeError, ValueError: the state is of something else, or of another version.
+            TypeError, ValueError: the state is of something else, or needs a newer release.
         """
-        arrays = archive.from_state(state, _LAYOUT, version=VERSION)
-        return cls._from_arrays(state["names"], arrays)
+        return cls._from_content(archive.from_state(state, version=VERSION))
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write an npz file that needs no pickle. The file appears whole or not at all.
+        """Write an npz file that needs no pickle. The file appears completely or not at all.
 
         Raises:
             OSError: the folder does not exist or cannot be written.
         """
-        names = np.array(self.names, dtype="<U")
-        archive.write(Path(path), {"names": names, **self._arrays()}, version=VERSION)
+        archive.write(Path(path), self._content(), version=VERSION)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Read a file that `save` wrote. Nothing in the file is trusted, and nothing in it is executed.
+        """Read a file that `save` wrote, in this version or an earlier one. Nothing in it is trusted or executed.
 
         Raises:
             OSError: the file cannot be opened.
-            ValueError: it is no such file, whole and of this version.
+            ValueError: it is no such file, is not complete, or needs a newer release.
         """
         path = Path(path)
         try:
-            arrays = archive.read(path, _LAYOUT, version=VERSION)
-            return cls._from_arrays(arrays.pop("names").tolist(), arrays)
+            return cls._from_content(archive.read(path, version=VERSION))
         except (ValueError, TypeError) as error:
             raise ValueError(f"{path} holds no readable widths: {error}") from error
 
+    def _content(self) -> archive.Content:
+        return {
+            "names": list(self.names),
+            "channels": self.channels,
+            "numel": self.numel,
+            "step": self.step,
+            "word_length": self.word_length,
+        }
+
     @classmethod
-    def _from_arrays(cls, names: Sequence[str], arrays: Mapping[str, NDArray[Any]]) -> Self:
-        widths = cls(names, arrays["channels"], arrays["numel"])
-        if arrays["word_length"].shape != (len(arrays["step"]), len(widths.numel)):
-            raise ValueError(
-                f"word_length has the shape {arrays['word_length'].shape}, steps and sizes ask for another"
-            )
-        for step, row in zip(arrays["step"].tolist(), arrays["word_length"], strict=True):
+    def _from_content(cls, content: Mapping[str, Any]) -> Self:
+        archive.check(content, _LAYOUT)
+        widths = cls(content["names"], content["channels"], content["numel"])
+        for step, row in zip(content["step"].tolist(), content["word_length"], strict=True):
             before = len(widths)
             widths.append(step, row)
             if len(widths) == before:
                 raise ValueError("two rows hold the same word lengths")
         return widths
-
-    def _arrays(self) -> dict[str, NDArray[Any]]:
-        return {"channels": self.channels, "numel": self.numel, "step": self.step, "word_length": self.word_length}
