@@ -67,8 +67,8 @@ def read(path: Path, *, version: int) -> Content:
                 found = _read_member(archive, "version")
                 if found.dtype != np.int64 or found.shape != ():
                     raise ValueError(f"version holds {found.dtype} {list(found.shape)}, expected one int64")
-                release = _read_member(archive, "release").item() if "release" in names else None
-                _check_version(int(found), version, release)
+                release = _read_member(archive, "release").tolist() if "release" in names else None
+                _check_version(int(found), version, release_of({"release": release}))
                 arrays = {name: _read_member(archive, name) for name in names if name not in ("version", "release")}
         except Exception as error:
             raise ValueError(str(error)[:300] or type(error).__name__) from error
@@ -92,12 +92,18 @@ def from_state(state: Mapping[str, Any], *, version: int) -> dict[str, Any]:
     """
     if not isinstance(state, Mapping) or "version" not in state:
         raise ValueError("it has no version")
-    _check_version(state["version"], version, state.get("release"))
+    _check_version(state["version"], version, release_of(state))
     return {
         name: value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else value
         for name, value in state.items()
         if name not in ("version", "release")
     }
+
+
+def release_of(state: object) -> str | None:
+    """Return the release of adapt that wrote a state, if it says so in a few printable characters."""
+    release = state.get("release") if isinstance(state, Mapping) else None
+    return release if isinstance(release, str) and release.isprintable() and 0 < len(release) <= 40 else None
 
 
 def check(content: Mapping[str, Any], layout: Layout) -> None:
@@ -131,20 +137,16 @@ def check(content: Mapping[str, Any], layout: Layout) -> None:
             raise ValueError(f"{name} has the shape {found}, expected [{expected}]")
 
 
-def _check_version(found: object, version: int, release: object) -> None:
+def _check_version(found: object, version: int, release: str | None) -> None:
     """Refuse what a later version wrote, naming the release that wrote it where that is known."""
     if isinstance(found, bool) or not isinstance(found, int) or found < 1:
         raise ValueError(f"its version is {found!r:.80}, but versions are whole numbers from 1")
     if found > version:
-        needed = f"adapt {release:.40}, which wrote it," if _is_release(release) else "the release that wrote it"
+        writer = f"adapt {release}, which wrote it," if release else "the release that wrote it"
         raise ValueError(
             f"its version is {found}, and adapt {adapt.__version__} reads versions up to {version}: "
-            f"install {needed} or a later one"
+            f"install {writer} or a later one"
         )
-
-
-def _is_release(release: object) -> bool:
-    return isinstance(release, str) and release.isprintable() and release != ""
 
 
 def _check_sizes(archive: zipfile.ZipFile, size: int) -> None:
