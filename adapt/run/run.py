@@ -19,8 +19,9 @@ from adapt.run.decisions import Decisions
 from adapt.run.losses import MicroLosses
 from adapt.run.settings import Settings
 from adapt.run.windows import Windows
-from adapt.switching.policy import Policy, carry, pack, unpack
+from adapt.switching.policy import Policy, carry, columns_of, pack, unpack
 from adapt.trace import Trace
+from adapt.trace.archive import release_of
 from adapt.weights.descent import TakeOver
 from adapt.weights.masters import Masters
 
@@ -57,7 +58,7 @@ class Run:
         self.decisions = Decisions(policy, self.layers.device, trace_every=settings.trace_every)
         # The first state, and the pattern that a loaded one must fit.
         self._fresh = policy.start(Whole(self.layers.weights))
-        self.decisions.go_on(self._fresh, Trace(self.layers.names, self.layers.numel))
+        self.decisions.go_on(self._fresh, Trace(self.layers.names, self.layers.numel, columns_of(policy)))
 
     @property
     def banks(self) -> list[Masters]:
@@ -130,6 +131,7 @@ class Run:
         """Let a policy of the same kind, with other hyperparameters, decide from the next step on."""
         self.settle()
         self.policy = policy
+        self.trace.add_columns(columns_of(policy))
         self.decisions.go_on_by(policy)
 
     # One step
@@ -288,7 +290,8 @@ class Run:
             strict=strict,
         )
         old_names = list(state["layers"])
-        old = unpack(state["state"], self._fresh, len(old_names))
+        saved_trace = checkpoint.opened(state["trace"])
+        old = unpack(state["state"], self._fresh, len(old_names), release=release_of(saved_trace))
         places = {i: old_names.index(name) for i, name in enumerate(names) if name in old_names}
         # Of a state that has all layers nothing fresh remains: no weight needs a look, not even one that is not finite.
         fresh = self._fresh if len(places) == len(names) else policy.start(Whole(masters.weights))
@@ -297,7 +300,8 @@ class Run:
             checkpoint.check_windows(state["windows"], dict(zip(old_names, old.gradients.tolist(), strict=True)))
         # A layer that joined late is the last of its run, but not of one that begins with it.
         same = sorted(old_names) == sorted(names)
-        trace = Trace.from_state_dict(checkpoint.opened(state["trace"])) if same else Trace(names, masters.numel)
+        trace = Trace.from_state_dict(saved_trace) if same else Trace(names, masters.numel)
+        trace.add_columns(columns_of(policy))
         if trace.layers != names:
             trace = trace.reordered(names)
         if len(trace) and trace.step[-1] > state["step"]:
