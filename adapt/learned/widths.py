@@ -1,4 +1,4 @@
-"""The word length of every format over a run: each channel of a weight, each activation tensor."""
+"""The word length of every learned format over a run: of each channel of a weight and each activation tensor."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -23,15 +23,15 @@ _LAYOUT: archive.Layout = {
 
 
 class Widths:
-    """Word lengths by channel. A row says what holds from its optimizer step on, until the next row.
+    """Word lengths by channel. A row holds from its optimizer step until the next row.
 
     Args:
-        names: of the tensors: weights by their parameter names, activations by these and ".input".
-        channels: formats of each tensor, int [tensors].
-        numel: elements behind each format, int [formats], of activations for one sample.
+        names: the tensors' names: a weight's is its parameter's, an activation's is the weight's and ".input".
+        channels: number of formats of each tensor, int [tensors].
+        numel: number of elements in each format, int [formats]; of activations, those of one sample.
 
     Raises:
-        ValueError: sizes that do not fit together.
+        ValueError: the sizes do not fit together.
     """
 
     def __init__(self, names: Sequence[str], channels: ArrayLike, numel: ArrayLike) -> None:
@@ -60,7 +60,7 @@ class Widths:
         return np.stack(self._rows) if self._rows else np.empty((0, len(self.numel)), np.int8)
 
     def of(self, name: str) -> NDArray[np.int8]:
-        """The word lengths of one tensor's channels, int8 [rows, channels].
+        """Return the word lengths of one tensor's channels, int8 [rows, channels].
 
         Raises:
             KeyError: there is no such tensor.
@@ -70,11 +70,11 @@ class Widths:
         return self.word_length[:, self._places[name]]
 
     def sizes(self, name: str) -> NDArray[np.int64]:
-        """Elements behind each of a tensor's formats, int64 [channels]."""
+        """Return the number of elements in each of a tensor's formats, int64 [channels]."""
         return self.numel[self._places[name]]
 
     def means(self) -> NDArray[np.float64]:
-        """Word length of each tensor's average element, float64 [rows, tensors]."""
+        """Return the word length of each tensor's average element, float64 [rows, tensors]."""
         bits = self.word_length.astype(np.float64)
         parts = [
             bits[:, place] @ (self.numel[place] / max(int(self.numel[place].sum()), 1))
@@ -83,10 +83,10 @@ class Widths:
         return np.stack(parts, axis=1) if parts else np.empty((len(self), 0))
 
     def append(self, step: int, word_length: ArrayLike) -> None:
-        """Add a row, unless all word lengths are those of the last one.
+        """Add a row, unless its word lengths equal those of the last row.
 
         Raises:
-            ValueError: the step does not increase, or the word lengths are not those of all formats.
+            ValueError: the step does not increase, or there is not one word length for each format.
         """
         row = np.asarray(word_length)
         if row.shape != self.numel.shape or (row.size and not (row.min() >= 0 and row.max() <= 32)):

@@ -68,7 +68,8 @@ class Column(Generic[T]):
         for name, value in (("float32", self.float32), ("default", self.default)):
             if value is not None and not (self.low <= value <= self.high or (self.nan and value != value)):
                 raise ValueError(f"{name} must lie between low and high, or be NaN with nan=True, got {value:g}")
-        object.__setattr__(self, "__doc__", self.doc)  # help(Trace) shows it
+        # This is what help(Trace) shows of the attribute.
+        object.__setattr__(self, "__doc__", f"{self.doc}; {np.dtype(self.dtype)} [rows, layers].")
 
     def _number(self, name: str, value: object) -> float | None:
         """Return the value as Python's int in a column of integers, as its float in another."""

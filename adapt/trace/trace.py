@@ -47,44 +47,22 @@ class Trace:
     """
 
     # The table of columns: everything else, from `append` to the file and the loggers, follows from it.
-    word_length = Column(np.int16, 1, LONGEST_WORD, float32=32, doc="WL, bits, int16 [rows, layers].")
+    word_length = Column(np.int16, 1, LONGEST_WORD, float32=32, doc="WL, bits")
     fraction_length = Column(
-        np.int16,
-        LOWEST_FRACTION,
-        HIGHEST_FRACTION,
-        float32=0,
-        doc="FL, bits, int16 [rows, layers]; 0 beside a word length of 32 where the layer runs in float32.",
+        np.int16, LOWEST_FRACTION, HIGHEST_FRACTION, float32=0, doc="FL, bits; 0 where the layer runs in float32"
     )
-    nonzero = Column(
-        np.float32,
-        0,
-        1,
-        float32=1,
-        doc="Share of the quantised weights that are not zero, 0 to 1, float32 [rows, layers].",
-    )
+    nonzero = Column(np.float32, 0, 1, float32=1, doc="Share of the quantised weights that are not zero, 0 to 1")
     lookback = Column(
-        np.float32,
-        0,
-        2**31,
-        float32=0,
-        default=0,
-        doc="Gradients in a full window (before rounding up), float32 [rows, layers]; 0 where no window is kept.",
+        np.float32, 0, 2**31, float32=0, default=0, doc="Gradients in a full window (not yet rounded up); 0 without one"
     )
-    resolution = Column(
-        np.int32,
-        0,
-        2**31 - 1,
-        float32=0,
-        default=0,
-        doc="Histogram bins, int32 [rows, layers]; 0 where no histogram is taken.",
-    )
+    resolution = Column(np.int32, 0, 2**31 - 1, float32=0, default=0, doc="Histogram bins; 0 without a histogram")
     diversity = Column(
         np.float32,
         0,
         math.inf,
         float32=math.inf,
         default=math.inf,
-        doc="AdaPT eq. 3, Δs of the current window, float32 [rows, layers]; ∞ where the window has no direction.",
+        doc="AdaPT eq. 3, Δs of the current window; ∞ where the window has no direction",
     )
     divergence = Column(
         np.float32,
@@ -93,7 +71,7 @@ class Trace:
         float32=math.nan,
         default=math.nan,
         nan=True,
-        doc="AdaPT eq. 1, bits, at the layer's last switch, float32 [rows, layers]; NaN before its first one.",
+        doc="AdaPT eq. 1, bits, at the layer's last switch; NaN before its first one",
     )
 
     def __init__(

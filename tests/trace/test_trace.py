@@ -286,7 +286,7 @@ class TestOwnColumns:
             Column(*arguments, float32=0, **options)
 
     def test_columns_are_documented_attributes_that_cannot_be_set(self):
-        assert Trace.word_length.__doc__ == "WL, bits, int16 [rows, layers]."
+        assert Trace.word_length.__doc__ == "WL, bits; int16 [rows, layers]."
         with pytest.raises(AttributeError, match="read-only: add rows with append"):
             small().word_length = 8
 
