@@ -194,7 +194,7 @@ def _thinned(trace: Trace, points: int) -> NDArray[np.int64]:
 
 
 def _edges(step: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return where each row begins and ends. It holds until the next; the last one is drawn as wide as the one before."""
+    """Return where each row begins, and the end of the last, which is drawn as wide as the one before."""
     width = step[-1] - step[-2] if len(step) > 1 else 1
     return np.append(step, step[-1] + width).astype(np.float64)
 
