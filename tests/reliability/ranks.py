@@ -154,9 +154,8 @@ def fsdp(folder, rank, size):
     for setting in SETTINGS:
         training = Training(setting, engine="fsdp").train(STEPS)
         assert isinstance(training.model, FSDPModule)
-        for master, parameter in zip(
-            training.controller.masters.values(), training.controller._run.layers.parameters, strict=True
-        ):
+        controller = training.controller
+        for master, parameter in zip(controller.masters.values(), controller.layers.values(), strict=True):
             assert type(master) is type(parameter.data), "masters are sharded like their parameters"
             assert master.to_local().numel() < master.numel()
         results[setting] = training.outcome()
@@ -196,7 +195,7 @@ def fsdp_views(folder, rank, size):
         controller.state_dict()
     return {
         "views": views,
-        "training": [whole(controller._run.layers.parameters[i].detach()) for i in range(3)],
+        "training": [whole(parameter.detach()) for parameter in controller.layers.values()],
         "masters": [whole(m) for m in controller.masters.values()],
         "precisions": formats_of(controller),
         "saved": {n: whole(v) for n, v in model.state_dict().items()},

@@ -75,7 +75,7 @@ def held():
 
 def drift(model, controller):
     """The layers whose weights are not their masters rounded with the key of this step, in either view."""
-    masters = controller._run.layers
+    masters = controller.banks[0]
     wrong = []
     for index, (name, master) in enumerate(controller.masters.items()):
         precision, weight = controller.precisions[name], model.get_parameter(name)
