@@ -47,7 +47,11 @@ class PrecisionCallback(Callback):
         self._averagings: list[BeforeAveraging] = []
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), **vars(PrecisionCallback())}
+        state = {**vars(self), **vars(PrecisionCallback())}
+        # Lightning leaves these methods of the latest module in every callback that has a hook for training.
+        for name in ("log", "log_dict"):
+            state.pop(name, None)
+        return state
 
     @property
     def controller(self) -> Any:
