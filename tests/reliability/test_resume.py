@@ -115,7 +115,7 @@ def digest_of(main, folder, *arguments, kills=0, longest=0.0, seed=0):
 def expected_digest(setting, micro_batches, monkeypatch):
     monkeypatch.setenv("ADAPT_BACKEND", "torch")
     run = Run(setting)
-    for _ in range(MICRO_BATCHES):
+    for _ in range(micro_batches):
         run.advance()
     return run.digest()
 
