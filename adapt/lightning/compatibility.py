@@ -63,7 +63,7 @@ def check_trainer(trainer: Any, kind: type[Callback]) -> None:
     names = [type(callback).__name__ for callback in callbacks(trainer) if isinstance(callback, kind)]
     if len(names) > 1:
         raise ValueError(
-            f"the trainer has several {kind.__name__} callbacks ({', '.join(names)}): keep one, which serves all "
+            f"the trainer has several callbacks that set precision ({', '.join(names)}): keep one, which serves all "
             "optimizers"
         )
 
