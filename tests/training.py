@@ -77,7 +77,7 @@ class Witness:
     def look(self, module, args, output):
         self.passes += 1
         controller = self.controller
-        names = {id(p): name for name, p in zip(controller.precisions, controller._run.layers.parameters, strict=True)}
+        names = {id(parameter): name for name, parameter in controller.layers.items()}
         members = {id(p) for group in controller.optimizer.param_groups for p in group["params"]}
         for owner in module.modules():
             for parameter in owner.parameters(recurse=False):
