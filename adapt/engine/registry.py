@@ -2,13 +2,14 @@
 
 import gc
 import weakref
-from collections.abc import Mapping
-from typing import TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 from torch import Tensor
 from torch.optim import Optimizer
 
 from adapt.engine.engine import Engine
+from adapt.engine.rollback import unchanged_on_failure
 from adapt.layers.optimizers import optimized
 
 Kind = TypeVar("Kind", bound=Engine)
@@ -21,9 +22,20 @@ def attached(optimizer: Optimizer) -> Engine | None:
     return next((engine for engine in _attached() if engine.optimizer is optimizer), None)
 
 
-def register(engine: Kind) -> Kind:
-    """Attach an engine, and remember it for as long as it lives."""
-    engine.attach()
+def register(engine: Kind, begin: Callable[[Kind], Any] | None = None) -> Kind:
+    """Attach an engine, and remember it for as long as it lives. A call that fails leaves everything as it was.
+
+    Args:
+        begin: called with the attached engine, for what else can fail.
+    """
+    with unchanged_on_failure(engine.optimizer, engine._module):
+        engine.attach()
+        try:
+            if begin is not None:
+                begin(engine)
+        except BaseException:
+            engine.detach("masters")
+            raise
     _engines.add(engine)
     return engine
 
