@@ -83,8 +83,11 @@ def attach(
     registry.check_free(optimizer, parameters)
     layers = choice.choose(optimizer, parameters, settings.layers)
     choice.check_modules(module, layers)
-    run = AdaptiveRun(policy, settings, layers)
-    return registry.register(Controller(optimizer, module, parameters, run))
+
+    def make() -> Controller:
+        return Controller(optimizer, module, parameters, AdaptiveRun(policy, settings, layers))
+
+    return registry.register(optimizer, module, make)
 
 
 def check_policy(policy: object) -> None:

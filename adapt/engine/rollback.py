@@ -1,7 +1,4 @@
-"""Putting optimizer, modules and parameters back as they were when attaching to them fails."""
-
-import contextlib
-from collections.abc import Iterator
+"""Putting optimizer and modules back as they were when attaching to them fails."""
 
 from torch import nn
 from torch.autograd.grad_mode import _unsafe_preserve_version_counter
@@ -10,31 +7,31 @@ from torch.optim import Optimizer
 from adapt.layers.optimizers import optimized
 
 
-@contextlib.contextmanager
-def unchanged_on_failure(optimizer: Optimizer, module: nn.Module | None) -> Iterator[None]:
-    """Restore hooks, `forward` overrides, the optimizer's settings and version counters if the block raises.
-
-    The block itself restores the parameters' values.
+class Snapshot:
+    """Hooks, `forward` overrides, the optimizer's settings and the version counters of its parameters.
 
     Args:
         optimizer: the optimizer.
         module: the module that owns its parameters, if it is known.
     """
-    modules = [] if module is None else list(module.modules())
-    owners = (optimizer, *modules)
-    hooks = [table for o in owners for name, table in vars(o).items() if "hooks" in name and isinstance(table, dict)]
-    before = [(table, dict(table)) for table in (*hooks, *optimizer.param_groups)]
-    own_forward = {m for m in modules if "forward" in vars(m)}
-    # The same values are back, so a graph that saved them can still run backward.
-    versions = _unsafe_preserve_version_counter(tuple(p for p in optimized(optimizer) if not p.is_inference()))
-    try:
-        yield
-    except BaseException:
-        for table, content in before:
+
+    def __init__(self, optimizer: Optimizer, module: nn.Module | None) -> None:
+        self._modules = [] if module is None else list(module.modules())
+        owners = (optimizer, *self._modules)
+        hooks = [
+            table for o in owners for name, table in vars(o).items() if "hooks" in name and isinstance(table, dict)
+        ]
+        self._tables = [(table, dict(table)) for table in (*hooks, *optimizer.param_groups)]
+        self._overriding = {m for m in self._modules if "forward" in vars(m)}
+        parameters = tuple(p for p in optimized(optimizer) if not p.is_inference())
+        self._versions = _unsafe_preserve_version_counter(parameters)
+
+    def restore(self) -> None:
+        """Put them back. The parameters' values must be back already: a graph that saved them still fits them."""
+        for table, before in self._tables:
             table.clear()
-            table.update(content)
-        for owner in modules:
-            if owner not in own_forward:
-                vars(owner).pop("forward", None)
-        versions.__exit__()
-        raise
+            table.update(before)
+        for module in self._modules:
+            if module not in self._overriding:
+                vars(module).pop("forward", None)
+        self._versions.__exit__()

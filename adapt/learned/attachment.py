@@ -186,9 +186,15 @@ def attach_plan(
 
     chosen = choice.choose(optimizer, parameters, is_layer)
     choice.check_modules(module, chosen)
-    run = LearnedRun(plan, is_layer, chosen, module)
-    begin = None if calibration is None else lambda learner: learner.calibrate(calibration)
-    return registry.register(Learner(optimizer, module, parameters, run), begin)
+
+    def make() -> Learner:
+        return Learner(optimizer, module, parameters, LearnedRun(plan, is_layer, chosen, module))
+
+    def begin(learner: Learner) -> None:
+        if calibration is not None:
+            learner.calibrate(calibration)
+
+    return registry.register(optimizer, module, make, begin)
 
 
 def _biases(module: nn.Module, parameters: Mapping[str, Tensor], layers: choice.Choice) -> set[str]:
