@@ -8,7 +8,7 @@ from adapt.layers.optimizers import optimized
 
 
 class Snapshot:
-    """Hooks, `forward` overrides, the optimizer's settings and the version counters of its parameters.
+    """Hooks, `forward` overrides, the optimizer's settings and the version counters of parameters and buffers.
 
     Args:
         optimizer: the optimizer.
@@ -17,17 +17,16 @@ class Snapshot:
 
     def __init__(self, optimizer: Optimizer, module: nn.Module | None) -> None:
         self._modules = [] if module is None else list(module.modules())
-        owners = (optimizer, *self._modules)
-        hooks = [
-            table for o in owners for name, table in vars(o).items() if "hooks" in name and isinstance(table, dict)
-        ]
+        attributes = [item for owner in (optimizer, *self._modules) for item in vars(owner).items()]
+        hooks = [table for name, table in attributes if "hooks" in name and isinstance(table, dict)]
         self._tables = [(table, dict(table)) for table in (*hooks, *optimizer.param_groups)]
         self._overriding = {m for m in self._modules if "forward" in vars(m)}
-        parameters = tuple(p for p in optimized(optimizer) if not p.is_inference())
-        self._versions = _unsafe_preserve_version_counter(parameters)
+        buffers = (buffer for m in self._modules for buffer in m.buffers(recurse=False))
+        tensors = tuple(tensor for tensor in (*optimized(optimizer), *buffers) if not tensor.is_inference())
+        self._versions = _unsafe_preserve_version_counter(tensors)
 
     def restore(self) -> None:
-        """Put them back. The parameters' values must be back already: a graph that saved them still fits them."""
+        """Put them back. The tensors' values must be back already: a graph that saved them still fits them."""
         for table, before in self._tables:
             table.clear()
             table.update(before)

@@ -72,7 +72,8 @@ def check_optimizer(optimizer: Optimizer) -> Optimizer:
             "as SGD or AdamW"
         )
     # The optimizer does not know who wraps it. A wrapper that was just made is found here, any other in the first step.
-    for other in (*gc.get_objects(generation=0), *gc.get_objects(generation=1)):
+    young = (*gc.get_objects(generation=0), *gc.get_objects(generation=1))
+    for other in [one for one in young if issubclass(type(one), Optimizer)]:
         _check_wrapper(other, optimizer)
     return optimizer
 

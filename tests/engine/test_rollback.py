@@ -14,7 +14,7 @@ from adapt.engine import registry
 from tests.training import RESTLESS
 
 PACKAGE = str(Path(adapt.__file__).parent)
-POINTS = 40
+POINTS = 25
 """At how many calls, spread over those of an attach, to interrupt it."""
 
 
@@ -120,20 +120,23 @@ def check_same(before, after):
 
 def count_calls(attach, model):
     """How many calls an attach makes, once all that happens only once in a process has happened."""
-    for _ in range(2):
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        with Interruption() as counted:
-            controller = attach(optimizer, model)
-        controller.detach()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    attach(optimizer, model).detach()
+    with Interruption() as counted:
+        controller = attach(optimizer, model)
+    controller.detach()
     return counted.calls
 
 
 @pytest.fixture
 def no_garbage_collection():
     """What finalizers do is not interrupted: their exceptions are lost."""
+    gc.collect()
+    gc.freeze()
     gc.disable()
     yield
     gc.enable()
+    gc.unfreeze()
 
 
 @pytest.mark.usefixtures("no_garbage_collection")
