@@ -6,7 +6,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from adapt.adaptive.attachment import check_policy
-from adapt.adaptive.options import CommonOptions, Settings
+from adapt.adaptive.options import CommonOptions, Settings, shows_options
 from adapt.lightning.base import PrecisionCallback
 from adapt.lightning.compatibility import attach_all, tell_steps_per_epoch, until_known
 from adapt.lightning.losses import Losses
@@ -56,6 +56,7 @@ class AdaptivePrecision(PrecisionCallback):
         controllers: one for each optimizer with layers, of the running fit or the latest.
     """
 
+    @shows_options
     def __init__(
         self, policy: Policy[Any] | None = None, l1: float = 0.0, l2: float = 0.0, **options: Unpack[CommonOptions]
     ) -> None:
@@ -63,7 +64,7 @@ class AdaptivePrecision(PrecisionCallback):
         # Refuse wrong settings at once, not when fit starts.
         if policy is not None:
             check_policy(policy)
-        self._policy, self._settings = policy, Settings(l1=l1, l2=l2, **options)
+        self._policy, self._settings = policy, Settings.of(l1=l1, l2=l2, **options)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Attach: the model is on its device, and checkpoint and sanity check come next.
