@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from adapt import rounding
-from adapt.activations.hooks import Hooks
+from adapt.activations.hooks import ActivationHooks
 from adapt.activations.ownership import holders_of_one_alone
 from adapt.distributed import ranks
-from adapt.kernels.activation import FROZEN, NOISE, RECORD, Sites, activation_kernels
+from adapt.kernels.activation import FROZEN, NOISE, RECORD, SiteTables, activation_kernels
 from adapt.layers.hooks import remove_all
 from adapt.layers.naming import module_site, owners
-from adapt.layers.products import PRODUCTS
+from adapt.layers.products import PRODUCTS, warn_of_others
 from adapt.layers.view import Pin
 from adapt.numerics import BlockFloat, Format, LayerFormat, Precision
 from adapt.rounding import Noise
@@ -103,7 +103,7 @@ class Activations:
                 "quantised: leave activations=None"
             )
         count = len(self.names)
-        self._sites = Sites(
+        self._sites = SiteTables(
             formats=torch.zeros(count, 5, dtype=torch.float32, device=device),
             keys=torch.zeros(count, dtype=torch.int64, device=device),
             drawn=torch.zeros(count, dtype=torch.int64, device=device),
@@ -118,13 +118,23 @@ class Activations:
         self._otherwise = torch.zeros(count, 4, dtype=torch.float32, device=device)
         self._streams = tuple(_of_rank(self.names))
         self._step = 0
-        if old is not None:
+        if old is None:
+            warn_of_others(
+                module,
+                layers,
+                (owner for owner, _ in found),
+                "activations of {} stay float32, because what these modules compute inside cannot be reached: only "
+                "their weights are quantised",
+            )
+        else:
             self.load_state_dict(old.state_dict(), strict=False)
 
         # The first call must not come within a backward pass.
         holders_of_one_alone()
         kernels = activation_kernels(device)
-        self._hooks = [Hooks(self._sites, kernels, type(owner) in _FRESH_OUTPUT, *sites) for owner, sites in found]
+        self._hooks = [
+            ActivationHooks(self._sites, kernels, type(owner) in _FRESH_OUTPUT, *sites) for owner, sites in found
+        ]
         handles = []
         for (owner, _), hooks in zip(found, self._hooks, strict=True):
             if isinstance(owner, PRODUCTS):

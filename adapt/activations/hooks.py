@@ -5,15 +5,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from adapt.activations import checkpointing
 from adapt.activations.straight_through import StraightThrough, quantized
-from adapt.kernels.activation import TYPES, ActivationKernels, Sites, mask_size
+from adapt.kernels.activation import TYPES, ActivationKernels, SiteTables, mask_size
 from adapt.kernels.stream import is_dense
 from adapt.layers.hooks import with_input
 
 _is_transformed = torch._C._functorch.is_functorch_wrapped_tensor
 
 
-class Hooks:
+class ActivationHooks:
     """What the hooks of one layer do. A copy, and so a copied or pickled model, does nothing.
 
     Args:
@@ -27,7 +28,7 @@ class Hooks:
     """Whether the layer is in float32."""
 
     def __init__(
-        self, sites: Sites | None, kernels: ActivationKernels, fresh: bool, input: int, output: int, error: int
+        self, sites: SiteTables | None, kernels: ActivationKernels, fresh: bool, input: int, output: int, error: int
     ) -> None:
         self.sites, self.kernels, self.fresh = sites, kernels, fresh
         self.input, self.output, self.error = input, output, error
@@ -64,7 +65,12 @@ class Hooks:
         in_place = fresh and not x._is_view() and is_dense(x)
         learning = x.requires_grad and torch.is_grad_enabled()
         mask = torch.empty(mask_size(x.numel()), dtype=torch.uint8, device=x.device) if learning else None
-        rounded, needed = quantized(x, mask, self.kernels, sites, site, training=training, in_place=in_place)
+        start = None
+        if training and (checkpointing.is_repeated() or checkpointing.may_be_forgotten()):
+            start = checkpointing.start_in_stream((self, site), sites.drawn[site])
+        rounded, needed = quantized(
+            x, mask, self.kernels, sites, site, training=training, in_place=in_place, start=start
+        )
         if in_place:
             torch.autograd.graph.increment_version(x)
         if not learning:
@@ -75,11 +81,11 @@ class Hooks:
             x, [] if in_place else [rounded], mask if needed else None, self.kernels, sites, error
         )
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Hooks":
-        return Hooks(*_NOTHING)
+    def __deepcopy__(self, memo: dict[int, Any]) -> "ActivationHooks":
+        return ActivationHooks(*_NOTHING)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Hooks, _NOTHING
+        return ActivationHooks, _NOTHING
 
 
 _NOTHING: tuple[Any, ...] = (None, None, False, -1, -1, -1)

@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adapt import user_warnings
+from adapt.activations import checkpointing
 from adapt.activations.ownership import is_alone
-from adapt.kernels.activation import ActivationKernels, Sites, activation_kernels, mask_size
+from adapt.kernels.activation import NOISE, ActivationKernels, SiteTables, activation_kernels, mask_size
 
 
 class StraightThrough(torch.autograd.Function):
@@ -23,7 +25,7 @@ class StraightThrough(torch.autograd.Function):
         rounded: list[Tensor],
         mask: Tensor | None,
         kernels: ActivationKernels,
-        sites: Sites,
+        sites: SiteTables,
         error: int,
     ) -> Tensor:
         ctx.set_materialize_grads(False)
@@ -55,7 +57,7 @@ def _through(
     gradient: Tensor,
     mask: Tensor | None,
     kernels: ActivationKernels,
-    sites: Sites,
+    sites: SiteTables,
     error: int,
     strides: Sequence[int],
     *,
@@ -78,22 +80,46 @@ def quantized(
     x: Tensor,
     mask: Tensor | None,
     kernels: ActivationKernels,
-    sites: Sites,
+    sites: SiteTables,
     site: int,
     *,
     training: bool,
     in_place: bool = False,
+    start: Tensor | None = None,
 ) -> tuple[Tensor, bool]:
-    """Q(x), and whether the mask is needed. A new tensor unless in place."""
+    """Return Q(x), in a new tensor unless in place, and whether the mask is needed.
+
+    Args:
+        start: int64 [], where in the site's stream a repeated pass begins; without it, where the last pass began.
+    """
     source = output = x.detach()
     if not in_place:
         output = torch.empty_like(source)
         # Of a dense tensor the new one has the strides; another is laid out anew.
         if output.stride() != source.stride():
             source = output.copy_(source)
-    # Inside backward, a forward pass is one that activation checkpointing repeats.
-    replay = training and torch._C._current_graph_task_id() != -1
-    return output, kernels.forward(source, output, mask, sites, site, training=training, replay=replay)
+    replay = training and checkpointing.is_repeated()
+    if start is None:
+        if replay:
+            _warn_if_ambiguous(sites, site, x.numel())
+        return output, kernels.forward(source, output, mask, sites, site, training=training, replay=replay)
+    # A replay begins as many elements back as it has; what the first passes have used stays used.
+    used = sites.drawn.data[site].clone()
+    sites.drawn.data[site] = start + x.numel()
+    needed = kernels.forward(source, output, mask, sites, site, training=training, replay=replay)
+    sites.drawn.data[site] = used
+    return output, needed
+
+
+def _warn_if_ambiguous(sites: SiteTables, site: int, numel: int) -> None:
+    if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+        return
+    if int(sites.formats[site, 4]) == NOISE and int(sites.drawn[site]) != numel:
+        user_warnings.warn(
+            "activation checkpointing repeats one of several passes through a layer whose activations are rounded "
+            "stochastically, and in a compiled program, or with a checkpointing that is not torch.utils.checkpoint's, "
+            "the noise of the last pass is drawn again: gradients may be inexact unless backward follows each pass"
+        )
 
 
 # What torch.compile puts into its graphs: the sites' tables are inputs of the operators, so a precision that moves
@@ -106,7 +132,7 @@ def _quantize_activation(
     x: Tensor, formats: Tensor, keys: Tensor, drawn: Tensor, peaks: Tensor, site: int, error: int, training: bool
 ) -> tuple[Tensor, Tensor]:
     mask = torch.empty(mask_size(x.numel()), dtype=torch.uint8, device=x.device)
-    sites = Sites(formats, keys, drawn, peaks)
+    sites = SiteTables(formats, keys, drawn, peaks)
     return quantized(x, mask, activation_kernels(x.device), sites, site, training=training)[0], mask
 
 
@@ -128,7 +154,7 @@ def _quantize_error(
     error: int,
     strides: Sequence[int],
 ) -> Tensor:
-    sites = Sites(formats, keys, drawn, peaks)
+    sites = SiteTables(formats, keys, drawn, peaks)
     return _through(gradient, mask, activation_kernels(gradient.device), sites, error, strides)
 
 

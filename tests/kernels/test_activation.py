@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from adapt import Precision, quantize
 from adapt.kernels import set_backend
-from adapt.kernels.activation import FROZEN, MASKED, NOISE, RECORD, Sites, activation_kernels, mask_size
+from adapt.kernels.activation import FROZEN, MASKED, NOISE, RECORD, SiteTables, activation_kernels, mask_size
 from adapt.kernels.stream import flat
 from adapt.kernels.torch_.weights import uniform
 from adapt.rounding import grid, stream_keys
@@ -55,7 +55,7 @@ def sites_of(precision, mode=NOISE, *, drawn=0, device="cpu"):
     formats = torch.zeros(2, 5)
     formats[:, :4], formats[:, 4] = torch.tensor(grid(precision)), mode
     tables = formats, keys, torch.full((2,), drawn, dtype=torch.int64), torch.zeros(2)
-    return Sites(*(table.to(device) for table in tables))
+    return SiteTables(*(table.to(device) for table in tables))
 
 
 def values(numel, dtype=torch.float32, *, special=True, scale=3.0):
