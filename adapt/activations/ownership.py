@@ -11,8 +11,7 @@ from torch import Tensor
 def is_alone(gradient: Tensor) -> bool:
     """Whether nobody but the `backward` of an autograd function that asks, called with it, can ever see this gradient.
 
-    ActivationHooks, other branches of the network or the caller of `backward()` may hold it too. It lies on the CPU: elsewhere
-    new memory costs nothing.
+    True only on the CPU: elsewhere new memory costs nothing.
     """
     if torch.is_grad_enabled() or gradient.device.type != "cpu":
         return False

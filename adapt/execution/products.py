@@ -107,7 +107,7 @@ def _correlates_fast(error: Tensor, x: Tensor, weight: Tensor, geometry: Geometr
     """Whether `_correlation` is faster than the platform's own kernel for the weight's gradient."""
     plain = geometry.groups == 1 and not geometry.transposed
     few = len(error) * error.shape[2:].numel() <= _FEW_POSITIONS
-    return plain and few and x.dtype == torch.bfloat16 and _is_small(x, weight)
+    return plain and few and x.dtype == torch.bfloat16 and is_small(x, weight)
 
 
 def _correlation(error: Tensor, x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
@@ -124,16 +124,16 @@ def _correlation(error: Tensor, x: Tensor, weight: Tensor, geometry: Geometry) -
 
 def layout_of(x: Tensor, weight: Tensor) -> torch.memory_format:
     """The layout that torch would choose for a convolution of 4-dimensional tensors."""
-    either = is_channels_last(x) or is_channels_last(weight)
+    either = _is_channels_last(x) or _is_channels_last(weight)
     return torch.channels_last if weight.dim() == 4 and either else torch.contiguous_format
 
 
 def _fast_layout(x: Tensor, weight: Tensor) -> torch.memory_format:
     """The same, or a faster one."""
-    return torch.contiguous_format if _is_small(x, weight) else layout_of(x, weight)
+    return torch.contiguous_format if is_small(x, weight) else layout_of(x, weight)
 
 
-def _is_small(x: Tensor, weight: Tensor) -> bool:
+def is_small(x: Tensor, weight: Tensor) -> bool:
     """Whether a layer convolves small pictures of many channels, several elements at a time, on the CPU."""
     return (
         x.device.type == "cpu"
@@ -144,7 +144,7 @@ def _is_small(x: Tensor, weight: Tensor) -> bool:
     )
 
 
-def is_channels_last(tensor: Tensor) -> bool:
+def _is_channels_last(tensor: Tensor) -> bool:
     return not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)
 
 
