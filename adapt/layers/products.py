@@ -18,7 +18,7 @@ class _RecognisedByStructure(type):
         return weight is not None and weight.dim() == 2 and bias is not None and bias.shape == weight.shape[1:]
 
 
-class TransposedLinear(metaclass=_RecognisedByStructure):
+class TransposedLinear(nn.Module, metaclass=_RecognisedByStructure):
     """What transformers calls `Conv1D`: a linear layer whose weight is [in, out]; `isinstance` knows it by its look."""
 
 
