@@ -1,4 +1,4 @@
-"""What the hooks on a layer do to its input and its output, and let happen to the error that comes back."""
+"""The hooks of a layer that round its input and its output and let backward round the error."""
 
 from typing import Any
 
@@ -15,12 +15,12 @@ _is_transformed = torch._C._functorch.is_functorch_wrapped_tensor
 
 
 class ActivationHooks:
-    """What the hooks of one layer do. A copy, and so a copied or pickled model, does nothing.
+    """The hooks of one layer. A copy, and so a copied or pickled model, does nothing.
 
     Args:
         sites: the tables of all sites; None in a copy.
         kernels: the passes.
-        fresh: whether the layer's output is a new tensor that nobody else holds.
+        fresh: whether the layer's output is a new tensor that nothing else holds.
         input, output, error: the layer's sites, −1 where there is none.
     """
 
@@ -36,11 +36,11 @@ class ActivationHooks:
     def before(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """Round the layer's input."""
+        """Forward pre-hook: round the layer's input."""
         return with_input(args, kwargs, lambda x: self._apply(x, self.input, module.training))
 
     def after(self, module: nn.Module, args: Any, output: Any) -> Any:
-        """Round the output."""
+        """Forward hook: round the layer's output."""
         return self._apply(output, self.output, module.training, fresh=self.fresh, error=self.error)
 
     def _apply(self, x: Any, site: int, training: bool, *, fresh: bool = False, error: int = -1) -> Any:
@@ -55,7 +55,7 @@ class ActivationHooks:
         if self.idle:
             return x
         if x.is_cpu is not sites.are_on_cpu or x.is_meta:
-            # The layer says what is wrong.
+            # The layer itself reports what is wrong.
             return x
         if _is_transformed(x):
             raise NotImplementedError(
@@ -80,9 +80,6 @@ class ActivationHooks:
         return StraightThrough.apply(  # type: ignore[no-untyped-call]
             x, [] if in_place else [rounded], mask if needed else None, self.kernels, sites, error
         )
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "ActivationHooks":
-        return ActivationHooks(*_NOTHING)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return ActivationHooks, _NOTHING

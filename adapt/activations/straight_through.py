@@ -1,6 +1,6 @@
 """The straight-through estimator of one activation: an autograd function, and the operators of compiled programs.
 
-Forward answers Q(x); backward lets the gradient through where x lies in the range, and rounds it where errors are.
+Forward returns Q(x); backward lets the gradient through where x lies in the range, and rounds it if errors are rounded.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from adapt import user_warnings
 from adapt.activations import checkpointing
-from adapt.activations.ownership import is_alone
+from adapt.activations.ownership import is_unshared
 from adapt.kernels.activation import NOISE, ActivationKernels, SiteTables, activation_kernels, mask_size
 
 
@@ -44,16 +44,16 @@ class StraightThrough(torch.autograd.Function):
         (gradient,), (mask,) = gradients, ctx.saved_tensors
         if gradient is not None and (mask is not None or ctx.error >= 0):
             # With create_graph the gradient itself is differentiated, straight through its rounding as well.
-            again = torch.is_grad_enabled() and gradient.requires_grad
-            in_place = not again and is_alone(gradient)
-            let_in = _through(gradient, mask, ctx.kernels, ctx.sites, ctx.error, ctx.strides, in_place=in_place)
-            if again:
-                let_in = StraightThrough.apply(gradient, [let_in], mask, ctx.kernels, ctx.sites, -1)  # type: ignore[no-untyped-call]
-            gradient = let_in
+            differentiable = torch.is_grad_enabled() and gradient.requires_grad
+            in_place = not differentiable and is_unshared(gradient)
+            passed = _backward(gradient, mask, ctx.kernels, ctx.sites, ctx.error, ctx.strides, in_place=in_place)
+            if differentiable:
+                passed = StraightThrough.apply(gradient, [passed], mask, ctx.kernels, ctx.sites, -1)  # type: ignore[no-untyped-call]
+            gradient = passed
         return gradient, None, None, None, None, None
 
 
-def _through(
+def _backward(
     gradient: Tensor,
     mask: Tensor | None,
     kernels: ActivationKernels,
@@ -63,9 +63,9 @@ def _through(
     *,
     in_place: bool = False,
 ) -> Tensor:
-    """Q(gradient) where the mask says inside, 0 elsewhere, laid out as the forward pass's result was.
+    """Return Q(gradient) where the mask says inside, 0 elsewhere, laid out as the forward pass's result was.
 
-    A new tensor unless in place, which spares writing to memory that is in no cache.
+    A new tensor unless in place, which avoids writing to memory that is in no cache.
     """
     gradient = output = gradient.detach()
     if not in_place or gradient.stride() != tuple(strides):
@@ -95,7 +95,7 @@ def quantized(
     source = output = x.detach()
     if not in_place:
         output = torch.empty_like(source)
-        # Of a dense tensor the new one has the strides; another is laid out anew.
+        # A new tensor has the strides of a dense source; a source with gaps is laid out anew.
         if output.stride() != source.stride():
             source = output.copy_(source)
     replay = training and checkpointing.is_repeated()
@@ -122,9 +122,9 @@ def _warn_if_ambiguous(sites: SiteTables, site: int, numel: int) -> None:
         )
 
 
-# What torch.compile puts into its graphs: the sites' tables are inputs of the operators, so a precision that moves
-# recompiles nothing. That the streams move on is not declared: nothing but these operators ever looks. The tag asks
-# not to merge two calls with the same input into one; not all of the compiler's passes heed it.
+# Operators for the graphs of torch.compile. The sites' tables are their inputs, so a precision that moves causes no
+# recompilation. That the streams advance is not declared, because only these operators read them. The tag asks the
+# compiler not to merge two calls with the same input; not all of its passes obey.
 
 
 @torch.library.custom_op("adapt::quantize_activation", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,))
@@ -155,7 +155,7 @@ def _quantize_error(
     strides: Sequence[int],
 ) -> Tensor:
     sites = SiteTables(formats, keys, drawn, peaks)
-    return _through(gradient, mask, activation_kernels(gradient.device), sites, error, strides)
+    return _backward(gradient, mask, activation_kernels(gradient.device), sites, error, strides)
 
 
 @_quantize_error.register_fake
@@ -180,8 +180,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
     ctx.strides = rounded.stride()
 
 
-def _through_operator(ctx: Any, gradient: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+def _backward_operator(ctx: Any, gradient: Tensor, _: Any) -> tuple[Tensor | None, ...]:
     return torch.ops.adapt.quantize_error(gradient, *ctx.saved_tensors, ctx.error, ctx.strides), *[None] * 7
 
 
-_quantize_activation.register_autograd(_through_operator, setup_context=_save)
+_quantize_activation.register_autograd(_backward_operator, setup_context=_save)
