@@ -41,9 +41,12 @@ class Float32Boundary(threading.local):
         self._caller = None
         return _widened(output)
 
-    def widen(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
+    def widen(self, module: nn.Module, args: Any, kwargs: dict[str, Any] | None = None) -> Any:
         """Forward pre-hook of a module with float32 parameters of its own: give it float32 inputs."""
-        return _widened((args, kwargs)) if self.active and not torch.compiler.is_compiling() else None
+        if not self.active or torch.compiler.is_compiling():
+            return None
+        # torch passes no kwargs to a hook that another hook of the same call has just removed, as when layers join.
+        return _widened(args) if kwargs is None else _widened((args, kwargs))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Float32Boundary, (False,)

@@ -155,6 +155,18 @@ def test_layers_that_join_later_bring_no_second_warning(recwarn):
     assert len([w for w in recwarn if "stay float32" in str(w.message)]) == 1
 
 
+def test_layers_that_join_in_the_call_of_a_layer_leave_its_input_on_the_grid():
+    parts = nn.ModuleDict({"head": nn.Linear(3, 2), "last": nn.Linear(2, 2)})
+    parts["last"].weight.requires_grad_(False)
+    _, _, controller = assembled(parts, EIGHT_FOUR, activations="layer")
+    parts["last"].weight.requires_grad_(True)
+    flows = Flows(parts)
+    parts["head"](torch.rand(2, 3))
+    parts["head"](torch.rand(2, 3))
+    assert "last.weight.input" in controller.activation_precisions
+    assert is_on_grid(flows.seen[-1][1], Precision(8, 4))
+
+
 def straight_through_twin(weight, bias, x, outer, precision):
     """Output, gradient of x, of the weight and of the bias of one linear layer with activations rounded to nearest."""
     x_rounded = adapt.quantize(x, precision)
