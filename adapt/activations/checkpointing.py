@@ -6,7 +6,7 @@ checkpointed region of `torch.utils.checkpoint` remembers where in the random st
 
 import inspect
 import sys
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -25,43 +25,44 @@ def is_repeated() -> bool:
     return torch._C._current_graph_task_id() != -1
 
 
-def may_be_forgotten() -> bool:
-    """Whether activation checkpointing may forget this forward pass and repeat it later."""
-    # torch.utils.checkpoint turns gradients off or replaces what autograd saves.
-    return not torch.is_grad_enabled() or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
-
-
-def start_in_stream(site: Any, used: Tensor) -> Tensor | None:
+def start_in_stream(owner: Hashable, site: int, drawn: Tensor) -> Tensor | None:
     """Return where in the site's stream a repeated pass has to begin, or None for a first pass or if that is unknown.
 
     A first pass, or one that is repeated only to be forgotten again, is remembered by the regions around it.
 
     Args:
-        site: identifies the site; hashable.
-        used: int64 [], how many elements of the stream the site has used.
+        owner: tells apart sites of one number.
+        drawn: int64 [sites], how many elements of its stream each site has used.
     """
+    if not is_repeated() and not _may_be_forgotten():
+        return None
     start, forgetful = None, []
     for region, repeats in _regions():
         if repeats:
-            start = region.next(site)
+            start = region.next((owner, site))
             break
         forgetful.append(region)
     if start is None and is_repeated():
         return None
     for region in forgetful:
-        region.starts.setdefault(site, []).append(used.clone() if start is None else start)
+        region.starts.setdefault((owner, site), []).append(drawn[site].clone() if start is None else start)
     return start
+
+
+def _may_be_forgotten() -> bool:
+    """Whether activation checkpointing may forget this forward pass: it turns gradients off or hooks what is saved."""
+    return not torch.is_grad_enabled() or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
 
 
 class _Region:
     """Where the passes of one checkpointed region began in the streams of their sites, in their order."""
 
     def __init__(self) -> None:
-        self.starts: dict[Any, list[Tensor]] = {}
-        self._repeated: dict[Any, int] = {}
+        self.starts: dict[Hashable, list[Tensor]] = {}
+        self._repeated: dict[Hashable, int] = {}
         self._backward = -1
 
-    def next(self, site: Any) -> Tensor | None:
+    def next(self, site: Hashable) -> Tensor | None:
         """Return where the next repeated pass of a site begins; None if the region has not seen it."""
         if self._backward != (task := torch._C._current_graph_task_id()):
             # With retain_graph=True a region is repeated several times.

@@ -65,9 +65,7 @@ class ActivationHooks:
         in_place = fresh and not x._is_view() and is_dense(x)
         learning = x.requires_grad and torch.is_grad_enabled()
         mask = torch.empty(mask_size(x.numel()), dtype=torch.uint8, device=x.device) if learning else None
-        start = None
-        if training and (checkpointing.is_repeated() or checkpointing.may_be_forgotten()):
-            start = checkpointing.start_in_stream((self, site), sites.drawn[site])
+        start = checkpointing.start_in_stream(self, site, sites.drawn) if training else None
         rounded, needed = quantized(
             x, mask, self.kernels, sites, site, training=training, in_place=in_place, start=start
         )

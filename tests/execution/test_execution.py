@@ -370,12 +370,12 @@ def test_autocast_to_another_type_changes_nothing(make, backward):
     module, twin = exact_layer(make)
     options = {"execution": "bfloat16", "execution_backward": backward}
     assembled(module, SHORT, rounding="nearest", **options)
-    x, answers = eighths((6, 6), seed=7).repeat(20, 1, 1), []
+    x, outputs = eighths((6, 6), seed=7).repeat(20, 1, 1), []
     for enabled in (True, False):
         with torch.autocast("cpu", torch.float16, enabled=enabled):
-            answers.append(module(x))
-    assert torch.equal(*answers)
-    assert torch.equal(answers[0], twin(x.double()).bfloat16().float())
+            outputs.append(module(x))
+    assert torch.equal(*outputs)
+    assert torch.equal(outputs[0], twin(x.double()).bfloat16().float())
 
 
 def test_rounded_activations_are_operands_as_they_are():
@@ -474,14 +474,16 @@ def test_compiled_models_compile_once_and_round_each_layers_output(compiler):
     assert run(compiler, policy=LONG)[0] == pytest.approx(run(policy=LONG)[0], rel=1e-5)
 
 
-def test_a_compiled_layer_gives_the_bits_of_the_plain_one():
+@pytest.mark.parametrize("layer", ["conv2d of one picture", "transformers' Conv1D"])
+def test_a_compiled_layer_gives_the_bits_of_the_plain_one(layer):
+    make, shape = LAYERS[layer]
     results = []
     for compile in (False, True):
-        module, _ = exact_layer(lambda: nn.Conv2d(4, 6, 3))
+        module, _ = exact_layer(make)
         torch._dynamo.reset()
         assembled(module, SHORT, rounding="nearest", execution="bfloat16")
         forward = torch.compile(module, backend="aot_eager") if compile else module
-        x = torch.randn(2, 4, 7, 7, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        x = torch.randn(2, *shape[-3:], generator=torch.Generator().manual_seed(0)).requires_grad_()
         y = forward(x)
         y.backward(torch.randn(y.shape, generator=torch.Generator().manual_seed(1)))
         results.append((y.detach(), x.grad, module.weight.grad, module.bias.grad))

@@ -99,8 +99,8 @@ def renew(
     sites.keys.data.copy_(torch.from_numpy(keys.view(np.int64)))
     if ended:
         sites.drawn.data.zero_()
-        met = torch.maximum(sites.peaks, ranges * DECAY)
-        ranges.copy_(torch.where(sites.peaks > 0, met, ranges))
+        moved = torch.maximum(sites.peaks, ranges * DECAY)
+        ranges.copy_(torch.where(sites.peaks > 0, moved, ranges))
         sites.peaks.data.zero_()
     mantissa, exponent = torch.frexp(ranges)
     beyond = mantissa > 1 - _power_of_two(-words)
