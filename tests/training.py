@@ -18,6 +18,18 @@ def net(seed=0):
     return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
 
 
+class Conv1D(nn.Module):
+    """A linear layer whose weight is [in, out], as transformers' module of this name."""
+
+    def __init__(self, nf, nx):
+        super().__init__()
+        self.nf, self.nx = nf, nx
+        self.weight, self.bias = nn.Parameter(torch.randn(nx, nf)), nn.Parameter(torch.zeros(nf))
+
+    def forward(self, x):
+        return torch.addmm(self.bias, x.view(-1, x.size(-1)), self.weight).view(*x.shape[:-1], self.nf)
+
+
 def assembled(model=None, policy=RESTLESS, *, lr=0.05, **options):
     """A network, plain SGD for it, and a controller."""
     model = net() if model is None else model

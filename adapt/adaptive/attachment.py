@@ -53,7 +53,7 @@ def attach(
         quantize_errors: quantise the gradients that come back to the outputs of these layers too, in the activations'
             word length with the fraction length that their range asks for.
         execution: really run the products of linear layers and convolutions in "bfloat16" (words of up to 8 bits) or
-            "float16" (up to 11), as long as their words fit; see `adapt.execution.Execution` for what is rounded where.
+            "float16" (up to 11), as long as their words fit; see docs/execution.md for what is rounded where.
             Needs the module in `params`.
         execution_backward: run the products for the gradients of these layers in the short type too.
 
