@@ -12,7 +12,7 @@ from adapt import penalties, user_warnings
 from adapt.adaptive.step_figures import Figures, Slot, StepFigures
 from adapt.distributed.sharding import Whole
 from adapt.numerics import LONGEST_WORD, LayerFormat
-from adapt.switching.policy import Observation, Policy, State
+from adapt.switching.policy import Observation, Policy, State, carry
 from adapt.trace import Trace
 
 CAPACITY = 128
@@ -47,6 +47,17 @@ class Decisions:
         self._hosts: list[tuple[int, NDArray[np.bool_], NDArray[np.int64], bool]] = []
         self._open_row: tuple[int, dict[str, NDArray[Any]]] | None = None
         self._closed_rows: list[tuple[int, dict[str, NDArray[Any]]]] = []
+        self._wait()
+
+    def begin_anew(self, layers: Sequence[int], weights: Sequence[Tensor]) -> None:
+        """Start the policy anew for these layers, with these weights. The caller must have settled all steps."""
+        if len(layers) == len(weights):
+            self.state = self.policy.start(weights)
+        else:
+            for layer in layers:
+                only = self.policy.start([weights[layer]])
+                # The layer's from its own start, the others' and what belongs to no layer from the present state.
+                self.state = carry(self.state, carry(only, self.state, {layer: 0}), {})
         self._wait()
 
     def change_policy(self, policy: Policy[Any]) -> None:

@@ -9,9 +9,13 @@ from torch import Tensor
 from adapt import rounding
 from adapt.adaptive.grids import Grids
 from adapt.kernels import Rounding, Treatment, Update
+from adapt.kernels.stream import flat
 from adapt.numerics import Format, LayerFormat
 from adapt.rounding import Noise
-from adapt.weights.masters import Masters
+from adapt.weights.masters import Masters, differ
+
+_SAMPLE = 4096
+"""Elements of a parameter that are compared with what it should hold."""
 
 
 class FixedPointMasters(Masters):
@@ -107,6 +111,7 @@ class FixedPointMasters(Masters):
         aliased = self._alias()
         self._kernels.restore_(None if aliased else self.parameters, self.weights, gradients, treatment)
         self.views = ["masters"] * len(self.parameters)
+        self._disown()
 
     def restore_only(self) -> None:
         """p ← W; a gradient stays as it is, but one that is not finite is replaced by zero."""
@@ -124,7 +129,7 @@ class FixedPointMasters(Masters):
             self._kernels.quantize_(self.weights, self.parameters, how, self.figures)
         else:
             self._kernels.store_(self.parameters, self.weights, how, self.figures)
-        self.views = ["training"] * len(self.parameters)
+        self._settle("training")
 
     def descend(self, gradients: Sequence[Tensor | None], treatment: Treatment, update: Update, step: int) -> None:
         """W ← SGD(W, treated G), p ← Q(W) with the random key of `step`, and measure Ŵ and W, in one pass.
@@ -146,7 +151,7 @@ class FixedPointMasters(Masters):
             self._begin(step),
             self.figures,
         )
-        self.views = ["training"] * len(self.parameters)
+        self._settle("training")
 
     @torch.no_grad()
     def round_parameters(self) -> None:
@@ -154,6 +159,7 @@ class FixedPointMasters(Masters):
         grids = self.grids.of(range(len(self.parameters)), self.parameters)
         how = Rounding(grids, self._keys, self._offsets, stochastic=False)
         self._kernels.quantize_(self.parameters, self.parameters, how)
+        self._disown()
 
     def _begin(self, step: int) -> Rounding:
         """How training rounds, with the random key of `step` from now on."""
@@ -166,6 +172,15 @@ class FixedPointMasters(Masters):
         how = self._rounding([index], stochastic=self.is_stochastic)
         self._kernels.quantize_([weight], [torch.empty_like(weight)], how, figures)
         self.figures[index] = figures[0]
+
+    def _differs(self, index: int) -> Tensor:
+        held = flat(self.parameters[index].detach())[:_SAMPLE]
+        shown = flat(self.weights[index])[:_SAMPLE]
+        if self.views[index] != "masters":
+            weight, shown = shown, torch.empty_like(shown)
+            how = self._rounding([index], stochastic=self.is_stochastic and self.views[index] == "training")
+            self._kernels.quantize_([weight], [shown], how)
+        return differ(held, shown)
 
     def _rounding(self, indices: Sequence[int], *, stochastic: bool) -> Rounding:
         """How the masters of the parameters `indices` are rounded now."""

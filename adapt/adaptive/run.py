@@ -1,7 +1,7 @@
 """A run whose formats a policy chooses: what it remembers between two steps, and what a step does to it."""
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,19 +16,22 @@ from adapt.adaptive.decisions import Decisions
 from adapt.adaptive.masters import FixedPointMasters
 from adapt.adaptive.options import Settings
 from adapt.adaptive.windows import Windows
-from adapt.distributed.sharding import Whole
+from adapt.distributed.sharding import Whole, whole
 from adapt.engine import persistence
 from adapt.engine.fused_sgd import TakeOver
 from adapt.engine.run import Hooked, Run
 from adapt.execution import Execution
 from adapt.kernels import Treatment
 from adapt.layers import choice
-from adapt.numerics import Format
+from adapt.numerics import Format, Precision
 from adapt.rounding import Noise
 from adapt.switching.policy import Policy, carry, columns_of, pack, unpack
 from adapt.trace import Trace
 from adapt.trace.archive import release_of
 from adapt.weights.masters import Masters
+
+_FIT_BIASES_EVERY = 16
+"""Steps between two looks at the values of quantised biases, whose formats follow them."""
 
 
 class AdaptiveRun(Run):
@@ -109,7 +112,8 @@ class AdaptiveRun(Run):
     def follow(self, parameters: Mapping[str, Tensor], optimizer: Optimizer, module: nn.Module | None) -> None:
         """Let biases, and what acts on the module by hooks, follow the present layers."""
         options = self.options
-        if options.quantize_biases and (found := choice.followers(parameters, self.layers.names, optimizer)):
+        names = self.layers.names
+        if options.quantize_biases and (found := choice.followers(parameters, names, optimizer, self.awaited)):
             tensors = {name: parameter for name, (parameter, _) in found.items()}
             old = None if self.biases is None else self.biases.masters
             masters = FixedPointMasters(tensors, self.noise, old)
@@ -141,6 +145,25 @@ class AdaptiveRun(Run):
         self._use_formats(range(len(self.layers.names)))
         self.renew()
 
+    @torch.no_grad()
+    def begin_anew(self, new: Sequence[Collection[int]]) -> None:
+        """Let the policy start anew with layers whose weights were loaded; see `Run.begin_anew`.
+
+        Block floating point and float32 fit all weights, so layers in these go on.
+        """
+        decisions, masters = self.decisions, self.layers
+        self.settle()
+        fixed = [i for i in sorted(new[0]) if isinstance(decisions.formats[i], Precision)]
+        sound = [i for i in fixed if bool(torch.isfinite(whole(masters.weights[i])).all())]
+        if sound:
+            decisions.close_row(masters.nonzeros.cpu().numpy(), masters.grids.fraction_lengths)
+            decisions.begin_anew(sound, Whole(masters.weights))
+            self.windows.clear(sound)
+            self._use_formats(sound)
+        if self.biases is not None and len(new) > 1:
+            self.biases.fit(new[1], decisions.formats)
+        self.renew()
+
     def change_policy(self, policy: Policy[Any]) -> None:
         """Let a policy of the same kind, with other hyperparameters, decide from the next step on."""
         self.settle()
@@ -152,6 +175,9 @@ class AdaptiveRun(Run):
     def before_update(self, take_over: TakeOver | None) -> bool:
         """One step between backward and the end of the update: see the numbered comments."""
         masters, policy, decisions = self.layers, self.decisions.policy, self.decisions
+        if decisions.can_switch:
+            for bank in self.banks:
+                bank.probe()
         # 1. What was measured on the way here, and the loss, wait on the device for the policy.
         gradients = masters.gradients()
         loss_shown = len(self.losses) > 0
@@ -180,6 +206,8 @@ class AdaptiveRun(Run):
         decisions.add(self.step, active, masters.grids.fraction_lengths, loss_shown)
         if decisions.due:
             self.settle()
+        if self.biases is not None and self.step % _FIT_BIASES_EVERY == 0:
+            self.biases.fit(range(len(self.biases.masters.names)), decisions.formats)
         # 4. p ← W and the treated gradients for the optimizer, or the whole update up to p ← Q(W).
         update = take_over(gradients) if take_over is not None and masters.grids.is_fixed else None
         if update is None:
@@ -216,8 +244,9 @@ class AdaptiveRun(Run):
         out.fill_(math.nan)
         if self.decisions.policy.uses_loss:
             self.decisions.warn(
-                "the controller never saw the loss of this step, so the push-up strategy stays where it is: pass a "
-                "closure to step(), or call controller.observe(loss) before it"
+                "the controller never saw the loss of this step, so nothing tells it that a layer needs more bits: "
+                "under AdaPT.compact() layers can only lose bits, and AdaPT() keeps its push-up strategy. Call "
+                "controller.observe(loss) before step(), or pass a closure to step() that returns the loss"
             )
 
     def settle(self) -> None:

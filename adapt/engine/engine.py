@@ -34,8 +34,13 @@ class Engine:
 
     Between steps every layer's parameter holds quantised values; the run keeps the float32 masters. Evaluation sees the
     masters rounded to nearest, training sees them as training rounds them: hooks on the modules swap the two when a
-    module's mode changes. What anyone else writes into a layer's parameter between two steps is overwritten by the
-    next, except by `load_state_dict`, whose values become the masters.
+    module's mode changes.
+
+    What anyone else writes into a layer's parameter between two steps, as weight clipping, pruning masks or
+    `load_state_dict` do, becomes the master, element by element, and is rounded. Operations in place on the parameter
+    itself are always noticed (`parameter.clamp_()` within `torch.no_grad()`); writes that autograd is not told of, as
+    through `parameter.data` or NumPy, only where a sample of the weights shows them, in an evaluation, a checkpoint or
+    a step in which a layer can switch: avoid them.
 
     Attributes:
         optimizer: the optimizer.
@@ -47,7 +52,7 @@ class Engine:
         self.optimizer = optimizer
         self._module, self._run = module, run
         self._members = Members(optimizer, module, parameters)
-        self._views = Views(module, run.pin, self._adopt)
+        self._views = Views(module, run.pin, self._adopt, self._begin_anew)
         self._steps = Steps(
             optimizer,
             before_update=self._before_update,
@@ -192,6 +197,7 @@ class Engine:
     def _release(self, view: View) -> None:
         """Leave the parameters in this view, and remove the hooks on the modules."""
         for masters in self.banks:
+            masters.take_writes()
             masters.hand_over(view)
         self._views.renew()
         self._views.remove()
@@ -240,6 +246,15 @@ class Engine:
         if self._members.changed:
             self._take_in()
 
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _begin_anew(self, new: list[set[int]]) -> None:
+        """Fit formats to weights that were loaded into the module, unless the optimizer's state brought its own."""
+        if not self._restored:
+            shown = self._views.shown
+            self._run.begin_anew(new)
+            self._views.show(shown)
+
     # A forward pass may notice a new layer in inference mode, but the tensors created here are written in training.
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -262,6 +277,8 @@ class Engine:
             self.observe(loss)  # type: ignore[arg-type]
         self._restored = False
         self._adopt()
+        for masters in self.banks:
+            masters.take_writes()
         unscale(self.optimizer)
         if self._fused is None:
             self._run.before_update(None)
@@ -275,6 +292,7 @@ class Engine:
         if self._fused is not None:
             self._fused.show()
         self._run.after_update()
+        self._views.after_step()
         self._views.renew()
 
     @torch.no_grad()
@@ -290,6 +308,9 @@ class Engine:
         `optimizer.state_dict()` holds it. Between the micro-batches of a step it includes the gradients so far, if
         their losses were observed.
         """
+        for masters in self.banks if self.is_attached else ():
+            masters.take_writes()
+            masters.probe()
         return self._run.state_dict(self._members.present)
 
     def load_state_dict(self, state: Mapping[str, Any], *, strict: bool = True) -> None:
@@ -316,11 +337,14 @@ class Engine:
         self._views.renew()
 
     def _take_in_frozen(self, state: Mapping[str, Any]) -> None:
-        """Take in the layers of a state that are frozen here, because the run that wrote it had unfrozen them."""
-        layers = state.get("layers") if isinstance(state, Mapping) else None
-        wanted = {name for name in layers if isinstance(name, str)} if isinstance(layers, list) else set()
+        """Take in what a state has and is frozen here, because the run that wrote it had unfrozen it."""
+        fields = [state.get(field) for field in ("layers", "followers")] if isinstance(state, Mapping) else []
+        wanted = {
+            name for field in fields if isinstance(field, list | Mapping) for name in field if isinstance(name, str)
+        }
         frozen = {name for name, p in self._members.present.items() if name in wanted and not p.requires_grad}
-        if frozen - set(self.banks[0].names):
+        if frozen - {name for masters in self.banks for name in masters.names} - self._run.awaited:
+            self._run.awaited |= frozen
             self._take_in(frozen)
 
     def _save_into(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
@@ -331,7 +355,8 @@ class Engine:
         if persistence.KEY not in state_dict:
             if not self._restored:
                 user_warnings.warn(
-                    "the optimizer's state was saved without a controller: formats and masters stay as they are",
+                    "the optimizer's state was saved without a controller: masters stay as they are, and so do the "
+                    "formats, which begin anew only for weights that are loaded into the module",
                 )
             return state_dict
         persistence.check_groups(state_dict, optimizer.param_groups)
