@@ -150,6 +150,9 @@ class Views:
             for masters, index, _ in inside:
                 if masters.versions[index] != masters.parameters[index]._version:
                     masters.take_writes([index])
+            for masters in self._banks:
+                if masters.writes_are_hidden:
+                    masters.take_writes()
         self._running |= outermost
         stale: list[tuple[Masters, int, View]] = []
         for masters, index, owner in inside:

@@ -39,6 +39,7 @@ class Masters(ABC):
         numel: elements of each, int64 [parameters].
         views: what each parameter holds now.
         versions: each parameter's version since it holds that; None where it holds something else, as in an update.
+        writes_are_hidden: whether somebody was found to write so that no version tells of it.
         sharded: whether a parameter is spread over several processes.
         may_alias: whether an optimizer may find the masters themselves in the parameters during its update, because it
             updates them in place.
@@ -66,7 +67,7 @@ class Masters(ABC):
         self._substitutes = Substitutes(self.parameters)
         self._away: dict[int, View] = {}
         self._before: dict[int, tuple[Tensor, Tensor]] = {}
-        self._writes_are_hidden = False
+        self.writes_are_hidden = False
         self._steps_unprobed = _PROBE_EVERY
         self.numel = np.array([p.numel() for p in self.parameters], np.int64)
         self.views: list[View] = ["masters"] * len(self.parameters)
@@ -151,6 +152,8 @@ class Masters(ABC):
         lent = [i for i in chosen if i in self._substitutes or (substitute and not anew and self._is_held(i))]
         self._lend(view, lent)
         chosen = [i for i in chosen if i not in self._substitutes]
+        if not chosen:
+            return
         parameters = [self.parameters[i] for i in chosen]
         if view == "masters":
             torch._foreach_copy_([local(p) for p in parameters], [local(self.weights[i]) for i in chosen])
@@ -197,7 +200,7 @@ class Masters(ABC):
         for i in chosen:
             if self.parameters[i]._version != self.versions[i] and self.versions[i] is not None:
                 self._take_write(i)
-        if self._writes_are_hidden:
+        if self.writes_are_hidden:
             self._take_hidden(chosen)
 
     @torch.no_grad()
@@ -216,7 +219,7 @@ class Masters(ABC):
         differ = torch.stack([self._differs(i) for i in known]).tolist() if known else []
         for i, differs in zip(known, differ, strict=True):
             if differs:
-                self._writes_are_hidden = True
+                self.writes_are_hidden = True
                 self._take_write(i)
 
     def _differs(self, index: int) -> Tensor:
