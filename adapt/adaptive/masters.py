@@ -8,6 +8,7 @@ from torch import Tensor
 
 from adapt import rounding
 from adapt.adaptive.grids import Grids
+from adapt.distributed.sharding import whole
 from adapt.kernels import Rounding, Treatment, Update
 from adapt.kernels.stream import flat
 from adapt.numerics import Format, LayerFormat
@@ -58,6 +59,14 @@ class FixedPointMasters(Masters):
         """The format of each parameter by name; none for one in float32."""
         pairs = zip(self.names, self.grids.precisions, strict=True)
         return {name: Format.of(precision) for name, precision in pairs if precision is not None}
+
+    def saturated(self) -> Tensor:
+        """Return the share of each master outside of the range of its format, float64 [parameters]; 0 in float32."""
+        shares = []
+        for weight, (scale, step, low, high) in zip(self.weights, self.grids.table.tolist(), strict=True):
+            outside = weight.clamp(low * step, high * step) != weight if scale else torch.zeros_like(weight)
+            shares.append(whole(outside.sum()).double() / max(weight.numel(), 1))
+        return torch.stack(shares)
 
     def use(self, formats: Sequence[LayerFormat]) -> None:
         """Round to these formats from now on, one for each parameter; the parameters change with the next `store`."""

@@ -30,8 +30,8 @@ from adapt.trace import Trace
 from adapt.trace.archive import release_of
 from adapt.weights.masters import Masters
 
-_FIT_BIASES_EVERY = 16
-"""Steps between two looks at the values of quantised biases, whose formats follow them."""
+_LOOK_EVERY = 16
+"""Steps between two looks at the ranges of the weights, and of quantised biases, whose formats follow them."""
 
 
 class AdaptiveRun(Run):
@@ -66,6 +66,7 @@ class AdaptiveRun(Run):
         self.activations: Activations | None = None
         self.execution: Execution | None = None
         self.decisions = Decisions(policy, self.layers.device, trace_every=options.trace_every)
+        self._saturation: list[Tensor] = []
         # The first state, and the pattern that a loaded one must fit.
         self._fresh = policy.start(Whole(self.layers.weights))
         self.decisions.start(self._fresh, Trace(self.layers.names, self.layers.numel, columns_of(policy)))
@@ -100,6 +101,7 @@ class AdaptiveRun(Run):
     def join(self, layers: Mapping[str, Tensor]) -> None:
         """Take in the layers that are new in `layers`, which begins with the present ones."""
         old, trace, skipped = self.layers, self.trace, self.decisions.skipped
+        self._saturation.clear()
         count = len(old.names)
         self.layers = FixedPointMasters(layers, self.noise, old)
         self.windows.begin(self.layers.weights[count:])
@@ -202,11 +204,13 @@ class AdaptiveRun(Run):
         treatment = Treatment(figures.squared.clone(), self.l1_of_layers, self.l2_of_layers, policy.normalize_gradients)
         # 3. The policy's turn, if a layer may switch in this step.
         self.step += 1
+        if self.step % _LOOK_EVERY == 0:
+            self._saturation.append(masters.saturated())
         active = np.array([gradient is not None for gradient in gradients])
         decisions.add(self.step, active, masters.grids.fraction_lengths, loss_shown)
         if decisions.due:
             self.settle()
-        if self.biases is not None and self.step % _FIT_BIASES_EVERY == 0:
+        if self.biases is not None and self.step % _LOOK_EVERY == 0:
             self.biases.fit(range(len(self.biases.masters.names)), decisions.formats)
         # 4. p ← W and the treated gradients for the optimizer, or the whole update up to p ← Q(W).
         update = take_over(gradients) if take_over is not None and masters.grids.is_fixed else None
@@ -258,7 +262,11 @@ class AdaptiveRun(Run):
             self.windows.gradients,
             self.l1_of_layers,
             self.options.l2,
+            lambda: self.layers.saturated().cpu().numpy(),
         )
+        if self._saturation:
+            looks, self._saturation = self._saturation, []
+            self.decisions.watch_saturation(torch.stack(looks).cpu().numpy())
         self.windows.clear(ended)
         if ended or before != self.decisions.formats:
             changed = [i for i, f in enumerate(self.decisions.formats) if f != before[i]]
@@ -346,6 +354,7 @@ class AdaptiveRun(Run):
         elif strict and state["activations"]:
             raise ValueError("the precision state rounds activations: attach with the same activations")
 
+        self._saturation.clear()
         self.step = state["step"]
         self.noise.seed, self.noise.stochastic = state["seed"], state["stochastic"]
         decisions.start(policy_state, trace)

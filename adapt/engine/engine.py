@@ -6,12 +6,14 @@ optimizer is torch's SGD, the run does all that lies between the gradients and Q
 """
 
 import contextlib
+import weakref
 from collections.abc import Collection, Iterator, Mapping
 from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.optim import Optimizer
 
 from adapt import user_warnings
@@ -22,7 +24,7 @@ from adapt.engine.run import Run
 from adapt.engine.steps import Steps, unscale
 from adapt.engine.views import Views
 from adapt.layers import choice, optimizers
-from adapt.layers.hooks import remove_all
+from adapt.layers.hooks import WeakHook, remove_all
 from adapt.layers.view import View
 from adapt.numerics import Format
 from adapt.trace import Trace
@@ -61,7 +63,9 @@ class Engine:
         )
         self._fused: FusedSGD | None = None
         self._restored = False
+        self._is_blind_known = False
         self._handles: list[Any] = []
+        self._search: Any = None
 
     def attach(self) -> None:
         """Register the hooks and round the weights. A call that fails leaves everything as it was."""
@@ -76,6 +80,34 @@ class Engine:
             self._release("masters")
             raise
         self._handles = handles
+        if self._module is None:
+            self._search = register_module_forward_pre_hook(WeakHook(self._find_module))
+            # A hook of all modules must not outlive what it works for.
+            weakref.finalize(self, self._search.remove)
+
+    def _find_module(self, module: nn.Module, args: Any) -> None:
+        """Follow the mode of the first module that runs and has all the layers, where `attach` was given none."""
+        inside = set(map(id, module.parameters()))
+        if self.is_attached and all(id(p) in inside for p in self.layers.values()):
+            self._search.remove()
+            self._module = module
+            self._views.follow(module)
+            self._views.hook(self.banks)
+            self._views.before_forward(module, args)
+
+    def _warn_if_blind(self) -> None:
+        """Warn once if a step was made without a forward pass that the hooks saw, as after `torch.compile`."""
+        if self._search is not None:
+            self._search.remove()
+        if self._is_blind_known or not self.banks[0].is_stochastic:
+            return
+        if any(parameter.grad is not None for parameter in self.banks[0].parameters):
+            self._is_blind_known = True
+            user_warnings.warn(
+                "the controller saw no forward pass of a module with all the layers in this step, as where the module "
+                "was compiled after attaching: in evaluation mode it would show the weights as training rounds them. "
+                "Evaluate within controller.evaluation_weights(), or pass the module, compiled if it is, to attach()"
+            )
 
     def __reduce__(self) -> Any:
         raise TypeError(
@@ -145,14 +177,15 @@ class Engine:
         """Within the context the parameters hold the masters rounded to nearest, whatever mode the modules are in.
 
         Use it to copy a model or to read its parameters between two steps. Passes of a module in evaluation mode see
-        these weights anyway, unless no module was given to `attach` or the module's hooks do not run, as in a module
-        that was compiled in place or after attaching.
+        these weights anyway, unless the module's hooks do not run, as in a module that was compiled in place or after
+        attaching, or no module was given to `attach` and none with all the layers ran before the first step.
         """
         return self._pinned("evaluation")
 
     @contextlib.contextmanager
     def _pinned(self, view: View) -> Iterator[None]:
         self._require_attached()
+        self._is_blind_known = True
         try:
             with self._views.pinned(view):
                 self._follow_pin()
@@ -201,6 +234,8 @@ class Engine:
             masters.hand_over(view)
         self._views.renew()
         self._views.remove()
+        if self._search is not None:
+            self._search.remove()
         if self._fused is not None:
             self._fused.forget()
         for part in self._run.hooked:
@@ -292,7 +327,8 @@ class Engine:
         if self._fused is not None:
             self._fused.show()
         self._run.after_update()
-        self._views.after_step()
+        if not self._views.after_step():
+            self._warn_if_blind()
         self._views.renew()
 
     @torch.no_grad()

@@ -1,7 +1,7 @@
 """Which view of the masters a module's parameters hold: hooks that follow the module's mode, loading and saving."""
 
 import contextlib
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -70,13 +70,17 @@ class Views:
             ]
             # Hooked even without a layer, because one may be unfrozen or join the optimizer later.
             if any(True for _ in module.parameters()):
-                self._handles.append(module.register_forward_pre_hook(WeakHook(self._before_forward), prepend=True))
+                self._handles.append(module.register_forward_pre_hook(WeakHook(self.before_forward), prepend=True))
                 before, after = WeakHook(self._before_load), WeakHook(self._after_load)
                 self._handles.append(module.register_load_state_dict_pre_hook(before))  # type: ignore[no-untyped-call]
                 self._handles.append(module.register_load_state_dict_post_hook(after))  # type: ignore[no-untyped-call]
             if own:
                 save = WeakHook(self._after_save)
                 self._handles.append(module.register_state_dict_post_hook(save))  # type: ignore[no-untyped-call]
+
+    def follow(self, module: nn.Module) -> None:
+        """Follow this module's mode, from the next `hook` on."""
+        self._module = module
 
     def remove(self) -> None:
         """Remove the hooks."""
@@ -101,8 +105,9 @@ class Views:
             for masters in self._banks:
                 masters.take_writes()
                 masters.probe()
-                # Where hooks do not run, as in a compiled module, any pass may have built a graph.
-                masters.show(view, substitute=self._may_wait or not self._is_watched)
+            substitute = self._graphs_wait((masters, None) for masters in self._banks)
+            for masters in self._banks:
+                masters.show(view, substitute=substitute)
             if any(masters.are_away for masters in self._banks):
                 end_keeping = keeping_graphs()
             self.renew()
@@ -132,13 +137,12 @@ class Views:
         if self._module is not None and any(masters.sharded for masters in self._banks):
             reshard_(self._module)
 
-    def _before_forward(self, module: nn.Module, args: Any) -> None:
+    def before_forward(self, module: nn.Module, args: Any) -> None:
         """Show each layer in the view that the mode of its own module asks for."""
         builds_graphs = torch.is_grad_enabled()
         if self._pin.view is not None:
             self._may_wait |= builds_graphs
             return
-        inside = self._inside.get(module, ())
         # One look at the optimizer is enough for all modules inside.
         outermost = module is self._module or module is self._between
         if outermost or not self._running:
@@ -147,7 +151,7 @@ class Views:
                 # Loading was cut short.
                 self._tell_loaded()
             self._notice()
-            for masters, index, _ in inside:
+            for masters, index, _ in self._inside.get(module, ()):
                 if masters.versions[index] != masters.parameters[index]._version:
                     masters.take_writes([index])
             for masters in self._banks:
@@ -155,7 +159,7 @@ class Views:
                     masters.take_writes()
         self._running |= outermost
         stale: list[tuple[Masters, int, View]] = []
-        for masters, index, owner in inside:
+        for masters, index, owner in self._inside.get(module, ()):
             view: View = "training" if owner.training else "evaluation"
             if masters.views[index] != view:
                 stale.append((masters, index, view))
@@ -167,13 +171,23 @@ class Views:
         """Show parameters in other views, as `module`, which is about to run, needs them."""
         for masters in self._banks:
             masters.probe()
+        substitute = self._graphs_wait((masters, [index]) for masters, index, _ in changes)
         for masters, index, view in changes:
-            masters.show(view, [index], substitute=self._may_wait or not self._is_watched)
+            masters.show(view, [index], substitute=substitute)
         if self._between is None and any(masters.are_away for masters in self._banks):
             self._between, self._running = module, True
             self._return = module.register_forward_hook(WeakHook(self._after_between), always_call=True)
             self._end_keeping = keeping_graphs()
         self.renew()
+
+    def _graphs_wait(self, parameters: Iterable[tuple[Masters, list[int] | None]]) -> bool:
+        """Whether a graph that waits for its backward pass may hold one of these parameters.
+
+        Where hooks do not run, as in a compiled module, any pass may have built one.
+        """
+        if self._is_watched and not self._may_wait:
+            return False
+        return any(masters.are_held(indices) for masters, indices in parameters)
 
     def _after_forward(self, module: nn.Module, args: Any, output: Any) -> None:
         self._running = False

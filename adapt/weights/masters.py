@@ -67,6 +67,7 @@ class Masters(ABC):
         self._substitutes = Substitutes(self.parameters)
         self._away: dict[int, View] = {}
         self._before: dict[int, tuple[Tensor, Tensor]] = {}
+        self._past_holders: dict[int, int] = {}
         self.writes_are_hidden = False
         self._steps_unprobed = _PROBE_EVERY
         self.numel = np.array([p.numel() for p in self.parameters], np.int64)
@@ -132,8 +133,9 @@ class Masters(ABC):
             view: the view.
             indices: of the parameters.
             anew: write it even where the parameters hold it already.
-            substitute: leave the memory of a parameter alone that a graph may hold, and lend it other memory until
-                `bring_back`, or until it is to show its own view again.
+            substitute: leave the parameters' memory alone, because a graph may hold it, and lend them other memory
+                until `bring_back`, or until they are to show their own view again. What training sees is always
+                written into a parameter's own memory.
 
         Raises:
             RuntimeError: a parameter was moved away from its master.
@@ -149,7 +151,8 @@ class Masters(ABC):
         if self._away:
             self.bring_back([i for i in chosen if anew or self._away.get(i) == view])
             chosen = [i for i in chosen if anew or self.views[i] != view]
-        lent = [i for i in chosen if i in self._substitutes or (substitute and not anew and self._is_held(i))]
+        substitute &= not anew and view != "training"
+        lent = [i for i in chosen if substitute or i in self._substitutes]
         self._lend(view, lent)
         chosen = [i for i in chosen if i not in self._substitutes]
         if not chosen:
@@ -161,10 +164,18 @@ class Masters(ABC):
             self._round(chosen, parameters, stochastic=self.is_stochastic and view == "training")
         for i in chosen:
             self.views[i], self.versions[i] = view, self.parameters[i]._version
+            self._past_holders[i] = self._substitutes.holders(i)
 
-    def _is_held(self, index: int) -> bool:
-        """Whether a graph may hold the parameter, and the parameter can be lent other memory."""
-        return not self.sharded and self._substitutes.are_possible and self._substitutes.may_be_needed(index)
+    def are_held(self, indices: Iterable[int] | None = None) -> bool:
+        """Whether a graph that waits for its backward pass may hold one of these parameters, or of all.
+
+        Only if the parameters can be lent other memory. Graphs that held one before it was last written do not count:
+        autograd refuses them.
+        """
+        if self.sharded or not self._substitutes.are_possible:
+            return False
+        chosen = range(len(self.parameters)) if indices is None else indices
+        return any(self._substitutes.holders(i) > self._past_holders.get(i, 0) for i in chosen)
 
     def _lend(self, view: View, indices: Sequence[int]) -> None:
         for i in indices:
@@ -245,6 +256,7 @@ class Masters(ABC):
         self.views = [view] * len(self.parameters)
         self.versions = [parameter._version for parameter in self.parameters]
         self._before.clear()
+        self._past_holders.clear()
         self._steps_unprobed += 1
 
     def _disown(self) -> None:

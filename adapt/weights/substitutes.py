@@ -39,15 +39,17 @@ class Substitutes:
     def __contains__(self, index: int) -> bool:
         return index in self._own
 
-    def may_be_needed(self, index: int) -> bool:
-        """Whether something else holds the parameter or its memory: a graph that waits for its backward pass, if any.
+    def holders(self, index: int) -> int:
+        """How many others hold the parameter or its memory: graphs that wait for their backward pass, if any do.
 
-        A graph holds the parameters that it leads to until it is freed.
+        A graph that leads to the parameter refers to it until the graph is freed, but saves it only until backward.
         """
         parameter = self._parameters[index]
         storage = parameter.untyped_storage()
-        # Without a graph: the parameter itself, and its storage in the parameter and in `storage`.
-        return parameter._use_count() > 1 or torch._C._storage_Use_Count(storage._cdata) > 2  # type: ignore[attr-defined]
+        # Without a graph the parameter holds its storage, and so does `storage`.
+        views: int = torch._C._storage_Use_Count(storage._cdata) - 2
+        references: int = parameter._use_count() - (2 if parameter.requires_grad else 1)  # type: ignore[attr-defined]
+        return max(views, 0) + max(references, 0)
 
     @torch.inference_mode(False)
     def begin(self, index: int, values: Tensor) -> None:

@@ -109,14 +109,15 @@ def test_pseudo_labels_between_forward_and_backward_leave_its_gradients_as_they_
 @settings(max_examples=25, deadline=None)
 @given(
     passes=st.lists(
-        st.tuples(st.sampled_from(["training", "evaluation"]), st.booleans(), st.booleans()), min_size=2, max_size=6
+        st.tuples(st.sampled_from(["training", "evaluation"]), st.booleans(), st.booleans()), min_size=1, max_size=6
     ),
     kind=st.sampled_from(["linear", "recurrent"]),
 )
 def test_passes_of_both_modes_in_any_order_have_the_gradients_of_copies(passes, kind):
     model, optimizer, controller = trained(kind)
     copies = {view: plain(model, controller, view) for view in ("training", "evaluation")}
-    waiting, expected = [], []
+    # What waits for its backward pass all the time.
+    waiting, expected = [model(batch(9)[0]).square().mean()], [copies["training"](batch(9)[0]).square().mean()]
     for number, (view, with_graph, backward_at_once) in enumerate(passes):
         inputs = batch(number)[0]
         model.train(view == "training")
@@ -189,13 +190,13 @@ class Failing(nn.Module):
 @pytest.mark.parametrize("then", ["backward", "forward", "step"])
 def test_a_pass_between_that_fails_gives_the_weights_back(error, then):
     torch.manual_seed(0)
-    model = nn.Sequential(Failing(error))
+    model = nn.Sequential(nn.Linear(6, 6), Failing(error))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     controller = adapt.attach(optimizer, model, adapt.Fixed(PRECISION))
     model(batch(0)[0]).square().mean().backward()
     optimizer.step()
-    memory = model[0].layer.weight.data_ptr()
-    shown = model[0].layer.weight.detach().clone()
+    memory = model[1].layer.weight.data_ptr()
+    shown = model[1].layer.weight.detach().clone()
     loss = model(batch(1)[0]).square().mean()
     model.eval()
     with pytest.raises(type(error)):
@@ -204,12 +205,12 @@ def test_a_pass_between_that_fails_gives_the_weights_back(error, then):
     if then == "forward" or isinstance(error, KeyboardInterrupt):
         # Nothing tells of an interrupt before the next pass.
         model(batch(2)[0])
-    assert torch.equal(model[0].layer.weight, shown)
+    assert torch.equal(model[1].layer.weight, shown)
     loss.backward()
     if then == "step":
         optimizer.step()
         assert controller.step == 2
-    assert model[0].layer.weight.data_ptr() == memory
+    assert model[1].layer.weight.data_ptr() == memory
     assert torch._C._autograd._top_saved_tensors_default_hooks(True) is None
 
 
@@ -253,6 +254,25 @@ def test_an_activation_that_is_overwritten_in_a_pass_between_is_noticed():
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         outputs.sum().backward()
     loss.backward()
+
+
+def test_a_graph_in_evaluation_mode_is_refused_after_a_pass_in_training_mode():
+    model, _, _ = trained()
+    loss = model.eval()(batch(0)[0]).square().mean()
+    model.train()(batch(1)[0])
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_training_in_evaluation_mode_goes_on_as_ever():
+    model, optimizer, controller = trained()
+    model.eval()
+    for _ in range(3):
+        optimizer.zero_grad()
+        losses = [model(batch(micro)[0]).square().mean() for micro in range(2)]
+        sum(losses).backward()
+        optimizer.step()
+    assert controller.step == 6
 
 
 def test_where_no_graph_waits_parameters_keep_what_evaluation_saw():
