@@ -49,7 +49,7 @@ class Views:
         self._return: Any = None
         self._end_keeping: Callable[[], None] | None = None
         self._is_watched = False
-        self._may_wait = False
+        self._may_wait = self._graphs_in_evaluation = False
 
     def hook(self, banks: Sequence[Masters]) -> None:
         """Follow the modules that own parameters of `banks`, and only these from now on."""
@@ -93,6 +93,9 @@ class Views:
         """Note that a step is done: no graph waits any more. Return whether a hook saw a pass that led to it."""
         self._end_pass()
         self._is_watched, self._may_wait = self._may_wait, False
+        if self._graphs_in_evaluation:
+            for masters in self._banks:
+                masters.note_holders()
         return self._is_watched
 
     @contextlib.contextmanager
@@ -164,6 +167,8 @@ class Views:
             if masters.views[index] != view:
                 stale.append((masters, index, view))
         if stale:
+            # Where such graphs are kept, as with the outputs of a validation, some may live on beyond the step.
+            self._graphs_in_evaluation |= builds_graphs and any(view == "evaluation" for _, _, view in stale)
             self._show(stale, module)
         self._may_wait |= builds_graphs
 

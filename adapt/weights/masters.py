@@ -151,20 +151,29 @@ class Masters(ABC):
         if self._away:
             self.bring_back([i for i in chosen if anew or self._away.get(i) == view])
             chosen = [i for i in chosen if anew or self.views[i] != view]
-        substitute &= not anew and view != "training"
-        lent = [i for i in chosen if substitute or i in self._substitutes]
-        self._lend(view, lent)
-        chosen = [i for i in chosen if i not in self._substitutes]
-        if not chosen:
+        if not anew and not self.is_stochastic and view != "masters":
+            # Training and evaluation see the same.
+            for i in [i for i in chosen if self.views[i] != "masters" and self.versions[i] is not None]:
+                self.views[i] = view
+                chosen.remove(i)
+        if substitute and not anew and view != "training":
+            self._lend(view, chosen)
+        else:
+            self._lend(view, [i for i in chosen if i in self._away])
+            self._write(view, [i for i in chosen if i not in self._away])
+
+    def _write(self, view: View, indices: Sequence[int]) -> None:
+        """Write a view into the parameters' own memory."""
+        if not indices:
             return
-        parameters = [self.parameters[i] for i in chosen]
+        parameters = [self.parameters[i] for i in indices]
         if view == "masters":
-            torch._foreach_copy_([local(p) for p in parameters], [local(self.weights[i]) for i in chosen])
-        elif anew or self.is_stochastic or any(self.views[i] == "masters" for i in chosen):
-            self._round(chosen, parameters, stochastic=self.is_stochastic and view == "training")
-        for i in chosen:
+            torch._foreach_copy_([local(p) for p in parameters], [local(self.weights[i]) for i in indices])
+        else:
+            self._round(indices, parameters, stochastic=self.is_stochastic and view == "training")
+        for i in indices:
             self.views[i], self.versions[i] = view, self.parameters[i]._version
-            self._past_holders[i] = self._substitutes.holders(i)
+        self.note_holders(indices)
 
     def are_held(self, indices: Iterable[int] | None = None) -> bool:
         """Whether a graph that waits for its backward pass may hold one of these parameters, or of all.
@@ -176,6 +185,13 @@ class Masters(ABC):
             return False
         chosen = range(len(self.parameters)) if indices is None else indices
         return any(self._substitutes.holders(i) > self._past_holders.get(i, 0) for i in chosen)
+
+    def note_holders(self, indices: Iterable[int] | None = None) -> None:
+        """Note who holds these parameters, or all, now that they have been written."""
+        if self.sharded or not self._substitutes.are_possible:
+            return
+        for i in range(len(self.parameters)) if indices is None else indices:
+            self._past_holders[i] = self._substitutes.holders(i)
 
     def _lend(self, view: View, indices: Sequence[int]) -> None:
         for i in indices:

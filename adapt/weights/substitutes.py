@@ -32,13 +32,6 @@ class Substitutes:
         self._own: dict[int, tuple[Tensor, int]] = {}
         self.are_possible = all(type(parameter) in (Tensor, nn.Parameter) for parameter in parameters)
 
-    def __len__(self) -> int:
-        """How many parameters are away now."""
-        return len(self._own)
-
-    def __contains__(self, index: int) -> bool:
-        return index in self._own
-
     def holders(self, index: int) -> int:
         """How many others hold the parameter or its memory: graphs that wait for their backward pass, if any do.
 
