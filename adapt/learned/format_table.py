@@ -203,8 +203,7 @@ class FormatTable:
         names = ("step", "maximum", "signed", "sums")
         return {
             "numel": torch.from_numpy(self.numel.copy()),
-            # Earlier versions did not follow.
-            **({"follows": torch.tensor(True)} if self.follows else {}),
+            "follows": self.follows,
             **{name: getattr(self, name).clone() for name in names},
         }
 
@@ -212,7 +211,8 @@ class FormatTable:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict`, which `check_state` has accepted."""
         self.set_sizes(state["numel"].cpu().numpy(), state["signed"])
-        self.follows = bool(state.get("follows", False))
+        # The first versions followed no weights.
+        self.follows = state.get("follows", False)
         self.sums.copy_(state["sums"])
         if self.fixed is None:
             self.set(state["step"].to(self.device), state["maximum"].to(self.device))
@@ -227,6 +227,8 @@ class FormatTable:
         """
         for name, like in self.state_dict().items():
             if name == "follows":
+                if type(state.get(name, like)) is not bool:
+                    raise ValueError(f"the state of the formats should hold 'follows' as bool, got {state[name]!r:.80}")
                 continue
             value = state.get(name) if isinstance(state, dict) else None
             if not isinstance(value, Tensor) or value.shape != like.shape or value.dtype != like.dtype:

@@ -231,7 +231,7 @@ class LearnedRun(Run):
         """Let formats of a network that began near zero follow weights that have outgrown them, until widths settle."""
         every = self.plan.update_every if isinstance(self.plan, LearnedWidths) else _LSQ_ROWS
         if self.table.follows and not self.settled and is_due(self.step, every):
-            grown = initial_formats.follow_weights(plan, self.table, self.layers)
+            grown = initial_formats.follow_weights(self.plan, self.table, self.layers)
             if grown.any():
                 self.rule.forget(grown)
                 self._news = True
