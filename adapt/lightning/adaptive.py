@@ -17,9 +17,10 @@ class AdaptivePrecision(PrecisionCallback):
     """Trains the layers of a LightningModule at adaptive fixed-point precision. Nothing in the module changes.
 
     When fit starts, before the sanity check and before a checkpoint is restored, a controller is attached to every
-    optimizer that has layers; the weights of then become the float32 masters. When fit ends, or fails, it is detached:
-    the module keeps the masters rounded to nearest, or its weights as they were if there was no step, and rounds no
-    activations any more, which `trainer.test` after fit therefore sees in float32. Another fit begins anew from these.
+    optimizer that has layers; its present weights become the float32 masters. When fit ends, or fails, it is detached:
+    the module keeps the masters rounded to nearest and goes on rounding its activations to nearest, so that
+    `trainer.test` sees the network that was validated within fit; a copy or pickle of the module rounds them too. If
+    there was no step, the module is as it was. Another fit begins anew from there.
     Forward passes of training see weights rounded as `rounding` says; those of validation, and checkpoints, the masters
     rounded to nearest.
 

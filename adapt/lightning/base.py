@@ -183,4 +183,5 @@ class PrecisionCallback(Callback):
         for averaging in self._averagings:
             averaging.release()
         for controller in self.controllers:
-            controller.detach("evaluation" if controller.step else "masters")
+            trained = bool(controller.step)
+            controller.detach("evaluation" if trained else "masters", keep_activations=trained)

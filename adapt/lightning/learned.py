@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
+from lightning.pytorch.callbacks import BaseFinetuning, BatchSizeFinder, LearningRateFinder
 from lightning.pytorch.utilities import rank_zero_info
 
 from adapt import user_warnings
@@ -30,8 +30,8 @@ class LearnedBitwidth(PrecisionCallback):
     Nothing in the module changes. When fit starts, before the sanity check and before a checkpoint is restored, the
     module's one optimizer is attached to (see `adapt.learned.attach`); when training starts, a few of its batches
     calibrate the activations. The phases share the trainer's steps, and at the end the module keeps its quantised
-    weights, while its activations are float32 again: validation within fit sees both rounded, `trainer.test` after fit
-    the weights alone. Resuming by `fit(ckpt_path=…)` is exact, because everything rides in the optimizer's state.
+    weights and goes on rounding its activations: `trainer.test` sees the network that was validated within fit, and so
+    does a copy or pickle of the module. Resuming by `fit(ckpt_path=…)` is exact, because everything rides in the optimizer's state.
 
     Where configure_optimizers answers a scheduler, the learning rate is the scheduler's; otherwise it rises and falls
     as a cosine in each phase, with the optimizer's rate as the peak.
@@ -124,6 +124,13 @@ class LearnedBitwidth(PrecisionCallback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse what cannot work, and find the place among the callbacks."""
         if stage == "fit":
+            freezing = [c for c in callbacks(trainer) if isinstance(c, BaseFinetuning)]
+            if freezing:
+                raise NotImplementedError(
+                    f"{type(freezing[0]).__name__} unfreezes layers during fit, but budgets are those of all layers "
+                    "from the beginning: train the frozen network first, in a fit without LearnedBitwidth, or freeze "
+                    "nothing"
+                )
             finders = [c for c in callbacks(trainer) if isinstance(c, LearningRateFinder | BatchSizeFinder)]
             if finders:
                 raise NotImplementedError(
