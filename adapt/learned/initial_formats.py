@@ -173,8 +173,8 @@ def measure_activations(
     zero = [name for name, one in zip(sites, statistics, strict=True) if one.percentiles and not any(one.percentiles)]
     if zero:
         user_warnings.warn(
-            f"the calibration batches brought only zeros to {', '.join(zero[:3])}: these inputs begin with a range that "
-            "is learned slowly, so train for some steps in float32 before attaching, or start the layers before them "
+            f"the calibration batches brought only zeros to {', '.join(zero[:3])}: these inputs begin with a range "
+            "that is learned slowly, so train for some steps in float32 before attaching, or start the layers before them "
             "above zero"
         )
     # Processes may meet other shapes, but all must count alike.

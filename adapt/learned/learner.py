@@ -14,7 +14,6 @@ from torch.optim import Optimizer
 from adapt.engine.engine import Engine
 from adapt.layers.naming import module_site
 from adapt.layers.optimizers import is_scaled
-from adapt.layers.view import View
 from adapt.learned.options import FixedWidths, LearnedWidths, Plan
 from adapt.learned.phases import Phases
 from adapt.learned.run import LearnedRun
@@ -197,11 +196,6 @@ class Learner(Engine):
         if empty:
             raise ValueError("calibration has no batch: give a few, each as the module's forward takes it")
         self._run.calibrate(met)
-
-    def detach(self, view: View = "evaluation", *, keep_activations: bool = False) -> None:
-        """Remove the hooks for good: see `Engine.detach`."""
-        super().detach(view, keep_activations=keep_activations)
-        self._schedule.end()
 
     # Persistence
 

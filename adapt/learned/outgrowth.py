@@ -4,6 +4,8 @@ A weight beyond its range gets no gradient, so it stays where it is, and ranges 
 pre-training they travel two octaves, where a layer that began at zero may have to grow by ten.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -22,7 +24,7 @@ def begins_small(reach: Tensor, count: int) -> Tensor:
         reach: q = |μ| + 3σ of each channel's first weights, [C].
         count: n, the weights of a channel.
     """
-    return reach * count**0.5 < SMALL
+    return reach * math.sqrt(count) < SMALL
 
 
 def outgrown(values: Tensor, maximum: Tensor, bits: Tensor) -> Tensor:

@@ -34,18 +34,12 @@ class Schedule:
         """Take the present rates for the peaks, unless the optimizer has a scheduler."""
         if not self._is_on:
             return
-        if has_scheduler(self._optimizer) or any(_PEAK in group for group in self._optimizer.param_groups):
+        if has_scheduler(self._optimizer):
             self._yield("the optimizer has a learning-rate scheduler")
             return
         for group in self._optimizer.param_groups:
             group[_PEAK] = float(group["lr"])
         self._written = self._rates
-
-    def end(self) -> None:
-        """Leave no peaks behind, which a later scheduler would take for its own."""
-        if self._is_on:
-            for group in self._optimizer.param_groups:
-                group.pop(_PEAK, None)
 
     def forget(self) -> None:
         """Accept any rates that come next, as those of a state that was loaded."""
@@ -59,6 +53,10 @@ class Schedule:
                 self._yield("a learning-rate scheduler was made for the optimizer")
             elif self._written is not None and self._rates != self._written:
                 self._yield("a learning rate was changed between two steps")
+                for group in groups:
+                    group.pop(_PEAK, None)
+            elif not any(_PEAK in group for group in groups):
+                self._yield("the state that was loaded is of a run whose learning rates were left to its user")
         if self._is_on:
             if isinstance(plan, LearnedWidths):
                 _, at, length = plan.phases.at(step)
@@ -73,9 +71,9 @@ class Schedule:
     def _yield(self, reason: str) -> None:
         self._is_on = False
         user_warnings.warn(
-            f"{reason}, so from here on the learning rates are left to you instead of rising and falling in each "
-            "phase: say so with schedule=False (attach) or without steps (attach_lsq), or leave them to this schedule by "
-            "making no scheduler and changing no rate after attaching"
+            f"{reason}, so from here on the learning rates are left to you and do not rise and fall in each phase: say "
+            "so with schedule=False in attach, or no steps in attach_lsq; to have them rise and fall, make no scheduler "
+            "and change no rate after attaching"
         )
 
 

@@ -31,7 +31,8 @@ class LearnedBitwidth(PrecisionCallback):
     module's one optimizer is attached to (see `adapt.learned.attach`); when training starts, a few of its batches
     calibrate the activations. The phases share the trainer's steps, and at the end the module keeps its quantised
     weights and goes on rounding its activations: `trainer.test` sees the network that was validated within fit, and so
-    does a copy or pickle of the module. Resuming by `fit(ckpt_path=…)` is exact, because everything rides in the optimizer's state.
+    does a copy or pickle of the module. Resuming by `fit(ckpt_path=…)` is exact, because everything is saved in the
+    optimizer's state.
 
     Where configure_optimizers answers a scheduler, the learning rate is the scheduler's; otherwise it rises and falls
     as a cosine in each phase, with the optimizer's rate as the peak.

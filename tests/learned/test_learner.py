@@ -1,5 +1,7 @@
 """The phases of a run: what moves when, what the budgets get, what is told, and what is refused."""
 
+import contextlib
+import copy
 import math
 
 import numpy as np
@@ -134,8 +136,7 @@ def test_learning_rates_rise_and_fall_in_every_phase():
 def test_present_rates_are_the_peaks_whatever_an_earlier_schedule_left():
     def after(attach_to):
         model, optimizer = build()
-        torch.optim.lr_scheduler.ConstantLR(optimizer)
-        optimizer.param_groups[0]["lr"] = 0.002
+        optimizer.param_groups[0].update(lr=0.002, initial_lr=0.7)
         attach_to(model, optimizer)
         train(model, optimizer, 1)
         return optimizer.param_groups[0]["lr"]
@@ -143,6 +144,60 @@ def test_present_rates_are_the_peaks_whatever_an_earlier_schedule_left():
     assert after(lambda model, optimizer: learning(model, optimizer)) == pytest.approx(0.002 * rate(0, 6, 0.04))
     lsq = after(lambda model, optimizer: attach_lsq(optimizer, model, weight_bits=3, steps=10))
     assert lsq == pytest.approx(0.002 * rate(0, 10, 0.04))
+
+
+SCHEDULERS = {
+    "one cycle": lambda o: torch.optim.lr_scheduler.OneCycleLR(o, max_lr=0.1, total_steps=20),
+    "factor by factor": lambda o: torch.optim.lr_scheduler.ExponentialLR(o, 0.8),
+    "several": lambda o: torch.optim.lr_scheduler.SequentialLR(
+        o,
+        [torch.optim.lr_scheduler.LinearLR(o, 0.1, total_iters=3), torch.optim.lr_scheduler.CosineAnnealingLR(o, 9)],
+        [3],
+    ),
+}
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["before attaching", "after attaching"])
+@pytest.mark.parametrize("make", SCHEDULERS.values(), ids=SCHEDULERS)
+@pytest.mark.parametrize("how", ["learned", "lsq"])
+def test_a_scheduler_that_is_there_wins_and_one_warning_says_so(make, late, how):
+    def rates(quantised):
+        model, optimizer = build()
+        scheduler = None if late else make(optimizer)
+        with pytest.warns(UserWarning, match="scheduler") if quantised else contextlib.nullcontext() as caught:
+            if quantised and how == "learned":
+                learning(model, optimizer)
+            elif quantised:
+                attach_lsq(optimizer, model, weight_bits=4, steps=20)
+            scheduler = scheduler or make(optimizer)
+            used = []
+            for step in range(10):
+                train(model, optimizer, 1, first=step)
+                used.append(optimizer.param_groups[0]["lr"])
+                scheduler.step()
+        told = [w for w in caught or () if "learning rates are left to you" in str(w.message)]
+        assert len(told) == quantised
+        return used
+
+    assert rates(True) == rates(False)
+
+
+@pytest.mark.parametrize("write", [lambda rate: 0.5 * rate, lambda rate: 0.03], ids=["halved", "set"])
+def test_a_rate_that_is_written_by_hand_stays_also_in_a_resumed_run(write):
+    model, optimizer, _ = learning()
+    train(model, optimizer, 3)
+    group = optimizer.param_groups[0]
+    wanted = group["lr"] = write(group["lr"])
+    with pytest.warns(UserWarning, match="a learning rate was changed between two steps, so .* left to you"):
+        train(model, optimizer, 1, first=3)
+    train(model, optimizer, 4, first=4)
+    assert group["lr"] == wanted
+    again, resumed, _ = learning()
+    again.load_state_dict(model.state_dict())
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    with pytest.warns(UserWarning, match="whose learning rates were left to its user"):
+        train(again, resumed, 2, first=8)
+    assert resumed.param_groups[0]["lr"] == wanted
 
 
 def test_learning_rates_are_left_alone_without_schedule():
