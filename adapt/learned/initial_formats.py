@@ -174,8 +174,8 @@ def measure_activations(
     if zero:
         user_warnings.warn(
             f"the calibration batches brought only zeros to {', '.join(zero[:3])}: these inputs begin with a range "
-            "that is learned slowly, so train for some steps in float32 before attaching, or start the layers before them "
-            "above zero"
+            "that is learned slowly, so train for some steps in float32 before attaching, or start the layers before "
+            "them above zero"
         )
     # Processes may meet other shapes, but all must count alike.
     elements = torch.tensor([one.elements for one in statistics], dtype=torch.float64, device=formats.device)

@@ -71,9 +71,9 @@ class Schedule:
     def _yield(self, reason: str) -> None:
         self._is_on = False
         user_warnings.warn(
-            f"{reason}, so from here on the learning rates are left to you and do not rise and fall in each phase: say "
-            "so with schedule=False in attach, or no steps in attach_lsq; to have them rise and fall, make no scheduler "
-            "and change no rate after attaching"
+            f"{reason}, so from here on the learning rates are left to you and do not rise and fall in each phase: "
+            "say so with schedule=False in attach, or no steps in attach_lsq; to have them rise and fall, make no "
+            "scheduler and change no rate after attaching"
         )
 
 
