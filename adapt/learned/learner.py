@@ -203,7 +203,7 @@ class Learner(Engine):
         """Go on from where `state_dict` was taken. Nothing changes unless all of it fits.
 
         Args:
-            state: what `state_dict` answered.
+            state: what `state_dict` returned.
             strict: True. A budget is that of a whole network, so layers cannot be matched by name.
 
         Raises:

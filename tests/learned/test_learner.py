@@ -1,4 +1,4 @@
-"""The phases of a run: what moves when, what the budgets get, what is told, and what is refused."""
+"""The phases of a run: what moves when, what the budgets get, what is reported, and what is refused."""
 
 import contextlib
 import copy
@@ -17,7 +17,14 @@ from tests.learned.networks import PHASES, Convolutional, build, given, learning
 
 
 def bits(learner):
-    return learner._run.table.bits.copy()
+    """The word length of every format."""
+    return np.concatenate([np.atleast_1d(form.word_length) for form in learner.formats.values()])
+
+
+def budgets(learner, budget):
+    """The budget in kB of weights and activations, at so many bits."""
+    size = learner.size
+    return size.weight_kilobytes / size.weight_bits * budget, size.activation_kilobytes / size.activation_bits * budget
 
 
 def test_pretraining_is_homogeneous_two_bits_above_the_budget():
@@ -256,7 +263,7 @@ def test_trace_and_widths_tell_what_happened():
     assert trace.word_length[-1, i] == round(float(last.word_length.mean()))
     assert trace.fraction_length[-1, i] == round(float(-np.log2(last.step).mean()))
     assert 0 < trace.nonzero[-1, i] <= 1
-    assert trace.step[-1] == learner.step, "fine-tuning, in which formats stay, is told of too"
+    assert trace.step[-1] == learner.step, "fine-tuning, in which formats stay, is recorded too"
     weight = learner.layers["first.weight"]
     with learner.evaluation_weights():
         assert trace.nonzero[-1, i] == pytest.approx(float((weight != 0).float().mean()))
@@ -288,14 +295,10 @@ def test_ends_that_are_past_when_phases_change_are_made_up_for(at, phases):
     train(model, optimizer, at)
     learner.use_phases(phases)
     train(model, optimizer, max(phases.settling - at, 1), first=at)
-    run = learner._run
-    assert run.settled
-    settled = run.table.bits.copy()
-    for kilobytes, target in zip(run.sizes.kilobytes, run.sizes.targets, strict=True):
-        assert kilobytes <= target * (1 + 1e-9)
+    settled = bits(learner)
+    assert max(learner.size.weight_bits, learner.size.activation_bits) <= 4 * (1 + 1e-9)
     train(model, optimizer, max(phases.total - learner.step, 1), first=learner.step)
-    assert run.frozen
-    assert np.array_equal(run.table.bits, settled)
+    assert np.array_equal(bits(learner), settled)
     assert [entry["phase"] for entry in learner.log] == ["pretraining", "learning", "finetuning"]
     assert learner.log[1]["weight_kilobytes"] <= learner.log[1]["weight_budget"]
     assert model.norm.momentum == 0.1
@@ -304,13 +307,12 @@ def test_ends_that_are_past_when_phases_change_are_made_up_for(at, phases):
 def test_settled_widths_stay_when_phases_become_longer():
     model, optimizer, learner = learning()
     train(model, optimizer, 25)
-    assert learner._run.settled
     settled = bits(learner)
     longer = Phases(30, 40, 5)
     learner.use_phases(longer)
     train(model, optimizer, longer.total - 25, first=25)
     assert np.array_equal(bits(learner), settled)
-    assert learner._run.frozen
+    assert learner.phase == "finetuning"
 
 
 def test_widths_are_a_record_that_changes_nothing():
@@ -329,7 +331,7 @@ def test_no_movement_is_warned_of():
 def test_penalty_is_equation_2():
     _, _, learner = learning(beta=2.0)
     size = learner.size
-    targets = learner._run.sizes.targets
+    targets = budgets(learner, 4.0)
     excess = (size.weight_kilobytes - targets[0], size.activation_kilobytes - targets[1])
     assert learner.penalty().item() == pytest.approx(2 * excess[0] ** 2 + 2 * excess[1] ** 2)
 
@@ -362,19 +364,19 @@ def test_lsq_starts_where_its_paper_does():
 def test_lsq_moves_steps_by_momentum_at_the_optimizers_rate():
     model, optimizer = build()
     learner = attach_lsq(optimizer, model, weight_bits=3, per_channel=False, momentum=0.5)
-    run, velocity = learner._run, 0.0
+    velocity = 0.0
     for step in range(3):
-        before = run.table.step.clone()
+        d = torch.from_numpy(learner.steps["head.weight"])[0]
         optimizer.zero_grad()
         inputs, targets = pictures(step)
         nn.functional.cross_entropy(model(inputs), targets).backward()
         gradient = model.head.weight.grad.clone()
-        master, d = learner.masters["head.weight"].clone(), before[run.table.places["head.weight"]][0]
+        master = learner.masters["head.weight"].clone()
         optimizer.step()
         leaf = d.clone().requires_grad_()
         (expected,) = torch.autograd.grad(adapt.learned.lsq(master, leaf, 3), leaf, gradient)
         velocity = 0.5 * velocity + expected.item()
-        found = run.table.step[run.table.places["head.weight"]][0]
+        found = learner.steps["head.weight"][0]
         assert found.item() == pytest.approx(max(d.item() - 0.05 * velocity, d.item() / 2), rel=1e-4)
 
 

@@ -32,7 +32,7 @@ FOUR = {"weight_budget": Budget(bits=4), "activation_budget": Budget(bits=4), "u
 
 
 def fit(module=None, callback=None, *others, loaders=None, ckpt_path=None, **options):
-    """Train five epochs of six steps; answers module, callback and trainer."""
+    """Train five epochs of six steps; return module, callback and trainer."""
     module = Classifier() if module is None else module
     callback = LearnedBitwidth(**FOUR) if callback is None else callback
     run = trainer(callback, *others, **{"max_epochs": 5, **options})
