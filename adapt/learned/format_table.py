@@ -225,21 +225,21 @@ class FormatTable:
         Raises:
             ValueError: a tensor is missing, of another kind or size, or not finite.
         """
-        for name, like in self.state_dict().items():
-            if name == "follows":
-                if type(state.get(name, like)) is not bool:
-                    raise ValueError(f"the state of the formats should hold 'follows' as bool, got {state[name]!r:.80}")
-                continue
+        likes = self.state_dict()
+        del likes["follows"]
+        # The first versions did not have it.
+        if isinstance(state, dict) and type(state.get("follows", False)) is not bool:
+            raise ValueError(f"the state of the formats should hold 'follows' as bool, got {state['follows']!r:.80}")
+        for name, like in likes.items():
             value = state.get(name) if isinstance(state, dict) else None
             if not isinstance(value, Tensor) or value.shape != like.shape or value.dtype != like.dtype:
                 raise ValueError(
                     f"the state of the formats should hold {name!r} as {like.dtype} {list(like.shape)}, "
                     f"got {value!r:.80}"
                 )
-        if not bool((state["step"] > 0).all() and (state["maximum"] > 0).all() and (state["numel"] >= 0).all()):
-            raise ValueError("the state of the formats should hold steps and ranges above 0")
-        if not bool(torch.isfinite(state["step"]).all() and torch.isfinite(state["maximum"]).all()):
-            raise ValueError("the state of the formats should hold finite steps and ranges")
+        numbers = torch.cat([state["step"], state["maximum"]])
+        if not bool(((numbers > 0) & numbers.isfinite()).all() and (state["numel"] >= 0).all()):
+            raise ValueError("the state of the formats should hold finite steps and ranges above 0")
         weights = slice(0, self.weights)
         if not np.array_equal(state["numel"][weights].cpu().numpy(), self.numel[weights]):
             raise ValueError("the state of the formats should hold the sizes of this network's weights")

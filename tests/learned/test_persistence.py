@@ -169,6 +169,7 @@ def foreign(field):
         (lambda s: s["formats"].pop("step"), "state of the formats should hold 'step'"),
         (lambda s: s["formats"]["step"].zero_(), "above 0"),
         (lambda s: s["formats"]["maximum"].fill_(torch.inf), "finite"),
+        (lambda s: s["formats"].update(follows=1), "'follows' as bool"),
         (lambda s: s.update(energy=torch.zeros(2)), "'energy'"),
         (lambda s: s.update(trace=b"nothing"), "damaged"),
         (lambda s: s.update(rule=None), "should hold 'rule' as bytes"),
@@ -195,7 +196,7 @@ def foreign(field):
         (lambda s: s.update(micro_gradients=[]), "'micro_gradients' by name"),
         (lambda s: s["formats"]["numel"].fill_(1), "sizes of this network's weights"),
     ],
-    ids=range(34),
+    ids=range(35),
 )
 def test_what_does_not_fit_is_refused_and_nothing_changes(change, message):
     model, optimizer, _learner = learning()
