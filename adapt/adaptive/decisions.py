@@ -215,7 +215,7 @@ class Decisions:
         for layer in np.flatnonzero((figures.nonzeros[i] == 0) & (self.trace.numel > 0)).tolist():
             self.warn(
                 f"every quantised weight of {names[layer]} is zero, so the layer passes nothing on: "
-                "lower l1, or start with a longer fraction"
+                "start with a longer fraction, and lower l1 if it is above 0"
             )
 
     def watch_saturation(self, shares: NDArray[np.float64]) -> None:

@@ -24,7 +24,7 @@ from adapt.engine.members import Members
 from adapt.engine.run import Run
 from adapt.engine.steps import Steps, unscale
 from adapt.engine.views import Views
-from adapt.layers import choice, optimizers
+from adapt.layers import choice, frozen_rounding, optimizers
 from adapt.layers.hooks import WeakHook, remove_all
 from adapt.layers.view import View
 from adapt.numerics import Format
@@ -66,6 +66,7 @@ class Engine:
         self._fused: FusedSGD | None = None
         self._restored = False
         self._is_blind_known = False
+        self._replaced: dict[str, Format] = {}
         self._handles: list[Any] = []
         self._search: Any = None
 
@@ -83,7 +84,9 @@ class Engine:
             self._release("masters")
             raise
         self._handles = handles
-        if self._module is None:
+        if self._module is not None:
+            self._replaced = frozen_rounding.remove(self._module)
+        else:
             self._search = register_module_forward_pre_hook(WeakHook(self._find_module))
             # A hook of all modules must not outlive what it works for.
             weakref.finalize(self, self._search.remove)
@@ -211,11 +214,14 @@ class Engine:
             masters.round_parameters()
         self._views.renew()
 
-    def detach(self, view: View = "evaluation") -> None:
+    def detach(self, view: View = "evaluation", *, keep_activations: bool = False) -> None:
         """Remove the hooks for good. `trace` and `masters` can still be read.
 
         Args:
             view: what the parameters keep: the masters rounded to nearest, or the "masters" themselves.
+            keep_activations: go on rounding the activations to nearest in their present formats, by hooks that are
+                copied and pickled with the module; without it activations are float32 from now on. The next controller
+                that is attached to the module replaces these hooks.
 
         Raises:
             ValueError: there is no such view.
@@ -228,7 +234,11 @@ class Engine:
         self._require_no_context("detach()")
         remove_all(self._handles)
         self._handles.clear()
+        # A run without a step that hands the masters back leaves all as it was.
+        kept = self.formats if keep_activations else self._replaced if view == "masters" and not self.step else {}
         self._release(view)
+        if self._module is not None:
+            frozen_rounding.keep(self._module, kept)
 
     def _release(self, view: View) -> None:
         """Leave the parameters in this view, and remove the hooks on the modules."""
