@@ -1,6 +1,6 @@
 """A learner for the user's own optimizer and modules: `attach` for learned widths, `attach_lsq` for given ones."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -98,7 +98,11 @@ def attach(
         warmup=warmup,
         schedule=schedule,
     )
-    return attach_plan(optimizer, module, plan, calibration, quantize_biases=quantize_biases, layers=layers)
+
+    def begin(learner: Learner) -> None:
+        learner.calibrate(calibration)
+
+    return attach_plan(optimizer, module, plan, begin, quantize_biases=quantize_biases, layers=layers)
 
 
 def attach_lsq(
@@ -148,19 +152,23 @@ def attach_lsq(
         activation_scaling=activation_scaling,
         delta=delta,
     )
-    return attach_plan(optimizer, module, plan, calibration, quantize_biases=quantize_biases, layers=layers)
+
+    def begin(learner: Learner) -> None:
+        learner.calibrate(calibration)
+
+    return attach_plan(optimizer, module, plan, begin, quantize_biases=quantize_biases, layers=layers)
 
 
 def attach_plan(
     optimizer: Optimizer,
     module: nn.Module,
     plan: Plan,
-    calibration: Iterable[Any] | None = None,
+    begin: Callable[[Learner], None] | None = None,
     *,
     quantize_biases: bool,
     layers: choice.Choice,
 ) -> Learner:
-    """Return a learner with a plan, calibrated unless `calibration` is None: what `attach` and `attach_lsq` share.
+    """Return a learner with a plan, for `begin` to calibrate: what `attach` and `attach_lsq` share.
 
     Raises:
         TypeError, ValueError, RuntimeError, NotImplementedError: as they do.
@@ -189,10 +197,6 @@ def attach_plan(
 
     def make() -> Learner:
         return Learner(optimizer, module, parameters, LearnedRun(plan, is_layer, chosen, module))
-
-    def begin(learner: Learner) -> None:
-        if calibration is not None:
-            learner.calibrate(calibration)
 
     return registry.register(optimizer, module, make, begin)
 
