@@ -1,6 +1,6 @@
 """A learner for the user's own optimizer and modules: `attach` for learned widths, `attach_lsq` for given ones."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Unpack
 
 import torch
@@ -73,7 +73,7 @@ def attach(
             `floor` bits take, calibration cannot run, or as `adapt.attach`.
     """
     plan = LearnedWidths(weight_budget=weight_budget, activation_budget=activation_budget, phases=phases, **options)
-    return attach_plan(optimizer, module, plan, calibration)
+    return attach_plan(optimizer, module, plan, lambda learner: learner.calibrate(calibration))
 
 
 def attach_lsq(
@@ -104,13 +104,13 @@ def attach_lsq(
         TypeError, ValueError, RuntimeError, NotImplementedError: as `attach`.
     """
     plan = FixedWidths(weight_bits=weight_bits, **options)
-    return attach_plan(optimizer, module, plan, calibration)
+    return attach_plan(optimizer, module, plan, lambda learner: learner.calibrate(calibration))
 
 
 def attach_plan(
-    optimizer: Optimizer, module: nn.Module, plan: Plan, calibration: Iterable[Any] | None = None
+    optimizer: Optimizer, module: nn.Module, plan: Plan, begin: Callable[[Learner], None] | None = None
 ) -> Learner:
-    """Return a learner with a plan, calibrated unless `calibration` is None: what `attach` and `attach_lsq` share.
+    """Return a learner with a plan, for `begin` to calibrate: what `attach` and `attach_lsq` share.
 
     Raises:
         TypeError, ValueError, RuntimeError, NotImplementedError: as they do.
@@ -135,10 +135,6 @@ def attach_plan(
 
     def make() -> Learner:
         return Learner(optimizer, module, parameters, LearnedRun(plan, is_layer, chosen, module))
-
-    def begin(learner: Learner) -> None:
-        if calibration is not None:
-            learner.calibrate(calibration)
 
     return registry.register(optimizer, module, make, begin)
 
