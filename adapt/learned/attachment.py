@@ -73,7 +73,7 @@ def attach(
             `floor` bits take, calibration cannot run, or as `adapt.attach`.
     """
     plan = LearnedWidths(weight_budget=weight_budget, activation_budget=activation_budget, phases=phases, **options)
-    return _calibrated(attach_plan(optimizer, module, plan), calibration)
+    return attach_plan(optimizer, module, plan, calibration)
 
 
 def attach_lsq(
@@ -104,16 +104,18 @@ def attach_lsq(
         TypeError, ValueError, RuntimeError, NotImplementedError: as `attach`.
     """
     plan = FixedWidths(weight_bits=weight_bits, **options)
-    return _calibrated(attach_plan(optimizer, module, plan), calibration)
+    return attach_plan(optimizer, module, plan, calibration)
 
 
-def attach_plan(optimizer: Optimizer, module: nn.Module, plan: Plan) -> Learner:
-    """Return a learner with a plan that is not calibrated yet: what `attach` and `attach_lsq` share.
+def attach_plan(
+    optimizer: Optimizer, module: nn.Module, plan: Plan, calibration: Iterable[Any] | None = None
+) -> Learner:
+    """Return a learner with a plan, calibrated unless `calibration` is None: what `attach` and `attach_lsq` share.
 
     Raises:
         TypeError, ValueError, RuntimeError, NotImplementedError: as they do.
     """
-    check_optimizer(optimizer)
+    optimizer = check_optimizer(optimizer)
     if not isinstance(module, nn.Module):
         raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
     if any(group.get("maximize") for group in optimizer.param_groups):
@@ -130,18 +132,15 @@ def attach_plan(optimizer: Optimizer, module: nn.Module, plan: Plan) -> Learner:
 
     chosen = choice.choose(optimizer, parameters, is_layer)
     choice.check_modules(module, chosen)
-    run = LearnedRun(plan, is_layer, chosen, module)
-    return registry.register(Learner(optimizer, module, parameters, run))
 
+    def make() -> Learner:
+        return Learner(optimizer, module, parameters, LearnedRun(plan, is_layer, chosen, module))
 
-def _calibrated(learner: Learner, batches: Iterable[Any]) -> Learner:
-    """Give the learner's activations their first ranges; detach it if that fails."""
-    try:
-        learner.calibrate(batches)
-    except BaseException:
-        learner.detach("masters")
-        raise
-    return learner
+    def begin(learner: Learner) -> None:
+        if calibration is not None:
+            learner.calibrate(calibration)
+
+    return registry.register(optimizer, module, make, begin)
 
 
 def _biases(module: nn.Module, parameters: Mapping[str, Tensor], layers: choice.Choice) -> set[str]:
