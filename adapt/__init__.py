@@ -9,6 +9,7 @@ from adapt.optim import ASGD
 from adapt.precision import Precision
 from adapt.rounding import quantize
 from adapt.switching.adapt import AdaPT
+from adapt.switching.cyclic import CyclicPrecision
 from adapt.switching.fixed import Fixed
 from adapt.switching.muppet import MuPPET
 from adapt.trace import Trace
@@ -19,6 +20,7 @@ __all__ = [
     "ASGD",
     "AdaPT",
     "Controller",
+    "CyclicPrecision",
     "Fixed",
     "MuPPET",
     "Precision",

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -11,15 +11,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from adapt.arguments import check_flags, is_number, is_whole
-from adapt.precision import Precision
+from adapt.precision import SHORTEST_WORD, Precision
+from adapt.switching import compact
+from adapt.switching.divergence import checked_values
 from adapt.switching.diversity import diversity
-from adapt.switching.frugality import fewest_integer_bits, push_up_by_loss, rounding_cost
+from adapt.switching.lookback import next_lookback, next_resolution, next_strategy
 from adapt.switching.policy import Format, Observation, State
-from adapt.switching.pushdown import lowest_precision
+from adapt.switching.pushdown import lowest_precision, push_down
 from adapt.switching.pushup import checked_strategy, push_up, push_up_by_diversity
-from adapt.switching.tempo import next_lookback, next_resolution, next_strategy
 
 EIGHT_BITS = Precision(8, 4)
+CHECK = 8
+OUTGROWN = 0.125
 PushUp = Literal["suggestion", "diversity", "loss"]
 
 
@@ -104,6 +107,7 @@ class AdaPT:
     quantize_gradients: bool = False
     push_up: PushUp = "suggestion"
     loss_tolerance: float = 0.001
+    bits: float | None = None
 
     sums_gradients = True
     samples_gradients = False
@@ -127,35 +131,21 @@ class AdaPT:
         if not is_number(self.kl_tolerance) or not 0 <= self.kl_tolerance < math.inf:
             raise ValueError(f"kl_tolerance must be a finite number of bits ≥ 0, got {self.kl_tolerance!r}")
         check_flags(self, "normalize_gradients", "quantize_gradients")
+        if self.bits is not None and not (is_number(self.bits) and SHORTEST_WORD <= self.bits <= compact.WORDS[-1]):
+            raise ValueError(
+                f"bits must be a number from {SHORTEST_WORD} to {compact.WORDS[-1]} or None, got {self.bits!r}"
+            )
         if self.push_up not in get_args(PushUp):
             raise ValueError(f"push_up must be one of {get_args(PushUp)}, got {self.push_up!r}")
         if not is_number(self.loss_tolerance) or not 0 < self.loss_tolerance < math.inf:
             raise ValueError(f"loss_tolerance must be a share of the loss above 0, got {self.loss_tolerance!r}")
 
     @classmethod
-    def compact(cls) -> "AdaPT":
-        """The policy that wastes no bits: both directions, layer by layer, as in the paper, at a fifth of its bits.
-
-        Train with `rounding="nearest"`, as what is evaluated and shipped is rounded too. What replaces the paper's
-        rules:
-
-        * Push-down gives up 2 bits of divergence instead of none: weights need no more levels than training can feel.
-        * Push-up measures what rounding costs, ⟨ΣG/n, Q(W) − W⟩ of the window (`adapt.switching.rounding_cost`),
-          instead of testing one batch's loss: a layer gets one bit more where that is above `loss_tolerance` of the
-          loss, so bits return late, when the loss has fallen and the same error weighs more.
-        * A bit is given back only where rounding costs clearly less, and at least two bits above what push-down asks
-          for: formats do not flip on the noise of one window.
-        * Integer bits are the fewest for which saturation adds no more squared error than rounding does, and there are
-          no buffer bits: a few outliers are clipped.
-        * Layers start where push-down puts their first weights, so that a trained network can be refined too.
-        * Gradients keep their norms, so learning rates and penalties are those of float32.
-
-        What it measures is what rounding the weights costs, and there are no buffer bits, so activations in the
-        layers' formats would get too few bits to train: give them a word of their own, `attach(..., activations=8)`.
-
-        Without losses (see `Controller.observe`) push-down alone decides.
-        """
-        return cls(initial=None, buffer_bits=0, kl_tolerance=2.0, normalize_gradients=False, push_up="loss")
+    def compact(cls, **overrides: Any) -> "AdaPT":
+        return cls(
+            **{"initial": None, "buffer_bits": 0, "lookback": (2, 128), "normalize_gradients": False, "push_up": "loss"}
+            | overrides
+        )
 
     @property
     def keeps_gradients(self) -> bool:
@@ -177,7 +167,7 @@ class AdaPT:
         return AdaPTState(
             formats=formats,
             gradients=np.zeros(layers, np.int64),
-            lookback=np.full(layers, float(self.lookback[1])),
+            lookback=np.full(layers, float(self.lookback[0 if self.push_up == "loss" else 1])),
             resolution=np.full(layers, self.resolution[0], np.int64),
             sum_of_norms=np.zeros(layers),
             diversity=np.ones(layers),
@@ -192,6 +182,9 @@ class AdaPT:
         left outside of these comes inside at once."""
         lowest, longest = self.lookback
         lookbacks = np.clip(state.lookback, lowest, longest)
+        if self.push_up == "loss":
+            rest = int((np.ceil(lookbacks) - state.gradients).min(initial=longest)) - 1
+            return max(min(rest, int(-state.gradients.max(initial=0) - 1) % CHECK), 0)
         layers = list(zip(state.gradients.tolist(), lookbacks.tolist(), strict=True))
         for steps in range(1, longest):
             kept = (1 - self.lookback_momentum) ** steps
@@ -203,6 +196,8 @@ class AdaPT:
 
     def advance(self, state: AdaPTState, observation: Observation) -> AdaPTState:
         """Algorithm 2: adapt strategy, lookback and resolution, and switch the layers whose window is full."""
+        if self.push_up == "loss":
+            return self._advance_compactly(state, observation)
         strategy, losses = self._strategy(state, observation.loss)
         formats = state.formats
         # Lists: reading one number of an array takes longer than all that is done with it.
@@ -256,11 +251,39 @@ class AdaPT:
         return strategy, (*state.losses, loss)[-self.lookback[1] :]
 
     def _first(self, weights: Tensor) -> Precision:
-        lowest, _ = lowest_precision(weights, resolution=self.resolution[0], tolerance=self.kl_tolerance)
-        return self._trimmed(weights, lowest.fraction_length) if self.push_up == "loss" else lowest
+        if self.push_up != "loss":
+            return push_down(weights, resolution=self.resolution[0], tolerance=self.kl_tolerance)
+        word_length = EIGHT_BITS.word_length if self.bits is None else int(self.bits)
+        checked_values(weights, "weights")
+        return compact.best_ranges(compact.sample(weights), [word_length])[0][0]
 
-    def _trimmed(self, weights: Tensor, fraction_length: int) -> Precision:
-        return Precision(fewest_integer_bits(weights, fraction_length) + fraction_length, fraction_length)
+    def _advance_compactly(self, state: AdaPTState, observation: Observation) -> AdaPTState:
+        """Windows that double, and end for all layers together: word lengths are worth something only compared."""
+        seen, formats, losses = observation.seen, state.formats, state.losses
+        gradients = state.gradients + seen
+        sum_of_norms = state.sum_of_norms + np.where(seen, observation.norms, 0.0)
+        pairs = zip(sum_of_norms.tolist(), observation.norms_of_sums.tolist(), strict=True)
+        diversities = np.where(seen, [diversity(*pair) for pair in pairs], state.diversity)
+        lookback = np.clip(state.lookback, *self.lookback)
+        if observation.loss is not None and math.isfinite(observation.loss):
+            losses = (*losses, observation.loss)[-self.lookback[1] :]
+        if self.patience(state) == 0:
+            outgrown = getattr(observation, "saturated", np.zeros(len(seen))) > OUTGROWN
+            ended = seen & (outgrown | (gradients >= np.ceil(lookback)))
+            windows = compact.Windows(np.flatnonzero(ended & observation.sound), gradients, sum_of_norms, losses)
+            formats = compact.switched(formats, windows, observation, self.bits, self.loss_tolerance)
+            longer = np.where(outgrown, self.lookback[0], np.minimum(2 * lookback, self.lookback[1]))
+            lookback = np.where(ended, longer, lookback)
+            gradients, sum_of_norms = np.where(ended, 0, gradients), np.where(ended, 0.0, sum_of_norms)
+        return replace(
+            state,
+            formats=formats,
+            gradients=gradients,
+            lookback=lookback,
+            sum_of_norms=sum_of_norms,
+            diversity=diversities,
+            losses=losses,
+        )
 
     def _switch(
         self, window: Window, resolution: int, current: Format, observation: Observation
@@ -270,21 +293,8 @@ class AdaPT:
         if self.push_up == "suggestion":
             return push_up(lowest, window.diversity, window.strategy, self.buffer_bits), given_up
         assert isinstance(current, Precision)  # AdaPT never leaves fixed point
-        if self.push_up == "diversity":
-            kept = observation.windows[window.layer]
-            return push_up_by_diversity(lowest, current, kept, buffer_bits=self.buffer_bits), given_up
-        fraction_length = lowest.fraction_length
-        if window.loss is not None:
-            cost = rounding_cost(
-                observation.sums[window.layer],
-                window.gradients,
-                weights,
-                current,
-                l1=float(observation.l1[window.layer]),
-                l2=observation.l2,
-            )
-            fraction_length = push_up_by_loss(lowest, current, cost, self.loss_tolerance * abs(window.loss))
-        return self._trimmed(weights, fraction_length), given_up
+        kept = observation.windows[window.layer]
+        return push_up_by_diversity(lowest, current, kept, buffer_bits=self.buffer_bits), given_up
 
     def record(self, state: AdaPTState) -> dict[str, NDArray[Any]]:
         """The columns of algorithm 2."""
