@@ -1,4 +1,4 @@
-"""When, and to what, a layer's precision moves: one pure function per equation."""
+"""The policies, and the equations by which they choose each layer's precision: one pure function per equation."""
 
 from adapt.switching.compact import allocate, best_ranges, next_bits, rounding_cost, squared_error
 from adapt.switching.cyclic import CyclicPrecision, cyclic_word_length

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from statistics import fmean
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -21,23 +20,29 @@ from adapt.switching.pushdown import lowest_precision, push_down
 from adapt.switching.pushup import checked_strategy, push_up, push_up_by_diversity
 
 EIGHT_BITS = Precision(8, 4)
+
 CHECK = 8
+"""`compact` looks at least every so many steps whether weights have outgrown their range."""
+
 OUTGROWN = 0.125
+"""The share of saturated weights at which `compact` ends a layer's window early. Ranges of least squared error leave
+out up to 4 % of a trained layer's weights, so an eighth means growth."""
+
 PushUp = Literal["suggestion", "diversity", "loss"]
 
 
 @dataclass(frozen=True)
 class AdaPTState(State):
-    """What AdaPT remembers: Q of algorithm 1, without the gradients.
+    """What AdaPT remembers between steps: Q of algorithm 1, without the gradients.
 
     Attributes:
         lookback: lb of each layer, kept as a float, [layers].
         resolution: r of each layer, [layers].
         sum_of_norms: Σ‖G‖ of each layer's window, [layers].
         diversity: Δs of each layer after its latest gradient, [layers].
-        divergence: bits that each layer's latest push-down gave up; NaN before the first, [layers].
+        divergence: bits of divergence that each layer's latest push-down gave up; NaN before the first, [layers].
         strategy: "min", "mean" or "max"; one for the whole network.
-        losses: the latest losses, oldest first, as many as the longest lookback can ask for.
+        losses: the latest losses, oldest first, at most as many as the longest lookback.
     """
 
     lookback: NDArray[np.float64]
@@ -49,7 +54,7 @@ class AdaPTState(State):
     losses: tuple[float, ...]
 
     def check(self) -> None:
-        """Refuse what no run comes to."""
+        """Refuse a state that no run can reach; it may come from a file."""
         checked_strategy(self.strategy)
         for name, lowest in (("gradients", 0), ("lookback", 1), ("resolution", 1), ("sum_of_norms", 0)):
             values = getattr(self, name)
@@ -65,13 +70,11 @@ class AdaPTState(State):
 
 
 class Window(NamedTuple):
-    """A window of gradients that ended: its layer, how many there were, their Δs, the strategy and the mean loss."""
+    """A window of gradients that ended: its layer, its Δs, and the strategy at its end."""
 
     layer: int
-    gradients: int
     diversity: float
     strategy: str
-    loss: float | None
 
 
 @dataclass(frozen=True)
@@ -79,22 +82,25 @@ class AdaPT:
     """The paper's policy: algorithm 2 and its hyperparameters, with the paper's values as defaults.
 
     Args:
-        initial: format of every layer before its first switch; None for what push-down asks of its first weights.
+        initial: format of every layer before its first switch; None for the one that push-down finds for its first
+            weights.
         buffer_bits: word-length bits above the fraction that every switch grants, 0 to 30. The paper takes 4,
             and 8 for residual networks and CIFAR-100.
         resolution: lower and upper bound of the histogram bins r that push-down compares.
         lookback: lower and upper bound of the gradients lb in a layer's window.
         lookback_momentum: γ, weight of the new lookback against the old one, 0 to 1.
-        kl_tolerance: ε, bits of divergence that push-down may give up; 0 asks for equal histograms.
+        kl_tolerance: ε, bits of divergence that push-down may give up; 0 requires equal histograms.
         normalize_gradients: divide each layer's gradient by its norm before the update.
         quantize_gradients: quantise each layer's gradient stochastically in the layer's format, before anything
-            else looks at it.
+            else sees it.
         push_up: "suggestion" (equation 4), "diversity" (algorithm 4, which keeps every gradient of the window) or
-            "loss" (`compact`'s).
-        loss_tolerance: with "loss", the share of the loss that rounding one layer may cost before it gets a bit more.
+            "loss", which replaces push-down and push-up by the rules of `compact`.
+        loss_tolerance: with "loss" and without `bits`, the share of the loss that rounding a layer of average size
+            may cost before the layers get a bit more.
+        bits: with "loss", the mean word length of all weights, 2 to 16; None leaves it to the loss.
 
     Raises:
-        TypeError, ValueError: a hyperparameter is no sensible one.
+        TypeError, ValueError: a hyperparameter is not a sensible one.
     """
 
     initial: Precision | None = EIGHT_BITS
@@ -131,36 +137,69 @@ class AdaPT:
         if not is_number(self.kl_tolerance) or not 0 <= self.kl_tolerance < math.inf:
             raise ValueError(f"kl_tolerance must be a finite number of bits ≥ 0, got {self.kl_tolerance!r}")
         check_flags(self, "normalize_gradients", "quantize_gradients")
-        if self.bits is not None and not (is_number(self.bits) and SHORTEST_WORD <= self.bits <= compact.WORDS[-1]):
-            raise ValueError(
-                f"bits must be a number from {SHORTEST_WORD} to {compact.WORDS[-1]} or None, got {self.bits!r}"
-            )
         if self.push_up not in get_args(PushUp):
             raise ValueError(f"push_up must be one of {get_args(PushUp)}, got {self.push_up!r}")
+        if self.bits is not None:
+            if not (is_number(self.bits) and SHORTEST_WORD <= self.bits <= compact.WORDS[-1]):
+                raise ValueError(
+                    f"bits must be a number from {SHORTEST_WORD} to {compact.WORDS[-1]} or None, got {self.bits!r}"
+                )
+            if self.push_up != "loss":
+                raise ValueError(
+                    f'bits={self.bits!r} needs push_up="loss", got {self.push_up!r}: use AdaPT.compact(bits=…)'
+                )
         if not is_number(self.loss_tolerance) or not 0 < self.loss_tolerance < math.inf:
             raise ValueError(f"loss_tolerance must be a share of the loss above 0, got {self.loss_tolerance!r}")
 
     @classmethod
     def compact(cls, **overrides: Any) -> "AdaPT":
-        return cls(
-            **{"initial": None, "buffer_bits": 0, "lookback": (2, 128), "normalize_gradients": False, "push_up": "loss"}
-            | overrides
-        )
+        """The policy that wastes no bits: as in the paper precision rises and falls layer by layer, at a fifth of its
+        bits.
+
+        `compact(bits=4)` trains with 4 bits per weight on average; `compact()` takes as many as the loss asks for.
+        Train with `rounding="nearest"`, because what is evaluated and shipped is rounded to nearest too. What replaces
+        the paper's rules (`adapt.switching.compact`):
+
+        * A bit goes where it lowers the loss most: rounding layer l costs in proportion to ‖G_l‖² times the mean
+          squared error of its weights, and at the end another bit per weight would gain about the same in every layer.
+          A rule that allows every layer the same cost, whatever its size, starves small layers, where bits are nearly
+          free.
+        * Ranges have the least squared error, so a short word leaves out a few large weights for a finer step: at 3 and
+          4 bits that is worth a bit.
+        * Without `bits` the loss decides how many there are: ⟨ΣG/n, Q(W) − W⟩ of all layers is what rounding costs
+          (`rounding_cost`). Above `loss_tolerance` of the loss all weights get a bit more on average, far below it one
+          less.
+        * Windows of gradients begin with 2 steps and double, so that ranges follow weights that grow, and formats come
+          to rest long before training ends. They end for all layers at once, so that layers are compared. Formats that
+          are about as good as others stay.
+        * Layers start at 8 bits, or at ⌊bits⌋, in the range that suits their first weights.
+        * Gradients keep their norms, so learning rates and penalties are those of float32.
+
+        There are no buffer bits, so activations in the layers' formats would get too few bits to train: give them a
+        word of their own, `attach(..., activations=8)`.
+
+        Args:
+            overrides: hyperparameters that replace those of `compact`. `lookback` is the length of the first window
+                and of the longest; `resolution`, `lookback_momentum` and `kl_tolerance` have no effect.
+        """
+        own = {"initial": None, "buffer_bits": 0, "lookback": (2, 128), "normalize_gradients": False, "push_up": "loss"}
+        return cls(**own | overrides)
 
     @property
     def keeps_gradients(self) -> bool:
-        """Algorithm 4 quantises the window's gradients anew for every candidate format."""
+        """Whether the policy needs every gradient of the window: algorithm 4 quantises them in every candidate."""
         return self.push_up == "diversity"
 
     def start(self, weights: Sequence[Tensor]) -> AdaPTState:
-        """Every layer in its first format, the longest lookback, the coarsest resolution; strategy "min".
+        """Return the first state: every layer in its first format, the longest lookback (`compact`: the shortest), the
+        coarsest resolution, and strategy "min".
 
         Raises:
             ValueError: a layer's first weights are not finite, and `initial` is None.
         """
         layers = len(weights)
         if self.initial is not None:
-            # Weights that are spread over processes are put together when they are looked at.
+            # Without looking at the weights: looking gathers those that are spread over processes.
             formats = (self.initial,) * layers
         else:
             formats = tuple(self._first(weights[layer]) for layer in range(layers))
@@ -177,9 +216,12 @@ class AdaPT:
         )
 
     def patience(self, state: AdaPTState) -> int:
-        """A window ends with its ⌈lb⌉-th gradient, and however diverse the gradients, lb falls no faster than
-        its average lets it: k steps on it is at least lb_lwr + (1 − γ)^k·(lb − lb_lwr). A lookback that other bounds
-        left outside of these comes inside at once."""
+        """Return how many of the next steps certainly end no window.
+
+        A window ends with its ⌈lb⌉-th gradient, and however diverse the gradients, lb falls no faster than its moving
+        average: k steps later it is at least lb_lwr + (1 − γ)^k·(lb − lb_lwr). A lookback outside the bounds, from
+        a run with other bounds, moves inside at once. `compact` also looks for saturated weights every `CHECK` steps.
+        """
         lowest, longest = self.lookback
         lookbacks = np.clip(state.lookback, lowest, longest)
         if self.push_up == "loss":
@@ -195,12 +237,13 @@ class AdaPT:
         return longest - 1
 
     def advance(self, state: AdaPTState, observation: Observation) -> AdaPTState:
-        """Algorithm 2: adapt strategy, lookback and resolution, and switch the layers whose window is full."""
+        """Return the state after one step of algorithm 2: it adapts strategy, lookback and resolution, and switches
+        the layers whose window is full."""
         if self.push_up == "loss":
             return self._advance_compactly(state, observation)
         strategy, losses = self._strategy(state, observation.loss)
         formats = state.formats
-        # Lists: reading one number of an array takes longer than all that is done with it.
+        # Lists, because reading a single number of an array takes longer than all that is done with it.
         gradients, lookback, resolution = state.gradients.tolist(), state.lookback.tolist(), state.resolution.tolist()
         sum_of_norms, diversities = state.sum_of_norms.tolist(), state.diversity.tolist()
         divergences = state.divergence.copy()
@@ -215,7 +258,7 @@ class AdaPT:
                     lookback[layer], delta, bounds=self.lookback, momentum=self.lookback_momentum
                 )
             else:
-                # Other bounds, of the run that the state is from, may have left it outside of these.
+                # A run with other bounds may have left the lookback outside of these.
                 lookback[layer] = min(max(lookback[layer], self.lookback[0]), self.lookback[1])
             resolution[layer] = next_resolution(
                 resolution[layer],
@@ -225,9 +268,7 @@ class AdaPT:
             )
             if gradients[layer] >= math.ceil(lookback[layer]):
                 if observation.sound[layer]:
-                    window = Window(
-                        layer, gradients[layer], delta, strategy, fmean(losses[-gradients[layer] :]) if losses else None
-                    )
+                    window = Window(layer, delta, strategy)
                     form, divergences[layer] = self._switch(window, resolution[layer], formats[layer], observation)
                     formats = (*formats[:layer], form, *formats[layer + 1 :])
                 gradients[layer], sum_of_norms[layer] = 0, 0.0
@@ -258,7 +299,8 @@ class AdaPT:
         return compact.best_ranges(compact.sample(weights), [word_length])[0][0]
 
     def _advance_compactly(self, state: AdaPTState, observation: Observation) -> AdaPTState:
-        """Windows that double, and end for all layers together: word lengths are worth something only compared."""
+        """Return the state after one step of `compact`: windows double, and end for all layers together, because a
+        bit can only be given to the layer that needs it most if all are compared."""
         seen, formats, losses = observation.seen, state.formats, state.losses
         gradients = state.gradients + seen
         sum_of_norms = state.sum_of_norms + np.where(seen, observation.norms, 0.0)
@@ -297,7 +339,7 @@ class AdaPT:
         return push_up_by_diversity(lowest, current, kept, buffer_bits=self.buffer_bits), given_up
 
     def record(self, state: AdaPTState) -> dict[str, NDArray[Any]]:
-        """The columns of algorithm 2."""
+        """Return the trace's columns of algorithm 2."""
         return {
             "lookback": state.lookback,
             "resolution": state.resolution,

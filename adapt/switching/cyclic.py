@@ -101,7 +101,7 @@ class CyclicPrecision:
         return replace(state, formats=(BlockFloat(self.word_length(step)),) * len(state.formats), step=step)
 
     def record(self, state: CyclicState) -> dict[str, NDArray[Any]]:
-        """Return no columns: there is nothing to tell but the formats."""
+        """Return no columns: there is nothing to report but the formats."""
         return {}
 
 
