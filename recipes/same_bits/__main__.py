@@ -1,68 +1,90 @@
-"""Adaptive precision against the same bits for every layer, from a converged start: `python -m recipes.same_bits`."""
+"""Adaptive precision against the same bits for every layer, tuned from a converged ResNet-20 on CIFAR-10.
+
+    python -m recipes.same_bits float32 block:4 compact:4 --seeds 0 1 2 --start data/resnet20-cifar10.th
+    python -m recipes.same_bits.report recipes/results/same_bits.jsonl
+
+Weights alone are quantised, to nearest. Every finished run is appended as one line to --out; the same command given
+again skips what is finished and goes on with what was interrupted. Without --start the recipe first trains a start of
+its own.
+"""
 
 import argparse
+import copy
 import dataclasses
 import json
-import platform
-import shlex
-import sys
-import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
-import adapt
 from recipes.common import data, ledger
-from recipes.same_bits.start import published
+from recipes.common.training import provenance
+from recipes.same_bits.start import Start, own, published
 from recipes.same_bits.tuning import Settings, tune
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Make the runs of the plan that have no line yet."""
-    splits = None
-    options = dict(option.split("=", 1) for option in arguments.option)
-    options = {name: json.loads(value) for name, value in options.items()}
-    for seed in arguments.seeds:
-        for entry in arguments.plan:
-            method, _, bits = entry.partition(":")
-            settings = Settings(
-                method,
-                int(bits) if bits else None,
-                options if method == "compact" else {},
-                seed=seed,
-                epochs=arguments.epochs,
-                execution=arguments.execution,
-            )
-            identity: dict[str, Any] = {"settings": dataclasses.asdict(settings), "label": arguments.label}
-            if ledger.is_finished(ledger.read(arguments.out), identity):
-                continue
-            if splits is None:
-                splits = data.load("cifar10", arguments.data, download=False)
-            begin = time.process_time()
-            checkpoint = arguments.out.with_suffix(f".{ledger.digest(identity)}.pt")
-            figures = tune(settings, published(arguments.start), splits, checkpoint)
-            line = {**identity, **figures, "processor_seconds": round(time.process_time() - begin, 1)}
-            line |= {"command": shlex.join(["python", "-m", "recipes.same_bits", *sys.argv[1:]])}
-            line |= {"start": arguments.start.name, "adapt": adapt.__version__, "torch": torch.__version__}
-            line |= {"machine": platform.machine(), "threads": torch.get_num_threads()}
-            ledger.append(arguments.out, line)
-            print(arguments.label, entry, seed, {k: figures[k] for k in ("accuracy", "bits")}, flush=True)
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Return the options of the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m recipes.same_bits", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", nargs="+", help="METHOD or METHOD:BITS, such as float32, block:4, compact:4, compact")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--epochs", type=int, default=Settings.epochs)
+    parser.add_argument("--option", action="append", default=[], help="NAME=JSON, a hyperparameter of the policy")
+    parser.add_argument("--label", default="", help="sets these runs apart from others with the same settings")
+    parser.add_argument("--execution", choices=["bfloat16"], help="run products of short words in this type")
+    parser.add_argument("--start", type=Path, help="a published ResNet-20 checkpoint")
+    parser.add_argument("--start-epochs", type=int, default=60, help="without --start: epochs of the recipe's own")
+    parser.add_argument("--data", type=Path, default=Path("data"), help="folder of CIFAR-10")
+    parser.add_argument("--no-download", action="store_true", help="stop with an error where pictures are missing")
+    parser.add_argument("--out", type=Path, default=Path("recipes/results/same_bits.jsonl"))
+    return parser.parse_args(arguments)
+
+
+def plan(options: argparse.Namespace) -> list[Settings]:
+    """Return the settings of all runs, seed by seed.
+
+    Raises:
+        ValueError: a budget is not a whole number, or an option is not NAME=JSON.
+    """
+    chosen = {name: json.loads(value) for name, _, value in (option.partition("=") for option in options.option)}
+    runs = [run.partition(":") for run in options.runs]
+    return [
+        Settings(
+            method, int(bits) if bits else None, chosen, seed=seed, epochs=options.epochs, execution=options.execution
+        )
+        for seed in options.seeds
+        for method, _, bits in runs
+    ]
+
+
+def run(options: argparse.Namespace) -> None:
+    """Make the runs that have no result line yet."""
+    splits = data.load("cifar10", options.data, download=not options.no_download)
+    folder = options.out.parent
+    start = published(options.start) if options.start else own(splits, options.start_epochs, folder / "same_bits_start")
+
+    def identity(settings: Settings) -> dict[str, Any]:
+        return {"settings": dataclasses.asdict(settings), "label": options.label, "start": start.name}
+
+    def title(settings: Settings) -> str:
+        return f"{settings.method} {settings.bits or ''} seed {settings.seed}"
+
+    for settings in ledger.unfinished(plan(options), options.out, identity, title):
+        known = identity(settings)
+        checkpoint = options.out.with_suffix(f".{ledger.digest(known)}.pt")
+        figures = tune(settings, _copied(start), splits, checkpoint)
+        ledger.append(options.out, {**known, **figures, **provenance()})
+        print(f"accuracy {figures['accuracy']:.4f} at {figures['bits']:.2f} bits", flush=True)
+
+
+def _copied(start: Start) -> Start:
+    return start._replace(model=copy.deepcopy(start.model))
 
 
 def main() -> None:
-    """Parse the command line and run."""
-    parser = argparse.ArgumentParser(prog="python -m recipes.same_bits", description=__doc__)
-    parser.add_argument("plan", nargs="+", help="METHOD or METHOD:BITS, such as float32, block:4, compact:4")
-    parser.add_argument("--start", type=Path, required=True)
-    parser.add_argument("--data", type=Path, default=Path("data"))
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--epochs", type=int, default=1)
-    parser.add_argument("--execution", choices=["bfloat16"], default=None)
-    parser.add_argument("--option", action="append", default=[], help="NAME=JSON, of compact's policy")
-    parser.add_argument("--label", default="")
-    run(parser.parse_args())
+    """Run from the command line."""
+    run(parse())
 
 
 if __name__ == "__main__":

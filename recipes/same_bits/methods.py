@@ -14,7 +14,7 @@ import adapt
 from adapt.switching.policy import Policy
 
 NEVER = 10**9
-"""Optimizer steps in an epoch for a policy that must not see one end."""
+"""Steps per epoch with which MuPPET never reaches the end of one, and so never switches."""
 
 
 def _float32(bits: int | None, options: Mapping[str, Any]) -> None:

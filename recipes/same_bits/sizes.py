@@ -1,4 +1,4 @@
-"""How large the quantised weights are: mean word length, bytes of packed words, and bytes under an entropy code."""
+"""The size of quantised weights: mean word length, bytes of packed words, and bytes under an entropy code."""
 
 from collections.abc import Mapping
 
@@ -9,23 +9,23 @@ import adapt
 
 
 def mean_bits(word_lengths: Mapping[str, int], numel: Mapping[str, int]) -> float:
-    """Σ n_l·WL_l / Σ n_l: bits per weight of the layers' words, every weight counted alike."""
+    """Return Σ n_l·WL_l / Σ n_l, the mean word length of a weight in bits."""
     return sum(numel[name] * word for name, word in word_lengths.items()) / sum(numel[name] for name in word_lengths)
 
 
 def dense_bytes(word_lengths: Mapping[str, int], numel: Mapping[str, int]) -> int:
-    """Σ ⌈n_l·WL_l/8⌉: bytes of the layers' words packed without gaps, zeros included."""
+    """Return Σ ⌈n_l·WL_l/8⌉, the bytes of the layers' words packed without gaps, zeros included."""
     return sum(-(-numel[name] * word // 8) for name, word in word_lengths.items())
 
 
 def entropy_bytes(words: Mapping[str, Tensor]) -> float:
-    """Σ n_l·H_l/8 with H_l the entropy, in bits, of how often each word occurs in layer l: what an ideal entropy
-    coder with one table per layer needs, the tables not counted."""
-    return sum(len(layer.flatten()) * entropy(layer) / 8 for layer in words.values())
+    """Return Σ n_l·H_l/8, H_l being the entropy in bits of the words of layer l: the bytes that an ideal entropy coder
+    with a table for each layer needs, without the tables."""
+    return sum(layer.numel() * entropy(layer) / 8 for layer in words.values())
 
 
 def entropy(words: Tensor) -> float:
-    """−Σ p·log₂ p of the relative frequencies p of the values, in bits per value; 0 for an empty tensor."""
+    """Return −Σ p·log₂ p of the values' relative frequencies p, in bits per value; 0 for an empty tensor."""
     if not words.numel():
         return 0.0
     counts = torch.unique(words, return_counts=True)[1].double()
@@ -34,5 +34,5 @@ def entropy(words: Tensor) -> float:
 
 
 def integer_words(weights: Tensor, precision: adapt.Precision) -> Tensor:
-    """The words of quantised weights: Q(W)·2^FL, whole numbers in float64."""
+    """Return the words of the quantised weights, Q(W)·2^FL: whole numbers in float64."""
     return adapt.quantize(weights, precision).double() * 2.0**precision.fraction_length

@@ -2,18 +2,48 @@
 
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from recipes.common.data import Pictures
 from recipes.common.models import resnet20
+from recipes.common.training import Settings, recommended, train
 
-MEAN = torch.tensor([0.485, 0.456, 0.406]) * 255
-DEVIATION = torch.tensor([0.229, 0.224, 0.225]) * 255
-"""Mean and deviation of each channel, in pixel values 0 to 255, by which the published network's inputs are scaled."""
+IMAGENET = torch.tensor([0.485, 0.456, 0.406]) * 255, torch.tensor([0.229, 0.224, 0.225]) * 255
+"""ImageNet's mean and deviation of each channel, in pixel values, by which published networks scale their inputs."""
 
 
-def published(path: Path) -> nn.Module:
+class Start(NamedTuple):
+    """A trained network and the scaling of its inputs.
+
+    Attributes:
+        name: what result lines call it.
+        model: the network.
+        mean, deviation: of each channel, in pixel values 0 to 255, float32 [channels].
+    """
+
+    name: str
+    model: nn.Module
+    mean: Tensor
+    deviation: Tensor
+
+
+def own(splits: tuple[Pictures, Pictures], epochs: int, folder: Path) -> Start:
+    """Return ResNet-20 after `epochs` of float32 training, which goes on where an earlier call was interrupted.
+
+    Args:
+        splits: training and test pictures.
+        epochs: passes over the training pictures.
+        folder: where the checkpoint is written after each epoch.
+    """
+    rates = recommended("resnet20", "float32")
+    settings = Settings("cifar10", "resnet20", "float32", epochs, batch_size=128, schedule="onecycle", **rates)
+    return Start(f"float32, {epochs} epochs", train(settings, splits, folder).model, *splits[0].statistics())
+
+
+def published(path: Path) -> Start:
     """Return `recipes.common.models.resnet20` with the weights of a published checkpoint.
 
     Args:
@@ -32,12 +62,12 @@ def published(path: Path) -> nn.Module:
     # Checkpoints of old versions of PyTorch do not count the batches that a normalisation has seen.
     missing = [key for key in missing if not key.endswith("num_batches_tracked")]
     if missing or unexpected:
-        raise ValueError(f"{path} is no ResNet-20 with option-A shortcuts: it lacks {missing} and adds {unexpected}")
-    return model
+        raise ValueError(f"{path} is not a ResNet-20 with option-A shortcuts: it lacks {missing} and adds {unexpected}")
+    return Start(path.name, model, *IMAGENET)
 
 
 def renamed(key: str) -> str:
-    """Return the name in `recipes.common.models.resnet20` of a published checkpoint's tensor."""
+    """Return the name that a published checkpoint's tensor has in `recipes.common.models.resnet20`."""
     key = key.removeprefix("module.")
     key = re.sub(r"^layer(\d)\.(\d)\.", lambda m: f"{3 * int(m[1]) + int(m[2])}.", key)
     key = re.sub(r"^(\d+)\.bn", r"\1.norm", key)

@@ -17,7 +17,7 @@ from recipes.common.batches import Batches
 from recipes.common.data import Pictures
 from recipes.common.training import evaluate
 from recipes.same_bits import methods, sizes
-from recipes.same_bits.start import DEVIATION, MEAN
+from recipes.same_bits.start import Start
 
 
 @dataclass(frozen=True)
@@ -47,20 +47,19 @@ class Settings:
 
 
 def tune(
-    settings: Settings, model: nn.Module, splits: tuple[Pictures, Pictures], checkpoint: Path | None = None
+    settings: Settings, start: Start, splits: tuple[Pictures, Pictures], checkpoint: Path | None = None
 ) -> dict[str, Any]:
-    """Train `model` as the settings say and return the figures of its result line.
+    """Train the start's network as the settings say and return the figures of the run's result line.
 
     Args:
-        model: the start, which is changed.
+        start: where to begin; its network is changed.
         splits: training and test pictures.
         checkpoint: where the run is saved after each epoch and found when it is started again; None: nowhere.
     """
     torch.manual_seed(settings.seed)
-    model = model.to(memory_format=torch.channels_last)
-    batches = Batches(
-        splits[0], settings.batch_size, MEAN, DEVIATION, shuffle=True, padding=4, flip=True, seed=settings.seed
-    )
+    _, model, *scaling = start
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    batches = Batches(splits[0], settings.batch_size, *scaling, shuffle=True, padding=4, flip=True, seed=settings.seed)
     optimizer = torch.optim.SGD(model.parameters(), lr=settings.lr, momentum=settings.momentum)
     policy = methods.policy(settings.method, settings.bits, settings.options)
     controller = None
@@ -85,10 +84,10 @@ def tune(
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
             state |= {"schedule": schedule.state_dict(), "losses": losses, "settings": dataclasses.asdict(settings)}
             files.save(state, checkpoint)
-    figures = measured(controller, model) if controller is not None else {"bits": 32.0}
+    figures = measured(controller) if controller is not None else {"bits": 32.0}
     if controller is not None:
         controller.detach()  # leaves the rounded weights, which are tested in float32
-    test_loss, accuracy = evaluate(model, Batches(splits[1], 500, MEAN, DEVIATION))
+    test_loss, accuracy = evaluate(model, Batches(splits[1], 500, *scaling))
     if checkpoint is not None:
         checkpoint.unlink(missing_ok=True)
     return {
@@ -107,10 +106,10 @@ def _train(
     batches: Batches,
     settings: Settings,
 ) -> list[float]:
-    """One pass over the batches; the loss of every step."""
+    """Make one pass over the batches and return the loss of every step."""
     model.train()
     losses = []
-    # Without a controller nothing runs in a short type by itself; autocast rounds the same operands.
+    # Float32 has no controller that runs products in bfloat16, so autocast rounds the same operands.
     autocast = controller is None and settings.execution == "bfloat16"
     for x, y in batches:
         optimizer.zero_grad()
@@ -126,8 +125,15 @@ def _train(
     return [float(loss) for loss in losses]
 
 
-def measured(controller: Controller, model: nn.Module) -> dict[str, Any]:
-    """Bits and bytes of the quantised weights as they are, and what the formats did on the way."""
+def measured(controller: Controller) -> dict[str, Any]:
+    """Return bits and bytes of the quantised weights, and how their formats got there.
+
+    Returns:
+        bits: mean word length at the end; bits_trained: mean over all steps.
+        dense_bytes, entropy_bytes, entropy_bits: see `recipes.same_bits.sizes`; the last is per weight.
+        changes: how many layers changed their format, in each tenth of the run.
+        formats: [word length, fraction length] of each layer at the end.
+    """
     precisions = {name: form for name, form in controller.precisions.items() if form is not None}
     masters = controller.masters
     words = {name: form.word_length for name, form in precisions.items()}
