@@ -299,8 +299,8 @@ class AdaPT:
         return compact.best_ranges(compact.sample(weights), [word_length])[0][0]
 
     def _advance_compactly(self, state: AdaPTState, observation: Observation) -> AdaPTState:
-        """Return the state after one step of `compact`: windows double, and end for all layers together, because a
-        bit can only be given to the layer that needs it most if all are compared."""
+        """Return the state after one step of `compact`: windows double, and the first that is full ends all, because
+        only layers that are compared can trade bits."""
         seen, formats, losses = observation.seen, state.formats, state.losses
         gradients = state.gradients + seen
         sum_of_norms = state.sum_of_norms + np.where(seen, observation.norms, 0.0)
@@ -310,12 +310,13 @@ class AdaPT:
         if observation.loss is not None and math.isfinite(observation.loss):
             losses = (*losses, observation.loss)[-self.lookback[1] :]
         if self.patience(state) == 0:
-            outgrown = getattr(observation, "saturated", np.zeros(len(seen))) > OUTGROWN
-            ended = seen & (outgrown | (gradients >= np.ceil(lookback)))
+            # A layer that outgrows its range gets another at once; bits move when all layers are compared.
+            full = bool((seen & (gradients >= np.ceil(lookback))).any())
+            outgrown = seen & (getattr(observation, "saturated", np.zeros(len(seen))) > OUTGROWN)
+            ended = gradients > 0 if full else outgrown
             windows = compact.Windows(np.flatnonzero(ended & observation.sound), gradients, sum_of_norms, losses)
             formats = compact.switched(formats, windows, observation, self.bits, self.loss_tolerance)
-            longer = np.where(outgrown, self.lookback[0], np.minimum(2 * lookback, self.lookback[1]))
-            lookback = np.where(ended, longer, lookback)
+            lookback = np.minimum(2 * lookback, self.lookback[1]) if full else lookback
             gradients, sum_of_norms = np.where(ended, 0, gradients), np.where(ended, 0.0, sum_of_norms)
         return replace(
             state,

@@ -118,9 +118,10 @@ def best_ranges(weights: Tensor, words: Sequence[int] = WORDS) -> list[tuple[Pre
 
 
 def sample(weights: Tensor) -> Tensor:
-    """Every k-th weight, k odd and the least that leaves at most `SAMPLE`: odd, so as to go through all channels."""
+    """Return every k-th weight in float32 or float64, at most `SAMPLE`; k is odd, so as to visit all channels."""
     step = max(-(-weights.numel() // SAMPLE), 1)
-    return weights.detach().flatten()[:: step + 1 - step % 2]
+    values = weights.detach().flatten()[:: step + 1 - step % 2]
+    return values if values.dtype == torch.float64 else values.to(torch.float32)
 
 
 def allocate(costs: NDArray[np.float64], numel: NDArray[np.int64], budget: float) -> NDArray[np.int64]:

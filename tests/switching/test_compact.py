@@ -170,19 +170,40 @@ def test_formats_of_weights_and_gradients_that_stay_come_to_rest():
     assert len(set(formats[1:])) == 1
 
 
-def advanced(policy, state, weights, *, norms=None, saturated=None):
+def advanced(policy, state, weights, *, norms=None, seen=None, saturated=None):
     layers = len(state.formats)
     observation = Observation(
         loss=None,
         norms=np.ones(layers) if norms is None else norms,
         norms_of_sums=np.ones(layers),
-        seen=np.ones(layers, bool),
+        seen=np.ones(layers, bool) if seen is None else seen,
         sound=np.ones(layers, bool),
         weights=weights,
     )
     if saturated is not None:
         object.__setattr__(observation, "saturated", np.array(saturated))
     return policy.advance(state, observation)
+
+
+def test_layers_that_seldom_get_a_gradient_trade_bits_with_the_others():
+    """As the experts of a mixture: their windows fill at other times."""
+    policy = adapt.AdaPT.compact(bits=4, lookback=(2, 4))
+    weights = [torch.linspace(-1, 1, 50)] * 2
+    state = policy.start(weights)
+    for step in range(30):
+        seen = np.array([True, step % 3 == 0])
+        state = advanced(policy, state, weights, norms=np.array([100.0, 0.1]), seen=seen)
+    assert [precision.word_length for precision in state.formats] == [6, 2]
+    assert state.gradients[1] <= state.gradients[0]
+
+
+def test_a_layer_without_a_gradient_keeps_its_format():
+    policy = adapt.AdaPT.compact(bits=4)
+    weights = [torch.linspace(-1, 1, 50)] * 3
+    state = policy.start(weights)
+    for _ in range(30):
+        state = advanced(policy, state, weights, norms=np.array([1, 9, math.nan]), seen=np.array([True, True, False]))
+    assert [precision.word_length for precision in state.formats] == [3, 5, 4]
 
 
 def test_a_layer_that_outgrows_its_range_gets_another_within_eight_steps():
