@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import adapt
-from adapt.blockfloat import block_precision
+from adapt.numerics import block_precision
 from tests.training import CLIMBING, Witness, assembled, batch, copies, is_on_grid, loss_of, net, train
 
 EPOCH = CLIMBING.steps_per_epoch

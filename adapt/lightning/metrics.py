@@ -15,9 +15,9 @@ from lightning.pytorch.utilities import move_data_to_device
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from adapt.layers.layering import named, plain_name
+from adapt.layers.naming import named, plain_name
 from adapt.perfmodel import RunningSummary, operations
-from adapt.perfmodel.rehearsal import samples_of
+from adapt.perfmodel.inputs import samples_of
 from adapt.trace import Trace
 from adapt.trace.columns import COLUMNS
 

@@ -8,7 +8,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
-from adapt.controller import Controller
+from adapt.engine.engine import Engine
 from adapt.lightning import metrics
 from adapt.lightning.compatibility import changes_accumulation
 from adapt.trace import Trace
@@ -52,7 +52,7 @@ class Reports:
         if trainer.is_global_zero:
             self._timelines = metrics.timelines(trainer.loggers)
 
-    def log(self, trainer: Trainer, pl_module: LightningModule, controllers: Sequence[Controller]) -> None:
+    def log(self, trainer: Trainer, pl_module: LightningModule, controllers: Sequence[Engine]) -> None:
         """Log after a step, if it is the first, the last of an epoch, or one in which the trainer logs."""
         before, self._steps = self._steps, sum(controller.step for controller in controllers)
         due = trainer._logger_connector.should_update_logs
@@ -72,7 +72,7 @@ class Reports:
                 # The step that trainer and its own callbacks give to their loggers.
                 logger.log_metrics(values, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
 
-    def draw(self, pl_module: LightningModule, controllers: Sequence[Controller]) -> None:
+    def draw(self, pl_module: LightningModule, controllers: Sequence[Engine]) -> None:
         """Draw the timeline, unless the last drawing was a short time ago compared with what it took."""
         # Every process reads the traces, even where one draws: to bring them up to date may take all of them.
         traces = [controller.trace for controller in controllers]
@@ -82,7 +82,7 @@ class Reports:
             end = time.monotonic()
             self._draw_after = end + (end - start) / _DRAWING_SHARE
 
-    def end(self, trainer: Trainer, pl_module: LightningModule, controllers: Sequence[Controller]) -> None:
+    def end(self, trainer: Trainer, pl_module: LightningModule, controllers: Sequence[Engine]) -> None:
         """Draw once more and save the traces."""
         traces = [controller.trace for controller in controllers]
         self._draw(traces, _names(traces, controllers, pl_module))
@@ -99,5 +99,5 @@ class Reports:
                 timeline.write(trace)
 
 
-def _names(traces: Sequence[Trace], controllers: Sequence[Controller], module: LightningModule) -> list[Sequence[str]]:
+def _names(traces: Sequence[Trace], controllers: Sequence[Engine], module: LightningModule) -> list[Sequence[str]]:
     return metrics.distinct_names(traces, [controller.layers for controller in controllers], module)

@@ -7,7 +7,7 @@ from typing import Any
 from lightning import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
-from adapt.controller import Controller
+from adapt.engine.engine import Engine
 from adapt.learned.learner import Learner
 from adapt.lightning import metrics
 from adapt.lightning.reports import Reports
@@ -27,7 +27,7 @@ class WidthReports(Reports):
 
     _begun = False
 
-    def log(self, trainer: Trainer, pl_module: LightningModule, controllers: Sequence[Controller]) -> None:
+    def log(self, trainer: Trainer, pl_module: LightningModule, controllers: Sequence[Engine]) -> None:
         """Log after a step, if it is the first, the last of an epoch, or one in which the trainer logs."""
         (learner,) = _learners(controllers)
         before, self._steps = self._steps, learner.step
@@ -48,7 +48,7 @@ class WidthReports(Reports):
             for logger in trainer.loggers:
                 logger.log_metrics(values, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
 
-    def end(self, trainer: Trainer, pl_module: LightningModule, controllers: Sequence[Controller]) -> None:
+    def end(self, trainer: Trainer, pl_module: LightningModule, controllers: Sequence[Engine]) -> None:
         """Draw once more, and save trace and widths."""
         super().end(trainer, pl_module, controllers)
         (learner,) = _learners(controllers)
@@ -64,7 +64,7 @@ class WidthReports(Reports):
                     rank_zero_warn(f"the widths could not be saved, the callback still has them: {error}")
 
 
-def _learners(controllers: Sequence[Controller]) -> list[Learner]:
+def _learners(controllers: Sequence[Engine]) -> list[Learner]:
     return [controller for controller in controllers if isinstance(controller, Learner)]
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from adapt.arguments import check_flags, is_number, is_whole
-from adapt.precision import SHORTEST_WORD, Precision
+from adapt.numerics import SHORTEST_WORD, Precision
 from adapt.switching import compact
 from adapt.switching.divergence import checked_values
 from adapt.switching.diversity import diversity

@@ -21,9 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from adapt import arguments
-from adapt.blockfloat import block_precision
 from adapt.kernels.counting import extremes
-from adapt.precision import HIGHEST_FRACTION, LONGEST_WORD, SHORTEST_WORD, Precision
+from adapt.numerics import HIGHEST_FRACTION, LONGEST_WORD, SHORTEST_WORD, Precision, block_precision
 from adapt.rounding import quantize
 from adapt.switching.policy import Format, Observation
 

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from adapt import arguments
 from adapt.arguments import is_whole
-from adapt.blockfloat import BlockFloat
-from adapt.precision import LONGEST_WORD, SHORTEST_WORD
+from adapt.numerics import LONGEST_WORD, SHORTEST_WORD, BlockFloat
 from adapt.switching.fixed import FOREVER
 from adapt.switching.policy import Observation, State
 
@@ -39,7 +38,7 @@ class CyclicPrecision:
 
     Few bits let training explore as a high learning rate does, many let it settle; the authors report float32's
     accuracy or better at a third less arithmetic than with the upper bound throughout. Each layer is in block floating
-    point (`adapt.blockfloat`), so its scale follows its largest weight. After `total_steps` the last word length stays.
+    point (`adapt.numerics`), so its scale follows its largest weight. After `total_steps` the last word length stays.
 
     The authors round activations to the same word, and errors to 8 bits: attach with `activations="range"` for the
     former. They find the lower bound by a short run per word length, from 2 bits upwards: the first that learns.

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from adapt.arguments import check_flags
-from adapt.precision import Precision
+from adapt.numerics import Precision
 from adapt.switching.policy import Format, Observation, State
 
 FOREVER = 2**62

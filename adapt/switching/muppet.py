@@ -12,8 +12,7 @@ from torch import Tensor
 
 from adapt import arguments
 from adapt.arguments import check_flags, is_number, is_whole
-from adapt.blockfloat import BlockFloat
-from adapt.precision import LONGEST_WORD, SHORTEST_WORD
+from adapt.numerics import LONGEST_WORD, SHORTEST_WORD, BlockFloat
 from adapt.switching.fixed import FOREVER
 from adapt.switching.policy import Format, Observation, State
 
@@ -55,7 +54,7 @@ class MuPPET:
     """Multi-precision policy enforced training: AdaPT 2.2, and where that is silent, its authors' program.
 
     All layers share one word length, which only grows, at the ends of epochs, up to float32. Each layer is in block
-    floating point (`adapt.blockfloat`): its scale is computed from its weights whenever they are rounded, so it
+    floating point (`adapt.numerics`): its scale is computed from its weights whenever they are rounded, so it
     follows them; `controller.precisions` and the trace show the resulting format: None, and 32 bits, in float32.
     On CUDA finding a layer's extremes takes one transfer to the host in every step. From float32 on the parameters hold
     the masters, and nothing is left to decide.

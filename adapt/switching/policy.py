@@ -1,6 +1,6 @@
 """What a policy is, what it is shown of a training step, and what it answers."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol, TypeVar, get_args, get_type_hints
 
@@ -9,11 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from adapt.blockfloat import BlockFloat
-from adapt.precision import Precision
+from adapt.numerics import LayerFormat, pack_formats, unpack_formats
 
-Format = Precision | BlockFloat | None
-"""A layer's number format: fixed point, block floating point, or None where the layer runs in float32."""
+Format = LayerFormat
 
 
 @dataclass(frozen=True)
@@ -183,41 +181,3 @@ def unpack(packed: Mapping[str, Any], fresh: S, layers: int) -> S:
     state = replace(fresh, **changes)
     state.check()
     return state
-
-
-def pack_formats(formats: Iterable[Format]) -> list[Any]:
-    """Answer formats as [word length, fraction length], ["block", word length] or None."""
-    return [
-        None
-        if f is None
-        else ["block", f.word_length]
-        if isinstance(f, BlockFloat)
-        else [f.word_length, f.fraction_length]
-        for f in formats
-    ]
-
-
-def unpack_formats(packed: Iterable[Any]) -> tuple[Format, ...]:
-    """Answer formats that `pack_formats` packed.
-
-    Raises:
-        ValueError: one is nothing of the kind.
-    """
-    formats: list[Format] = []
-    for item in packed:
-        if item is None:
-            formats.append(None)
-        elif not isinstance(item, list) or len(item) != 2 or type(item[1]) is not int:
-            raise ValueError(_BADLY_PACKED.format(item))
-        elif item[0] == "block":
-            formats.append(BlockFloat(item[1]))
-        elif type(item[0]) is int:
-            formats.append(Precision(*item))
-        else:
-            raise ValueError(_BADLY_PACKED.format(item))
-    return tuple(formats)
-
-
-_BADLY_PACKED = (
-    'a format should be packed as [word length, fraction length], ["block", word length] or None, got {!r:.80}'
-)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from adapt import arguments
-from adapt.precision import HIGHEST_FRACTION, LONGEST_WORD, LOWEST_FRACTION, SHORTEST_WORD, Precision
+from adapt.numerics import HIGHEST_FRACTION, LONGEST_WORD, LOWEST_FRACTION, SHORTEST_WORD, Precision
 from adapt.rounding import grid
 from adapt.switching.divergence import (
     below,

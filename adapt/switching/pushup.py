@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from adapt import arguments
-from adapt.precision import HIGHEST_FRACTION, LONGEST_WORD, Precision
+from adapt.numerics import HIGHEST_FRACTION, LONGEST_WORD, Precision
 from adapt.rounding import quantize
 from adapt.switching.diversity import diversity as gradient_diversity
 from adapt.switching.diversity import log_diversity

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from adapt.precision import HIGHEST_FRACTION, LONGEST_WORD, LOWEST_FRACTION
+from adapt.numerics import HIGHEST_FRACTION, LONGEST_WORD, LOWEST_FRACTION
 from adapt.trace import archive
 from adapt.trace.archive import LONGEST_TEXT
 

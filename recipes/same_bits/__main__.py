@@ -12,21 +12,24 @@ import argparse
 import copy
 import dataclasses
 import json
+import platform
+import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from recipes.common import data, ledger
-from recipes.common.training import provenance
-from recipes.same_bits.start import Start, own, published
+import torch
+
+import adapt
+from recipes.common import commands, data, ledger
+from recipes.same_bits.start import own, published
 from recipes.same_bits.tuning import Settings, tune
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Return the options of the command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m recipes.same_bits", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = commands.parser("same_bits", __doc__)
     parser.add_argument("runs", nargs="+", help="METHOD or METHOD:BITS, such as float32, block:4, compact:4, compact")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--epochs", type=int, default=Settings.epochs)
@@ -35,8 +38,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--execution", choices=["bfloat16"], help="run products of short words in this type")
     parser.add_argument("--start", type=Path, help="a published ResNet-20 checkpoint")
     parser.add_argument("--start-epochs", type=int, default=60, help="without --start: epochs of the recipe's own")
-    parser.add_argument("--data", type=Path, default=Path("data"), help="folder of CIFAR-10")
-    parser.add_argument("--no-download", action="store_true", help="stop with an error where pictures are missing")
+    commands.add_data(parser)
     parser.add_argument("--out", type=Path, default=Path("recipes/results/same_bits.jsonl"))
     return parser.parse_args(arguments)
 
@@ -64,27 +66,33 @@ def run(options: argparse.Namespace) -> None:
     folder = options.out.parent
     start = published(options.start) if options.start else own(splits, options.start_epochs, folder / "same_bits_start")
 
-    def identity(settings: Settings) -> dict[str, Any]:
-        return {"settings": dataclasses.asdict(settings), "label": options.label, "start": start.name}
-
-    def title(settings: Settings) -> str:
-        return f"{settings.method} {settings.bits or ''} seed {settings.seed}"
-
-    for settings in ledger.unfinished(plan(options), options.out, identity, title):
-        known = identity(settings)
-        checkpoint = options.out.with_suffix(f".{ledger.digest(known)}.pt")
-        figures = tune(settings, _copied(start), splits, checkpoint)
-        ledger.append(options.out, {**known, **figures, **provenance()})
-        print(f"accuracy {figures['accuracy']:.4f} at {figures['bits']:.2f} bits", flush=True)
+    for settings in plan(options):
+        identity = {"settings": dataclasses.asdict(settings), "label": options.label, "start": start.name}
+        if ledger.is_finished(ledger.read(options.out), identity):
+            continue
+        checkpoint = options.out.with_suffix(f".{ledger.digest(identity)}.pt")
+        figures = tune(settings, start._replace(model=copy.deepcopy(start.model)), splits, checkpoint)
+        ledger.append(options.out, {**identity, **figures, **provenance(options.command)})
+        print(f"{settings}: {figures['accuracy']:.4f} at {figures['bits']:.2f} bits", flush=True)
 
 
-def _copied(start: Start) -> Start:
-    return start._replace(model=copy.deepcopy(start.model))
+def provenance(command: Sequence[str]) -> dict[str, Any]:
+    """Return where a result comes from: the command, the versions and the machine."""
+    return {
+        "command": shlex.join(["python", "-m", "recipes.same_bits", *command]),
+        "adapt": adapt.__version__,
+        "torch": torch.__version__,
+        "machine": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+    }
 
 
-def main() -> None:
-    """Run from the command line."""
-    run(parse())
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Make the runs of a command line."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    options = parse(arguments)
+    options.command = arguments
+    commands.run("same_bits", options, run)
 
 
 if __name__ == "__main__":

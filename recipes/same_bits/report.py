@@ -5,7 +5,7 @@ python -m recipes.same_bits.report recipes/results/same_bits.jsonl
 
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
@@ -13,18 +13,16 @@ from typing import Any
 
 from scipy import stats
 
-from recipes.common import ledger
-from recipes.common.evidence import NOTHING, markdown
+from recipes.common import ledger, markdown
+from recipes.common.comparison import NOTHING, Estimate, Runs
 
+TITLE = "The same bits for every layer, or bits where they pay"
 NOTES = """\
 Accuracy on the test pictures of networks whose weights are rounded and whose activations are float32, means over seeds
 ± the standard error. Bits are the mean word length of a quantised weight; bytes are the words packed without gaps,
 zeros included, and, beside them, what an ideal entropy coder would need. Bias and normalisation stay float32 and are
 not counted. Differences pair the runs of the same seed, which see the same pictures in the same order, and come with
 the 95 % interval of Student's t."""
-
-Runs = Mapping[int, ledger.Line]
-"""Lines of one method and budget by seed."""
 
 
 @dataclass(frozen=True)
@@ -98,22 +96,14 @@ def document(lines: Sequence[ledger.Line]) -> str:
             [
                 name if epochs == 1 else f"{name}, {epochs} epochs",
                 _mean(runs, "bits", ".2f"),
-                _minus(_accuracy(runs)),
+                Estimate.of([100 * line["accuracy"] for line in runs.values()]).text(),
                 _mean(runs, "dense_bytes", ",.0f"),
                 _mean(runs, "entropy_bytes", ",.0f"),
                 *(NOTHING if d is None else d.text() for d in differences),
                 str(len(runs)),
             ]
         )
-    return (
-        "\n\n".join(["# The same bits for every layer, or bits where they pay", NOTES, markdown(header, rows)]) + "\n"
-    )
-
-
-def _accuracy(runs: Runs) -> str:
-    values = [100 * line["accuracy"] for line in runs.values()]
-    error = f" ± {stdev(values) / math.sqrt(len(values)):.2f}" if len(values) > 1 else ""
-    return f"{fmean(values):.2f}{error}"
+    return "\n\n".join([f"# {TITLE}", NOTES, markdown.table(header, rows)]) + "\n"
 
 
 def _mean(runs: Runs, name: str, form: str) -> str:

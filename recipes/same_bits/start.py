@@ -7,9 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from recipes.common.data import Pictures
+from recipes.common.classification import ClassifierSettings, Splits, recommended, train
 from recipes.common.models import resnet20
-from recipes.common.training import Settings, recommended, train
 
 IMAGENET = torch.tensor([0.485, 0.456, 0.406]) * 255, torch.tensor([0.229, 0.224, 0.225]) * 255
 """ImageNet's mean and deviation of each channel, in pixel values, by which published networks scale their inputs."""
@@ -30,7 +29,7 @@ class Start(NamedTuple):
     deviation: Tensor
 
 
-def own(splits: tuple[Pictures, Pictures], epochs: int, folder: Path) -> Start:
+def own(splits: Splits, epochs: int, folder: Path) -> Start:
     """Return ResNet-20 after `epochs` of float32 training, which goes on where an earlier call was interrupted.
 
     Args:
@@ -38,8 +37,10 @@ def own(splits: tuple[Pictures, Pictures], epochs: int, folder: Path) -> Start:
         epochs: passes over the training pictures.
         folder: where the checkpoint is written after each epoch.
     """
-    rates = recommended("resnet20", "float32")
-    settings = Settings("cifar10", "resnet20", "float32", epochs, batch_size=128, schedule="onecycle", **rates)
+    settings = ClassifierSettings(
+        data_set="cifar10", model="resnet20", method="float32", epochs=epochs, batch_size=128,
+        **recommended("resnet20", "float32"),
+    )  # fmt: skip
     return Start(f"float32, {epochs} epochs", train(settings, splits, folder).model, *splits[0].statistics())
 
 

@@ -14,8 +14,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 import adapt
 from adapt import Controller, files
 from recipes.common.batches import Batches
-from recipes.common.data import Pictures
-from recipes.common.training import evaluate
+from recipes.common.classification import Splits, evaluate
 from recipes.same_bits import methods, sizes
 from recipes.same_bits.start import Start
 
@@ -46,9 +45,7 @@ class Settings:
     execution: str | None = "bfloat16"
 
 
-def tune(
-    settings: Settings, start: Start, splits: tuple[Pictures, Pictures], checkpoint: Path | None = None
-) -> dict[str, Any]:
+def tune(settings: Settings, start: Start, splits: Splits, checkpoint: Path | None = None) -> dict[str, Any]:
     """Train the start's network as the settings say and return the figures of the run's result line.
 
     Args:
@@ -87,12 +84,11 @@ def tune(
     figures = measured(controller) if controller is not None else {"bits": 32.0}
     if controller is not None:
         controller.detach()  # leaves the rounded weights, which are tested in float32
-    test_loss, accuracy = evaluate(model, Batches(splits[1], 500, *scaling))
+    scores = evaluate(model, Batches(splits[1], 500, *scaling))
     if checkpoint is not None:
         checkpoint.unlink(missing_ok=True)
     return {
-        "accuracy": accuracy,
-        "test_loss": test_loss,
+        **scores,
         "last_loss": float(np.mean(losses[-1][-50:])),
         **figures,
     }

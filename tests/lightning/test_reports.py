@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 import adapt
 from adapt import cli, perfmodel
-from adapt.controller import Controller
+from adapt.adaptive.controller import Controller
 from adapt.lightning import AdaptivePrecision, metrics
 from tests.lightning.modules import (
     BATCHES,

@@ -9,7 +9,7 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from adapt.precision import Precision
+from adapt.numerics import Precision
 from adapt.switching import push_down
 from adapt.switching.adapt import AdaPT
 from adapt.switching.policy import Observation

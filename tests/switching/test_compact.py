@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import adapt
-from adapt.blockfloat import BlockFloat
-from adapt.precision import Precision
+from adapt.numerics import BlockFloat, Precision
 from adapt.switching.compact import (
     SAMPLE,
     STICKINESS,

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import adapt
-from adapt.blockfloat import BlockFloat
+from adapt.numerics import BlockFloat
 from adapt.switching.cyclic import CyclicPrecision, CyclicState
 from adapt.switching.policy import pack, unpack
 from tests.references import cyclic as reference

@@ -2,7 +2,7 @@ import numpy as np
 import torch
 
 from adapt import attach, quantize
-from adapt.precision import Precision
+from adapt.numerics import Precision
 from adapt.switching.fixed import FOREVER, Fixed
 from adapt.switching.policy import Observation
 

@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import adapt
-from adapt.blockfloat import BlockFloat
-from adapt.precision import Precision
+from adapt.numerics import BlockFloat, Precision
 from adapt.switching import inter_epoch_diversity, switching_threshold
 from adapt.switching.fixed import FOREVER
 from adapt.switching.muppet import MuPPET

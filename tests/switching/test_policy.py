@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapt.precision import Precision
+from adapt.numerics import Precision
 from adapt.switching.adapt import AdaPT, AdaPTState
 from adapt.switching.policy import State, carry, pack, unpack
 

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adapt.precision import Precision
+from adapt.numerics import Precision
 from adapt.rounding import quantize, set_backend
 from adapt.switching import divergence, push_down
 from adapt.switching.divergence import below, bin_counts, bin_edges

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adapt.precision import Precision
+from adapt.numerics import Precision
 from adapt.switching import STRATEGIES, push_up, push_up_by_diversity, suggest
 from tests.references import adapt_equations as reference
 

@@ -1,7 +1,6 @@
 """The recipe that compares adaptive precision with the same bits for every layer."""
 
 import math
-import sys
 
 import numpy as np
 import pytest
@@ -136,18 +135,18 @@ def test_the_command_makes_each_run_once(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(command_line.data, "load", lambda *a, **k: SPLITS)
     monkeypatch.setattr(command_line, "own", lambda *a: start())
     monkeypatch.setattr(command_line, "tune", lambda s, *a: made.append(s) or {"accuracy": 0.5, "bits": 4.0})
-    monkeypatch.setattr(
-        sys, "argv", ["", "block:4", "compact", "--seeds", "0", "1", "--out", str(tmp_path / "a.jsonl")]
-    )
-    command_line.main()
-    command_line.main()
+    arguments = ["block:4", "compact", "--seeds", "0", "1", "--out", str(tmp_path / "a.jsonl")]
+    command_line.main(arguments)
+    command_line.main(arguments)
     assert [(s.method, s.bits, s.seed) for s in made] == [
         ("block", 4, 0),
         ("compact", None, 0),
         ("block", 4, 1),
         ("compact", None, 1),
     ]
-    assert len(ledger.read(tmp_path / "a.jsonl")) == 4
+    lines = ledger.read(tmp_path / "a.jsonl")
+    assert len(lines) == 4
+    assert lines[0]["command"].startswith("python -m recipes.same_bits block:4 compact --seeds 0 1")
 
 
 def test_differences_have_the_interval_of_students_t():

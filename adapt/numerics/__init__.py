@@ -1,0 +1,30 @@
+"""Number formats: fixed point, block floating point, learned steps, and what a tensor in any of them has in common."""
+
+from adapt.numerics.block_float import BlockFloat, block_precision
+from adapt.numerics.fixed_point import (
+    HIGHEST_FRACTION,
+    LONGEST_WORD,
+    LOWEST_FRACTION,
+    SHORTEST_WORD,
+    Precision,
+    largest_held,
+)
+from adapt.numerics.format import Format
+from adapt.numerics.packing import LayerFormat, pack, pack_formats, unpack, unpack_formats
+
+__all__ = [
+    "HIGHEST_FRACTION",
+    "LONGEST_WORD",
+    "LOWEST_FRACTION",
+    "SHORTEST_WORD",
+    "BlockFloat",
+    "Format",
+    "LayerFormat",
+    "Precision",
+    "block_precision",
+    "largest_held",
+    "pack",
+    "pack_formats",
+    "unpack",
+    "unpack_formats",
+]
