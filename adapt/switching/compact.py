@@ -78,7 +78,12 @@ def rounding_cost(
 
 
 def squared_error(weights: Tensor, precision: Precision) -> float:
-    """Σ(Q(W) − W)²/n: the mean squared error of rounding to nearest; 0 for an empty tensor."""
+    """Σ(Q(W) − W)²/n: the mean squared error of rounding to nearest; 0 for an empty tensor.
+
+    Raises:
+        TypeError: weights is not a floating-point tensor, or precision not a Precision.
+    """
+    weights, precision = arguments.tensor("weights", weights), arguments.precision("precision", precision)
     if not weights.numel():
         return 0.0
     error = quantize(weights, precision).sub_(weights)
@@ -98,7 +103,11 @@ def best_ranges(weights: Tensor, words: Sequence[int] = WORDS) -> list[tuple[Pre
 
     Returns:
         For each word length the format and its mean squared error.
+
+    Raises:
+        TypeError: weights is not a floating-point tensor.
     """
+    weights = arguments.tensor("weights", weights)
     low, high = extremes(weights) if weights.numel() else (0.0, 0.0)
     formats: list[tuple[Precision, float]] = []
     for word in words:
@@ -168,7 +177,12 @@ def next_bits(bits: float, cost: float, allowed: float) -> float:
     Returns:
         bits + 1 where cost > allowed; bits − 1 where |cost| is less than an eighth of it; bits between, and where
         the cost is NaN.
+
+    Raises:
+        TypeError: an argument is not a number.
     """
+    bits, cost = arguments.number("bits", bits), arguments.number("cost", cost)
+    allowed = arguments.number("allowed", allowed)
     if cost > allowed:
         return bits + 1
     return bits - 1 if abs(cost) * MARGIN < allowed else bits

@@ -114,6 +114,11 @@ def cyclic_word_length(step: int, period: float, bits: tuple[int, int]) -> int:
 
     Returns:
         The word length in bits; halves go to the even neighbour.
+
+    Raises:
+        TypeError: an argument is not a number, or the bounds are not two of them.
+        ValueError: the bounds are reversed.
     """
-    lowest, highest = bits
+    step, period = arguments.whole("step", step), arguments.number("period", period)
+    lowest, highest = arguments.bounds("bits", bits)
     return round(lowest + (highest - lowest) / 2 * (1 - math.cos(math.pi * (step % period) / period)))
