@@ -23,14 +23,19 @@ import torch
 
 import adapt
 from recipes.common import commands, data, ledger
+from recipes.common.settings import check_choice
+from recipes.same_bits.methods import METHODS
+from recipes.same_bits.settings import Settings
 from recipes.same_bits.start import own, published
-from recipes.same_bits.tuning import Settings, tune
+from recipes.same_bits.tuning import tune
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Return the options of the command line."""
     parser = commands.parser("same_bits", __doc__)
-    parser.add_argument("runs", nargs="+", help="METHOD or METHOD:BITS, such as float32, block:4, compact:4, compact")
+    parser.add_argument(
+        "runs", nargs="+", help=f"METHOD or METHOD:BITS, such as block:4; methods are {', '.join(METHODS)}"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--epochs", type=int, default=Settings.epochs)
     parser.add_argument("--option", action="append", default=[], help="NAME=JSON, a hyperparameter of the policy")
@@ -47,10 +52,12 @@ def plan(options: argparse.Namespace) -> list[Settings]:
     """Return the settings of all runs, seed by seed.
 
     Raises:
-        ValueError: a budget is not a whole number, or an option is not NAME=JSON.
+        ValueError: there is no such method, a budget is not a whole number, or an option is not NAME=JSON.
     """
     chosen = {name: json.loads(value) for name, _, value in (option.partition("=") for option in options.option)}
     runs = [run.partition(":") for run in options.runs]
+    for method, _, _ in runs:
+        check_choice("method", method, METHODS)
     return [
         Settings(
             method, int(bits) if bits else None, chosen, seed=seed, epochs=options.epochs, execution=options.execution

@@ -1,7 +1,6 @@
 """One run: tune the start for some epochs under a method, and measure what came of it."""
 
 import dataclasses
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,37 +11,13 @@ from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 import adapt
-from adapt import Controller, files
+from adapt import files
 from recipes.common.batches import Batches
 from recipes.common.classification import Splits, evaluate
 from recipes.same_bits import methods, sizes
+from recipes.same_bits.methods import Controller
+from recipes.same_bits.settings import Settings
 from recipes.same_bits.start import Start
-
-
-@dataclass(frozen=True)
-class Settings:
-    """All that decides how a run goes, beside its start.
-
-    Args:
-        method: a name in `recipes.same_bits.methods.METHODS`.
-        bits: the budget in bits per weight, where the method takes one.
-        options: further keyword arguments of the method's policy.
-        seed: of the order, the crops and the flips of the pictures.
-        epochs, batch_size: as usual.
-        lr: the first learning rate; it falls to 0 as a cosine over all steps.
-        momentum: of SGD.
-        execution: "bfloat16" to run the products of layers with short words in it, or None.
-    """
-
-    method: str
-    bits: int | None = None
-    options: dict[str, Any] = field(default_factory=dict)
-    seed: int = 0
-    epochs: int = 1
-    batch_size: int = 128
-    lr: float = 0.02
-    momentum: float = 0.9
-    execution: str | None = "bfloat16"
 
 
 def tune(settings: Settings, start: Start, splits: Splits, checkpoint: Path | None = None) -> dict[str, Any]:
@@ -58,13 +33,9 @@ def tune(settings: Settings, start: Start, splits: Splits, checkpoint: Path | No
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     batches = Batches(splits[0], settings.batch_size, *scaling, shuffle=True, padding=4, flip=True, seed=settings.seed)
     optimizer = torch.optim.SGD(model.parameters(), lr=settings.lr, momentum=settings.momentum)
-    policy = methods.policy(settings.method, settings.bits, settings.options)
-    controller = None
-    if policy is not None:
-        controller = adapt.attach(
-            optimizer, model, policy, rounding="nearest", seed=settings.seed, execution=settings.execution
-        )
-    schedule = CosineAnnealingLR(optimizer, settings.epochs * len(batches))
+    steps = settings.epochs * len(batches)
+    controller = methods.attach(settings, optimizer, model, steps)
+    schedule = CosineAnnealingLR(optimizer, steps)
     losses: list[list[float]] = []
     if checkpoint is not None and checkpoint.exists():
         state = files.load(checkpoint)
@@ -105,8 +76,8 @@ def _train(
     """Make one pass over the batches and return the loss of every step."""
     model.train()
     losses = []
-    # Float32 has no controller that runs products in bfloat16, so autocast rounds the same operands.
-    autocast = controller is None and settings.execution == "bfloat16"
+    # Only a policy's controller runs products in bfloat16 itself; for the others autocast rounds the same operands.
+    autocast = settings.execution == "bfloat16" and not isinstance(controller, adapt.Controller)
     for x, y in batches:
         optimizer.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
@@ -125,27 +96,30 @@ def measured(controller: Controller) -> dict[str, Any]:
     """Return bits and bytes of the quantised weights, and how their formats got there.
 
     Returns:
-        bits: mean word length at the end; bits_trained: mean over all steps.
+        bits: mean word length at the end.
         dense_bytes, entropy_bytes, entropy_bits: see `recipes.same_bits.sizes`; the last is per weight.
-        changes: how many layers changed their format, in each tenth of the run.
-        formats: [word length, fraction length] of each layer at the end.
+        formats: [word length, fraction length] of each layer at the end, where a policy chose them.
+        bits_trained: mean word length over all steps, likewise.
+        changes: how many layers changed their format in each tenth of the run, likewise.
     """
-    precisions = {name: form for name, form in controller.precisions.items() if form is not None}
-    masters = controller.masters
-    words = {name: form.word_length for name, form in precisions.items()}
-    numel = {name: masters[name].numel() for name in precisions}
-    trace = controller.trace
-    formats = np.stack([trace.word_length, trace.fraction_length], axis=-1)
-    changed = (np.diff(formats, axis=0) != 0).any(-1).sum(1)
-    weights = sum(numel.values())
-    by_step = (trace.word_length * trace.numel).sum(1) / trace.numel.sum()
-    entropy = sizes.entropy_bytes({n: sizes.integer_words(masters[n], form) for n, form in precisions.items()})
-    return {
-        "bits": sizes.mean_bits(words, numel),
-        "bits_trained": float(by_step.mean()),
-        "dense_bytes": sizes.dense_bytes(words, numel),
+    formats, masters = controller.formats, controller.masters
+    words = {name: formats[name].integers(master) for name, master in masters.items()}
+    lengths = {name: sizes.word_lengths(formats[name], master) for name, master in masters.items()}
+    entropy = sizes.entropy_bytes(words.values())
+    figures = {
+        "bits": sizes.mean_bits(lengths.values()),
+        "dense_bytes": sizes.dense_bytes(lengths.values()),
         "entropy_bytes": round(entropy),
-        "entropy_bits": 8 * entropy / weights,
+        "entropy_bits": 8 * entropy / sum(master.numel() for master in masters.values()),
+    }
+    if not isinstance(controller, adapt.Controller):
+        return figures
+    trace = controller.trace
+    history = np.stack([trace.word_length, trace.fraction_length], axis=-1)
+    changed = (np.diff(history, axis=0) != 0).any(-1).sum(1)
+    return {
+        **figures,
+        "bits_trained": float((trace.word_length @ trace.numel).mean() / trace.numel.sum()),
         "changes": [int(part.sum()) for part in np.array_split(changed, 10)],
-        "formats": [[form.word_length, form.fraction_length] for form in precisions.values()],
+        "formats": history[-1].tolist(),
     }

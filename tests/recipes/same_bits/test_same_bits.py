@@ -15,8 +15,9 @@ from recipes.common.models import resnet20
 from recipes.same_bits import __main__ as command_line
 from recipes.same_bits import methods, sizes
 from recipes.same_bits.report import Difference, document, paired
+from recipes.same_bits.settings import Settings
 from recipes.same_bits.start import Start, own, published
-from recipes.same_bits.tuning import Settings, tune
+from recipes.same_bits.tuning import tune
 
 
 @pytest.fixture(autouse=True)
@@ -77,26 +78,43 @@ def test_an_own_start_is_trained_once(tmp_path, capsys):
 
 
 def test_sizes_of_known_words():
-    words = {"a": 3, "b": 8}
-    assert sizes.mean_bits(words, {"a": 30, "b": 10}) == 4.25
-    assert sizes.dense_bytes(words, {"a": 3, "b": 10}) == 2 + 10
-    assert sizes.entropy(torch.tensor([0.0, 0, 1, -1])) == 1.5
+    lengths = [torch.tensor([3] * 3), torch.tensor([8] * 10 + [6] * 2)]
+    assert sizes.mean_bits(lengths) == pytest.approx(101 / 15)
+    assert sizes.dense_bytes(lengths) == 2 + 12
+    assert sizes.entropy(torch.tensor([0, 0, 1, -1])) == 1.5
     assert sizes.entropy(torch.zeros(5)) == sizes.entropy(torch.zeros(0)) == 0
-    assert sizes.entropy_bytes({"a": torch.arange(16), "b": torch.arange(2).repeat(4)}) == 8 + 1
-    assert sizes.integer_words(torch.tensor([0.3, -9.0]), adapt.Precision(4, 2)).tolist() == [1, -8]
+    assert sizes.entropy_bytes([torch.arange(16), torch.arange(2).repeat(4)]) == 8 + 1
+    form = adapt.Format(np.array([2, 4]), np.ones(2), np.ones(2, bool), np.array([-2, -8]), np.array([1, 7]), axis=0)
+    assert sizes.word_lengths(form, torch.zeros(2, 3)).tolist() == [2, 2, 2, 4, 4, 4]
+    assert sizes.word_lengths(adapt.Format.of(adapt.Precision(5, 1)), torch.zeros(2, 2)).tolist() == [5] * 4
 
 
-def test_methods_are_policies():
-    assert methods.policy("float32", None, {}) is None
-    assert methods.policy("block", 5, {}).word_lengths == (5,)
-    assert methods.policy("compact", 4, {"lookback": [1, 9]}) == adapt.AdaPT.compact(bits=4, lookback=(1, 9))
-    assert methods.policy("compact", None, {}) == adapt.AdaPT.compact()
+def attached(method, bits, **options):
+    model = torch.nn.Linear(6, 8)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    return methods.attach(Settings(method, bits, options), optimizer, model, steps=100)
+
+
+def test_methods_attach_their_controllers():
+    assert attached("float32", None) is None
+    assert attached("block", 5).policy.word_lengths == (5,)
+    assert attached("cyclic", 6, cycles=2).policy == adapt.CyclicPrecision(100, (3, 6), cycles=2)
+    assert attached("compact", 4, lookback=[1, 9]).policy == adapt.AdaPT.compact(bits=4, lookback=(1, 9))
+    assert attached("compact", None).policy == adapt.AdaPT.compact()
+    assert attached("lsq", 3).formats["weight"].word_length.tolist() == [3] * 8
+    assert attached("lsq-layer", 3).formats["weight"].word_length.size == 1
     with pytest.raises(ValueError, match="block needs the bits"):
-        methods.policy("block", None, {})
+        attached("block", None)
     with pytest.raises(ValueError, match="float32 takes neither"):
-        methods.policy("float32", 4, {})
-    with pytest.raises(ValueError, match="method must be one of float32, block, compact"):
-        methods.policy("blok", 4, {})
+        attached("float32", 4)
+
+
+@pytest.mark.parametrize("method", ["block", "lsq"])
+def test_words_of_one_length_fill_their_bytes(method):
+    figures = tune(Settings(method, 3, batch_size=8), start(), SPLITS)
+    numel = [p.numel() for p in resnet20().parameters() if p.ndim > 1]
+    assert figures["bits"] == 3
+    assert figures["dense_bytes"] == sum(-(-3 * n // 8) for n in numel)
 
 
 def test_a_run_reports_what_it_has_on_disk():
@@ -144,6 +162,8 @@ def test_the_command_makes_each_run_once(tmp_path, monkeypatch, capsys):
         ("block", 4, 1),
         ("compact", None, 1),
     ]
+    with pytest.raises(SystemExit, match="method must be one of float32, block, cyclic, compact, lsq, lsq-layer, got"):
+        command_line.main(["blok:4"])
     lines = ledger.read(tmp_path / "a.jsonl")
     assert len(lines) == 4
     assert lines[0]["command"].startswith("python -m recipes.same_bits block:4 compact --seeds 0 1")
