@@ -1,6 +1,7 @@
 """The policies, and the equations by which they choose each layer's precision: one pure function per equation."""
 
-from adapt.switching.compact import allocate, best_ranges, next_bits, rounding_cost, squared_error
+from adapt.switching.allocation import allocate, best_ranges, squared_error
+from adapt.switching.compact import next_bits, rounding_cost
 from adapt.switching.cyclic import CyclicPrecision, cyclic_word_length
 from adapt.switching.divergence import divergence
 from adapt.switching.diversity import diversity, log_diversity

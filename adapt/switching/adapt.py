@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -12,61 +12,18 @@ from torch import Tensor
 from adapt.arguments import check_flags, is_number, is_whole
 from adapt.numerics import SHORTEST_WORD, Precision
 from adapt.switching import compact
+from adapt.switching.adapt_state import AdaPTState
+from adapt.switching.allocation import WORDS, best_ranges, sample
 from adapt.switching.divergence import checked_values
 from adapt.switching.diversity import diversity
 from adapt.switching.lookback import next_lookback, next_resolution, next_strategy
-from adapt.switching.policy import Format, Observation, State
+from adapt.switching.policy import Format, Observation
 from adapt.switching.pushdown import lowest_precision, push_down
-from adapt.switching.pushup import checked_strategy, push_up, push_up_by_diversity
+from adapt.switching.pushup import push_up, push_up_by_diversity
 
 EIGHT_BITS = Precision(8, 4)
 
-CHECK = 8
-"""`compact` looks at least every so many steps whether weights have outgrown their range."""
-
-OUTGROWN = 0.125
-"""The share of saturated weights at which `compact` ends a layer's window early. Ranges of least squared error leave
-out up to 4 % of a trained layer's weights, so an eighth means growth."""
-
 PushUp = Literal["suggestion", "diversity", "loss"]
-
-
-@dataclass(frozen=True)
-class AdaPTState(State):
-    """What AdaPT remembers between steps: Q of algorithm 1, without the gradients.
-
-    Attributes:
-        lookback: lb of each layer, kept as a float, [layers].
-        resolution: r of each layer, [layers].
-        sum_of_norms: Σ‖G‖ of each layer's window, [layers].
-        diversity: Δs of each layer after its latest gradient, [layers].
-        divergence: bits of divergence that each layer's latest push-down gave up; NaN before the first, [layers].
-        strategy: "min", "mean" or "max"; one for the whole network.
-        losses: the latest losses, oldest first, at most as many as the longest lookback.
-    """
-
-    lookback: NDArray[np.float64]
-    resolution: NDArray[np.int64]
-    sum_of_norms: NDArray[np.float64]
-    diversity: NDArray[np.float64]
-    divergence: NDArray[np.float64]
-    strategy: str
-    losses: tuple[float, ...]
-
-    def check(self) -> None:
-        """Refuse a state that no run can reach; it may come from a file."""
-        checked_strategy(self.strategy)
-        for name, lowest in (("gradients", 0), ("lookback", 1), ("resolution", 1), ("sum_of_norms", 0)):
-            values = getattr(self, name)
-            if not (np.isfinite(values) & (values >= lowest)).all():
-                raise ValueError(f"{name} of AdaPT's state must be finite numbers ≥ {lowest}, got {values}")
-        if not (self.diversity >= 1).all() or (self.divergence < 0).any():
-            raise ValueError(
-                f"diversity and divergence of AdaPT's state must be at least 1 and 0, got {self.diversity} and "
-                f"{self.divergence}"
-            )
-        if set(map(type, self.formats)) - {Precision}:
-            raise ValueError("formats must be fixed point for every layer: AdaPT never leaves it for float32")
 
 
 class Window(NamedTuple):
@@ -140,9 +97,9 @@ class AdaPT:
         if self.push_up not in get_args(PushUp):
             raise ValueError(f"push_up must be one of {get_args(PushUp)}, got {self.push_up!r}")
         if self.bits is not None:
-            if not (is_number(self.bits) and SHORTEST_WORD <= self.bits <= compact.WORDS[-1]):
+            if not (is_number(self.bits) and SHORTEST_WORD <= self.bits <= WORDS[-1]):
                 raise ValueError(
-                    f"bits must be a number from {SHORTEST_WORD} to {compact.WORDS[-1]} or None, got {self.bits!r}"
+                    f"bits must be a number from {SHORTEST_WORD} to {WORDS[-1]} or None, got {self.bits!r}"
                 )
             if self.push_up != "loss":
                 raise ValueError(
@@ -220,13 +177,12 @@ class AdaPT:
 
         A window ends with its ⌈lb⌉-th gradient, and however diverse the gradients, lb falls no faster than its moving
         average: k steps later it is at least lb_lwr + (1 − γ)^k·(lb − lb_lwr). A lookback outside the bounds, from
-        a run with other bounds, moves inside at once. `compact` also looks for saturated weights every `CHECK` steps.
+        a run with other bounds, moves inside at once.
         """
         lowest, longest = self.lookback
         lookbacks = np.clip(state.lookback, lowest, longest)
         if self.push_up == "loss":
-            rest = int((np.ceil(lookbacks) - state.gradients).min(initial=longest)) - 1
-            return max(min(rest, int(-state.gradients.max(initial=0) - 1) % CHECK), 0)
+            return compact.patience(state, self.lookback)
         layers = list(zip(state.gradients.tolist(), lookbacks.tolist(), strict=True))
         for steps in range(1, longest):
             kept = (1 - self.lookback_momentum) ** steps
@@ -240,7 +196,9 @@ class AdaPT:
         """Return the state after one step of algorithm 2: it adapts strategy, lookback and resolution, and switches
         the layers whose window is full."""
         if self.push_up == "loss":
-            return self._advance_compactly(state, observation)
+            return compact.advance(
+                state, observation, lookback=self.lookback, bits=self.bits, tolerance=self.loss_tolerance
+            )
         strategy, losses = self._strategy(state, observation.loss)
         formats = state.formats
         # Lists, because reading a single number of an array takes longer than all that is done with it.
@@ -296,37 +254,7 @@ class AdaPT:
             return push_down(weights, resolution=self.resolution[0], tolerance=self.kl_tolerance)
         word_length = EIGHT_BITS.word_length if self.bits is None else int(self.bits)
         checked_values(weights, "weights")
-        return compact.best_ranges(compact.sample(weights), [word_length])[0][0]
-
-    def _advance_compactly(self, state: AdaPTState, observation: Observation) -> AdaPTState:
-        """Return the state after one step of `compact`: windows double, and the first that is full ends all, because
-        only layers that are compared can trade bits."""
-        seen, formats, losses = observation.seen, state.formats, state.losses
-        gradients = state.gradients + seen
-        sum_of_norms = state.sum_of_norms + np.where(seen, observation.norms, 0.0)
-        pairs = zip(sum_of_norms.tolist(), observation.norms_of_sums.tolist(), strict=True)
-        diversities = np.where(seen, [diversity(*pair) for pair in pairs], state.diversity)
-        lookback = np.clip(state.lookback, *self.lookback)
-        if observation.loss is not None and math.isfinite(observation.loss):
-            losses = (*losses, observation.loss)[-self.lookback[1] :]
-        if self.patience(state) == 0:
-            # A layer that outgrows its range gets another at once; bits move when all layers are compared.
-            full = bool((seen & (gradients >= np.ceil(lookback))).any())
-            outgrown = seen & (getattr(observation, "saturated", np.zeros(len(seen))) > OUTGROWN)
-            ended = gradients > 0 if full else outgrown
-            windows = compact.Windows(np.flatnonzero(ended & observation.sound), gradients, sum_of_norms, losses)
-            formats = compact.switched(formats, windows, observation, self.bits, self.loss_tolerance)
-            lookback = np.minimum(2 * lookback, self.lookback[1]) if full else lookback
-            gradients, sum_of_norms = np.where(ended, 0, gradients), np.where(ended, 0.0, sum_of_norms)
-        return replace(
-            state,
-            formats=formats,
-            gradients=gradients,
-            lookback=lookback,
-            sum_of_norms=sum_of_norms,
-            diversity=diversities,
-            losses=losses,
-        )
+        return best_ranges(sample(weights), [word_length])[0][0]
 
     def _switch(
         self, window: Window, resolution: int, current: Format, observation: Observation

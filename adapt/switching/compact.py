@@ -1,17 +1,13 @@
-"""`AdaPT.compact()`: word lengths where a bit lowers the loss most, and ranges by least squared error.
+"""`AdaPT.compact()`: when formats change, and how many bits the layers share.
 
-Every equation here rests on one estimate. Rounding moves a weight by e, and to second order the loss by ½·h·e². Near a
-minimum the curvature h of a weight is its Fisher information, which the mean square of its gradient follows up to a
-factor that all layers share. So rounding layer l costs the loss in proportion to
-
-    c_l(b) = ‖G_l‖² · mse_l(b)
-
-with mse_l(b) the mean squared error of its weights in words of b bits. Both factors are hardly noisy, other than
-`rounding_cost`, which sees the loss itself but averages to little once training has adapted the weights to their grid:
-that one is summed over the network and decides only how many bits there are altogether.
+`adapt.switching.allocation` shares them out, from figures that are hardly noisy. What rounding costs the loss
+(`rounding_cost`) is noisy, and averages to little once training has adapted the weights to their grid, so it is summed
+over the layers and decides only how many bits there are altogether.
 """
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from statistics import fmean
 from typing import NamedTuple
 
@@ -21,24 +17,139 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from adapt import arguments
-from adapt.kernels.counting import extremes
-from adapt.numerics import HIGHEST_FRACTION, LONGEST_WORD, SHORTEST_WORD, Precision, block_precision
+from adapt.numerics import LONGEST_WORD, SHORTEST_WORD, Precision
 from adapt.rounding import quantize
+from adapt.switching.adapt_state import AdaPTState
+from adapt.switching.allocation import allocate, errors_by_word, sample
+from adapt.switching.diversity import diversity
 from adapt.switching.policy import Format, Observation
-
-WORDS = range(SHORTEST_WORD, 17)
-"""The word lengths that are considered, in bits."""
-
-SAMPLE = 2**16
-"""How many weights of a layer its squared errors are measured on; more would change nothing but the time."""
-
-STICKINESS = 1.5
-"""By which factor another format must lower a layer's squared error: a change of format is a jump of the weights that
-training has to make good, so formats that are about as good must not alternate."""
 
 MARGIN = 8.0
 """How far below the tolerance the cost must lie before a bit is given back: a bit less makes rounding errors twice as
 large and, near a minimum, their cost four times, so a margin of four would let word lengths swing to and fro."""
+
+CHECK = 8
+"""Steps after which the policy looks, at the latest, whether weights have outgrown their range."""
+
+OUTGROWN = 0.125
+"""The share of saturated weights at which a layer's window ends early. Ranges of least squared error leave out up to 4 %
+of a trained layer's weights, so an eighth means growth."""
+
+
+def patience(state: AdaPTState, lookback: tuple[int, int]) -> int:
+    """Return how many of the next steps certainly end no window: at most `CHECK` − 1, and fewer where one fills up."""
+    windows = np.ceil(np.clip(state.lookback, *lookback))
+    rest = int((windows - state.gradients).min(initial=lookback[1])) - 1
+    return max(min(rest, int(-state.gradients.max(initial=0) - 1) % CHECK), 0)
+
+
+def advance(
+    state: AdaPTState, observation: Observation, *, lookback: tuple[int, int], bits: float | None, tolerance: float
+) -> AdaPTState:
+    """Return the state after one step: windows double, and the first that is full ends all, because only layers that
+    are compared can trade bits.
+
+    A layer whose weights outgrow its range gets another at once, wherever the engine measures that: the observation's
+    `saturated`, float64 [layers], is the share of the master weights that lie more than half a step outside of the
+    range.
+
+    Args:
+        state, observation: what the policy remembers, and what it sees of the step.
+        lookback: gradients in the first window, and in the longest.
+        bits, tolerance: as in `switched`.
+    """
+    seen, formats, losses = observation.seen, state.formats, state.losses
+    gradients = state.gradients + seen
+    sum_of_norms = state.sum_of_norms + np.where(seen, observation.norms, 0.0)
+    pairs = zip(sum_of_norms.tolist(), observation.norms_of_sums.tolist(), strict=True)
+    diversities = np.where(seen, [diversity(*pair) for pair in pairs], state.diversity)
+    windows = np.clip(state.lookback, *lookback)
+    if observation.loss is not None and math.isfinite(observation.loss):
+        losses = (*losses, observation.loss)[-lookback[1] :]
+    if patience(state, lookback) == 0:
+        full = bool((seen & (gradients >= np.ceil(windows))).any())
+        outgrown = seen & (getattr(observation, "saturated", np.zeros(len(seen))) > OUTGROWN)
+        ended = gradients > 0 if full else outgrown
+        judged = Windows(np.flatnonzero(ended & observation.sound), gradients, sum_of_norms, losses)
+        formats = switched(formats, judged, observation, bits, tolerance)
+        windows = np.minimum(2 * windows, lookback[1]) if full else windows
+        gradients, sum_of_norms = np.where(ended, 0, gradients), np.where(ended, 0.0, sum_of_norms)
+    return replace(
+        state,
+        formats=formats,
+        gradients=gradients,
+        lookback=windows,
+        sum_of_norms=sum_of_norms,
+        diversity=diversities,
+        losses=losses,
+    )
+
+
+class Windows(NamedTuple):
+    """The windows of gradients that ended.
+
+    Attributes:
+        layers: the layers whose window ended, [ended].
+        gradients: how many gradients each layer's window holds, [layers].
+        sum_of_norms: Σ‖G‖ of each layer's window, [layers].
+        losses: the latest losses, oldest first.
+    """
+
+    layers: NDArray[np.int64]
+    gradients: NDArray[np.int64]
+    sum_of_norms: NDArray[np.float64]
+    losses: Sequence[float]
+
+
+def switched(
+    formats: tuple[Format, ...], windows: Windows, observation: Observation, bits: float | None, tolerance: float
+) -> tuple[Format, ...]:
+    """Return the formats after these windows: the layers among them share the bits that are left to them.
+
+    Args:
+        formats: the present format of each layer.
+        windows: the windows that ended.
+        observation: the step with which they ended.
+        bits: the mean word length that all layers together are to have; None where the loss decides (`next_bits`):
+            rounding these layers may cost tolerance·|loss|·Σn_l/mean(n), which is tolerance·|loss| for a layer of
+            average size.
+        tolerance: share of the loss, above 0.
+    """
+    moving, weights = windows.layers.tolist(), observation.weights
+    if not moving:
+        return formats
+    numel = np.array([weights[layer].numel() for layer in range(len(formats))])
+    words = np.array([LONGEST_WORD if form is None else form.word_length for form in formats])
+    here, present = max(int(numel[moving].sum()), 1), int((numel * words)[moving].sum())
+    if bits is not None:
+        budget = bits * int(numel.sum()) - (int((numel * words).sum()) - present)
+    elif windows.losses:
+        window = int(windows.gradients[moving].max())
+        allowed = tolerance * abs(fmean(windows.losses[-window:])) * here / float(numel.mean())
+        cost = sum(_cost(layer, formats[layer], windows, observation) for layer in moving)
+        budget = next_bits(present / here, cost, allowed) * here
+    else:
+        budget = present
+    powers = np.square(windows.sum_of_norms[moving] / windows.gradients[moving])
+    tables = [errors_by_word(sample(weights[layer]), formats[layer]) for layer in moving]
+    costs = powers[:, None] * np.array([[error for _, error in table] for table in tables])
+    chosen = allocate(costs, numel[moving], budget - SHORTEST_WORD * here)
+    after = list(formats)
+    for layer, table, index in zip(moving, tables, chosen.tolist(), strict=True):
+        after[layer] = table[index][0]
+    return tuple(after)
+
+
+def _cost(layer: int, form: Format, windows: Windows, observation: Observation) -> float:
+    assert isinstance(form, Precision)  # AdaPT never leaves fixed point
+    return rounding_cost(
+        observation.sums[layer],
+        int(windows.gradients[layer]),
+        observation.weights[layer],
+        form,
+        l1=float(observation.l1[layer]),
+        l2=observation.l2,
+    )
 
 
 def rounding_cost(
@@ -77,95 +188,6 @@ def rounding_cost(
     return float(pull.mul_(error).sum(dtype=torch.float64))
 
 
-def squared_error(weights: Tensor, precision: Precision) -> float:
-    """Σ(Q(W) − W)²/n: the mean squared error of rounding to nearest; 0 for an empty tensor.
-
-    Raises:
-        TypeError: weights is not a floating-point tensor, or precision not a Precision.
-    """
-    weights, precision = arguments.tensor("weights", weights), arguments.precision("precision", precision)
-    if not weights.numel():
-        return 0.0
-    error = quantize(weights, precision).sub_(weights)
-    return float(torch.linalg.vector_norm(error, dtype=torch.float64)) ** 2 / weights.numel()
-
-
-def best_ranges(weights: Tensor, words: Sequence[int] = WORDS) -> list[tuple[Precision, float]]:
-    """argmin over FL of Σ(Q(W) − W)²/n, for every word length WL: the range that loses least, and what it loses.
-
-    A range that holds every weight spends most of a short word on a few outliers: from the fraction length of
-    `block_precision`, which holds them all, FL rises while the error falls. A longer word never wants fewer bits behind
-    the point, so each search starts where the one for the word before ended.
-
-    Args:
-        weights: a layer's master weights, finite.
-        words: word lengths in bits, increasing.
-
-    Returns:
-        For each word length the format and its mean squared error.
-
-    Raises:
-        TypeError: weights is not a floating-point tensor.
-    """
-    weights = arguments.tensor("weights", weights)
-    low, high = extremes(weights) if weights.numel() else (0.0, 0.0)
-    formats: list[tuple[Precision, float]] = []
-    for word in words:
-        best = block_precision(low, high, word)
-        if formats:
-            best = Precision(word, max(formats[-1][0].fraction_length, best.fraction_length))
-        error = squared_error(weights, best)
-        while error > 0 and best.fraction_length < HIGHEST_FRACTION:
-            finer = Precision(word, best.fraction_length + 1)
-            error_of_finer = squared_error(weights, finer)
-            if error_of_finer >= error:
-                break
-            best, error = finer, error_of_finer
-        formats.append((best, error))
-    return formats
-
-
-def sample(weights: Tensor) -> Tensor:
-    """Return every k-th weight in float32 or float64, at most `SAMPLE`; k is odd, so as to visit all channels."""
-    step = max(-(-weights.numel() // SAMPLE), 1)
-    values = weights.detach().flatten()[:: step + 1 - step % 2]
-    return values if values.dtype == torch.float64 else values.to(torch.float32)
-
-
-def allocate(costs: NDArray[np.float64], numel: NDArray[np.int64], budget: float) -> NDArray[np.int64]:
-    """argmin Σ c_l(b_l) with Σ n_l·b_l ≤ budget: every bit goes where it lowers the cost most, per weight.
-
-    This is reverse water-filling: at the end one bit per weight more would lower the cost of every layer by about the
-    same amount λ, whatever its size, and λ follows from the budget. From the shortest word on, each layer offers
-    the lengthening by j bits with the largest (c(b) − c(b + j))/(n·j); offers are taken from the largest on, each if
-    it still fits. So small layers may fill what a large one leaves.
-
-    Args:
-        costs: c_l(b) for each word length, increasing by one bit, [layers, words].
-        numel: n_l, [layers].
-        budget: Σ n_l·i_l may not be above it, with i_l the index of the layer's word length.
-
-    Returns:
-        The index of each layer's word length, [layers]; 0 for all where the budget does not suffice.
-    """
-    offers = []
-    for layer, cost in enumerate(costs):
-        index = 0
-        while index < len(cost) - 1:
-            gains = (cost[index] - cost[index + 1 :]) / np.arange(1, len(cost) - index)
-            longer = int(gains.argmax())
-            if not gains[longer] > 0:
-                break
-            offers.append((-gains[longer] / max(numel[layer], 1), layer, index, index + 1 + longer))
-            index += 1 + longer
-    taken, spent = np.zeros(len(costs), np.int64), 0
-    for _, layer, before, after in sorted(offers):
-        price = (after - before) * int(numel[layer])
-        if taken[layer] == before and spent + price <= budget:
-            taken[layer], spent = after, spent + price
-    return taken
-
-
 def next_bits(bits: float, cost: float, allowed: float) -> float:
     """A bit per weight more where rounding costs more than it may, one less where it costs clearly less.
 
@@ -186,80 +208,3 @@ def next_bits(bits: float, cost: float, allowed: float) -> float:
     if cost > allowed:
         return bits + 1
     return bits - 1 if abs(cost) * MARGIN < allowed else bits
-
-
-class Windows(NamedTuple):
-    """The windows of gradients that ended.
-
-    Attributes:
-        layers: the layers whose window ended, [ended].
-        gradients: how many gradients each layer's window holds, [layers].
-        sum_of_norms: Σ‖G‖ of each layer's window, [layers].
-        losses: the latest losses, oldest first.
-    """
-
-    layers: NDArray[np.int64]
-    gradients: NDArray[np.int64]
-    sum_of_norms: NDArray[np.float64]
-    losses: Sequence[float]
-
-
-def switched(
-    formats: tuple[Format, ...], windows: Windows, observation: Observation, bits: float | None, tolerance: float
-) -> tuple[Format, ...]:
-    """The formats after these windows: all layers among them share the bits that are theirs.
-
-    Args:
-        formats: the present format of each layer.
-        windows: the windows that ended.
-        observation: the step with which they ended.
-        bits: the mean word length that all layers together are to have; None where the loss decides (`next_bits`):
-            rounding the layers may cost tolerance·|loss|·Σn_l/mean(n), so much a layer of average size.
-        tolerance: share of the loss, above 0.
-    """
-    moving, weights = windows.layers.tolist(), observation.weights
-    if not moving:
-        return formats
-    numel = np.array([weights[layer].numel() for layer in range(len(formats))])
-    words = np.array([LONGEST_WORD if form is None else form.word_length for form in formats])
-    here, present = max(int(numel[moving].sum()), 1), int((numel * words)[moving].sum())
-    if bits is not None:
-        budget = bits * int(numel.sum()) - (int((numel * words).sum()) - present)
-    elif windows.losses:
-        window = int(windows.gradients[moving].max())
-        allowed = tolerance * abs(fmean(windows.losses[-window:])) * here / float(numel.mean())
-        cost = sum(_cost(layer, formats[layer], windows, observation) for layer in moving)
-        budget = next_bits(present / here, cost, allowed) * here
-    else:
-        budget = present
-    powers = np.square(windows.sum_of_norms[moving] / windows.gradients[moving])
-    tables = [errors_by_word(sample(weights[layer]), formats[layer]) for layer in moving]
-    costs = powers[:, None] * np.array([[error for _, error in table] for table in tables])
-    chosen = allocate(costs, numel[moving], budget - SHORTEST_WORD * here)
-    after = list(formats)
-    for layer, table, index in zip(moving, tables, chosen.tolist(), strict=True):
-        after[layer] = table[index][0]
-    return tuple(after)
-
-
-def errors_by_word(weights: Tensor, current: Format) -> list[tuple[Precision, float]]:
-    """`best_ranges`, where the present format stays for its word length unless another has clearly less error."""
-    table = best_ranges(weights)
-    if isinstance(current, Precision) and current.word_length in WORDS:
-        index = current.word_length - WORDS[0]
-        error = squared_error(weights, current) / STICKINESS
-        if error <= table[index][1]:
-            table[index] = current, error
-    return table
-
-
-def _cost(layer: int, form: Format, windows: Windows, observation: Observation) -> float:
-    assert isinstance(form, Precision)  # AdaPT never leaves fixed point
-    return rounding_cost(
-        observation.sums[layer],
-        int(windows.gradients[layer]),
-        observation.weights[layer],
-        form,
-        l1=float(observation.l1[layer]),
-        l2=observation.l2,
-    )

@@ -12,18 +12,17 @@ from torch import nn
 
 import adapt
 from adapt.numerics import BlockFloat, Precision
-from adapt.switching.compact import (
+from adapt.switching.allocation import (
     SAMPLE,
     STICKINESS,
     WORDS,
     allocate,
     best_ranges,
     errors_by_word,
-    next_bits,
-    rounding_cost,
     sample,
     squared_error,
 )
+from adapt.switching.compact import next_bits, rounding_cost
 from adapt.switching.policy import Observation
 from tests.references import adapt_equations as reference
 
