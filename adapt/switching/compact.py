@@ -32,8 +32,8 @@ CHECK = 8
 """Steps after which the policy looks, at the latest, whether weights have outgrown their range."""
 
 OUTGROWN = 0.125
-"""The share of saturated weights at which a layer's window ends early. Ranges of least squared error leave out up to 4 %
-of a trained layer's weights, so an eighth means growth."""
+"""The share of saturated weights at which a layer's window ends early. Ranges of least squared error leave out up to
+4 % of a trained layer's weights, so an eighth means growth."""
 
 
 def patience(state: AdaPTState, lookback: tuple[int, int]) -> int:
