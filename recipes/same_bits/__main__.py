@@ -52,7 +52,7 @@ def plan(options: argparse.Namespace) -> list[Settings]:
     """Return the settings of all runs, seed by seed.
 
     Raises:
-        ValueError: there is no such method, a budget is not a whole number, or an option is not NAME=JSON.
+        ValueError: there is no such method, a budget is not a number, or an option is not NAME=JSON.
     """
     chosen = {name: json.loads(value) for name, _, value in (option.partition("=") for option in options.option)}
     runs = [run.partition(":") for run in options.runs]
@@ -60,7 +60,12 @@ def plan(options: argparse.Namespace) -> list[Settings]:
         check_choice("method", method, METHODS)
     return [
         Settings(
-            method, int(bits) if bits else None, chosen, seed=seed, epochs=options.epochs, execution=options.execution
+            method,
+            json.loads(bits) if bits else None,
+            chosen,
+            seed=seed,
+            epochs=options.epochs,
+            execution=options.execution,
         )
         for seed in options.seeds
         for method, _, bits in runs

@@ -20,7 +20,7 @@ class Settings:
     """
 
     method: str
-    bits: int | None = None
+    bits: float | None = None
     options: dict[str, Any] = field(default_factory=dict)
     seed: int = 0
     epochs: int = 1
