@@ -115,37 +115,43 @@ def switched(
             average size.
         tolerance: share of the loss, above 0.
     """
-    moving, weights = windows.layers.tolist(), observation.weights
+    moving = windows.layers.tolist()
     if not moving:
         return formats
-    numel = np.array([weights[layer].numel() for layer in range(len(formats))])
+    by_loss = bits is None and len(windows.losses) > 0
+    numel, tables, cost = [], {}, 0.0
+    for layer, form in enumerate(formats):
+        weights = observation.weights[layer]  # Once, because looking gathers weights that are spread over processes.
+        numel.append(weights.numel())
+        if layer in moving:
+            tables[layer] = errors_by_word(sample(weights), form)
+            cost += _cost(layer, weights, form, windows, observation) if by_loss else 0.0
+    sizes = np.array(numel)
     words = np.array([LONGEST_WORD if form is None else form.word_length for form in formats])
-    here, present = max(int(numel[moving].sum()), 1), int((numel * words)[moving].sum())
+    here, present = max(int(sizes[moving].sum()), 1), int((sizes * words)[moving].sum())
     if bits is not None:
-        budget = bits * int(numel.sum()) - (int((numel * words).sum()) - present)
-    elif windows.losses:
+        budget = bits * int(sizes.sum()) - (int((sizes * words).sum()) - present)
+    elif by_loss:
         window = int(windows.gradients[moving].max())
-        allowed = tolerance * abs(fmean(windows.losses[-window:])) * here / float(numel.mean())
-        cost = sum(_cost(layer, formats[layer], windows, observation) for layer in moving)
+        allowed = tolerance * abs(fmean(windows.losses[-window:])) * here / max(float(sizes.mean()), 1)
         budget = next_bits(present / here, cost, allowed) * here
     else:
         budget = present
     powers = np.square(windows.sum_of_norms[moving] / windows.gradients[moving])
-    tables = [errors_by_word(sample(weights[layer]), formats[layer]) for layer in moving]
-    costs = powers[:, None] * np.array([[error for _, error in table] for table in tables])
-    chosen = allocate(costs, numel[moving], budget - SHORTEST_WORD * here)
+    costs = powers[:, None] * np.array([[error for _, error in tables[layer]] for layer in moving])
+    chosen = allocate(costs, sizes[moving], budget - SHORTEST_WORD * here)
     after = list(formats)
-    for layer, table, index in zip(moving, tables, chosen.tolist(), strict=True):
-        after[layer] = table[index][0]
+    for layer, index in zip(moving, chosen.tolist(), strict=True):
+        after[layer] = tables[layer][index][0]
     return tuple(after)
 
 
-def _cost(layer: int, form: Format, windows: Windows, observation: Observation) -> float:
+def _cost(layer: int, weights: Tensor, form: Format, windows: Windows, observation: Observation) -> float:
     assert isinstance(form, Precision)  # AdaPT never leaves fixed point
     return rounding_cost(
         observation.sums[layer],
         int(windows.gradients[layer]),
-        observation.weights[layer],
+        weights,
         form,
         l1=float(observation.l1[layer]),
         l2=observation.l2,
