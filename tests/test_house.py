@@ -16,9 +16,9 @@ ROOT = Path(adapt.__file__).parent
 # From the ground up. A room may import from the floors below.
 FLOORS = (
     ("numerics", "files", "user_warnings", "call_stack"),
-    ("arguments", "penalties", "trace", "kernels"),
-    ("rounding", "distributed", "initialization", "figures"),
-    ("perfmodel", "switching", "layers"),
+    ("arguments", "penalties", "kernels"),
+    ("rounding", "distributed", "initialization", "trace"),
+    ("perfmodel", "switching", "layers", "figures"),
     ("weights", "activations", "execution"),
     ("engine",),
     ("adaptive", "learned"),

@@ -25,8 +25,9 @@ from adapt.kernels import Treatment
 from adapt.layers import choice
 from adapt.numerics import Format
 from adapt.rounding import Noise
-from adapt.switching.policy import Policy, carry, pack, unpack
+from adapt.switching.policy import Policy, carry, columns_of, pack, unpack
 from adapt.trace import Trace
+from adapt.trace.archive import release_of
 from adapt.weights.masters import Masters
 
 
@@ -64,7 +65,7 @@ class AdaptiveRun(Run):
         self.decisions = Decisions(policy, self.layers.device, trace_every=options.trace_every)
         # The first state, and the pattern that a loaded one must fit.
         self._fresh = policy.start(Whole(self.layers.weights))
-        self.decisions.start(self._fresh, Trace(self.layers.names, self.layers.numel))
+        self.decisions.start(self._fresh, Trace(self.layers.names, self.layers.numel, columns_of(policy)))
 
     @property
     def banks(self) -> list[Masters]:
@@ -143,6 +144,7 @@ class AdaptiveRun(Run):
     def change_policy(self, policy: Policy[Any]) -> None:
         """Let a policy of the same kind, with other hyperparameters, decide from the next step on."""
         self.settle()
+        self.trace.add_columns(columns_of(policy))
         self.decisions.change_policy(policy)
 
     # One step
@@ -288,7 +290,8 @@ class AdaptiveRun(Run):
             strict=strict,
         )
         old_names = list(state["layers"])
-        old = unpack(state["state"], self._fresh, len(old_names))
+        saved_trace = persistence.opened(state["trace"])
+        old = unpack(state["state"], self._fresh, len(old_names), release=release_of(saved_trace))
         places = {i: old_names.index(name) for i, name in enumerate(names) if name in old_names}
         # A state that has all layers replaces everything: no weight is looked at, not even one that is not finite.
         fresh = self._fresh if len(places) == len(names) else policy.start(Whole(masters.weights))
@@ -297,7 +300,8 @@ class AdaptiveRun(Run):
             persistence.check_windows(state["windows"], dict(zip(old_names, old.gradients.tolist(), strict=True)))
         # A layer that joined late comes last in its own run, but not in one that begins with it.
         same = sorted(old_names) == sorted(names)
-        trace = Trace.from_state_dict(persistence.opened(state["trace"])) if same else Trace(names, masters.numel)
+        trace = Trace.from_state_dict(saved_trace) if same else Trace(names, masters.numel)
+        trace.add_columns(columns_of(policy))
         if trace.layers != names:
             trace = trace.reordered(names)
         if len(trace) and trace.step[-1] > state["step"]:

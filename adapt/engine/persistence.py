@@ -93,9 +93,12 @@ def upgraded(state: Any) -> Any:
 
     Anything else is returned as it is, for `check` to refuse.
     """
-    if isinstance(state, Mapping) and type(state.get("version")) is int and state["version"] == 1:
-        return {FORMATS: b"", **state, "version": VERSION}
-    return state
+    if not (isinstance(state, Mapping) and type(state.get("version")) is int and state["version"] == 1):
+        return state
+    if isinstance(state.get("trace"), Mapping):
+        # The first release kept no gradients between micro-batches, rounded no activations and did not seal the trace.
+        state = {"gradients": {}, "activations": {}, **state, "trace": sealed(state["trace"])}
+    return {FORMATS: b"", **state, "version": VERSION}
 
 
 def check(state: Any, *, policy: str, weights: Mapping[str, Tensor], sums: bool, strict: bool) -> None:

@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from adapt.arguments import check_flags, is_number, is_whole
-from adapt.numerics import SHORTEST_WORD, Precision
+from adapt.numerics import SHORTEST_WORD, LayerFormat, Precision
 from adapt.switching import compact
 from adapt.switching.adapt_state import AdaPTState
 from adapt.switching.allocation import WORDS, best_ranges, sample
 from adapt.switching.divergence import checked_values
 from adapt.switching.diversity import diversity
 from adapt.switching.lookback import next_lookback, next_resolution, next_strategy
-from adapt.switching.policy import Format, Observation
+from adapt.switching.policy import Observation
 from adapt.switching.pushdown import lowest_precision, push_down
 from adapt.switching.pushup import push_up, push_up_by_diversity
 
@@ -257,7 +257,7 @@ class AdaPT:
         return best_ranges(sample(weights), [word_length])[0][0]
 
     def _switch(
-        self, window: Window, resolution: int, current: Format, observation: Observation
+        self, window: Window, resolution: int, current: LayerFormat, observation: Observation
     ) -> tuple[Precision, float]:
         weights = observation.weights[window.layer]
         lowest, given_up = lowest_precision(weights, resolution=resolution, tolerance=self.kl_tolerance)

@@ -18,9 +18,8 @@ from torch import Tensor
 
 from adapt import arguments
 from adapt.kernels.counting import extremes
-from adapt.numerics import HIGHEST_FRACTION, SHORTEST_WORD, Precision, block_precision
+from adapt.numerics import HIGHEST_FRACTION, SHORTEST_WORD, LayerFormat, Precision, block_precision
 from adapt.rounding import quantize
-from adapt.switching.policy import Format
 
 WORDS = range(SHORTEST_WORD, 17)
 """The word lengths that are considered, in bits."""
@@ -122,7 +121,7 @@ def allocate(costs: NDArray[np.float64], numel: NDArray[np.int64], budget: float
     return taken
 
 
-def errors_by_word(weights: Tensor, current: Format) -> list[tuple[Precision, float]]:
+def errors_by_word(weights: Tensor, current: LayerFormat) -> list[tuple[Precision, float]]:
     """`best_ranges`, where the present format stays for its word length unless another has clearly less error."""
     table = best_ranges(weights)
     if isinstance(current, Precision) and current.word_length in WORDS:

@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from adapt import arguments
-from adapt.numerics import LONGEST_WORD, SHORTEST_WORD, Precision
+from adapt.numerics import LONGEST_WORD, SHORTEST_WORD, LayerFormat, Precision
 from adapt.rounding import quantize
 from adapt.switching.adapt_state import AdaPTState
 from adapt.switching.allocation import allocate, errors_by_word, sample
 from adapt.switching.diversity import diversity
-from adapt.switching.policy import Format, Observation
+from adapt.switching.policy import Observation
 
 MARGIN = 8.0
 """How far below the tolerance the cost must lie before a bit is given back: a bit less makes rounding errors twice as
@@ -102,8 +102,8 @@ class Windows(NamedTuple):
 
 
 def switched(
-    formats: tuple[Format, ...], windows: Windows, observation: Observation, bits: float | None, tolerance: float
-) -> tuple[Format, ...]:
+    formats: tuple[LayerFormat, ...], windows: Windows, observation: Observation, bits: float | None, tolerance: float
+) -> tuple[LayerFormat, ...]:
     """Return the formats after these windows: the layers among them share the bits that are left to them.
 
     Args:
@@ -146,7 +146,7 @@ def switched(
     return tuple(after)
 
 
-def _cost(layer: int, weights: Tensor, form: Format, windows: Windows, observation: Observation) -> float:
+def _cost(layer: int, weights: Tensor, form: LayerFormat, windows: Windows, observation: Observation) -> float:
     assert isinstance(form, Precision)  # AdaPT never leaves fixed point
     return rounding_cost(
         observation.sums[layer],

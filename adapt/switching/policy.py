@@ -1,7 +1,7 @@
-"""What a policy is, what it is shown of a training step, and what it answers."""
+"""What a policy is, what it sees of a training step, and what it returns."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import MISSING, Field, dataclass, fields, replace
 from typing import Any, Protocol, TypeVar, get_args, get_type_hints
 
 import numpy as np
@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from adapt.numerics import LayerFormat, pack_formats, unpack_formats
-
-Format = LayerFormat
+from adapt.trace import Column
 
 
 @dataclass(frozen=True)
@@ -23,11 +22,11 @@ class State:
         gradients: finite gradients that each layer's running sum holds, int64 [layers]; 0 after a switch.
     """
 
-    formats: tuple[Format, ...]
+    formats: tuple[LayerFormat, ...]
     gradients: NDArray[np.int64]
 
     def check(self) -> None:
-        """Refuse, by a ValueError, what no run comes to: a state may come out of a file."""
+        """Raise ValueError for a state that no run can reach; it may come from a file."""
 
 
 @dataclass(frozen=True)
@@ -35,15 +34,15 @@ class Observation:
     """One optimizer step as a policy sees it.
 
     Attributes:
-        loss: the step's loss, penalties included, averaged over micro-batches; None when it was not shown.
+        loss: the step's loss, penalties included, averaged over micro-batches; None if it was not observed.
         norms: ‖G‖₂ of each layer, float64 [layers]; meaningless where `seen` is False.
         norms_of_sums: ‖ΣG‖₂ of each layer's running sum, this gradient included, float64 [layers].
         seen: True where the layer got a finite gradient, bool [layers].
         sound: True where the layer's master weights are all finite, bool [layers].
-        weights: the master weights. They belong to the newest step: a policy may read them only in a step that
-            its `patience` named as one in which a layer can switch.
-        sums: the running sums ΣG, this gradient included, where `sums_gradients` asks for them; read them as `weights`.
-        windows: the gradients behind each running sum, oldest first, where `keeps_gradients` asks for them.
+        weights: the master weights. They are those of the newest step, so a policy may read them only in a step in
+            which, by its `patience`, a layer can switch.
+        sums: the running sums ΣG, this gradient included, if `sums_gradients` asks for them; to be read as `weights`.
+        windows: the gradients behind each running sum, oldest first, if `keeps_gradients` asks for them.
         l1, l2: α of each layer, [layers], and β of the penalties that the loss includes and the gradients do not.
     """
 
@@ -67,6 +66,9 @@ class Policy(Protocol[S]):
 
     A policy is a frozen dataclass of hyperparameters. It holds no state of its own, so one policy object may
     serve several runs.
+
+    It may have an attribute `columns`, a mapping from names to `adapt.trace.Column`: columns of the trace beside those
+    that every trace has. They are saved with the trace and go to the loggers, TensorBoard and `adapt report`.
     """
 
     @property
@@ -83,7 +85,7 @@ class Policy(Protocol[S]):
 
     @property
     def samples_gradients(self) -> bool:
-        """Add to ΣG only the gradients of steps in which, by `patience`, a layer can switch, instead of all."""
+        """Add to ΣG only the gradients of steps in which, by `patience`, a layer can switch, not all."""
 
     @property
     def keeps_gradients(self) -> bool:
@@ -94,20 +96,29 @@ class Policy(Protocol[S]):
         """Whether the loss matters to the policy."""
 
     def start(self, weights: Sequence[Tensor]) -> S:
-        """Answer the state in which training starts, for master weights `weights`."""
+        """Return the state in which training starts, for these master weights."""
 
     def patience(self, state: S) -> int:
-        """Answer how many of the next steps certainly switch no layer, whatever their gradients."""
+        """Return how many of the next steps certainly switch no layer, whatever their gradients."""
 
     def advance(self, state: S, observation: Observation) -> S:
-        """Answer the state after one step. A layer's `gradients` is 0 where its window ended in this step."""
+        """Return the state after one step. A layer's `gradients` is 0 where its window ended in this step."""
 
     def record(self, state: S) -> dict[str, NDArray[Any]]:
-        """Answer the policy's columns of the trace, of lookback, resolution, diversity and divergence, [layers]."""
+        """Return values of the trace, each [layers]: of its lookback, resolution, diversity, divergence and `columns`.
+
+        Columns that are left out get their defaults.
+        """
+
+
+def columns_of(policy: Policy[Any]) -> Mapping[str, Column[Any]]:
+    """Return the columns of the trace that the policy brings; none if it says nothing of them."""
+    columns: Mapping[str, Column[Any]] = getattr(policy, "columns", {})
+    return columns
 
 
 def carry(old: S, fresh: S, places: Mapping[int, int]) -> S:
-    """Answer `fresh` with all that is not per layer, and the layers in `places`, taken over from `old`.
+    """Return `fresh` with everything that is not per layer, and the layers in `places`, taken over from `old`.
 
     Args:
         old: the state to keep.
@@ -130,7 +141,7 @@ def carry(old: S, fresh: S, places: Mapping[int, int]) -> S:
 
 
 def pack(state: State) -> dict[str, Any]:
-    """Answer the state as plain lists, numbers, strings and tensors, fit for `torch.load(weights_only=True)`."""
+    """Return the state as plain lists, numbers, strings and tensors, fit for `torch.load(weights_only=True)`."""
     packed: dict[str, Any] = {}
     for field in fields(state):
         value = getattr(state, field.name)
@@ -143,41 +154,66 @@ def pack(state: State) -> dict[str, Any]:
     return packed
 
 
-def unpack(packed: Mapping[str, Any], fresh: S, layers: int) -> S:
-    """Answer the state that `pack` wrote, for `layers` layers; `fresh` is a state of the same policy.
+def unpack(packed: Mapping[str, Any], fresh: S, layers: int, *, release: str | None = None) -> S:
+    """Return the state that `pack` wrote, in this version or an earlier one.
+
+    A field that the state lacks, because the policy got it later, takes its default in the dataclass; the default of
+    an array is one number, which every layer gets.
+
+    Args:
+        packed: what `pack` returned.
+        fresh: a state of the same policy.
+        layers: how many layers the state is for.
+        release: the release of adapt that wrote the state, if known, for the error's message.
 
     Raises:
-        ValueError: a field is missing, unknown, of another kind or size than the policy's, or holds what no run comes
-            to.
+        ValueError: a field without a default is missing, or a field is unknown, of another type or size than the
+            policy's, or holds what no run can reach.
     """
-    names = {field.name for field in fields(fresh)}
-    if names != set(packed):
-        raise ValueError(f"the policy's state should have the fields {sorted(names)}, got {sorted(packed)}")
-    changes: dict[str, Any] = {}
-    for name in names:
-        value, model = packed[name], getattr(fresh, name)
-        if name == "formats":
-            if not isinstance(value, list) or len(value) != layers:
-                raise ValueError(
-                    f"the policy's state should list a format for each of {layers} layers, got {value!r:.80}"
-                )
-            changes[name] = unpack_formats(value)
-        elif isinstance(model, np.ndarray):
-            array = value.numpy() if isinstance(value, Tensor) else None
-            if array is None or array.dtype != model.dtype or array.shape != (layers, *model.shape[1:]):
-                raise ValueError(f"the policy's {name!r} should be {model.dtype} [{layers}], got {value!r:.80}")
-            if np.isnan(array).any() and not np.isnan(model).any():
-                raise ValueError(f"the policy's {name!r} should be numbers, but holds NaN")
-            changes[name] = array.copy()
-        elif isinstance(model, tuple):
-            kind = get_args(get_type_hints(type(fresh))[name])[0]
-            if not isinstance(value, list) or not all(type(item) is kind for item in value):
-                raise ValueError(f"the policy's {name!r} should be a list of {kind.__name__}, got {value!r:.80}")
-            changes[name] = tuple(value)
-        else:
-            if type(value) is not type(model):
-                raise ValueError(f"the policy's {name!r} should be a {type(model).__name__}, got {value!r:.80}")
-            changes[name] = value
+    known, kind = {field.name: field for field in fields(fresh)}, type(fresh).__name__
+    if unknown := sorted(map(ascii, set(packed) - set(known))):
+        writer = f"adapt {release}, which wrote it," if release else "the release that wrote it"
+        raise ValueError(
+            f"the policy's state holds {', '.join(unknown):.200}, which {kind} of this release does not know: "
+            f"load it with {writer} or a later one"
+        )
+    changes = {
+        name: _unpacked(name, packed[name], fresh, layers) if name in packed else _default(field, fresh, layers)
+        for name, field in known.items()
+    }
     state = replace(fresh, **changes)
     state.check()
     return state
+
+
+def _default(field: Field[Any], fresh: State, layers: int) -> Any:
+    """Return the default of a field that a state lacks."""
+    default = field.default if field.default_factory is MISSING else field.default_factory()
+    if default is MISSING:
+        raise ValueError(f"the policy's state lacks {field.name!r}, without which {type(fresh).__name__} cannot go on")
+    model = getattr(fresh, field.name)
+    return np.full((layers, *model.shape[1:]), default, model.dtype) if isinstance(model, np.ndarray) else default
+
+
+def _unpacked(name: str, value: Any, fresh: State, layers: int) -> Any:
+    """Return a field's value, if it is of the type and size that `fresh` has."""
+    model = getattr(fresh, name)
+    if name == "formats":
+        if not isinstance(value, list) or len(value) != layers:
+            raise ValueError(f"the policy's state should list a format for each of {layers} layers, got {value!r:.80}")
+        return unpack_formats(value)
+    if isinstance(model, np.ndarray):
+        array = value.numpy() if isinstance(value, Tensor) else None
+        if array is None or array.dtype != model.dtype or array.shape != (layers, *model.shape[1:]):
+            raise ValueError(f"the policy's {name!r} should be {model.dtype} [{layers}], got {value!r:.80}")
+        if np.isnan(array).any() and not np.isnan(model).any():
+            raise ValueError(f"the policy's {name!r} should be numbers, but holds NaN")
+        return array.copy()
+    if isinstance(model, tuple):
+        item = get_args(get_type_hints(type(fresh))[name])[0]
+        if not isinstance(value, list) or not all(type(element) is item for element in value):
+            raise ValueError(f"the policy's {name!r} should be a list of {item.__name__}, got {value!r:.80}")
+        return tuple(value)
+    if type(value) is not type(model):
+        raise ValueError(f"the policy's {name!r} should be a {type(model).__name__}, got {value!r:.80}")
+    return value
