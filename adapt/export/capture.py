@@ -1,0 +1,183 @@
+"""Taking a trained network out of its training: words, formats, and a plain copy of the module."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adapt.attachment import attached
+from adapt.controller import Controller
+from adapt.distributed.sharding import is_sharded
+from adapt.execution.overrides import Override
+from adapt.export.exported import Exported, smallest_type
+from adapt.export.learned_shim import formats_of
+from adapt.numerics.format import Format
+
+
+def capture(source: Any, module: nn.Module | None = None, *, inputs: Any = None) -> Exported:
+    """Take a trained network out of its training, as integer words and formats.
+
+    What is captured is what evaluation sees: masters rounded to nearest, activations rounded where the run rounds
+    them. The words' values are compared with the weights that the attached model shows in evaluation, and with
+    `inputs` the captured network's outputs with the attached model's; a bit that differs raises.
+
+    Layers that `execution` runs in bfloat16 or float16 are captured in float32, which is what their words and formats
+    mean; their outputs are compared with those of the attached model in float32.
+
+    Args:
+        source: a `Controller` or `Learner`, an optimizer that has one, or a Lightning callback.
+        module: the trained module; the one that was given to `attach` if None.
+        inputs: what to compare outputs on: a tensor, or a tuple of forward's positional arguments.
+
+    Returns:
+        The captured network. It shares no memory with the trained one.
+
+    Raises:
+        TypeError: the source is of another kind.
+        ValueError: there is no module.
+        RuntimeError: the controller was detached, or the captured network differs from the attached one.
+        NotImplementedError: weights are spread over processes.
+    """
+    controller = _controller(source)
+    model = _plain(module if module is not None else controller._module)
+    if not controller.is_attached:
+        raise RuntimeError("the controller was detached, and rounds nothing any more: capture before detach()")
+    formats = dict(formats_of(controller))
+    with controller.evaluation_weights():
+        structure = _plain_copy(model, controller)
+    exported = _exported(structure, formats, {"policy": _origin(controller)})
+    if inputs is not None:
+        _compare(exported.module(), model, controller, inputs if isinstance(inputs, tuple) else (inputs,))
+    return exported
+
+
+def _controller(source: Any) -> Controller:
+    if isinstance(source, Controller):
+        return source
+    found = attached(source) if isinstance(source, torch.optim.Optimizer) else getattr(source, "controller", None)
+    if not isinstance(found, Controller):
+        raise TypeError(
+            f"source must be a controller, an optimizer that has one, or a Lightning callback, got {source!r:.80}"
+        )
+    return found
+
+
+def _plain(module: nn.Module | None) -> nn.Module:
+    """The module itself, without what torch.compile and DistributedDataParallel put around it."""
+    if module is None:
+        raise ValueError("the controller was attached to parameters alone: pass the trained module as module=")
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
+    while isinstance(module, nn.parallel.DistributedDataParallel) or hasattr(module, "_orig_mod"):
+        inner = module.module if isinstance(module, nn.parallel.DistributedDataParallel) else module._orig_mod
+        assert isinstance(inner, nn.Module)
+        module = inner
+    return module
+
+
+def _plain_copy(model: nn.Module, controller: Controller) -> nn.Module:
+    """A copy on the CPU in evaluation mode, without the hooks and forwards that training put on it."""
+    for name, parameter in model.named_parameters():
+        if is_sharded(parameter):
+            raise NotImplementedError(f"{name} is spread over processes: gather the weights in one process first")
+    # A module may hold the optimizer that trains it, which cannot be copied and is no part of the network.
+    memo: dict[int, Any] = {id(controller): None, id(controller.optimizer): None}
+    copied = copy.deepcopy(model, memo).requires_grad_(False).cpu().eval()
+    for part in copied.modules():
+        if isinstance(part.__dict__.get("forward"), Override):
+            del part.__dict__["forward"]
+        for attribute, hooks in vars(part).items():
+            if attribute.endswith("_hooks") and hooks:
+                _remove_ours(part, hooks)
+    return copied
+
+
+def _remove_ours(module: nn.Module, hooks: dict[int, Any]) -> None:
+    for key, hook in list(hooks.items()):
+        owner = getattr(hook, "__self__", hook)
+        if type(owner).__module__.startswith("adapt."):
+            del hooks[key]
+            for flags in vars(module).values():
+                if isinstance(flags, dict) and flags is not hooks and flags.get(key) is True:
+                    del flags[key]
+
+
+def _exported(structure: nn.Module, formats: dict[str, Format], origin: dict[str, str]) -> Exported:
+    """Words and tensors out of a plain module whose quantised parameters lie on their formats' grids.
+
+    Raises:
+        RuntimeError: one does not.
+    """
+    words: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
+    aliases: dict[str, str] = {}
+    known: dict[Any, str] = {}
+    for name, value in structure.state_dict(keep_vars=True).items():
+        if not isinstance(value, Tensor):
+            raise NotImplementedError(f"{name} of the module's state_dict is {type(value).__name__}, not a tensor")
+        first = known.setdefault(id(value), name)
+        if first != name:
+            aliases[name] = first
+        elif name in formats:
+            form, shown = formats[name], value.detach()
+            words[name] = form.integers(shown).to(smallest_type(form)).contiguous()
+            if not torch.equal(form.values(words[name]), shown):
+                raise RuntimeError(f"{name} does not lie on the grid of its format {form}, which evaluation rounds to")
+        else:
+            tensors[name] = value.detach().clone()
+    _require_layers(structure, [name for name in formats if name not in words])
+    return Exported(words, formats, tensors, aliases, structure, origin)
+
+
+def _require_layers(structure: nn.Module, sites: list[str]) -> None:
+    """Refuse formats of what the module does not have.
+
+    Raises:
+        ValueError: there is no such parameter or layer.
+    """
+    paths = {path for path, _ in structure.named_modules()}
+    for name in sites:
+        path, _, end = name.rpartition(".")
+        if end not in ("input", "output") or path not in paths:
+            raise ValueError(f"the run has a format for {name}, which the module does not have: pass the trained one")
+
+
+def _origin(controller: Controller) -> str:
+    plan = getattr(controller, "plan", None)
+    return repr(controller.policy if plan is None else plan)
+
+
+def _compare(captured: nn.Module, model: nn.Module, controller: Controller, inputs: tuple[Any, ...]) -> None:
+    """Raise unless both give the same bits.
+
+    Raises:
+        RuntimeError: they do not.
+    """
+    with torch.no_grad(), controller.evaluation_weights(), _evaluating(model):
+        expected = model(*inputs)
+    device = next(model.parameters()).device
+    with torch.no_grad():
+        found = captured.to(device)(*inputs)
+    ours, theirs = (torch.utils._pytree.tree_leaves(out) for out in (found, expected))
+    for index, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+        same = torch.equal(a.nan_to_num(), b.nan_to_num()) if isinstance(a, Tensor) else a == b
+        if not same:
+            raise RuntimeError(f"output {index} of the captured network differs from that of the attached one")
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, and products in float32, as far as the context goes."""
+    modes = {part: part.training for part in model.modules()}
+    overrides = [f for part in modes if isinstance(f := part.__dict__.get("forward"), Override) and f.active]
+    with ExitStack() as restoring:
+        for part, mode in modes.items():
+            restoring.callback(setattr, part, "training", mode)
+            part.training = False
+        for override in overrides:
+            restoring.callback(setattr, override, "active", True)
+            override.active = False
+        yield
