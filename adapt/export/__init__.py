@@ -2,5 +2,6 @@
 
 from adapt.export.capture import capture
 from adapt.export.exported import Exported
+from adapt.export.packed import load
 
-__all__ = ["Exported", "capture"]
+__all__ = ["Exported", "capture", "load"]

@@ -1,6 +1,5 @@
 """Taking a trained network out of its training: words, formats, and a plain copy of the module."""
 
-import copy
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -10,10 +9,10 @@ from torch import Tensor, nn
 
 from adapt.attachment import attached
 from adapt.controller import Controller
-from adapt.distributed.sharding import is_sharded
 from adapt.execution.overrides import Override
 from adapt.export.exported import Exported, smallest_type
 from adapt.export.learned_shim import formats_of
+from adapt.export.structure import plain_copy, require_layers, unwrapped
 from adapt.numerics.format import Format
 
 
@@ -42,12 +41,15 @@ def capture(source: Any, module: nn.Module | None = None, *, inputs: Any = None)
         NotImplementedError: weights are spread over processes.
     """
     controller = _controller(source)
-    model = _plain(module if module is not None else controller._module)
+    if module is None and (module := controller._module) is None:
+        raise ValueError("the controller was attached to parameters alone: pass the trained module as module=")
+    model = unwrapped(module)
     if not controller.is_attached:
         raise RuntimeError("the controller was detached, and rounds nothing any more: capture before detach()")
     formats = dict(formats_of(controller))
     with controller.evaluation_weights():
-        structure = _plain_copy(model, controller)
+        # A module may hold the optimizer that trains it.
+        structure = plain_copy(model, without=(controller, controller.optimizer))
     exported = _exported(structure, formats, {"policy": _origin(controller)})
     if inputs is not None:
         _compare(exported.module(), model, controller, inputs if isinstance(inputs, tuple) else (inputs,))
@@ -63,46 +65,6 @@ def _controller(source: Any) -> Controller:
             f"source must be a controller, an optimizer that has one, or a Lightning callback, got {source!r:.80}"
         )
     return found
-
-
-def _plain(module: nn.Module | None) -> nn.Module:
-    """The module itself, without what torch.compile and DistributedDataParallel put around it."""
-    if module is None:
-        raise ValueError("the controller was attached to parameters alone: pass the trained module as module=")
-    if not isinstance(module, nn.Module):
-        raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
-    while isinstance(module, nn.parallel.DistributedDataParallel) or hasattr(module, "_orig_mod"):
-        inner = module.module if isinstance(module, nn.parallel.DistributedDataParallel) else module._orig_mod
-        assert isinstance(inner, nn.Module)
-        module = inner
-    return module
-
-
-def _plain_copy(model: nn.Module, controller: Controller) -> nn.Module:
-    """A copy on the CPU in evaluation mode, without the hooks and forwards that training put on it."""
-    for name, parameter in model.named_parameters():
-        if is_sharded(parameter):
-            raise NotImplementedError(f"{name} is spread over processes: gather the weights in one process first")
-    # A module may hold the optimizer that trains it, which cannot be copied and is no part of the network.
-    memo: dict[int, Any] = {id(controller): None, id(controller.optimizer): None}
-    copied = copy.deepcopy(model, memo).requires_grad_(False).cpu().eval()
-    for part in copied.modules():
-        if isinstance(part.__dict__.get("forward"), Override):
-            del part.__dict__["forward"]
-        for attribute, hooks in vars(part).items():
-            if attribute.endswith("_hooks") and hooks:
-                _remove_ours(part, hooks)
-    return copied
-
-
-def _remove_ours(module: nn.Module, hooks: dict[int, Any]) -> None:
-    for key, hook in list(hooks.items()):
-        owner = getattr(hook, "__self__", hook)
-        if type(owner).__module__.startswith("adapt."):
-            del hooks[key]
-            for flags in vars(module).values():
-                if isinstance(flags, dict) and flags is not hooks and flags.get(key) is True:
-                    del flags[key]
 
 
 def _exported(structure: nn.Module, formats: dict[str, Format], origin: dict[str, str]) -> Exported:
@@ -128,21 +90,8 @@ def _exported(structure: nn.Module, formats: dict[str, Format], origin: dict[str
                 raise RuntimeError(f"{name} does not lie on the grid of its format {form}, which evaluation rounds to")
         else:
             tensors[name] = value.detach().clone()
-    _require_layers(structure, [name for name in formats if name not in words])
+    require_layers(structure, [name for name in formats if name not in words])
     return Exported(words, formats, tensors, aliases, structure, origin)
-
-
-def _require_layers(structure: nn.Module, sites: list[str]) -> None:
-    """Refuse formats of what the module does not have.
-
-    Raises:
-        ValueError: there is no such parameter or layer.
-    """
-    paths = {path for path, _ in structure.named_modules()}
-    for name in sites:
-        path, _, end = name.rpartition(".")
-        if end not in ("input", "output") or path not in paths:
-            raise ValueError(f"the run has a format for {name}, which the module does not have: pass the trained one")
 
 
 def _origin(controller: Controller) -> str:

@@ -1,13 +1,14 @@
 """`Exported`, a trained network as integer words, formats and what stays in floating point."""
 
 import copy
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from adapt.export.rounding import Rounding, add_rounding
+from adapt.export.rounding import Rounding, add_rounding, keep_unfused
 from adapt.numerics.format import Format
 
 
@@ -69,7 +70,19 @@ class Exported:
         module = copy.deepcopy(self.structure)
         for path, ends in self._layers().items():
             add_rounding(module.get_submodule(path), **{end: rounding(form) for end, form in ends.items()})
-        return module.requires_grad_(False).eval()
+        keep_unfused(module)
+        return module.eval()
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a packed file: see `adapt.export.packed`. `adapt.export.load` reads it.
+
+        Raises:
+            ModuleNotFoundError: safetensors or zstandard are missing: pip install 'adapt-precision[export]'.
+            OSError: the folder does not exist or cannot be written.
+        """
+        from adapt.export import packed
+
+        packed.save(self, path)
 
     def _layers(self) -> dict[str, dict[str, Format]]:
         """The formats of the rounded activations, by the layer's path and "input" or "output"."""

@@ -1,5 +1,6 @@
-"""Explicit rounding of what flows through a layer: small modules inside the layer, and hooks that call them."""
+"""Explicit rounding of what flows through a layer: small modules inside the layer, and a forward that calls them."""
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -54,32 +55,70 @@ class Rounding(nn.Module):
         return str(self.form)
 
 
+class Rounded:
+    """What `add_rounding` puts before the class of a layer: a forward that rounds the input and the output.
+
+    A class of its own, and not hooks, is seen by everything that reads code: torch.compile, which takes two modules of
+    one class for the same whatever their hooks are, and torch.fx, which does not look into torch's layers.
+    """
+
+    _modules: dict[str, nn.Module | None]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Q(layer(Q(input))), as far as there are formats."""
+        rounds_input, rounds_output = self._modules.get(INPUT), self._modules.get(OUTPUT)
+        if rounds_input is not None and args:
+            args = (rounds_input(args[0]), *args[1:])
+        elif rounds_input is not None and "input" in kwargs:
+            kwargs = {**kwargs, "input": rounds_input(kwargs["input"])}
+        output = super().forward(*args, **kwargs)  # type: ignore[misc]
+        return output if rounds_output is None else rounds_output(output)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _empty, (type(self).__mro__[2],), self.__dict__
+
+
 def add_rounding(layer: nn.Module, *, input: nn.Module | None = None, output: nn.Module | None = None) -> None:
     """Let a layer round its input and its output from now on by these modules, which become its children.
 
-    The layer keeps its class, its attributes and the names in its state_dict. Hooks, unlike a wrapper, also keep
-    torch's fused inference kernels from passing the layer by.
+    The layer keeps its attributes and the names in its state_dict, and stays an instance of its class.
+
+    Raises:
+        NotImplementedError: someone has replaced the layer's forward.
     """
-    if input is not None:
-        layer.add_module(INPUT, input)
-        layer.register_forward_pre_hook(_round_input, with_kwargs=True)
-    if output is not None:
-        layer.add_module(OUTPUT, output)
-        # Before any other hook, so that all others see what the network goes on with.
-        layer.register_forward_hook(_round_output, prepend=True)
+    if "forward" in layer.__dict__:
+        raise NotImplementedError(
+            f"the forward of a {type(layer).__name__} was replaced, so nothing can round around it"
+        )
+    for name, module in ((INPUT, input), (OUTPUT, output)):
+        if module is not None:
+            layer.add_module(name, module)
+    layer.__class__ = _rounded(type(layer))  # type: ignore[arg-type]  # classes can be hashed
 
 
-def _round_input(
-    layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    rounding = layer.get_submodule(INPUT)
-    if args:
-        return (rounding(args[0]), *args[1:]), kwargs
-    return args, {name: rounding(value) if name == "input" else value for name, value in kwargs.items()}
+def keep_unfused(module: nn.Module) -> None:
+    """Keep torch's fused inference of transformer layers away, which passes inner layers by and sums in another order.
+
+    In training it is the hooks of the controller that do.
+    """
+    for part in module.modules():
+        if isinstance(part, nn.TransformerEncoderLayer):
+            part.register_forward_pre_hook(_nothing)
 
 
-def _round_output(layer: nn.Module, args: Any, output: Any) -> Any:
-    return layer.get_submodule(OUTPUT)(output)
+def _nothing(module: nn.Module, args: Any) -> None:
+    """A hook that is there."""
+
+
+@cache
+def _rounded(kind: Any) -> type[nn.Module]:
+    return type(f"Rounded{kind.__name__}", (Rounded, kind), {"__module__": __name__})
+
+
+def _empty(kind: type[nn.Module]) -> nn.Module:
+    """A layer to be filled by unpickling."""
+    made = _rounded(kind)  # type: ignore[arg-type]
+    return made.__new__(made)
 
 
 def _reciprocal(step: float) -> float:
