@@ -1,18 +1,16 @@
 """Taking a trained network out of its training: words, formats, and a plain copy of the module."""
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from adapt.attachment import attached
 from adapt.controller import Controller
-from adapt.execution.overrides import Override
+from adapt.export.backends import Attached, controller_of
 from adapt.export.exported import Exported, smallest_type
 from adapt.export.learned_shim import formats_of
 from adapt.export.structure import plain_copy, require_layers, unwrapped
+from adapt.export.verification import verify
 from adapt.numerics.format import Format
 
 
@@ -29,7 +27,7 @@ def capture(source: Any, module: nn.Module | None = None, *, inputs: Any = None)
     Args:
         source: a `Controller` or `Learner`, an optimizer that has one, or a Lightning callback.
         module: the trained module; the one that was given to `attach` if None.
-        inputs: what to compare outputs on: a tensor, or a tuple of forward's positional arguments.
+        inputs: what to compare outputs on: a tensor, a tuple of forward's positional arguments, or a list of them.
 
     Returns:
         The captured network. It shares no memory with the trained one.
@@ -40,7 +38,11 @@ def capture(source: Any, module: nn.Module | None = None, *, inputs: Any = None)
         RuntimeError: the controller was detached, or the captured network differs from the attached one.
         NotImplementedError: weights are spread over processes.
     """
-    controller = _controller(source)
+    controller = controller_of(source)
+    if controller is None:
+        raise TypeError(
+            f"source must be a controller, an optimizer that has one, or a Lightning callback, got {source!r:.80}"
+        )
     if module is None and (module := controller._module) is None:
         raise ValueError("the controller was attached to parameters alone: pass the trained module as module=")
     model = unwrapped(module)
@@ -52,19 +54,10 @@ def capture(source: Any, module: nn.Module | None = None, *, inputs: Any = None)
         structure = plain_copy(model, without=(controller, controller.optimizer))
     exported = _exported(structure, formats, {"policy": _origin(controller)})
     if inputs is not None:
-        _compare(exported.module(), model, controller, inputs if isinstance(inputs, tuple) else (inputs,))
+        found = verify(exported, inputs, Attached(controller, model))
+        if not found.is_equal:
+            raise RuntimeError(f"the captured network differs from the attached one: {found}")
     return exported
-
-
-def _controller(source: Any) -> Controller:
-    if isinstance(source, Controller):
-        return source
-    found = attached(source) if isinstance(source, torch.optim.Optimizer) else getattr(source, "controller", None)
-    if not isinstance(found, Controller):
-        raise TypeError(
-            f"source must be a controller, an optimizer that has one, or a Lightning callback, got {source!r:.80}"
-        )
-    return found
 
 
 def _exported(structure: nn.Module, formats: dict[str, Format], origin: dict[str, str]) -> Exported:
@@ -97,36 +90,3 @@ def _exported(structure: nn.Module, formats: dict[str, Format], origin: dict[str
 def _origin(controller: Controller) -> str:
     plan = getattr(controller, "plan", None)
     return repr(controller.policy if plan is None else plan)
-
-
-def _compare(captured: nn.Module, model: nn.Module, controller: Controller, inputs: tuple[Any, ...]) -> None:
-    """Raise unless both give the same bits.
-
-    Raises:
-        RuntimeError: they do not.
-    """
-    with torch.no_grad(), controller.evaluation_weights(), _evaluating(model):
-        expected = model(*inputs)
-    device = next(model.parameters()).device
-    with torch.no_grad():
-        found = captured.to(device)(*inputs)
-    ours, theirs = (torch.utils._pytree.tree_leaves(out) for out in (found, expected))
-    for index, (a, b) in enumerate(zip(ours, theirs, strict=True)):
-        same = torch.equal(a.nan_to_num(), b.nan_to_num()) if isinstance(a, Tensor) else a == b
-        if not same:
-            raise RuntimeError(f"output {index} of the captured network differs from that of the attached one")
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and products in float32, as far as the context goes."""
-    modes = {part: part.training for part in model.modules()}
-    overrides = [f for part in modes if isinstance(f := part.__dict__.get("forward"), Override) and f.active]
-    with ExitStack() as restoring:
-        for part, mode in modes.items():
-            restoring.callback(setattr, part, "training", mode)
-            part.training = False
-        for override in overrides:
-            restoring.callback(setattr, override, "active", True)
-            override.active = False
-        yield
