@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from adapt.attachment import attached
-from adapt.controller import Controller
+from adapt.engine.engine import Engine
+from adapt.engine.registry import attached
 from adapt.execution.overrides import Override
 from adapt.export.exported import Exported
 from adapt.export.integer import IntegerNetwork
@@ -35,7 +35,7 @@ class Outcome(NamedTuple):
 class Attached(NamedTuple):
     """The trained model and what keeps it, to be run in evaluation."""
 
-    controller: Controller
+    controller: Engine
     module: nn.Module | None
 
 
@@ -75,17 +75,15 @@ def backend(against: Any, exported: Exported) -> Backend:
     raise TypeError(f"against must be a file, a module, a controller or a function of the inputs, got {against!r:.80}")
 
 
-def controller_of(source: Any) -> Controller | None:
+def controller_of(source: Any) -> Engine | None:
     """Return a controller, or that of an optimizer or a Lightning callback; None of anything else."""
     if isinstance(source, torch.optim.Optimizer):
         return attached(source)
-    found = source if isinstance(source, Controller) else getattr(source, "controller", None)
-    return found if isinstance(found, Controller) else None
+    found = source if isinstance(source, Engine) else getattr(source, "controller", None)
+    return found if isinstance(found, Engine) else None
 
 
-def _attached(
-    controller: Controller, module: nn.Module | None, paths: Collection[str], inputs: tuple[Any, ...]
-) -> Outcome:
+def _attached(controller: Engine, module: nn.Module | None, paths: Collection[str], inputs: tuple[Any, ...]) -> Outcome:
     if module is None:
         raise ValueError("the controller was attached to parameters alone, so that there is no model to compare with")
     model = unwrapped(module)

@@ -9,9 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from adapt.execution.products import LAYERS
 from adapt.export.dyadic import SIGNIFICAND
 from adapt.export.exported import Exported
+from adapt.layers.products import PRODUCTS
 from adapt.numerics.format import Format
 
 
@@ -50,7 +50,7 @@ def accumulator_bounds(exported: Exported) -> dict[str, Bound]:
     return {
         path: _bound(path, layer, exported)
         for path, layer in exported.structure.named_modules()
-        if isinstance(layer, LAYERS) and _name(exported, path, "weight") in exported.words
+        if isinstance(layer, PRODUCTS) and _name(exported, path, "weight") in exported.words
     }
 
 
