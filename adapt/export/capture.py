@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from adapt.engine.engine import Engine
 from adapt.export.backends import Attached, controller_of
+from adapt.export.bits import smallest_type
 from adapt.export.checkpoints import load_into
-from adapt.export.exported import Exported, smallest_type
+from adapt.export.exported import Exported
 from adapt.export.structure import plain_copy, require_layers, unwrapped
 from adapt.export.verification import verify
 from adapt.numerics.format import Format
@@ -47,9 +48,7 @@ def capture(source: Any, module: nn.Module | None = None, *, inputs: Any = None)
         if module is None:
             raise ValueError("a checkpoint holds no architecture: pass an instance of the trained network as module=")
         if inputs is not None:
-            raise ValueError(
-                "a checkpoint has no attached model to compare outputs with: leave inputs out"
-            )
+            raise ValueError("a checkpoint has no attached model to compare outputs with: leave inputs out")
         structure = plain_copy(unwrapped(module))
         return _exported(structure, load_into(structure, source), {"checkpoint": Path(source).name})
     controller = controller_of(source)
