@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from adapt.export.exported import Exported
 from adapt.export.packed import Contents
 from adapt.numerics import Format
 
@@ -73,12 +72,6 @@ def entropy(words: torch.Tensor) -> float:
     _, counts = np.unique(words.numpy(), return_counts=True)
     shares = counts / max(words.numel(), 1)
     return float(-(shares * np.log2(shares)).sum())
-
-
-def float32_bytes(exported: Exported) -> int:
-    """Return the bytes that the network's state_dict takes with its words in float32."""
-    words = sum(4 * tensor.numel() for tensor in exported.words.values())
-    return words + sum(tensor.nbytes for tensor in exported.tensors.values())
 
 
 def _aligned(lines: Sequence[tuple[str, ...]]) -> list[str]:

@@ -1,5 +1,6 @@
 """AdaPT as one callback more: a controller on the module's own optimizers for as long as fit lasts."""
 
+import os
 from typing import Any, Unpack
 
 from lightning import LightningModule, Trainer
@@ -49,6 +50,8 @@ class AdaptivePrecision(PrecisionCallback):
     that evaluate the loss several times in a step (LBFGS).
 
     Args:
+        export: where to write the network of the best checkpoint as a packed file when fit ends, as by
+            `adapt.export.capture(checkpoint, module).save(export)`; None writes none. Needs the extra "export".
         policy, l1, l2, options: as in `adapt.attach` (rounding, seed, layers, quantize_biases, activations, …).
 
     Attributes:
@@ -56,9 +59,15 @@ class AdaptivePrecision(PrecisionCallback):
     """
 
     def __init__(
-        self, policy: Policy[Any] | None = None, l1: float = 0.0, l2: float = 0.0, **options: Unpack[CommonOptions]
+        self,
+        policy: Policy[Any] | None = None,
+        l1: float = 0.0,
+        l2: float = 0.0,
+        *,
+        export: str | os.PathLike[str] | None = None,
+        **options: Unpack[CommonOptions],
     ) -> None:
-        super().__init__()
+        super().__init__(export)
         # Refused here and not when fit starts.
         if policy is not None:
             check_policy(policy)

@@ -1,6 +1,7 @@
 """What both callbacks share: runs attached to the trainer's optimizers for as long as fit lasts."""
 
 import contextlib
+import os
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch.optim import Optimizer
 from adapt.engine import persistence
 from adapt.engine.registry import attached
 from adapt.engine.saved_formats import WEIGHTS_ONLY_KEY
+from adapt.lightning.artefact import check_artefact, write_artefact
 from adapt.lightning.averaging import BeforeAveraging
 from adapt.lightning.compatibility import arrange, check_trainer, disperse, untouched
 from adapt.lightning.losses import Losses
@@ -29,11 +31,15 @@ ELSEWHERE = (
 class PrecisionCallback(Callback):
     """Keeps what is attached to the trainer's optimizers, shows it the losses, and reports. A guest fills it.
 
+    Args:
+        export: where to write the packed file of the best checkpoint when fit ends; None writes none.
+
     Attributes:
         controllers: one for each optimizer with layers, of the running fit or the latest.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, export: str | os.PathLike[str] | None = None) -> None:
+        self._artefact = export
         self.controllers: list[Any] = []
         self._losses = Losses((), ())
         self._reports = Reports()
@@ -79,6 +85,7 @@ class PrecisionCallback(Callback):
             self._reports = Reports()
         check_trainer(trainer, PrecisionCallback)
         if stage == "fit":
+            check_artefact(self._artefact, trainer)
             self._averagings = arrange(trainer, self, self.controllers)
             self._save_formats(trainer)
 
@@ -150,6 +157,11 @@ class PrecisionCallback(Callback):
         """Save and detach: after this hook the strategy moves the module to other memory."""
         self._reports.end(trainer, pl_module, self.controllers)
         self._detach()
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the artefact now that all checkpoints are saved."""
+        if self._artefact is not None:
+            write_artefact(self._artefact, trainer, pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Save what can be saved, and detach."""
