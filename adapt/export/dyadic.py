@@ -1,14 +1,27 @@
-"""float32 arithmetic in integers: numbers m·2^e, and the operations of float32 on them, by int64 arithmetic and shifts.
+"""float32 arithmetic in integers: numbers m·2^e, and float32's operations on them by int64 sums, products and shifts.
 
-Slow, literal, and the same on every machine. Mantissas of results of an operation stay below 2^24; within one, below
-2^62. Infinities and NaN do not occur.
+Literal, and the same on every machine. Mantissas of results stay below 2^24; within an operation, below 2^62.
+Infinities and NaN do not occur.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+
+try:
+    from adapt.kernels.numba_.compiler import compiled
+except ImportError:
+    # Numba's compiler is turned off: the same functions run, if slowly.
+    def compiled(
+        function: Callable[..., Any], *, fastmath: Collection[str] = (), inline: str = "never"
+    ) -> Callable[..., Any]:
+        """Return the function as it is."""
+        return function
+
 
 SIGNIFICAND = 24
 """Bits of float32's significand, the hidden one included."""
@@ -34,15 +47,18 @@ class Dyadic:
 
     @classmethod
     def of(cls, x: Tensor) -> "Dyadic":
-        """Return finite float32 numbers as m·2^e with odd m, or 0·2^0."""
+        """Return finite float32 numbers as m·2^e with odd m, or 0·2^0.
+
+        Raises:
+            ValueError: one is infinite, or NaN.
+        """
         bits = x.float().contiguous().view(torch.int32).long()
         stored, fraction = bits >> 23 & 0xFF, bits & 0x7FFFFF
         if bool((stored == 0xFF).any()):
             raise ValueError("an infinite value, or NaN, cannot be computed with in integers")
         mantissa = torch.where(stored > 0, fraction | 1 << 23, fraction)
-        exponent = stored.clamp(min=1) - 150
-        zeros = bit_length(mantissa & -mantissa) - 1
-        mantissa, exponent = mantissa >> zeros.clamp(min=0), exponent + zeros
+        zeros = (bit_length(mantissa & -mantissa) - 1).clamp(min=0)
+        mantissa, exponent = mantissa >> zeros, stored.clamp(min=1) - 150 + zeros
         return cls(torch.where(bits < 0, -mantissa, mantissa), torch.where(mantissa == 0, 0, exponent))
 
     def float(self) -> Tensor:
@@ -63,39 +79,131 @@ class Dyadic:
         there = self.mantissa != 0
         lowest = int(self.exponent[there].min()) if bool(there.any()) else 0
         shift = torch.where(there, self.exponent - lowest, 0)
-        if bool((bit_length(self.mantissa.abs()) + shift > 62).any()):
+        if bool((bit_length(self.mantissa) + shift > 62).any()):
             raise ValueError("values lie too far apart to be multiples of one power of two in 62 bits")
         return self.mantissa << shift, lowest
 
 
-def bit_length(n: Tensor) -> Tensor:
-    """Return how many bits numbers n ≥ 0 have: ⌊log₂ n⌋ + 1, and 0 of 0."""
-    length = torch.zeros_like(n)
+# One number
+
+
+@compiled
+def _length(n: int) -> int:
+    """⌊log₂ |n|⌋ + 1, and 0 of 0."""
+    n = abs(n)
+    length = 0
     for step in (32, 16, 8, 4, 2, 1):
-        more = n >> step > 0
-        length += step * more
-        n = torch.where(more, n >> step, n)
+        if n >> step > 0:
+            n >>= step
+            length += step
     return length + (n > 0)
+
+
+@compiled
+def _shifted(n: int, shift: int) -> int:
+    """n/2^shift rounded to the nearest whole number, half to even; shift ≥ 0, |n| < 2^61."""
+    if shift == 0:
+        return n
+    shift = min(shift, 62)
+    below = n >> shift
+    rest, half = n - (below << shift), 1 << (shift - 1)
+    return below + (rest > half or (rest == half and below & 1 == 1))
+
+
+@compiled
+def _nearest(mantissa: int, exponent: int) -> tuple[int, int]:
+    """The float32 number nearest to mantissa·2^exponent, half to even."""
+    excess = max(_length(mantissa) - SIGNIFICAND, _LOWEST - exponent, 0)
+    return _shifted(mantissa, excess), exponent + excess
+
+
+@compiled
+def _moved(mantissa: int, shift: int) -> int:
+    """mantissa·2^shift; of what is shifted out, the lowest bit says that it was there."""
+    if shift >= 0:
+        return mantissa << shift
+    shift = min(-shift, 62)
+    below = mantissa >> shift
+    return below | (below << shift != mantissa)
+
+
+@compiled
+def _sum(a: int, exponent_a: int, b: int, exponent_b: int) -> tuple[int, int]:
+    """The exact sum, as far as its sign and rounding it to float32 can tell."""
+    if a == 0:
+        return b, exponent_b
+    if b == 0:
+        return a, exponent_a
+    top = max(exponent_a + _length(a), exponent_b + _length(b))
+    base = max(min(exponent_a, exponent_b), top - _ROOM)
+    return _moved(a, exponent_a - base) + _moved(b, exponent_b - base), base
+
+
+# Arrays of numbers: int64 of one length each, the results last
+
+
+@compiled
+def _lengths(n: Any, result: Any) -> None:
+    for i in range(n.size):
+        result[i] = _length(n[i])
+
+
+@compiled
+def _shift_all(n: Any, shift: Any, result: Any) -> None:
+    for i in range(n.size):
+        result[i] = _shifted(n[i], shift[i])
+
+
+@compiled
+def _round_all(m: Any, e: Any, mantissa: Any, exponent: Any) -> None:
+    for i in range(m.size):
+        mantissa[i], exponent[i] = _nearest(m[i], e[i])
+
+
+@compiled
+def _add_all(a: Any, exponent_a: Any, b: Any, exponent_b: Any, mantissa: Any, exponent: Any) -> None:
+    for i in range(a.size):
+        m, e = _sum(a[i], exponent_a[i], b[i], exponent_b[i])
+        mantissa[i], exponent[i] = _nearest(m, e)
+
+
+@compiled
+def _compare_all(a: Any, exponent_a: Any, b: Any, exponent_b: Any, result: Any) -> None:
+    for i in range(a.size):
+        m, _ = _sum(a[i], exponent_a[i], -b[i], exponent_b[i])
+        result[i] = (m > 0) - (m < 0)
+
+
+def _run(loop: Callable[..., None], results: int, *arguments: Tensor) -> tuple[Tensor, ...]:
+    """Run a loop over tensors that broadcast with each other, and return its results in their common shape."""
+    tensors = torch.broadcast_tensors(*arguments)  # type: ignore[no-untyped-call]
+    arrays = [tensor.contiguous().view(-1).numpy() for tensor in tensors]
+    found = [np.empty(arrays[0].size, np.int64) for _ in range(results)]
+    loop(*arrays, *found)
+    return tuple(torch.from_numpy(array).view(tensors[0].shape) for array in found)
+
+
+# Tensors of numbers
+
+
+def bit_length(n: Tensor) -> Tensor:
+    """Return how many bits the magnitudes of whole numbers have: ⌊log₂ |n|⌋ + 1, and 0 of 0."""
+    return _run(_lengths, 1, n)[0]
 
 
 def shift_to_nearest(n: Tensor, shift: Tensor) -> Tensor:
     """Return n/2^shift rounded to the nearest whole number, half to even; shift ≥ 0, |n| < 2^61."""
-    shift = shift.clamp(max=62)
-    below = n >> shift
-    rest, half = n - (below << shift), (torch.ones_like(shift) << shift) >> 1
-    up = (rest > half) | ((rest == half) & (below & 1 == 1))
-    return below + (up & (shift > 0))
+    return _run(_shift_all, 1, n, shift)[0]
 
 
 def nearest_float(mantissa: Tensor, exponent: Tensor) -> Dyadic:
     """Return the float32 numbers nearest to mantissa·2^exponent, half to even."""
-    excess = torch.maximum(bit_length(mantissa.abs()) - SIGNIFICAND, _LOWEST - exponent).clamp(min=0)
-    return Dyadic(shift_to_nearest(mantissa, excess), exponent + excess)
+    return Dyadic(*_run(_round_all, 2, mantissa, exponent))
 
 
 def add(a: Dyadic, b: Dyadic) -> Dyadic:
     """Return float32's a + b."""
-    return nearest_float(*_sum(a, b))
+    return Dyadic(*_run(_add_all, 2, a.mantissa, a.exponent, b.mantissa, b.exponent))
 
 
 def multiply(a: Dyadic, b: Dyadic) -> Dyadic:
@@ -105,13 +213,13 @@ def multiply(a: Dyadic, b: Dyadic) -> Dyadic:
 
 def multiply_add(a: Dyadic, b: Dyadic, c: Dyadic, *, fused: bool) -> Dyadic:
     """Return float32's a·b + c, with one rounding if fused, and with two otherwise."""
-    product = Dyadic(a.mantissa * b.mantissa, a.exponent + b.exponent)
-    return add(product if fused else nearest_float(product.mantissa, product.exponent), c)
+    exact = Dyadic(a.mantissa * b.mantissa, a.exponent + b.exponent)
+    return add(exact if fused else nearest_float(exact.mantissa, exact.exponent), c)
 
 
 def compare(a: Dyadic, b: Dyadic) -> Tensor:
     """Return −1, 0 or 1 where a is less than, equal to or greater than b."""
-    return _sum(a, Dyadic(-b.mantissa, b.exponent))[0].sign()
+    return _run(_compare_all, 1, a.mantissa, a.exponent, b.mantissa, b.exponent)[0]
 
 
 def whole(a: Dyadic) -> Dyadic:
@@ -131,7 +239,7 @@ def divide(a: Dyadic, n: int) -> Dyadic:
 
 def total(a: Dyadic, dimensions: list[int], *, keepdim: bool) -> Dyadic:
     """Return the sum over some dimensions, rounded once, of terms cut to 30 bits below the largest one's last."""
-    top = torch.where(a.mantissa == 0, -(2**20), a.exponent + bit_length(a.mantissa.abs()))
+    top = torch.where(a.mantissa == 0, -(2**20), a.exponent + bit_length(a.mantissa))
     base = top.amax(dimensions, keepdim=True).clamp(min=-(2**10)) - SIGNIFICAND - 30
     shift = a.exponent - base
     aligned = torch.where(shift >= 0, a.mantissa << shift.clamp(0, 61), a.mantissa >> (-shift).clamp(0, 62))
@@ -141,7 +249,7 @@ def total(a: Dyadic, dimensions: list[int], *, keepdim: bool) -> Dyadic:
 
 def order(a: Dyadic) -> Tensor:
     """Return whole numbers that are ordered as the numbers are, and different where these are."""
-    length = bit_length(a.mantissa.abs())
+    length = bit_length(a.mantissa)
     magnitude = (a.exponent + length + 2**10 << SIGNIFICAND) + (a.mantissa.abs() << (SIGNIFICAND - length).clamp(min=0))
     return torch.where(a.mantissa == 0, 0, magnitude * a.mantissa.sign())
 
@@ -153,21 +261,3 @@ def from_order(key: Tensor) -> Dyadic:
     mantissa = key.abs() - (field << SIGNIFICAND)
     exponent = field - 2**10 - SIGNIFICAND
     return Dyadic(torch.where(key == 0, 0, mantissa * key.sign()), torch.where(key == 0, 0, exponent))
-
-
-def _sum(a: Dyadic, b: Dyadic) -> tuple[Tensor, Tensor]:
-    """The exact sum's mantissa and exponent, as far as rounding it to float32 and its sign can tell."""
-    zero_a, zero_b = a.mantissa == 0, b.mantissa == 0
-    exponent_a = torch.where(zero_a, b.exponent, a.exponent)
-    exponent_b = torch.where(zero_b, exponent_a, b.exponent)
-    top = torch.maximum(exponent_a + bit_length(a.mantissa.abs()), exponent_b + bit_length(b.mantissa.abs()))
-    base = torch.maximum(torch.minimum(exponent_a, exponent_b), top - _ROOM)
-    return _moved(a.mantissa, exponent_a - base) + _moved(b.mantissa, exponent_b - base), base
-
-
-def _moved(mantissa: Tensor, shift: Tensor) -> Tensor:
-    """mantissa·2^shift; of what is shifted out, the lowest bit says that it was there."""
-    right = (-shift).clamp(0, 62)
-    below = mantissa >> right
-    below = below | ((below << right) != mantissa).long()
-    return torch.where(shift >= 0, mantissa << shift.clamp(0, 62), below)

@@ -152,6 +152,9 @@ def _relu(x: Dyadic) -> Dyadic:
 
 
 def _clamp(x: Dyadic, low: float | None = None, high: float | None = None) -> Dyadic:
+    if not x.exponent.any() and all(end is None or end == int(end) for end in (low, high)):
+        # Words, which are whole numbers already, saturate at the ends of their range.
+        return Dyadic(x.mantissa.clamp(*(None if end is None else int(end) for end in (low, high))), x.exponent)
     for end, side in ((low, -1), (high, 1)):
         if end is not None:
             limit = _constant(end, x)
