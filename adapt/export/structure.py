@@ -41,6 +41,10 @@ def plain_copy(module: nn.Module, *, without: Iterable[object] = ()) -> nn.Modul
         if is_sharded(parameter):
             raise NotImplementedError(f"{name} is spread over processes: gather the weights in one process first")
     memo: dict[int, Any] = {id(thing): None for thing in without}
+    for part in module.modules():
+        # A weight that pruning computed in the latest pass has a graph, with which torch copies no tensor.
+        computed = [value for value in vars(part).values() if isinstance(value, Tensor) and not value.is_leaf]
+        memo |= {id(value): value.detach().clone() for value in computed}
     copied = copy.deepcopy(module, memo).cpu().eval()
     for parameter in copied.parameters():
         parameter.grad = None
