@@ -58,6 +58,7 @@ class IntegerNetwork:
         values: dict[torch.fx.Node, Any] = {}
         layers: dict[str, Tensor] = {}
         outputs: list[Tensor] = []
+        last = {used: node for node in program.graph.nodes for used in node.all_input_nodes}
         for node in program.graph.nodes:
             if node.op == "placeholder":
                 tensor = state[constants[node.name]] if node.name in constants else next(left)
@@ -65,6 +66,9 @@ class IntegerNetwork:
             elif node.op == "call_function":
                 arguments = torch.fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
                 values[node] = _compute(node, *arguments)
+                for used in node.all_input_nodes:
+                    if last[used] is node:
+                        del values[used]
                 for path in _paths(node) & self._paths:
                     # The last operation of a layer leaves its result.
                     layers[path] = values[node]
