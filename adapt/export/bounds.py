@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from adapt.export.dyadic import SIGNIFICAND
+from adapt.export.float32 import SIGNIFICAND
 from adapt.export.exported import Exported
 from adapt.layers.products import PRODUCTS
 from adapt.numerics.format import Format

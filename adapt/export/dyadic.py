@@ -1,37 +1,13 @@
-"""float32 arithmetic in integers: numbers m·2^e, and float32's operations on them by int64 sums, products and shifts.
+"""Tensors of numbers m·2^e, and float32's operations on them in integers: see `adapt.export.float32`."""
 
-Literal, and the same on every machine. Mantissas of results stay below 2^24; within an operation, below 2^62.
-Infinities and NaN do not occur.
-"""
-
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-try:
-    from adapt.kernels.numba_.compiler import compiled
-except ImportError:
-    # Numba's compiler is turned off: the same functions run, if slowly.
-    def compiled(
-        function: Callable[..., Any], *, fastmath: Collection[str] = (), inline: str = "never"
-    ) -> Callable[..., Any]:
-        """Return the function as it is."""
-        return function
-
-
-SIGNIFICAND = 24
-"""Bits of float32's significand, the hidden one included."""
-
-_LOWEST = -149
-"""The exponent of the smallest float32 number above zero."""
-
-_ROOM = 60
-"""Bits of a sum that are kept, from the highest one of its larger term on. What lies below them is not lost: the lowest
-bit that is kept says that there is something."""
+from adapt.export.float32 import SIGNIFICAND, add_each, compare_each, lengths, round_each, shift_each
 
 
 @dataclass(frozen=True)
@@ -84,96 +60,6 @@ class Dyadic:
         return self.mantissa << shift, lowest
 
 
-# One number
-
-
-@compiled
-def _length(n: int) -> int:
-    """⌊log₂ |n|⌋ + 1, and 0 of 0."""
-    n = abs(n)
-    length = 0
-    for step in (32, 16, 8, 4, 2, 1):
-        if n >> step > 0:
-            n >>= step
-            length += step
-    return length + (n > 0)
-
-
-@compiled
-def _shifted(n: int, shift: int) -> int:
-    """n/2^shift rounded to the nearest whole number, half to even; shift ≥ 0, |n| < 2^61."""
-    if shift == 0:
-        return n
-    shift = min(shift, 62)
-    below = n >> shift
-    rest, half = n - (below << shift), 1 << (shift - 1)
-    return below + (rest > half or (rest == half and below & 1 == 1))
-
-
-@compiled
-def _nearest(mantissa: int, exponent: int) -> tuple[int, int]:
-    """The float32 number nearest to mantissa·2^exponent, half to even."""
-    excess = max(_length(mantissa) - SIGNIFICAND, _LOWEST - exponent, 0)
-    return _shifted(mantissa, excess), exponent + excess
-
-
-@compiled
-def _moved(mantissa: int, shift: int) -> int:
-    """mantissa·2^shift; of what is shifted out, the lowest bit says that it was there."""
-    if shift >= 0:
-        return mantissa << shift
-    shift = min(-shift, 62)
-    below = mantissa >> shift
-    return below | (below << shift != mantissa)
-
-
-@compiled
-def _sum(a: int, exponent_a: int, b: int, exponent_b: int) -> tuple[int, int]:
-    """The exact sum, as far as its sign and rounding it to float32 can tell."""
-    if a == 0:
-        return b, exponent_b
-    if b == 0:
-        return a, exponent_a
-    top = max(exponent_a + _length(a), exponent_b + _length(b))
-    base = max(min(exponent_a, exponent_b), top - _ROOM)
-    return _moved(a, exponent_a - base) + _moved(b, exponent_b - base), base
-
-
-# Arrays of numbers: int64 of one length each, the results last
-
-
-@compiled
-def _lengths(n: Any, result: Any) -> None:
-    for i in range(n.size):
-        result[i] = _length(n[i])
-
-
-@compiled
-def _shift_all(n: Any, shift: Any, result: Any) -> None:
-    for i in range(n.size):
-        result[i] = _shifted(n[i], shift[i])
-
-
-@compiled
-def _round_all(m: Any, e: Any, mantissa: Any, exponent: Any) -> None:
-    for i in range(m.size):
-        mantissa[i], exponent[i] = _nearest(m[i], e[i])
-
-
-@compiled
-def _add_all(a: Any, exponent_a: Any, b: Any, exponent_b: Any, mantissa: Any, exponent: Any) -> None:
-    for i in range(a.size):
-        m, e = _sum(a[i], exponent_a[i], b[i], exponent_b[i])
-        mantissa[i], exponent[i] = _nearest(m, e)
-
-
-@compiled
-def _compare_all(a: Any, exponent_a: Any, b: Any, exponent_b: Any, result: Any) -> None:
-    for i in range(a.size):
-        m, _ = _sum(a[i], exponent_a[i], -b[i], exponent_b[i])
-        result[i] = (m > 0) - (m < 0)
-
-
 def _run(loop: Callable[..., None], results: int, *arguments: Tensor) -> tuple[Tensor, ...]:
     """Run a loop over tensors that broadcast with each other, and return its results in their common shape."""
     tensors = torch.broadcast_tensors(*arguments)  # type: ignore[no-untyped-call]
@@ -183,27 +69,24 @@ def _run(loop: Callable[..., None], results: int, *arguments: Tensor) -> tuple[T
     return tuple(torch.from_numpy(array).view(tensors[0].shape) for array in found)
 
 
-# Tensors of numbers
-
-
 def bit_length(n: Tensor) -> Tensor:
     """Return how many bits the magnitudes of whole numbers have: ⌊log₂ |n|⌋ + 1, and 0 of 0."""
-    return _run(_lengths, 1, n)[0]
+    return _run(lengths, 1, n)[0]
 
 
 def shift_to_nearest(n: Tensor, shift: Tensor) -> Tensor:
     """Return n/2^shift rounded to the nearest whole number, half to even; shift ≥ 0, |n| < 2^61."""
-    return _run(_shift_all, 1, n, shift)[0]
+    return _run(shift_each, 1, n, shift)[0]
 
 
 def nearest_float(mantissa: Tensor, exponent: Tensor) -> Dyadic:
     """Return the float32 numbers nearest to mantissa·2^exponent, half to even."""
-    return Dyadic(*_run(_round_all, 2, mantissa, exponent))
+    return Dyadic(*_run(round_each, 2, mantissa, exponent))
 
 
 def add(a: Dyadic, b: Dyadic) -> Dyadic:
     """Return float32's a + b."""
-    return Dyadic(*_run(_add_all, 2, a.mantissa, a.exponent, b.mantissa, b.exponent))
+    return Dyadic(*_run(add_each, 2, a.mantissa, a.exponent, b.mantissa, b.exponent))
 
 
 def multiply(a: Dyadic, b: Dyadic) -> Dyadic:
@@ -219,7 +102,7 @@ def multiply_add(a: Dyadic, b: Dyadic, c: Dyadic, *, fused: bool) -> Dyadic:
 
 def compare(a: Dyadic, b: Dyadic) -> Tensor:
     """Return −1, 0 or 1 where a is less than, equal to or greater than b."""
-    return _run(_compare_all, 1, a.mantissa, a.exponent, b.mantissa, b.exponent)[0]
+    return _run(compare_each, 1, a.mantissa, a.exponent, b.mantissa, b.exponent)[0]
 
 
 def whole(a: Dyadic) -> Dyadic:

@@ -96,7 +96,13 @@ def test_it_copies_pickles_and_goes_through_torch_export(run):
         assert torch.equal(copied(run.inputs), expected)
     program = torch.export.export(module, (run.inputs,)).module()
     assert torch.equal(program(run.inputs), expected)
-    assert torch.equal(torch.compile(module, backend="eager")(run.inputs), expected)
+
+
+def test_torch_compile_tells_networks_of_one_class_apart():
+    runs = [adaptive(Residual, activations=activations) for activations in (None, 8, 5)]
+    for run in runs:
+        module = capture(run.controller).module()
+        assert torch.equal(torch.compile(module, backend="eager")(run.inputs), module(run.inputs))
 
 
 def test_sources(run):
