@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from adapt.export.float32 import SIGNIFICAND
 from adapt.export.exported import Exported
+from adapt.export.float32 import SIGNIFICAND
 from adapt.layers.products import PRODUCTS
 from adapt.numerics.format import Format
 

@@ -75,6 +75,7 @@ def entropy(words: torch.Tensor) -> float:
 
 
 def _aligned(lines: Sequence[tuple[str, ...]]) -> list[str]:
-    """Columns next to each other, the first to the left."""
+    """The cells in columns. What a terminal could take for a command is left out."""
+    lines = [tuple("".join(c for c in cell if c.isprintable()) for cell in line) for line in lines]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]

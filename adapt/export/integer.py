@@ -1,4 +1,4 @@
-"""A captured network run in integers alone: int64 products, sums and shifts. Literal and slow, a reference."""
+"""Running a captured network in integers alone: int64 products, sums and shifts. A literal, slow reference."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,11 +14,11 @@ from adapt.export.integer_operations import OPERATIONS
 class IntegerNetwork:
     """Computes what a captured network computes, in integers, from its graph as torch.export gives it.
 
-    Products of layers are exact sums of words. What follows in float32 (batch norm, shortcuts) is computed as the
-    processor does, with the same rounding, in whole numbers. Its networks are made of linear layers, convolutions
-    (transposed ones too), batch norms, ReLU and its clipped kin, pooling, additions, products with constants, padding,
-    slices and changes of shape. Steps are powers of two, and the sums of every layer fit float32's 24 bits, so that
-    the order of summation plays no part.
+    Layers are exact sums of products of words. What follows them in float32 (batch norm, shortcuts) is computed in
+    whole numbers with the same rounding as the processor's. It runs networks of linear layers, convolutions (transposed
+    ones too), batch norms, ReLU and clipped ReLU, pooling, additions, products with constants, padding, slices and
+    changes of shape. Steps must be powers of two, and the sums of every layer must fit float32's 24 bits, so that the
+    order of summation does not matter.
 
     Two sums are made exactly and rounded once here, where torch may round in between and so differ by a unit in the
     last place: a layer's sum with a bias that is not on the grid of its products, and the mean over pixels.

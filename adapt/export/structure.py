@@ -32,7 +32,7 @@ def plain_copy(module: nn.Module, *, without: Iterable[object] = ()) -> nn.Modul
 
     Args:
         module: the module.
-        without: what it may refer to that is no part of the network and cannot be copied; None in the copy.
+        without: objects to which the module may refer although they are no part of it; the copy has None instead.
 
     Raises:
         NotImplementedError: a weight is spread over processes.
