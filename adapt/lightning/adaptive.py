@@ -1,5 +1,6 @@
 """The callback for precision that a policy decides."""
 
+import os
 from typing import Any, Unpack
 
 from lightning import LightningModule, Trainer
@@ -50,6 +51,8 @@ class AdaptivePrecision(PrecisionCallback):
     `StochasticWeightAveraging`, and optimizers that evaluate the loss several times in a step (LBFGS) are refused.
 
     Args:
+        export: where to write the network of the best checkpoint as a packed file when fit ends, as by
+            `adapt.export.capture(checkpoint, module).save(export)`; None writes none. Needs the extra "export".
         policy, l1, l2, options: as in `adapt.attach` (rounding, seed, layers, quantize_biases, activations, …).
 
     Attributes:
@@ -58,9 +61,15 @@ class AdaptivePrecision(PrecisionCallback):
 
     @shows_options
     def __init__(
-        self, policy: Policy[Any] | None = None, l1: float = 0.0, l2: float = 0.0, **options: Unpack[CommonOptions]
+        self,
+        policy: Policy[Any] | None = None,
+        l1: float = 0.0,
+        l2: float = 0.0,
+        *,
+        export: str | os.PathLike[str] | None = None,
+        **options: Unpack[CommonOptions],
     ) -> None:
-        super().__init__()
+        super().__init__(export)
         # Refuse wrong settings at once, not when fit starts.
         if policy is not None:
             check_policy(policy)

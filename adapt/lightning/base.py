@@ -1,6 +1,7 @@
 """The base of both callbacks: controllers on the trainer's optimizers for as long as fit lasts."""
 
 import contextlib
+import os
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch.optim import Optimizer
 
 from adapt.engine import persistence
 from adapt.engine.saved_formats import WEIGHTS_ONLY_KEY
+from adapt.lightning.artefact import check_artefact, write_artefact
 from adapt.lightning.averaging import BeforeAveraging
 from adapt.lightning.compatibility import arrange, check_trainer, detach, disperse, untouched
 from adapt.lightning.losses import Losses
@@ -31,11 +33,15 @@ class PrecisionCallback(Callback):
     A subclass fills `controllers` and `_losses` in `on_fit_start`. Copies and pickles of a callback have its settings,
     but no controllers: those belong to the optimizers of one fit.
 
+    Args:
+        export: where to write the packed file of the best checkpoint when fit ends; None writes none.
+
     Attributes:
         controllers: one for each optimizer with layers, of the running fit or the latest.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, export: str | os.PathLike[str] | None = None) -> None:
+        self._artefact = export
         self._begin()
 
     def _begin(self) -> None:
@@ -47,7 +53,7 @@ class PrecisionCallback(Callback):
         self._averagings: list[BeforeAveraging] = []
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {**vars(self), **vars(PrecisionCallback())}
+        state = {**vars(self), **vars(PrecisionCallback(self._artefact))}
         # Lightning leaves these methods of the latest module in every callback that has a hook for training.
         for name in ("log", "log_dict"):
             state.pop(name, None)
@@ -91,6 +97,7 @@ class PrecisionCallback(Callback):
             self._begin()
         check_trainer(trainer, PrecisionCallback)
         if stage == "fit":
+            check_artefact(self._artefact, trainer)
             self._averagings = arrange(trainer, self, self.controllers)
             self._save_formats(trainer)
 
@@ -165,6 +172,11 @@ class PrecisionCallback(Callback):
         """Save and detach: after this hook the strategy moves the module off the device."""
         self._reports.end(trainer, pl_module, self.controllers)
         self._detach()
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the artefact now that all checkpoints are saved."""
+        if self._artefact is not None:
+            write_artefact(self._artefact, trainer, pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Save what can be saved, and detach: Lightning calls no teardown hook after an exception."""

@@ -1,5 +1,6 @@
 """Learned bit widths as one callback more: three phases that share the trainer's epochs."""
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Unpack
@@ -58,6 +59,8 @@ class LearnedBitwidth(PrecisionCallback):
             returns in training_step, or that of its only submodule with parameters.
         activation_size, floor, weight_scaling, activation_scaling, delta, beta, update_every, width_rate, warmup,
             quantize_biases, layers: as in `adapt.learned.attach`.
+        export: where to write the network of the best checkpoint as a packed file when fit ends, as by
+            `adapt.export.capture(checkpoint, module).save(export)`; None writes none. Needs the extra "export".
 
     Attributes:
         controllers: the learner of the running fit or the latest, in a list.
@@ -71,9 +74,10 @@ class LearnedBitwidth(PrecisionCallback):
         phases: Sequence[float] = (0.3, 0.4, 0.3),
         calibration: int | Iterable[Any] = 8,
         distillation: Distillation | None = None,
+        export: str | os.PathLike[str] | None = None,
         **options: Unpack[WidthOptions],
     ) -> None:
-        super().__init__()
+        super().__init__(export)
         if isinstance(calibration, bool) or (isinstance(calibration, int) and calibration < 1):
             raise ValueError(f"calibration must be a number of batches ≥ 1, or batches, got {calibration!r}")
         if distillation is not None and not isinstance(distillation, Distillation):

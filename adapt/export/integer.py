@@ -1,0 +1,90 @@
+"""Running a captured network in integers alone: int64 products, sums and shifts. A literal, slow reference."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adapt.export.dyadic import Dyadic
+from adapt.export.exported import Exported
+from adapt.export.integer_operations import OPERATIONS
+
+
+class IntegerNetwork:
+    """Computes what a captured network computes, in integers, from its graph as torch.export gives it.
+
+    Layers are exact sums of products of words. What follows them in float32 (batch norm, shortcuts) is computed in
+    whole numbers with the same rounding as the processor's. It runs networks of linear layers, convolutions (transposed
+    ones too), batch norms, ReLU and clipped ReLU, pooling, additions, products with constants, padding, slices and
+    changes of shape. Steps must be powers of two, and the sums of every layer must fit float32's 24 bits, so that the
+    order of summation does not matter.
+
+    Two sums are made exactly and rounded once here, where torch may round in between and so differ by a unit in the
+    last place: a layer's sum with a bias that is not on the grid of its products, and the mean over pixels.
+
+    Args:
+        exported: the captured network, with its architecture.
+    """
+
+    def __init__(self, exported: Exported) -> None:
+        self._module = exported.module()
+        self._paths = set(exported.layers)
+        self._programs: dict[tuple[torch.Size, ...], torch.export.ExportedProgram] = {}
+
+    def __call__(self, *inputs: Tensor) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """Return the outputs, float32, and what each quantised layer hands on, by its path.
+
+        Raises:
+            NotImplementedError: the network has an operation that is not known here.
+            ValueError: the sums of a layer do not fit 24 bits, or its inputs lie on no common grid.
+        """
+        shapes = tuple(x.shape for x in inputs)
+        if shapes not in self._programs:
+            with torch.no_grad():
+                self._programs[shapes] = torch.export.export(self._module, inputs).run_decompositions({})
+        return self._run(self._programs[shapes], inputs)
+
+    def _run(
+        self, program: torch.export.ExportedProgram, inputs: Sequence[Tensor]
+    ) -> tuple[list[Tensor], dict[str, Tensor]]:
+        names = {**program.graph_signature.inputs_to_parameters, **program.graph_signature.inputs_to_buffers}
+        state = {**program.state_dict, **program.constants}
+        constants = {**names, **program.graph_signature.inputs_to_lifted_tensor_constants}
+        left = iter(inputs)
+        values: dict[torch.fx.Node, Any] = {}
+        layers: dict[str, Tensor] = {}
+        outputs: list[Tensor] = []
+        last = {used: node for node in program.graph.nodes for used in node.all_input_nodes}
+        for node in program.graph.nodes:
+            if node.op == "placeholder":
+                tensor = state[constants[node.name]] if node.name in constants else next(left)
+                values[node] = Dyadic.of(tensor.detach()) if tensor.is_floating_point() else tensor
+            elif node.op == "call_function":
+                arguments = torch.fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
+                values[node] = _compute(node, *arguments)
+                for used in node.all_input_nodes:
+                    if last[used] is node:
+                        del values[used]
+                for path in _paths(node) & self._paths:
+                    # The last operation of a layer leaves its result.
+                    layers[path] = values[node]
+            elif node.op == "output":
+                outputs = [values[result].float() for result in node.args[0]]
+        return outputs, {path: value.float() for path, value in layers.items() if isinstance(value, Dyadic)}
+
+
+def _paths(node: torch.fx.Node) -> set[str]:
+    """The modules within which a node was traced."""
+    return {path.removeprefix("L['self'].") for path, _ in node.meta.get("nn_module_stack", {}).values()}
+
+
+def _compute(node: torch.fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    name = getattr(node.target, "__name__", str(node.target)).partition(".")[0]
+    layer = max(_paths(node), key=len, default="")
+    if name not in OPERATIONS:
+        raise NotImplementedError(f"{name} in {layer or 'the network'} has no integer reference")
+    try:
+        return OPERATIONS[name](*args, **kwargs)
+    except ValueError as error:
+        raise ValueError(f"{layer or 'the network'}: {error}") from error
