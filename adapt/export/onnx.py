@@ -1,0 +1,240 @@
+"""`to_onnx`, a captured network as an ONNX file whose weights are integer words and whose rounding is explicit."""
+
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from adapt import files
+from adapt.export import onnx_graph
+from adapt.export.exported import Exported
+from adapt.export.extras import needs
+from adapt.export.onnx_operators import BatchNorm, LinearQuantization, Mean, Words
+from adapt.export.rounding import INPUT, Rounding
+
+FORMS = ("qdq", "weights")
+OPSET = 21
+"""The first that has words of 4 and 16 bits."""
+
+_LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+def to_onnx(exported: Exported, path: str | os.PathLike[str], inputs: Any, *, form: str = "qdq") -> None:
+    """Write a captured network as an ONNX file.
+
+    Weights are stored as integer words in 4, 8, 16 or 32 bits and one DequantizeLinear each. Every value is the word
+    times its step, which is asserted of the file that was written. The first dimension of the inputs, and so the batch,
+    is free where the network allows it.
+
+    Form "qdq" rounds activations by QuantizeLinear and DequantizeLinear, from which ONNX Runtime and others make
+    integer products. Form "weights" rounds them by arithmetic in float32, which holds every format, and is as exact but
+    no faster than float32.
+
+    Biases that lie on the grid of input step × weight step are stored in 32 bits on that grid; others are added behind
+    the layer in float32, because ONNX Runtime would round them to it without a word. Batch normalisation and means over
+    all positions are computed as torch computes them, to the last bit.
+
+    Args:
+        exported: the captured network.
+        path: the file. Its folder must exist.
+        inputs: an example of the network's input, a tensor or a tuple of forward's positional arguments.
+        form: "qdq" or "weights".
+
+    Raises:
+        ModuleNotFoundError: onnx or onnxscript are missing: pip install 'adapt-precision[onnx]'.
+        ValueError: the form is unknown, or does not hold a format; the message names the layer.
+        OSError: the folder does not exist or cannot be written.
+    """
+    onnx = needs("onnx", "onnx")
+    needs("onnxscript", "onnx")
+    if form not in FORMS:
+        raise ValueError(f"form must be one of {', '.join(FORMS)}, got {form!r}")
+    inputs = inputs if isinstance(inputs, tuple) else (inputs,)
+    if form == "qdq":
+        check_activations(exported)
+    network = exported.module(rounding=LinearQuantization if form == "qdq" else Rounding)
+    if exported.sites:
+        exact_means(network, exported, inputs)
+        exact_norms(network)
+    store_words(network, exported)
+    if form == "qdq":
+        store_biases(network, exported)
+    model = program(network, inputs)
+    graph = onnx_graph.Graph(model)
+    onnx_graph.transpose_weights(graph)
+    onnx_graph.merge_roundings(graph)
+    onnx_graph.shorten_words(graph)
+    graph.drop_unread()
+    onnx_graph.strip_metadata(model)
+    check_words(model, exported)
+    with files.replacing(Path(path)) as file:
+        file.write(model.SerializeToString())
+    check_words(onnx.load(path), exported)
+
+
+def program(network: nn.Module, inputs: tuple[Any, ...]) -> Any:
+    """Return the network as torch's exporter writes it, as an ONNX model with a free batch."""
+    # torch takes a size of 1 for a constant.
+    several = tuple(torch.cat([x, x]) if isinstance(x, Tensor) and x.ndim and x.shape[0] == 1 else x for x in inputs)
+    free = tuple({0: torch.export.Dim.DYNAMIC} if isinstance(x, Tensor) and x.ndim else None for x in several)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        exported = torch.onnx.export(
+            network, several, dynamo=True, opset_version=OPSET, dynamic_shapes=free, verbose=False
+        )
+    assert exported is not None
+    return exported.model_proto
+
+
+def check_activations(exported: Exported) -> None:
+    """Refuse activations that QuantizeLinear cannot round.
+
+    Raises:
+        ValueError: there is one; the message names it.
+    """
+    for name, form in exported.sites.items():
+        bits = int(np.max(form.word_length))
+        problem = (
+            f"has {bits} bits, and QuantizeLinear rounds to at most 16: train it with 16 bits"
+            if bits > 16
+            else "has one signed bit, and QuantizeLinear has no format without a zero: train it with 2 bits"
+            if bits == 1 and bool(np.any(form.signed))
+            else None
+        )
+        if problem:
+            raise ValueError(f"{name} {problem}, or export with form='weights', which rounds in float32")
+
+
+def exact_norms(network: nn.Module) -> None:
+    """Put `BatchNorm` in the place of batch normalisations."""
+    for path, norm in list(network.named_modules()):
+        if isinstance(norm, _NORMS) and norm.running_var is not None:
+            replace(network, path, BatchNorm(norm))
+
+
+def exact_means(network: nn.Module, exported: Exported, inputs: tuple[Any, ...]) -> None:
+    """Put `Mean` in the place of global average pooling, where the order of torch's sum is known."""
+    plain, sizes = exported.module(), dict[str, torch.Size]()
+    for path, pool in plain.named_modules():
+        if isinstance(pool, nn.AdaptiveAvgPool2d) and pool.output_size in (1, (1, 1)):
+            pool.register_forward_pre_hook(lambda _, args, path=path: sizes.__setitem__(path, args[0].shape))
+    if any(isinstance(pool, nn.AdaptiveAvgPool2d) for pool in plain.modules()):
+        with torch.no_grad():
+            plain(*inputs)
+    for path, size in sizes.items():
+        order = Mean.order_of(*size[-2:]) if len(size) == 4 else None
+        if order is not None:
+            replace(network, path, Mean(order))
+
+
+def replace(network: nn.Module, path: str, module: nn.Module) -> None:
+    """Put a module at this path, with the hooks of what was there gone."""
+    parent, _, name = path.rpartition(".")
+    setattr(network.get_submodule(parent), name, module)
+
+
+def store_words(network: nn.Module, exported: Exported) -> None:
+    """Let every quantised matrix be its words.
+
+    Raises:
+        ValueError: a format has channels that no DequantizeLinear has; the message names the layer.
+    """
+    for name, words in exported.words.items():
+        form = exported.formats[name]
+        if words.ndim < 2:
+            continue
+        if form.groups > 1:
+            raise ValueError(
+                f"{name} has a format for each channel of {form.groups} groups, and DequantizeLinear has no groups: "
+                "train this transposed convolution with one format for the whole layer"
+            )
+        path, _, leaf = name.rpartition(".")
+        parametrize.register_parametrization(
+            network.get_submodule(path), leaf, Words(words, form.step, form.axis), unsafe=True
+        )
+
+
+def store_biases(network: nn.Module, exported: Exported) -> None:
+    """Let every bias be a word of 32 bits times input step × weight step, or be added behind its layer."""
+    for path, layer in list(network.named_modules()):
+        bias = layer._parameters.get("bias")
+        if not isinstance(layer, _LAYERS) or bias is None:
+            continue
+        steps = _product_steps(exported, path, layer)
+        words = None if steps is None else _whole(bias, steps)
+        if words is not None:
+            assert steps is not None
+            axis = None if steps.ndim == 0 else 0
+            parametrize.register_parametrization(layer, "bias", Words(words, steps, axis), unsafe=True)
+        else:
+            layer._parameters["bias"] = None
+            layer.added_bias = nn.Buffer(bias.detach().view(-1, *[1] * _positions(layer)))
+            layer.register_forward_hook(_add_bias, prepend=True)
+
+
+def _add_bias(layer: Any, args: Any, output: Tensor) -> Any:
+    return output + layer.added_bias
+
+
+def _positions(layer: Any) -> int:
+    return 0 if isinstance(layer, nn.Linear) else int(layer.weight.ndim) - 2
+
+
+def _product_steps(exported: Exported, path: str, layer: nn.Module) -> Any:
+    """Input step × weight step, [] or by output channel, where both are known and float32 holds it; else None."""
+    site, form = (exported.formats.get(f"{path}.{end}" if path else end) for end in ("input", "weight"))
+    if site is None or form is None or not hasattr(layer, INPUT):
+        return None
+    if form.axis is not None and form.axis != (1 if getattr(layer, "transposed", False) else 0):
+        return None
+    steps = np.asarray(site.step * form.step)
+    return steps if (steps.astype(np.float32) == steps).all() else None
+
+
+def _whole(bias: Tensor, steps: Any) -> Tensor | None:
+    """The bias in whole steps as int32, or None where it lies off that grid."""
+    words = bias.detach().double().numpy() / steps
+    fits = np.all(words == np.rint(words)) and np.all(np.abs(words) < 2**31)
+    return torch.from_numpy(words.astype(np.int32)) if fits else None
+
+
+def check_words(model: Any, exported: Exported) -> None:
+    """Assert that every quantised matrix is in a model as its words, and that their steps are those of its format.
+
+    Raises:
+        ValueError: one is not, as that of a layer which ONNX's own operator takes in float32.
+    """
+    stored = [(words, step) for words, step in _dequantized(model)]
+    for name, words in exported.words.items():
+        if words.ndim < 2:
+            continue
+        form, own = exported.formats[name], words.numpy()
+        steps = form.step.astype(np.float32)
+        if not any(
+            np.array_equal(steps, step) and (np.array_equal(own, found) or np.array_equal(own.T, found))
+            for found, step in stored
+        ):
+            raise ValueError(
+                f"{name} did not become integer words, because the operators of its layer take float32 weights alone: "
+                "leave it out of the quantised layers, or save a packed file, which holds every layer"
+            )
+
+
+def _dequantized(model: Any) -> list[tuple[Any, Any]]:
+    """Words and steps of every constant that a DequantizeLinear reads, itself or behind a Cast."""
+    graph = onnx_graph.Graph(model)
+    found = []
+    for node in graph.nodes("DequantizeLinear"):
+        name = node.input[0]
+        cast = graph.writer.get(name)
+        name = cast.input[0] if cast is not None and cast.op_type == "Cast" else name
+        if name in graph.constants:
+            words = graph.constants[name]
+            found.append((words.astype(np.int64), graph.constants[node.input[1]]))
+    return found
