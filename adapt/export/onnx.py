@@ -14,8 +14,8 @@ from adapt import files
 from adapt.export import onnx_graph
 from adapt.export.exported import Exported
 from adapt.export.extras import needs
-from adapt.export.onnx_operators import BatchNorm, LinearQuantization, Mean, Words
-from adapt.export.rounding import INPUT, Rounding
+from adapt.export.onnx_operators import AddedBias, BatchNorm, LinearQuantization, Words
+from adapt.export.rounding import INPUT, OUTPUT, Rounding, add_rounding
 
 FORMS = ("qdq", "weights")
 OPSET = 21
@@ -60,15 +60,16 @@ def to_onnx(exported: Exported, path: str | os.PathLike[str], inputs: Any, *, fo
         check_activations(exported)
     network = exported.module(rounding=LinearQuantization if form == "qdq" else Rounding)
     if exported.sites:
-        exact_means(network, exported, inputs)
         exact_norms(network)
     store_words(network, exported)
     if form == "qdq":
         store_biases(network, exported)
     model = program(network, inputs)
     graph = onnx_graph.Graph(model)
+    onnx_graph.order_means(graph)
     onnx_graph.transpose_weights(graph)
     onnx_graph.merge_roundings(graph)
+    onnx_graph.separate_zeros(graph)
     onnx_graph.shorten_words(graph)
     graph.drop_unread()
     onnx_graph.strip_metadata(model)
@@ -118,21 +119,6 @@ def exact_norms(network: nn.Module) -> None:
             replace(network, path, BatchNorm(norm))
 
 
-def exact_means(network: nn.Module, exported: Exported, inputs: tuple[Any, ...]) -> None:
-    """Put `Mean` in the place of global average pooling, where the order of torch's sum is known."""
-    plain, sizes = exported.module(), dict[str, torch.Size]()
-    for path, pool in plain.named_modules():
-        if isinstance(pool, nn.AdaptiveAvgPool2d) and pool.output_size in (1, (1, 1)):
-            pool.register_forward_pre_hook(lambda _, args, path=path: sizes.__setitem__(path, args[0].shape))
-    if any(isinstance(pool, nn.AdaptiveAvgPool2d) for pool in plain.modules()):
-        with torch.no_grad():
-            plain(*inputs)
-    for path, size in sizes.items():
-        order = Mean.order_of(*size[-2:]) if len(size) == 4 else None
-        if order is not None:
-            replace(network, path, Mean(order))
-
-
 def replace(network: nn.Module, path: str, module: nn.Module) -> None:
     """Put a module at this path, with the hooks of what was there gone."""
     parent, _, name = path.rpartition(".")
@@ -174,12 +160,16 @@ def store_biases(network: nn.Module, exported: Exported) -> None:
             parametrize.register_parametrization(layer, "bias", Words(words, steps, axis), unsafe=True)
         else:
             layer._parameters["bias"] = None
-            layer.added_bias = nn.Buffer(bias.detach().view(-1, *[1] * _positions(layer)))
-            layer.register_forward_hook(_add_bias, prepend=True)
+            add_behind(layer, AddedBias(bias.detach().view(-1, *[1] * _positions(layer))))
 
 
-def _add_bias(layer: Any, args: Any, output: Tensor) -> Any:
-    return output + layer.added_bias
+def add_behind(layer: nn.Module, module: nn.Module) -> None:
+    """Let a module follow a layer, in front of what rounds the layer's output."""
+    rounding = layer._modules.get(OUTPUT)
+    if rounding is not None or INPUT in layer._modules:
+        layer._modules[OUTPUT] = module if rounding is None else nn.Sequential(module, rounding)
+    else:
+        add_rounding(layer, output=module)
 
 
 def _positions(layer: Any) -> int:
@@ -189,7 +179,7 @@ def _positions(layer: Any) -> int:
 def _product_steps(exported: Exported, path: str, layer: nn.Module) -> Any:
     """Input step × weight step, [] or by output channel, where both are known and float32 holds it; else None."""
     site, form = (exported.formats.get(f"{path}.{end}" if path else end) for end in ("input", "weight"))
-    if site is None or form is None or not hasattr(layer, INPUT):
+    if site is None or form is None or INPUT not in layer._modules:
         return None
     if form.axis is not None and form.axis != (1 if getattr(layer, "transposed", False) else 0):
         return None

@@ -2,9 +2,11 @@
 
 from collections import defaultdict
 from collections.abc import Iterator
+from functools import reduce
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 _KEEPS_GRID = {"Relu", "MaxPool", "Reshape", "Flatten", "Transpose", "Slice", "Squeeze", "Unsqueeze", "Identity"}
@@ -104,6 +106,65 @@ def strip_metadata(model: Any) -> None:
         del part.metadata_props[:]
 
 
+def order_means(graph: Graph) -> None:
+    """Sum means over all positions in the order in which torch sums them on this processor, where it is known.
+
+    ONNX leaves the order of ReduceMean open. A sum in another order differs in its last bit, which rounding to a few
+    bits now and then makes a whole step of. CumSum adds one after the other.
+    """
+    from onnx import helper
+
+    sizes = {value.name: [d.dim_value for d in value.type.tensor_type.shape.dim] for value in graph.graph.value_info}
+    for mean in graph.nodes("ReduceMean"):
+        x, axes = mean.input[0], graph.constants.get(mean.input[1])
+        size = sizes.get(x, [])
+        if axes is None or len(size) != 4 or sorted(axes % 4) != [2, 3] or not (size[2] and size[3]):
+            continue
+        order = summation_order(size[2], size[3])
+        if order is None:
+            continue
+        name = mean.output[0]
+        axis = graph.add_constant(f"{name}.axis", np.array(2))
+        last = graph.add_constant(f"{name}.last", np.array(-1))
+        split = graph.add_constant(f"{name}.split", np.array([0, 0, *order]))
+        count = graph.add_constant(f"{name}.count", np.array(size[2] * size[3], np.float32))
+        nodes = [helper.make_node("Reshape", [x, split], [f"{name}.parts"])]
+        for level in range(len(order)):
+            before, sums, after = nodes[-1].output[0], f"{name}.sums_{level}", f"{name}.sum_{level}"
+            nodes.append(helper.make_node("CumSum", [before, axis], [sums]))
+            nodes.append(helper.make_node("Gather", [sums, last], [after], axis=2))
+        if attribute(mean, "keepdims", 1):
+            shape = graph.add_constant(f"{name}.shape", np.array([0, 0, 1, 1]))
+            nodes.append(helper.make_node("Reshape", [nodes[-1].output[0], shape], [f"{name}.total"]))
+        nodes.append(helper.make_node("Div", [nodes[-1].output[0], count], [name]))
+        for node in nodes:
+            graph.insert(node, before=mean)
+        graph.graph.node.remove(mean)
+    graph.find()
+
+
+def summation_order(height: int, width: int) -> tuple[int, ...] | None:
+    """Return in what sizes torch splits height × width positions to take their mean, each summed one after the other.
+
+    It adds vectors of 8 neighbours, in four accumulators where there are many, then the accumulators, then the lanes;
+    which sizes it takes depends on the processor, so they are tried. None if none of them gives its bits.
+    """
+    count = height * width
+    x = torch.randn(4, 64, height, width, generator=torch.Generator().manual_seed(0))
+    expected = x.mean((2, 3))
+    for lanes in (16, 8, 4, 1):
+        vectors = count // lanes
+        order = (vectors // 4, 4, lanes) if vectors % 4 == 0 else (vectors, lanes)
+        if count % lanes:
+            continue
+        parts = x.reshape(*x.shape[:2], *order)
+        for _ in order:
+            parts = reduce(torch.add, parts.unbind(2))
+        if torch.equal(parts / count, expected):
+            return order
+    return None
+
+
 def transpose_weights(graph: Graph) -> None:
     """Store the words of a matrix as they are read, instead of transposing their values: DQ – Transpose becomes DQ."""
     from onnx import numpy_helper
@@ -123,6 +184,19 @@ def transpose_weights(graph: Graph) -> None:
             if found.name == "axis":
                 found.i = axes.index(found.i)
         graph.remove(node, instead=dequantize.output[0])
+
+
+def separate_zeros(graph: Graph) -> None:
+    """Give every DequantizeLinear of words its own zero point.
+
+    torch's exporter shares equal constants, but ONNX Runtime's pass from int8 to uint8 words, which
+    session.x64quantprecision asks for, fails to load a file in which two weights share theirs.
+    """
+    for node in graph.nodes("DequantizeLinear"):
+        words, zero = node.input[0], node.input[2]
+        if words in graph.constants and len(graph.readers[zero]) > 1:
+            node.input[2] = graph.add_constant(f"{words}.zero", graph.constants[zero])
+            graph.find()
 
 
 def shorten_words(graph: Graph) -> None:

@@ -3,7 +3,6 @@
 They stand in a copy of the network while it is exported; during the export torch needs their shapes alone.
 """
 
-from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -75,11 +74,12 @@ class LinearQuantization(nn.Module):
         zero = UNSIGNED_ZERO if self.short and signed else 0
         words, held = (int(form.low) + zero, int(form.high) + zero), torch.iinfo(self.dtype)
         self.clips = words != (held.min, held.max)
-        bounds = torch.tensor(words, dtype=self.dtype) if self.short else torch.tensor([form.minimum, form.maximum])
+        ends = words if self.short else (float(form.minimum), float(form.maximum))
+        low, high = torch.tensor(ends, dtype=self.dtype if self.short else torch.float32)
         self.register_buffer("step", torch.tensor(float(form.step)))
         self.register_buffer("zero", torch.tensor(zero, dtype=self.dtype))
-        self.register_buffer("low", bounds[0].to(self.dtype if self.short else torch.float32))
-        self.register_buffer("high", bounds[1].to(self.dtype if self.short else torch.float32))
+        self.register_buffer("low", low.clone())
+        self.register_buffer("high", high.clone())
 
     def forward(self, x: Tensor) -> Tensor:
         """Q(x), of any shape."""
@@ -89,6 +89,20 @@ class LinearQuantization(nn.Module):
         if self.clips and self.short:
             words = operator("Clip", (words, self.low, self.high), x, self.dtype)
         return operator("DequantizeLinear", (words, self.step, self.zero), x, torch.float32)
+
+
+class AddedBias(nn.Module):
+    """Adds a bias by an operator of its own."""
+
+    bias: Tensor
+
+    def __init__(self, bias: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("bias", bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x plus the bias, which must broadcast to x."""
+        return x + self.bias
 
 
 class BatchNorm(nn.Module):
@@ -117,47 +131,3 @@ class BatchNorm(nn.Module):
         """[batch, channels, …] to the same."""
         shape = (-1, *[1] * (x.ndim - 2))
         return (x.double() * self.scale.view(shape) + self.shift.view(shape)).float()
-
-
-class Mean(nn.Module):
-    """The mean over all positions, summed in the order in which torch sums on this processor.
-
-    torch adds vectors of `lanes` neighbours, in four interleaved accumulators where there are many, and then the lanes;
-    ONNX leaves the order open. A sum in another order differs in its last bit, which rounding to a few bits now and
-    then makes a whole step of. CumSum adds one after the other.
-
-    Args:
-        order: the sizes in which the positions are split; they are summed one after the other.
-    """
-
-    def __init__(self, order: tuple[int, ...]) -> None:
-        super().__init__()
-        self.order = order
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[batch, channels, height, width] to [batch, channels, 1, 1]."""
-        count = x.shape[-2] * x.shape[-1]
-        x = x.reshape(*x.shape[:2], *self.order)
-        for _ in self.order:
-            x = self._running_sum(x)[:, :, -1]
-        return (x / count)[:, :, None, None]
-
-    @staticmethod
-    def _running_sum(x: Tensor) -> Tensor:
-        if torch.compiler.is_exporting():
-            return operator("CumSum", (x, torch.tensor(2)), x, x.dtype)
-        # torch's own cumsum accumulates in float64.
-        return torch.stack(list(accumulate(x.unbind(2), torch.add)), 2)
-
-    @staticmethod
-    def order_of(height: int, width: int) -> tuple[int, ...] | None:
-        """Return the order in which torch sums height × width positions here, or None if none that is known fits."""
-        count = height * width
-        x = torch.randn(4, 64, height, width, generator=torch.Generator().manual_seed(0))
-        expected = F.adaptive_avg_pool2d(x, 1)
-        for lanes in (16, 8, 4, 1):
-            vectors = count // lanes
-            order = (vectors // 4, 4, lanes) if vectors % 4 == 0 else (vectors, lanes)
-            if count % lanes == 0 and torch.equal(Mean(order)(x), expected):
-                return order
-        return None
