@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from adapt.export.exported import Exported
 from adapt.export.extras import needs
 from adapt.export.onnx_operators import AddedBias, BatchNorm, LinearQuantization, Words
 from adapt.export.rounding import INPUT, OUTPUT, Rounding, add_rounding
+from adapt.numerics.format import Format
 
 FORMS = ("qdq", "weights")
+ARITHMETIC = ("exact", "operator")
 OPSET = 21
 """The first that has words of 4 and 16 bits."""
 
@@ -25,7 +28,14 @@ _LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
-def to_onnx(exported: Exported, path: str | os.PathLike[str], inputs: Any, *, form: str = "qdq") -> None:
+def to_onnx(
+    exported: Exported,
+    path: str | os.PathLike[str],
+    inputs: Any,
+    *,
+    form: str = "qdq",
+    batch_norm: str = "exact",
+) -> None:
     """Write a captured network as an ONNX file.
 
     Weights are stored as integer words in 4, 8, 16 or 32 bits and one DequantizeLinear each. Every value is the word
@@ -37,14 +47,15 @@ def to_onnx(exported: Exported, path: str | os.PathLike[str], inputs: Any, *, fo
     no faster than float32.
 
     Biases that lie on the grid of input step × weight step are stored in 32 bits on that grid; others are added behind
-    the layer in float32, because ONNX Runtime would round them to it without a word. Batch normalisation and means over
-    all positions are computed as torch computes them, to the last bit.
+    the layer in float32, because ONNX Runtime would round them to it without a word.
 
     Args:
         exported: the captured network.
         path: the file. Its folder must exist.
         inputs: an example of the network's input, a tensor or a tuple of forward's positional arguments.
         form: "qdq" or "weights".
+        batch_norm: "exact" computes batch normalisation and means over all positions as torch does, to the last bit;
+            "operator" leaves them as one operator each, which is faster, but rounds otherwise.
 
     Raises:
         ModuleNotFoundError: onnx or onnxscript are missing: pip install 'adapt-precision[onnx]'.
@@ -55,18 +66,20 @@ def to_onnx(exported: Exported, path: str | os.PathLike[str], inputs: Any, *, fo
     needs("onnxscript", "onnx")
     if form not in FORMS:
         raise ValueError(f"form must be one of {', '.join(FORMS)}, got {form!r}")
+    check_arithmetic(batch_norm)
     inputs = inputs if isinstance(inputs, tuple) else (inputs,)
     if form == "qdq":
         check_activations(exported)
     network = exported.module(rounding=LinearQuantization if form == "qdq" else Rounding)
-    if exported.sites:
+    if batch_norm == "exact":
         exact_norms(network)
-    store_words(network, exported)
+    store_words(network, exported, lambda words, form: Words(words, form.step, form.axis))
     if form == "qdq":
         store_biases(network, exported)
     model = program(network, inputs)
     graph = onnx_graph.Graph(model)
-    onnx_graph.order_means(graph)
+    if batch_norm == "exact":
+        onnx_graph.order_means(graph)
     onnx_graph.transpose_weights(graph)
     onnx_graph.merge_roundings(graph)
     onnx_graph.separate_zeros(graph)
@@ -79,18 +92,29 @@ def to_onnx(exported: Exported, path: str | os.PathLike[str], inputs: Any, *, fo
     check_words(onnx.load(path), exported)
 
 
-def program(network: nn.Module, inputs: tuple[Any, ...]) -> Any:
-    """Return the network as torch's exporter writes it, as an ONNX model with a free batch."""
+def program(network: nn.Module, inputs: tuple[Any, ...], *, free_batch: bool = True) -> Any:
+    """Return the network as torch's exporter writes it, as an ONNX model of any batch or of that of the inputs."""
     # torch takes a size of 1 for a constant.
-    several = tuple(torch.cat([x, x]) if isinstance(x, Tensor) and x.ndim and x.shape[0] == 1 else x for x in inputs)
-    free = tuple({0: torch.export.Dim.DYNAMIC} if isinstance(x, Tensor) and x.ndim else None for x in several)
+    tensors = [isinstance(x, Tensor) and x.ndim > 0 and free_batch for x in inputs]
+    several = tuple(torch.cat([x, x]) if free and len(x) == 1 else x for x, free in zip(inputs, tensors, strict=True))
+    batch = tuple({0: torch.export.Dim.DYNAMIC} if free else None for free in tensors)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         exported = torch.onnx.export(
-            network, several, dynamo=True, opset_version=OPSET, dynamic_shapes=free, verbose=False
+            network, several, dynamo=True, opset_version=OPSET, dynamic_shapes=batch, verbose=False
         )
     assert exported is not None
     return exported.model_proto
+
+
+def check_arithmetic(batch_norm: str) -> None:
+    """Refuse a way of batch normalisation that does not exist.
+
+    Raises:
+        ValueError: it does not.
+    """
+    if batch_norm not in ARITHMETIC:
+        raise ValueError(f"batch_norm must be one of {', '.join(ARITHMETIC)}, got {batch_norm!r}")
 
 
 def check_activations(exported: Exported) -> None:
@@ -125,11 +149,11 @@ def replace(network: nn.Module, path: str, module: nn.Module) -> None:
     setattr(network.get_submodule(parent), name, module)
 
 
-def store_words(network: nn.Module, exported: Exported) -> None:
-    """Let every quantised matrix be its words.
+def store_words(network: nn.Module, exported: Exported, stored: Callable[[Tensor, Format], nn.Module]) -> None:
+    """Let every quantised matrix be what `stored` makes of its words and their format.
 
     Raises:
-        ValueError: a format has channels that no DequantizeLinear has; the message names the layer.
+        ValueError: a format has channels that no operator has; the message names the layer.
     """
     for name, words in exported.words.items():
         form = exported.formats[name]
@@ -137,13 +161,11 @@ def store_words(network: nn.Module, exported: Exported) -> None:
             continue
         if form.groups > 1:
             raise ValueError(
-                f"{name} has a format for each channel of {form.groups} groups, and DequantizeLinear has no groups: "
-                "train this transposed convolution with one format for the whole layer"
+                f"{name} has a format for each channel of {form.groups} groups, which no operator of ONNX has: train "
+                "this transposed convolution with one format for the whole layer"
             )
         path, _, leaf = name.rpartition(".")
-        parametrize.register_parametrization(
-            network.get_submodule(path), leaf, Words(words, form.step, form.axis), unsafe=True
-        )
+        parametrize.register_parametrization(network.get_submodule(path), leaf, stored(words, form), unsafe=True)
 
 
 def store_biases(network: nn.Module, exported: Exported) -> None:
