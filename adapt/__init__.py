@@ -1,12 +1,13 @@
 """adapt: train neural networks at adaptive fixed-point precision."""
 
 from adapt import learned, perfmodel, switching
-from adapt.attachment import attach
-from adapt.controller import Controller
+from adapt.adaptive.asgd import ASGD
+from adapt.adaptive.attachment import attach
+from adapt.adaptive.controller import Controller
+from adapt.engine.saved_formats import formats
 from adapt.files import load, save
 from adapt.initialization import tnvs_
-from adapt.numerics import Precision
-from adapt.optim import ASGD
+from adapt.numerics import Format, Precision
 from adapt.rounding import quantize
 from adapt.switching.adapt import AdaPT
 from adapt.switching.fixed import Fixed
@@ -20,10 +21,12 @@ __all__ = [
     "AdaPT",
     "Controller",
     "Fixed",
+    "Format",
     "MuPPET",
     "Precision",
     "Trace",
     "attach",
+    "formats",
     "learned",
     "load",
     "perfmodel",
@@ -32,3 +35,7 @@ __all__ = [
     "switching",
     "tnvs_",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,7 +1,7 @@
-"""What equations and hyperparameters are given: anything else gets one sentence that names the argument.
+"""Checks of the arguments of equations and of hyperparameters; an error is one sentence that names the argument.
 
-Equations take whatever is a number, of Python, NumPy or torch. Hyperparameters are kept as they are, in objects that
-are compared, hashed and saved, so they are Python's own numbers, or real ones that behave like them.
+Equations accept any number of Python, NumPy or torch. Hyperparameters are stored unchanged in objects that are
+compared, hashed and saved, so they must be Python numbers, or others that behave like them (`numbers.Real`).
 """
 
 import operator
@@ -14,10 +14,10 @@ from adapt.numerics import Precision
 
 
 def number(name: str, value: Any) -> float:
-    """The value as a float, if it is one number: Python's, NumPy's or a tensor's, but not True, False or text.
+    """Return one number, of Python, NumPy or a tensor, as a float; True, False and text are no numbers.
 
     Raises:
-        TypeError: it is something else.
+        TypeError: the value is something else.
     """
     if type(value) is float:
         return value
@@ -30,13 +30,13 @@ def number(name: str, value: Any) -> float:
 
 
 def whole(name: str, value: Any, unit: str = "") -> int:
-    """The value as an int, if it is a whole number, which True and False are not.
+    """Return a whole number as an int; True and False are no whole numbers.
 
     Args:
         unit: what is counted, for the message.
 
     Raises:
-        TypeError: it is something else.
+        TypeError: the value is something else.
     """
     if type(value) is int:
         return value
@@ -49,10 +49,10 @@ def whole(name: str, value: Any, unit: str = "") -> int:
 
 
 def bounds(name: str, value: Any) -> tuple[int, int]:
-    """The value as (lower, upper), if it is two whole numbers with 1 ≤ lower ≤ upper.
+    """Return two whole numbers with 1 ≤ lower ≤ upper.
 
     Raises:
-        TypeError: it is not two whole numbers.
+        TypeError: the value is not two whole numbers.
         ValueError: they are reversed or below 1.
     """
     try:
@@ -66,10 +66,10 @@ def bounds(name: str, value: Any) -> tuple[int, int]:
 
 
 def tensor(name: str, value: Any) -> Tensor:
-    """The value, if it is a floating-point tensor.
+    """Return a floating-point tensor.
 
     Raises:
-        TypeError: it is something else.
+        TypeError: the value is something else.
     """
     if not isinstance(value, Tensor) or not value.is_floating_point():
         kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
@@ -78,10 +78,10 @@ def tensor(name: str, value: Any) -> Tensor:
 
 
 def precision(name: str, value: Any) -> Precision:
-    """The value, if it is a Precision.
+    """Return a Precision.
 
     Raises:
-        TypeError: it is something else.
+        TypeError: the value is something else.
     """
     if not isinstance(value, Precision):
         raise TypeError(f"{name} must be an adapt.Precision, got {value!r}")
@@ -99,27 +99,27 @@ def is_number(value: object) -> TypeGuard[float]:
 
 
 def check_whole(name: str, value: object, unit: str = "") -> None:
-    """Refuse a hyperparameter that is no whole number.
+    """Refuse a hyperparameter that is not a whole number.
 
     Raises:
-        TypeError: it is something else.
+        TypeError: the value is something else.
     """
     if not is_whole(value):
         raise TypeError(f"{name} must be a whole number{unit and f' of {unit}'}, got {value!r}")
 
 
 def check_number(name: str, value: object) -> None:
-    """Refuse a hyperparameter that is no number.
+    """Refuse a hyperparameter that is not a number.
 
     Raises:
-        TypeError: it is something else.
+        TypeError: the value is something else.
     """
     if not is_number(value):
         raise TypeError(f"{name} must be a number, got {value!r}")
 
 
 def check_flags(owner: object, *names: str) -> None:
-    """Refuse hyperparameters of an object that are neither True nor False.
+    """Refuse attributes of `owner` that are neither True nor False.
 
     Raises:
         TypeError: one is something else.

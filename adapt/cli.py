@@ -11,10 +11,10 @@ from adapt.trace import Trace
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and answer its exit code: 0 done, 1 it could not be done, 2 it was called wrongly.
+    """Run the command and return its exit code: 0 on success, 1 on failure, 2 for wrong arguments.
 
     Args:
-        arguments: what stands behind the command's name; `sys.argv` by default.
+        arguments: the words after the command's name; those of `sys.argv` by default.
     """
     parser = _parser()
     options = parser.parse_args(arguments)
@@ -22,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _report(options)
         sys.stdout.flush()
     except BrokenPipeError:
-        # The reader, such as `head`, has seen enough; what Python would still flush at exit goes nowhere.
+        # A reader such as `head` has closed the pipe. Python's own flush at exit would fail on it again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (OSError, ValueError, ImportError) as error:
         print(f"adapt {options.command}: {_one_line(error)}", file=sys.stderr)
@@ -31,11 +31,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def find_trace(run: Path) -> Path:
-    """The trace that a path means: the file itself, or the trace.npz or only npz file of a folder.
+    """Return the file that a path names: the path itself, or a folder's trace.npz or only .npz file.
 
     Raises:
-        ValueError: the folder has no trace, or several and none is called trace.npz.
-        FileNotFoundError: there is no such path.
+        ValueError: the folder has no .npz file, or several of which none is called trace.npz.
     """
     if not run.is_dir():
         return run

@@ -1,4 +1,4 @@
-"""Pictures of a trace. They are plain Figure objects: no pyplot, no window, nothing global is changed."""
+"""Draw a trace as plain Figure objects: without pyplot, without a window, without changing global settings."""
 
 from typing import Any
 
@@ -21,8 +21,8 @@ except ImportError as error:
         "the pictures of a trace need matplotlib: run pip install 'adapt-precision[tensorboard]'"
     ) from error
 
-# The same colour means the same word length in every picture, whatever range a run covers. The classes are one bit
-# wide where one bit matters and wider above.
+# The same colour means the same word length in every picture, whatever range a run covers. Classes are one bit wide
+# where one bit matters, and wider above.
 _CLASSES = (1, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 20, 24, 28, 32)
 _COLUMNS = 1200
 _POINTS = 600
@@ -33,9 +33,9 @@ _TITLE: dict[str, Any] = {"loc": "left", "fontsize": 11, "color": _INK}
 
 
 def word_length_heatmap(trace: Trace) -> Figure:
-    """Every layer's word length over the steps: a row of the picture per layer, the first layer on top.
+    """Draw every layer's word length over the steps: a row of the picture per layer, the first layer at the top.
 
-    The line above is the word length of the average weight.
+    The line above shows the word length of the average weight.
 
     Raises:
         ValueError: the trace has no rows.
@@ -73,12 +73,12 @@ def word_length_heatmap(trace: Trace) -> Figure:
 
 
 def channel_heatmap(step: NDArray[np.int64], word_length: NDArray[np.integer], name: str) -> Figure:
-    """The word length of every channel of one layer over the steps: a row of the picture per channel.
+    """Draw the word length of every channel of one layer over the steps: a row of the picture per channel.
 
     Args:
         step: optimizer step of each row, int [rows], increasing.
-        word_length: bits, int [rows, channels], each row as it holds until the next.
-        name: the layer's.
+        word_length: bits, int [rows, channels]; each row holds until the next.
+        name: the layer's name.
 
     Raises:
         ValueError: there are no rows.
@@ -104,9 +104,9 @@ def channel_heatmap(step: NDArray[np.int64], word_length: NDArray[np.integer], n
 
 
 def timeline(trace: Trace) -> Figure:
-    """Word length (above) and share of zeros (below) of every layer over the steps, as in the paper's figures 3–6.
+    """Draw every layer's word length (above) and share of zeros (below) over the steps, as in AdaPT's figures 3–6.
 
-    The dark line is the average weight's.
+    The dark line shows the average weight.
 
     Raises:
         ValueError: the trace has no rows.
@@ -115,11 +115,11 @@ def timeline(trace: Trace) -> Figure:
     edges, layers, names = _edges(trace.step[rows]), len(trace.layers), short_names(trace.layers)
     figure = Figure(figsize=(10, 6), dpi=110, layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
-    # The ends of the colour map are left out: too pale on white, and too near the dark line.
+    # Without the ends of the colour map, which are too pale on white and too close to the dark line.
     depth = ListedColormap(matplotlib.colormaps["viridis"](np.linspace(0.08, 0.92, 256)))
     weights = trace.numel / trace.numel.sum()
     zeros = 1 - trace.nonzero[rows]
-    # Layers often agree to the bit; moved apart by less than a quarter bit, their lines stay visible.
+    # Layers often have equal word lengths. Lines that are shifted by less than a quarter bit all stay visible.
     apart = np.linspace(0.2, -0.2, layers) if layers > 1 else 0.0
     for axes, values, shift in ((above, trace.word_length[rows], apart), (below, zeros, np.zeros(layers))):
         lines = values + shift
@@ -156,7 +156,7 @@ def timeline(trace: Trace) -> Figure:
 
 
 def pixels(figure: Figure) -> NDArray[np.uint8]:
-    """The drawn figure, uint8 [height, width, 3]."""
+    """Return the drawn figure, uint8 [height, width, 3]."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()  # type: ignore[no-untyped-call]
     rgba = np.asarray(canvas.buffer_rgba())  # type: ignore[no-untyped-call]
@@ -164,9 +164,9 @@ def pixels(figure: Figure) -> NDArray[np.uint8]:
 
 
 def thinned(first: int, rows: int, points: int) -> NDArray[np.int64]:
-    """Indices of at most `points` + 1 of the rows first…rows − 1: those on an even spacing, and the last one.
+    """Return the indices of at most `points` + 1 of the rows first…rows − 1: evenly spaced ones, and the last.
 
-    The spacing comes from `rows` alone, so a growing trace is thinned more and more coarsely, not shifted.
+    The spacing depends on `rows` alone, so a growing trace is thinned more and more coarsely, but never shifted.
     """
     spacing = max(1, -(-rows // points))
     chosen = np.arange(-(-first // spacing) * spacing, rows, spacing)
@@ -174,7 +174,7 @@ def thinned(first: int, rows: int, points: int) -> NDArray[np.int64]:
 
 
 def short_names(layers: tuple[str, ...]) -> list[str]:
-    """Names as labels: without the ".weight" that all of them may end on, the middle of long ones left out."""
+    """Return the names as labels: without a ".weight" at the end of all of them, long ones without their middle."""
     if all(name.endswith(".weight") and name != ".weight" for name in layers):
         layers = tuple(name.removesuffix(".weight") for name in layers)
     half = _NAME_CHARACTERS // 2
@@ -194,13 +194,13 @@ def _thinned(trace: Trace, points: int) -> NDArray[np.int64]:
 
 
 def _edges(step: NDArray[np.int64]) -> NDArray[np.float64]:
-    """A row's format holds from its step to the next row's; the last one is drawn as wide as the one before."""
+    """Return where each row begins, and the end of the last, which is drawn as wide as the one before."""
     width = step[-1] - step[-2] if len(step) > 1 else 1
     return np.append(step, step[-1] + width).astype(np.float64)
 
 
 def _mesh(axes: Axes, edges: NDArray[np.float64], word_length: NDArray[np.integer]) -> QuadMesh:
-    """Word lengths [rows, lines] as coloured lines."""
+    """Draw word lengths [rows, lines] as coloured lines."""
     colours = ListedColormap(matplotlib.colormaps["YlGnBu"](np.linspace(0.04, 1.0, len(_CLASSES))))
     norm = BoundaryNorm([*_CLASSES, 33], colours.N)
     lines = np.arange(word_length.shape[1] + 1)
@@ -208,7 +208,7 @@ def _mesh(axes: Axes, edges: NDArray[np.float64], word_length: NDArray[np.intege
 
 
 def _scale(figure: Figure, mesh: QuadMesh, axes: Axes, aspect: float) -> None:
-    """What the colours mean."""
+    """Draw the scale of the colours."""
     bar = figure.colorbar(mesh, ax=axes, fraction=0.04, pad=0.015, aspect=aspect, spacing="uniform")
     bar.set_ticks(
         [(low + high) / 2 for low, high in zip(_CLASSES, (*_CLASSES[1:], 33), strict=True)],

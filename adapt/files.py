@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and checkpoints that are read without trusting a byte."""
+"""Write files completely or not at all, and read checkpoints without trusting a byte."""
 
 import os
 import pickle
@@ -15,7 +15,7 @@ import torch
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file that takes the place of `path` when the context ends well. Until then what was there stays.
+    """Yield a file that replaces `path` when the context ends without an error. Until then `path` stays as it is.
 
     Raises:
         OSError: the folder does not exist or cannot be written.
@@ -34,10 +34,10 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def save(state: Any, path: str | os.PathLike[str]) -> None:
-    """Write a checkpoint like `torch.save`, so that whatever interrupts it leaves the previous one as it was.
+    """Write a checkpoint like `torch.save`, but leave the previous one as it was if anything interrupts the writing.
 
-    What only a pickle could restore is refused before the previous file is replaced, so that `load` can always read
-    what `save` wrote. A process that is killed while it writes leaves a hidden file `.NAME.….tmp` behind.
+    Objects that only a pickle could restore are refused before the previous file is replaced, so that `load` can
+    always read what `save` wrote. A process that is killed while it writes leaves a hidden file `.NAME.….tmp` behind.
 
     Args:
         state: plain containers, numbers, strings and tensors, such as `state_dict()` of a module or an optimizer.
@@ -60,7 +60,7 @@ def save(state: Any, path: str | os.PathLike[str]) -> None:
 
 
 def _unreadable(error: Exception) -> TypeError:
-    """What `save` refuses a state with."""
+    """Return the error with which `save` refuses a state."""
     return TypeError(
         f"state could not be read back without executing code, so nothing was saved ({_reason(error)}): "
         "save state_dict()s, tensors, numbers, strings and containers of them"
@@ -70,8 +70,8 @@ def _unreadable(error: Exception) -> TypeError:
 def load(path: str | os.PathLike[str], *, map_location: Any = "cpu") -> Any:
     """Read a checkpoint that `save` or `torch.save` wrote. Nothing in the file is executed.
 
-    The checksums of all its parts are compared first, so that a damaged file is refused instead of half read, and
-    no part may unpack to more than the file holds.
+    The checksums of all parts are compared first, so that a damaged file is refused instead of partly read, and no
+    part may unpack to more than the file holds.
 
     Args:
         path: the file.
@@ -95,7 +95,7 @@ def load(path: str | os.PathLike[str], *, map_location: Any = "cpu") -> Any:
 
 
 def _reason(error: Exception) -> str:
-    """One line, without torch's advice to trust the file."""
+    """Return the error in one line, without torch's advice to trust the file."""
     _, _, message = str(error).rpartition("WeightsUnpickler error: ")
     if (found := re.match(r"Unsupported global: GLOBAL (\S+)", message)) is not None:
         return f"it holds a {found[1]:.200}, which only a pickle could restore"

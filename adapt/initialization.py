@@ -34,28 +34,28 @@ _LAYERS = (
 def tnvs_(module: Module, scale: float = 0.5) -> Module:
     """AdaPT 3.1 and alg. 1 line 1, TNVS: W ~ N(0, σ = √(s/n)), truncated at ±√(3·s/n), n the weight's fan-in.
 
-    σ is that of the normal distribution before it is truncated; the weights' own is 0.815·σ. Every trainable weight
-    matrix of linear, convolution, transposed convolution, embedding, recurrent and attention layers is drawn anew, on
-    its device, from torch's global random stream. Biases, norm layers, frozen weights, an embedding's padding row and
-    parameters that belong to no such layer stay as they are. A weight that weight norm or a parametrization computes is
-    set through it; spectral norm, whose weights have a norm of 1 whatever is set, keeps that. Where one weight cannot
-    be drawn, none is.
+    σ is the standard deviation of the normal distribution before truncation; that of the weights is 0.815·σ. Every
+    trainable weight matrix of linear, convolution, transposed convolution, embedding, recurrent and attention layers is
+    replaced, on its device, by draws from torch's global random stream. Biases, norm layers, frozen weights, an
+    embedding's padding row and parameters of other layers stay as they are. A weight that weight norm or a
+    parametrization computes is set through it; under spectral norm the weight's norm stays 1. If one weight cannot be
+    set, none is changed.
 
-    The fan-in is the number of inputs that one output sums: the size of weight[0] (for an embedding its width, which
-    is what an output layer tied to it sums). In a transposed convolution of stride t, an output sums on average
+    The fan-in is the number of inputs that one output sums: the size of weight[0] (for an embedding its width, the
+    number of inputs of an output layer tied to it). In a transposed convolution of stride t, an output sums on average
     input channels/groups · kernel/t inputs.
 
     Args:
-        module: the network, or the part of it that is to be initialised.
+        module: the network, or a part of it.
         scale: s. The paper leaves it open; √(2/fan-in), He's initialisation, is s = 2.
 
     Returns:
         The module itself.
 
     Raises:
-        TypeError: `module` is no module, or `scale` no number.
-        ValueError: `scale` is not positive and finite, the module has no such weight, one has no shape yet, or one is
-            computed in a way that cannot be inverted.
+        TypeError: `module` is not a module, or `scale` is not a number.
+        ValueError: `scale` is not positive and finite, the module has no such weight, a weight has no shape yet, or one
+            is computed in a way that cannot be inverted.
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
@@ -87,7 +87,7 @@ def tnvs_(module: Module, scale: float = 0.5) -> Module:
 
 
 def _weights(module: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor]]:
-    """Every trainable weight matrix once, with the layer and the name by which the layer reads it."""
+    """Yield every trainable weight matrix once, with its layer and its name there."""
     seen: set[int] = set()
     for layer in module.modules():
         if not isinstance(layer, _LAYERS):
@@ -102,7 +102,7 @@ def _weights(module: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor]]:
                 if nn.parameter.is_lazy(parameter):
                     raise ValueError(f"{name} of {type(layer).__name__} has no shape yet: run one forward pass first")
             if name in norms:
-                norms[name](layer, ())  # which writes the weight anew: it may lag behind, as after a move to a device
+                norms[name](layer, ())  # recomputes the weight, which may be stale, as after a move to a device
             weight = getattr(layer, name)
             if weight.ndim < 2 or not weight.numel():
                 continue
@@ -112,7 +112,7 @@ def _weights(module: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor]]:
 
 
 def _sources(layer: nn.Module) -> dict[str, list[nn.Parameter]]:
-    """What the layer's weights and biases are made of: themselves, or what computes them."""
+    """Return, for each weight and bias of the layer, the parameters from which it is computed, or itself."""
     sources = {name: [parameter] for name, parameter in layer.named_parameters(recurse=False)}
     if is_parametrized(layer):
         computed = cast(nn.ModuleDict, layer.parametrizations)
@@ -120,7 +120,7 @@ def _sources(layer: nn.Module) -> dict[str, list[nn.Parameter]]:
     for name in _weight_norms(layer):
         if not {f"{name}_g", f"{name}_v"} <= sources.keys() & layer._parameters.keys():
             raise ValueError(
-                f"{name} of {type(layer).__name__} has a weight norm whose parts are computed themselves: initialise "
+                f"{name} of {type(layer).__name__} has a weight norm whose own parameters are computed: initialise "
                 "before they are pruned or parametrised"
             )
         sources[name] = sources.pop(f"{name}_g") + sources.pop(f"{name}_v")
@@ -128,12 +128,12 @@ def _sources(layer: nn.Module) -> dict[str, list[nn.Parameter]]:
 
 
 def _weight_norms(layer: nn.Module) -> dict[str, WeightNorm]:
-    """The hooks of `torch.nn.utils.weight_norm`, which compute W = g·v/‖v‖ before forward, by the weight's name."""
+    """Return the hooks of `torch.nn.utils.weight_norm`, which compute W = g·v/‖v‖ before forward, by weight name."""
     return {hook.name: hook for hook in layer._forward_pre_hooks.values() if isinstance(hook, WeightNorm)}
 
 
 def _check_invertible(layer: Any, name: str, weight: Tensor) -> None:
-    """Try on a copy whether a computed weight can be set: some parametrizations say only then that they cannot."""
+    """Try on a copy whether a computed weight can be set, because some parametrizations fail only when it is."""
     try:
         deepcopy(layer.parametrizations[name]).right_inverse(weight)
     except RuntimeError as error:

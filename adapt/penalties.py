@@ -1,8 +1,8 @@
-"""L1, L2 and word-length × sparsity: what they add to the loss and to the gradient (AdaPT, section 3.4).
+"""The penalties L1, L2 and word length × sparsity, and their gradients (AdaPT, section 3.4).
 
 The paper trains on L + α‖W‖₁ + β/2·‖W‖₂² + P. L1 and L2 act as gradient terms, α·sign(W) + β·W, added after
-the gradient is normalised. P is piecewise constant, its gradient is zero: it moves the reported loss and the
-strategy only, unless `l1_by_word_length` lets word length steer L1.
+the gradient is normalised. P is piecewise constant, so its gradient is zero: it affects only the reported loss and the
+strategy, unless `l1_by_word_length` makes L1 depend on the word length.
 """
 
 import numpy as np
@@ -19,7 +19,7 @@ def elastic_net(l1_norms: ArrayLike, squared_norms: ArrayLike, l1: ArrayLike, l2
     Args:
         l1_norms: ‖W‖₁ of each layer, [..., layers].
         squared_norms: ‖W‖₂² of each layer, [..., layers].
-        l1: α, one number or one for each layer.
+        l1: α, one number or [layers].
         l2: β.
     """
     absolute: NDArray[np.float64] = np.add.reduce(np.multiply(l1, l1_norms), axis=-1)
@@ -28,7 +28,7 @@ def elastic_net(l1_norms: ArrayLike, squared_norms: ArrayLike, l1: ArrayLike, l2
 
 
 def elastic_net_gradient(weights: Tensor, l1: float, l2: float) -> Tensor:
-    """α·sign(W) + β·W, in the shape of `weights`: the gradient of `elastic_net` for one layer."""
+    """α·sign(W) + β·W, the gradient of `elastic_net` for one layer, in the shape of `weights`."""
     return l1 * torch.sign(weights) + l2 * weights
 
 
@@ -37,7 +37,7 @@ def word_length_sparsity(word_length: ArrayLike, nonzero: ArrayLike) -> NDArray[
 
     Args:
         word_length: WL in bits, [..., layers].
-        nonzero: sp, share of non-zero elements of Ŵ, 0 to 1, [..., layers].
+        nonzero: sp, share of elements of Ŵ that are not zero, 0 to 1, [..., layers].
     """
     products = np.multiply(word_length, nonzero)
     mean: NDArray[np.float64] = np.add.reduce(products, axis=-1) / products.shape[-1]
@@ -45,8 +45,8 @@ def word_length_sparsity(word_length: ArrayLike, nonzero: ArrayLike) -> NDArray[
 
 
 def l1_by_word_length(l1: float, word_length: ArrayLike) -> NDArray[np.float64]:
-    """α·WL/32 for each layer: the longer a layer's word, the harder it is pulled to zero, [layers].
+    """α·WL/32 for each layer, [layers]: the longer a layer's words, the more strongly its weights are pulled to zero.
 
-    This is the variant of P that has a gradient and so really acts on the weights.
+    Unlike P, this penalty has a gradient and so acts on the weights.
     """
     return l1 * np.asarray(word_length, np.float64) / LONGEST_WORD

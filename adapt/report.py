@@ -1,4 +1,4 @@
-"""A trace as a table and as pictures."""
+"""Show a trace as a table and as pictures."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,17 +10,14 @@ from numpy.typing import NDArray
 from adapt.perfmodel.ratios import memory_ratio, size_ratio
 from adapt.trace import Trace
 
-_HEAD = ("layer", "weights", "word length", "", "", "fraction length", "", "", "non-zero", "", "", "switches")
-_SUBHEAD = ("", "", *("start", "mean", "final") * 3, "")
-
 
 def totals(trace: Trace) -> dict[str, float]:
-    """Figures of the whole network that the trace alone tells, each weighted by the layers' sizes.
+    """Return figures of the whole network, each weighted by the layers' sizes.
 
     Returns:
-        mean_word_length (bits) and nonzero (share), both at the last row; run_mean_word_length and run_nonzero, their
-        means over the rows; size_ratio, the final network's size over that in float32; memory_ratio, the memory that
-        training takes for weights and masters over that in float32.
+        mean_word_length (bits) and nonzero (share) in the last row; run_mean_word_length and run_nonzero, their means
+        over the rows; size_ratio, the final network's size over its size in float32; memory_ratio, the memory that
+        training needs for weights and masters over what it needs in float32.
 
     Raises:
         ValueError: the trace has no rows.
@@ -40,22 +37,29 @@ def totals(trace: Trace) -> dict[str, float]:
 
 
 def table(trace: Trace) -> str:
-    """A line per layer: word length, fraction length and share of non-zeros at the start, on average and at the end.
+    """Return a line per layer: word length, fraction length, share of non-zeros and the policy's own columns.
 
-    Below the layers stand the totals of `totals`.
+    Each is given at the start, on average and at the end. The figures of `totals` follow below.
 
     Raises:
         ValueError: the trace has no rows.
     """
     figures = totals(trace)
     switches = trace.switches().sum(0)
+    shown: dict[str, tuple[NDArray[Any], str, str]] = {
+        "word length": (trace.word_length, "{:.0f}", "{:.1f}"),
+        "fraction length": (trace.fraction_length, "{:.0f}", "{:.1f}"),
+        "non-zero": (trace.nonzero, "{:.1%}", "{:.1%}"),
+        **{
+            name.replace("_", " "): (trace[name], *(("{:d}", "{:.1f}") if column.is_integer else ("{:.3g}",) * 2))
+            for name, column in trace.own_columns.items()
+        },
+    }
     lines = [
         (
             name,
             f"{trace.numel[layer]:,}",
-            *_course(trace.word_length[:, layer], "{:.0f}", "{:.1f}"),
-            *_course(trace.fraction_length[:, layer], "{:.0f}", "{:.1f}"),
-            *_course(trace.nonzero[:, layer], "{:.1%}", "{:.1%}"),
+            *(cell for values, *forms in shown.values() for cell in _course(values[:, layer], *forms)),
             str(switches[layer]),
         )
         for layer, name in enumerate(trace.layers)
@@ -71,11 +75,11 @@ def table(trace: Trace) -> str:
         ("size ratio", f"{figures['size_ratio']:.3f} of float32, at the end"),
         ("memory ratio", f"{figures['memory_ratio']:.3f} of float32, masters included, on average"),
     ]
-    return "\n".join([*_aligned(lines), "", *(f"{name:<14}{value}" for name, value in summary)])
+    return "\n".join([*_aligned(list(shown), lines), "", *(f"{name:<14}{value}" for name, value in summary)])
 
 
 def save_pictures(trace: Trace, folder: str | Path) -> list[Path]:
-    """Draw the heat map and the timeline as PNG files into the folder, made where it is missing.
+    """Draw the heat map and the timeline as PNG files into the folder, which is made if it does not exist.
 
     Raises:
         ImportError: matplotlib is missing; the message says what to install.
@@ -99,28 +103,40 @@ def _check_rows(trace: Trace) -> None:
 
 
 def _course(values: NDArray[Any], single: str, average: str) -> tuple[str, str, str]:
+    """Return the first value, the mean and the last value as text."""
     return single.format(values[0]), average.format(np.mean(values, dtype=np.float64)), single.format(values[-1])
 
 
-def _aligned(lines: Sequence[tuple[str, ...]]) -> list[str]:
-    """Names to the left, numbers to the right, a rule below the heads; a group's head stands over its columns."""
-    widths = [max(map(len, column)) for column in zip(_SUBHEAD, *lines, strict=True)]
-    widths[0], widths[1] = max(widths[0], len("layer")), max(widths[1], len("weights"))
-    widths[-1] = max(widths[-1], len("switches"))
-    gaps = ["" if column == 0 else "    " if _HEAD[column] else "  " for column in range(len(widths))]
+def _aligned(groups: Sequence[str], lines: Sequence[tuple[str, ...]]) -> list[str]:
+    """Align the lines below two lines of heads and a rule: names to the left, numbers to the right.
 
-    def join(cells: tuple[str, ...]) -> str:
+    Args:
+        groups: heads of the groups of three cells, each above the first of them.
+        lines: cells: a name, a size, the groups' cells, and the number of switches.
+    """
+    heads = ["layer", "weights", *(cell for group in groups for cell in (group, "", "")), "switches"]
+    subheads = ("", "", *("start", "mean", "final") * len(groups), "")
+    widths = [max(map(len, column)) for column in zip(subheads, *lines, strict=True)]
+    for place in (0, 1, -1):
+        widths[place] = max(widths[place], len(heads[place]))
+    for place in range(2, len(widths) - 1, 3):
+        # A long head makes room for itself before the first of its cells.
+        lacking = len(heads[place]) - sum(widths[place : place + 3]) - len("  ") * 2
+        widths[place] += max(lacking, 0)
+    gaps = ["" if column == 0 else "    " if head else "  " for column, head in enumerate(heads)]
+
+    def join(cells: Sequence[str]) -> str:
         aligned = (
             gap + (cell.ljust(width) if column == 0 else cell.rjust(width))
             for column, (cell, width, gap) in enumerate(zip(cells, widths, gaps, strict=True))
         )
         return "".join(aligned).rstrip()
 
-    head = [_HEAD[0].ljust(widths[0]), gaps[1] + _HEAD[1].rjust(widths[1])]
-    for first in (2, 5, 8):
+    head = [heads[0].ljust(widths[0]), gaps[1] + heads[1].rjust(widths[1])]
+    for first in range(2, len(widths) - 1, 3):
         span = sum(widths[first : first + 3]) + len("  ") * 2
-        head.append(gaps[first] + _HEAD[first].ljust(span))
-    head.append(gaps[-1] + _HEAD[-1].rjust(widths[-1]))
+        head.append(gaps[first] + heads[first].ljust(span))
+    head.append(gaps[-1] + heads[-1].rjust(widths[-1]))
     body = [join(line) for line in lines]
-    top = ["".join(head).rstrip(), join(_SUBHEAD)]
+    top = ["".join(head).rstrip(), join(subheads)]
     return [*top, "-" * max(map(len, [*top, *body])), *body]

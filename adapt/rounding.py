@@ -1,6 +1,7 @@
-"""Rounding to a fixed-point grid, nearest and stochastic: the only place that turns a format into arithmetic."""
+"""Rounding to a fixed-point grid, nearest and stochastic: the only place where a format becomes arithmetic."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
 from typing import Any
@@ -10,12 +11,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from adapt import arguments
 from adapt.kernels import Rounding, backend, set_backend
 from adapt.kernels.stream import is_dense
 from adapt.kernels.torch_ import weights as torch_
 from adapt.numerics import Precision, largest_held
 
-__all__ = ["backend", "grid", "quantize", "set_backend", "stream_keys"]
+__all__ = ["Noise", "backend", "grid", "quantize", "set_backend", "stream_keys"]
 
 _WORKING_TYPE = {
     torch.float32: torch.float32,
@@ -29,37 +31,37 @@ _NO_OFFSET = np.zeros(1, np.int64)
 def quantize(
     x: Tensor, precision: Precision, *, rounding: str = "nearest", generator: torch.Generator | None = None
 ) -> Tensor:
-    """The grid values of `precision` nearest to `x`, or the neighbours that chance picks: AdaPT 3.1.
+    """Round `x` to the grid of `precision`, to nearest or stochastically: AdaPT 3.1.
 
-    Nearest rounds half to even. Stochastic takes ⌊x/step⌋ or the next one up with the fraction as its probability:
-    right on average, and a value on the grid never moves. Both saturate at the ends of the range, ±Inf included, and
+    Nearest rounds half to even. Stochastic rounds x/step up with its fraction as the probability, otherwise down: the
+    mean is exact, and a value on the grid never moves. Both saturate at the ends of the range, ±Inf included, and
     keep NaN. The result carries no gradient.
 
-    A floating point type with p bits of significand holds every value of the grid up to WL = p + 1 (25 for float32, 12
-    for float16, 9 for bfloat16). Longer words are simulated: every result still is a grid value inside the range, but
-    only those that the type can hold occur, and the largest of them stands in for the format's maximum.
+    A floating-point type with p bits of significand represents every value of the grid up to WL = p + 1 (25 for
+    float32, 12 for float16, 9 for bfloat16). Longer words are simulated: every result is still a grid value inside the
+    range, but only values that the type can represent occur, and the largest of them replaces the format's maximum.
     The probability of rounding up is a multiple of 2^−24.
 
     Args:
         x: float32, float64, float16 or bfloat16, any shape, strides and device. float64 is rounded in float64, the
-            half types in float32.
+            16-bit types in float32.
         precision: the format.
         rounding: "nearest" or "stochastic".
-        generator: where stochastic rounding draws its key; torch's default CPU generator if None. One draw is taken.
+        generator: source of the key for stochastic rounding, from which it takes one draw; torch's default CPU
+            generator if None.
 
     Returns:
-        A new tensor of the shape, type, device and memory format of `x`. Element i of the random stream belongs to the
-        i-th element in memory.
+        A new tensor of the shape, type, device and memory format of `x`. The i-th element in memory uses element i of
+        the random stream.
 
     Raises:
-        TypeError: `x`, `precision` or `generator` is of another type.
+        TypeError: `x`, `precision` or `generator` has another type.
         ValueError: an unknown rounding.
     """
     if not isinstance(x, Tensor) or x.dtype not in _WORKING_TYPE:
         kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
         raise TypeError(f"x must be a float32, float64, float16 or bfloat16 tensor, got {kind}")
-    if not isinstance(precision, Precision):
-        raise TypeError(f"precision must be an adapt.Precision, got {precision!r}")
+    arguments.precision("precision", precision)
     if rounding not in ("nearest", "stochastic"):
         raise ValueError(f'rounding must be "nearest" or "stochastic", got {rounding!r}')
     if generator is not None and not isinstance(generator, torch.Generator):
@@ -69,14 +71,14 @@ def quantize(
     if rounding == "stochastic":
         device = "cpu" if generator is None else generator.device
         halves = torch.randint(0, 2**32, (2,), generator=generator, device=device)
-    arguments = x.detach(), precision.word_length, precision.fraction_length, halves
+    operands = x.detach(), precision.word_length, precision.fraction_length, halves
     opaque = torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(x)
-    return torch.ops.adapt.quantize(*arguments) if opaque else _quantize(*arguments)
+    return torch.ops.adapt.quantize(*operands) if opaque else _quantize(*operands)
 
 
 def _quantize(x: Tensor, word_length: int, fraction_length: int, halves: Tensor | None) -> Tensor:
-    """`quantize` at ⟨word_length, fraction_length⟩; stochastic where the two halves [2] of a key are given."""
-    # The imaginary part of a conjugate has its sign apart from its memory.
+    """`quantize` at ⟨word_length, fraction_length⟩; stochastic if the two halves [2] of a key are given."""
+    # A tensor may be marked as negated instead of being negated in memory: the imaginary part of a conjugate is.
     source = x.resolve_neg().to(_WORKING_TYPE[x.dtype])
     output = torch.empty_like(source)
     if output.stride() != source.stride() or not is_dense(source):
@@ -89,7 +91,7 @@ def _quantize(x: Tensor, word_length: int, fraction_length: int, halves: Tensor 
     return output.to(x.dtype)
 
 
-# What torch.compile and torch.func see instead of the kernels.
+# torch.compile and torch.func cannot look into the kernels; to them rounding is this operator.
 @torch.library.custom_op("adapt::quantize", mutates_args=())
 def _operator(x: Tensor, word_length: int, fraction_length: int, halves: Tensor | None) -> Tensor:
     return _quantize(x, word_length, fraction_length, halves)
@@ -102,20 +104,20 @@ def _(x: Tensor, word_length: int, fraction_length: int, halves: Tensor | None) 
 
 @_operator.register_vmap
 def _(info: Any, in_dims: tuple[Any, ...], x: Tensor, *rest: Any) -> tuple[Tensor, int | None]:
-    # Every element for itself, wherever the batch is.
+    # Rounding is elementwise, so the batch dimension stays where it is.
     return torch.ops.adapt.quantize(x, *rest), in_dims[0]
 
 
 @lru_cache(maxsize=4096)
 def grid(precision: Precision | None, dtype: torch.dtype = torch.float32) -> NDArray[np.floating]:
-    """The row (2^FL, 2^−FL, low, high) that the kernels need to round to `precision`; read-only.
+    """Return the row (2^FL, 2^−FL, low, high) that the kernels need to round to `precision`; it is read-only.
 
-    low and high are the ends of the range in steps, cut to what `dtype` holds exactly: high is its largest value not
-    above 2^(WL−1) − 1, and high·2^−FL stays finite. The row is float64 for float64 and float32 otherwise.
-    None stands for float32 itself: a row of zeros, which leaves values as they are.
+    low and high are the ends of the range in steps, reduced to what `dtype` represents exactly: high is its largest
+    value not above 2^(WL−1) − 1 for which high·2^−FL is finite. The row is float64 for float64, otherwise float32.
+    None means float32 itself: a row of zeros, which leaves values as they are.
 
     Raises:
-        TypeError: `dtype` is not one of the four floating point types.
+        TypeError: `dtype` is not one of the four floating-point types.
     """
     if dtype not in _WORKING_TYPE:
         raise TypeError(f"dtype must be float32, float64, float16 or bfloat16, got {dtype}")
@@ -128,18 +130,29 @@ def grid(precision: Precision | None, dtype: torch.dtype = torch.float32) -> NDA
     return row
 
 
-def stream_keys(seed: int, step: int, names: Sequence[str]) -> NDArray[np.uint64]:
-    """One key of the random stream per layer, uint64 [len(names)], for one optimizer step.
+@dataclass
+class Noise:
+    """How a run rounds in training: whether stochastically, and the seed of its random stream.
 
-    A layer's keys depend on its name, the seed and the step, and on no other layer: adding or freezing a layer leaves
-    the others' noise as it was.
+    Everything that rounds in one run shares this object, so loading another run's state changes it in one place.
+    """
+
+    seed: int = 0
+    stochastic: bool = False
+
+
+def stream_keys(seed: int, step: int, names: Sequence[str]) -> NDArray[np.uint64]:
+    """Return one key of the random stream per layer, uint64 [len(names)], for one optimizer step.
+
+    A layer's keys depend on its name, the seed and the step only: adding or freezing a layer does not change the noise
+    of the others.
     """
     keys: NDArray[np.uint64] = _keys_of_block(seed, step // _BLOCK, tuple(names))[step % _BLOCK]
     return keys.copy()
 
 
 _BLOCK = 64
-"""Steps whose keys are made at once: those of a block take hardly longer than those of a step."""
+"""Steps whose keys are computed at once, which takes hardly longer than for a single step."""
 
 
 @lru_cache(maxsize=64)

@@ -1,1 +1,1 @@
-"""What adaptive precision costs on the machine at hand: `python -m benchmarks` prints the table and writes its JSON."""
+"""What adaptive precision costs on this machine: `python -m benchmarks` prints a table and writes it as JSON."""

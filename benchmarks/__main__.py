@@ -2,11 +2,11 @@
 
     python -m benchmarks
 
-Everything is timed in turns within one process (A B A B …), over many short rounds: a ratio of medians, and the
-quartiles of the ratios of neighbours. One pinned thread by default, because that can be repeated, and freed memory is
-kept for all variants alike (`allocator.py`). Where CUDA is there, the same table and a few rows more are measured on
-it, with larger tensors and batches (--device cpu for the processor). That part has not been run on a GPU yet;
-`results/` says where what was run.
+Variants are timed in turns within one process (A B A B …), over many short rounds. A row gives the ratio of the medians
+and the quartiles of the ratios of neighbouring rounds. By default one pinned thread is used, for reproducibility, and
+the process keeps the memory that it frees, for all variants alike (`allocator.py`). With CUDA, the same table and a few
+more rows are measured on the GPU, with larger tensors and batches (--device cpu for the processor). That part has not
+been run on a GPU yet; the files in `results/` name their machines.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import torch
 
 from benchmarks.allocator import keep_freed_memory
 from benchmarks.bench import CPU, CUDA, Bench, Section, Sizes
-from benchmarks.cuda import beyond
+from benchmarks.cuda import cuda
 from benchmarks.execution import execution
 from benchmarks.learned import learned
 from benchmarks.machine import describe, slug
@@ -36,7 +36,7 @@ SECTIONS: dict[str, Section] = {
     "memory": memory,
     "execution": execution,
     "learned": learned,
-    "cuda": beyond,
+    "cuda": cuda,
 }
 RESULTS = Path(__file__).parent / "results"
 
@@ -57,14 +57,14 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def pin(threads: int) -> None:
-    """Use so many threads, on the last so many of the cores that this process may use."""
+    """Use this many threads, and pin the process to as many of its cores, the last ones."""
     torch.set_num_threads(threads)
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-threads:])
 
 
 def measure(bench: Bench, sections: list[str]) -> list[Row]:
-    """The rows of some sections, each printed as soon as it is there."""
+    """Measure some sections and return their rows, each printed as soon as it is measured."""
     rows = []
     for section in sections:
         for row in SECTIONS[section](bench):
@@ -74,7 +74,7 @@ def measure(bench: Bench, sections: list[str]) -> list[Row]:
 
 
 def main(arguments: list[str] | None = None, sizes: Sizes | None = None) -> None:
-    """Measure, print the table, write the JSON."""
+    """Measure, print the table and write the JSON."""
     options = parse(arguments)
     if options.threads < 1:
         raise SystemExit(f"--threads must be at least 1, got {options.threads}")

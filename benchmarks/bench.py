@@ -1,4 +1,4 @@
-"""Where, how and how much to measure."""
+"""What the sections of the benchmark share: the device, the clock, and how much to measure."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from benchmarks.table import Row
 from benchmarks.timing import Clock, Times, calls_for, interleave, repeated
 
 LOOKBACK = 25
-"""Gradients in AdaPT's shortest window: no layer switches more often."""
+"""Gradients in AdaPT's shortest window, so the fewest steps between two switches of a layer."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Sizes:
         elements: of the large tensor.
         batch: pictures in a batch.
         rounds: short rounds of the kernels.
-        windows: stretches of 25 steps of AdaPT and the baseline.
+        windows: sequences of 25 steps of AdaPT and the baseline.
         peer_rounds: steps of every other way of training.
     """
 
@@ -36,7 +36,7 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Bench:
-    """Where and how to measure."""
+    """Device, clock and sizes of a benchmark."""
 
     device: torch.device
     clock: Clock
@@ -44,19 +44,19 @@ class Bench:
 
 
 Section = Callable[[Bench], Iterator[Row]]
-"""A part of the benchmark: its rows, each as soon as it is measured."""
+"""A part of the benchmark, which yields each row as soon as it is measured."""
 
 CPU, CUDA = Sizes(), Sizes(elements=2**26, batch=512)
 
 
 def runnable(variants: Mapping[str, object]) -> tuple[dict[str, Callable[[], object]], dict[str, str]]:
-    """Variants that can run, and why the others cannot."""
+    """Split variants into those that can run, and the reasons why the others cannot."""
     missing = {name: reason for name, reason in variants.items() if isinstance(reason, str)}
     return {name: run for name, run in variants.items() if callable(run)}, missing
 
 
 def many_calls(variants: dict[str, Callable[[], object]], bench: Bench, *, rounds: int | None = None) -> Times:
-    """Seconds of one call of each variant in each round; a short call is repeated until a round takes a while."""
+    """Seconds per call of each variant in each round; a round repeats short calls for about 2 ms."""
     calls = {name: calls_for(call, seconds=2e-3, clock=bench.clock) for name, call in variants.items()}
     many = {name: repeated(call, calls[name]) for name, call in variants.items()}
     times = interleave(many, rounds=rounds or bench.sizes.rounds, clock=bench.clock)

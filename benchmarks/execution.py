@@ -9,13 +9,13 @@ from benchmarks.table import Row
 from benchmarks.timing import interleave, ratio, repeated
 
 EIGHT_BITS = adapt.Fixed(adapt.Precision(8, 6), normalize_gradients=True)
-"""Words that bfloat16 holds; those of the paper's settings are too long for it."""
+"""Words that fit into bfloat16, as those of the paper's settings do not."""
 
 TARGETS = {"resnet20": 0.62, "alexnet": 0.56}
 
 
 def execution(bench: Bench) -> Iterator[Row]:
-    """A step at 8 bits that runs its products in bfloat16 / a float32 step, and bfloat16 autocast beside it."""
+    """A step at 8 bits with its products in bfloat16, over a float32 step; bfloat16 autocast for comparison."""
     for network in bench.sizes.networks:
         batches = network.batches(bench.sizes.batch, bench.device)
         variants: dict[str, Callable[[], object]] = {

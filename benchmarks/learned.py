@@ -11,13 +11,13 @@ from benchmarks.table import Row
 from benchmarks.timing import interleave, ratio, repeated
 
 UPDATE = 20
-"""Steps between two updates of the formats, all of which are timed together."""
+"""Steps between two updates of the formats; a round times this many steps, with their update."""
 
 TARGETS = {"resnet20": 1.35}
 
 
 def learned(bench: Bench) -> Iterator[Row]:
-    """A step with learned widths of weights and activations / a float32 step, and LSQ's beside it."""
+    """A step with learned widths of weights and activations over a float32 step; LSQ for comparison."""
     for network in bench.sizes.networks:
         batches = network.batches(bench.sizes.batch, bench.device)
         model = network.build(bench.device)
@@ -28,7 +28,7 @@ def learned(bench: Bench) -> Iterator[Row]:
             [batches[0][0]],
             weight_budget=Budget(bits=4),
             activation_budget=Budget(bits=4),
-            # No pre-training: in the learning phase all gradients are taken and all formats move.
+            # No pre-training: the learning phase, in which all formats have gradients and move, is the most costly one.
             phases=Phases(0, 10**6, 0),
             update_every=UPDATE,
         )

@@ -1,4 +1,4 @@
-"""What a measurement has to say about the machine it was taken on."""
+"""Description of the machine on which a measurement is taken."""
 
 import os
 import platform
@@ -13,7 +13,7 @@ PACKAGES = ("torch", "numpy", "numba", "triton", "qtorch", "brevitas")
 
 
 def processor() -> str:
-    """The processor's model, and the widest vectors it has where that is known."""
+    """The processor's model, and its widest vector instructions if known."""
     model, flags = platform.processor() or platform.machine(), ""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -27,7 +27,7 @@ def processor() -> str:
 
 
 def describe(device: torch.device, threads: int, *, memory_kept: bool = False) -> dict[str, Any]:
-    """The machine, the settings and the versions of what takes part; None for a package that is not installed."""
+    """The machine, the settings and the versions of the packages; None for a package that is not installed."""
     return {
         "processor": processor(),
         "cores": os.cpu_count(),

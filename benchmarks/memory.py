@@ -1,4 +1,4 @@
-"""What training keeps in memory between two steps."""
+"""Memory that training holds between two steps."""
 
 import gc
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from benchmarks.timing import Ratio, repeated
 
 
 def memory(bench: Bench) -> Iterator[Row]:
-    """Bytes of all tensors that live between two steps, gradients included, / the same of float32 training."""
+    """Bytes of all tensors that exist between two steps, gradients included, over those of float32 training."""
     for network in bench.sizes.networks:
         batches = network.batches(2, bench.device)
         sizes = []
@@ -34,12 +34,12 @@ def memory(bench: Bench) -> Iterator[Row]:
 
 
 def live_bytes() -> int:
-    """Bytes of the memory behind every tensor that Python can reach, and behind their gradients, each counted once."""
+    """Bytes of storage behind all tensors that Python can reach and their gradients, each storage counted once."""
     gc.collect()
-    # Whatever else the process keeps alive is looked at too, and what a compiler leaves behind has no memory.
+    # By exact type, because fake tensors that a compiler left behind have no memory.
     tensors = [thing for thing in gc.get_objects() if type(thing) in (Tensor, nn.Parameter)]
     tensors += [tensor.grad for tensor in tensors if tensor.is_leaf and tensor.grad is not None]
-    # Nor has a sparse tensor any of its own.
+    # A sparse tensor has no storage of its own.
     tensors = [tensor for tensor in tensors if tensor.layout == torch.strided]
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
     return sum(storages.values())

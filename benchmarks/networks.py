@@ -1,4 +1,4 @@
-"""The networks that are timed, on batches that need no data set."""
+"""The networks that are timed, with synthetic batches."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,10 +21,10 @@ class Trainable(Protocol):
     """Something to time."""
 
     def build(self, device: torch.device) -> nn.Module:
-        """The initialised network. Always the same weights."""
+        """Return the initialised network, always with the same weights."""
 
     def batches(self, size: int, device: torch.device) -> list[tuple[Tensor, Tensor]]:
-        """Inputs and their classes."""
+        """Return inputs and their classes."""
 
 
 @dataclass(frozen=True)
@@ -40,13 +40,13 @@ class Network:
     shape: tuple[int, int, int] = (3, 32, 32)
 
     def build(self, device: torch.device) -> nn.Module:
-        """The initialised network, in channels-last order where it has convolutions. Always the same weights."""
+        """Return the initialised network, always with the same weights, in channels-last memory if it convolves."""
         torch.manual_seed(0)
         model = MODELS[self.name](10, self.shape).to(device)
         return model.to(memory_format=self._memory_format(model))  # type: ignore[call-overload, no-any-return]
 
     def batches(self, size: int, device: torch.device) -> list[tuple[Tensor, Tensor]]:
-        """Pictures of noise around ten patterns, one for each class, and their classes."""
+        """Return noisy pictures of ten patterns, one for each class, and their classes."""
         generator = torch.Generator().manual_seed(0)
         patterns = torch.randn(10, *self.shape, generator=generator)
         batches = []
@@ -67,18 +67,18 @@ RESNET, ALEXNET, MLP = Network("resnet20"), Network("alexnet"), Network("mlp", (
 
 
 def sgd(model: nn.Module) -> SGD:
-    """The strongest plain baseline: momentum, one fused pass."""
+    """The fastest plain baseline: SGD with momentum in one fused pass."""
     return SGD(model.parameters(), lr=1e-3, momentum=0.9, fused=True)
 
 
 class Training:
-    """A network that trains, one call one step.
+    """A network in training; a call is one optimizer step.
 
     Args:
         model: the network.
         optimizer: its optimizer.
         batches: taken in turns.
-        controller: the optimizer's controller, which is shown the loss.
+        controller: the optimizer's controller, which observes the loss.
         autocast: run the forward pass under bfloat16 autocast.
     """
 
@@ -108,10 +108,10 @@ class Training:
     def loss(self, x: Tensor, classes: Tensor) -> Tensor:
         """The forward pass."""
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self._autocast):
-            return F.cross_entropy(self.model(x), classes)
+            return F.cross_entropy(self.model(x).flatten(0, -2), classes.flatten())
 
     def update(self, loss: Tensor) -> None:
-        """What follows on backward."""
+        """What follows the backward pass."""
         if self.controller is not None:
             self.controller.observe(loss)
         self.optimizer.step()
@@ -131,7 +131,7 @@ def adaptive(
     autocast: bool = False,
     **options: object,
 ) -> Training:
-    """The same at adaptive precision with L1 and L2; by default the paper's, `AdaPT()`, with normalised gradients."""
+    """The same at adaptive precision with L1 and L2 penalties; by default `AdaPT()`, which normalises gradients."""
     model = network.build(batches[0][0].device)
     optimizer = sgd(model)
     attach: Callable[..., adapt.Controller] = adapt.attach

@@ -1,4 +1,4 @@
-"""What others do: QPyTorch and brevitas where they are installed, torch's fake_quantize and plain eager torch.
+"""Other software for comparison: QPyTorch and brevitas if installed, torch's fake_quantize and plain eager torch.
 
 QPyTorch compiles C++ when it is imported, so it needs a compiler and ninja.
 """
@@ -21,7 +21,7 @@ NOT_INSTALLED = "not installed"
 
 @cache
 def load(name: str) -> Any:
-    """A peer's module, or in a few words why there is none."""
+    """A peer's module, or the reason why it is not available."""
     if find_spec(name.partition(".")[0]) is None:
         return NOT_INSTALLED
     try:
@@ -31,7 +31,7 @@ def load(name: str) -> Any:
 
 
 def quantisers(source: Tensor) -> dict[str, Callable[[], object] | str]:
-    """Ways of others to quantise a tensor to ⟨8, 6⟩: a call, or why there is none. All answer a new tensor."""
+    """Other ways to quantise a tensor to ⟨8, 6⟩: a function that returns a new tensor, or why it is not available."""
     step = 2.0**-6
 
     def eager() -> Tensor:
@@ -48,7 +48,7 @@ def quantisers(source: Tensor) -> dict[str, Callable[[], object] | str]:
 
 
 def qpytorch(network: Network, batches: Batches, *, activations: bool) -> Training | str:
-    """Training with QPyTorch: weights quantised after each step; outputs and errors of each layer too if asked."""
+    """Training with QPyTorch: weights quantised after each step; if asked, outputs and errors of each layer too."""
     quant, optim = load("qtorch.quant"), load("qtorch.optim")
     if isinstance(quant, str) or isinstance(optim, str):
         return quant if isinstance(quant, str) else str(optim)
@@ -93,7 +93,7 @@ def brevitas(network: Network, batches: Batches) -> Training | str:
 
 
 def push_down_by_histc(weights: Tensor, resolution: int, tolerance: float) -> int:
-    """AdaPT alg. 3 the usual way: quantise for every candidate and compare histograms of `torch.histc`."""
+    """AdaPT alg. 3 the straightforward way: quantise for every candidate and compare histograms of `torch.histc`."""
     low, high = (value.item() for value in weights.aminmax())
     if low == high:
         return 2

@@ -1,11 +1,10 @@
-"""PushDown over a whole network, as a share of the steps between two of them."""
+"""PushDown over a whole network, relative to the training steps between two switches."""
 
 from collections.abc import Iterator
 
 from torch import Tensor
 
 import adapt
-from adapt.switching.pushdown import lowest_precision
 from benchmarks import peers
 from benchmarks.bench import LOOKBACK, Bench, many_calls
 from benchmarks.networks import plain
@@ -17,7 +16,7 @@ TARGETS = {"resnet20": 0.1, "alexnet": 0.5, "mlp": 2.0}
 
 
 def push_down(bench: Bench) -> Iterator[Row]:
-    """PushDown over all layers, as a share of 25 steps."""
+    """PushDown over all layers, in percent of 25 float32 steps."""
     for network in bench.sizes.networks:
         training = plain(network, network.batches(bench.sizes.batch, bench.device))
         weights = [parameter.detach() for parameter in training.model.parameters() if parameter.ndim >= 2]
@@ -25,7 +24,7 @@ def push_down(bench: Bench) -> Iterator[Row]:
 
         def exact(weights: list[Tensor] = weights, r: int = finest, epsilon: float = tolerance) -> None:
             for weight in weights:
-                lowest_precision(weight, resolution=r, tolerance=epsilon)
+                adapt.switching.push_down(weight, resolution=r, tolerance=epsilon)
 
         def usual(weights: list[Tensor] = weights, r: int = finest, epsilon: float = tolerance) -> None:
             for weight in weights:

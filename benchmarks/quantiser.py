@@ -1,4 +1,4 @@
-"""The stochastic quantiser against a copy."""
+"""The stochastic quantiser compared with a copy."""
 
 from collections.abc import Callable, Iterator
 
@@ -16,7 +16,7 @@ from benchmarks.table import Row
 from benchmarks.timing import ratio
 
 PROJECTIONS = ((32, 16, 1, 1), (32,), (32,), (64, 32, 1, 1), (64,), (64,))
-"""Shapes of the two shortcuts that a ResNet-20 of option B has beyond option A, convolution and normalisation."""
+"""Shapes of the two shortcuts (convolution and normalisation) that a ResNet-20 has in option B but not in option A."""
 
 
 def quantiser(bench: Bench) -> Iterator[Row]:
@@ -37,7 +37,7 @@ def quantiser(bench: Bench) -> Iterator[Row]:
         ratio(times, "AdaPT", "copy"),
         target=2.5,
         peers={name: ratio(times, name, "copy") for name in variants if name not in own} | missing,
-        note="AdaPT writes into a tensor that is there, as training does; the others allocate theirs",
+        note="AdaPT writes into an existing tensor, as in training; the others allocate theirs",
     )
     if "clone" in times:
         yield Row("quantize", "the same through `adapt.quantize`, time / `clone`", ratio(times, "public", "clone"))
@@ -61,7 +61,7 @@ def quantiser(bench: Bench) -> Iterator[Row]:
 
 
 class _Pass:
-    """The fused stochastic pass over some tensors, into others of the same sizes."""
+    """The fused stochastic pass from some tensors into others of the same sizes."""
 
     def __init__(self, sources: list[Tensor]) -> None:
         self._sources, self._outputs = sources, [torch.empty_like(source) for source in sources]
@@ -79,7 +79,7 @@ class _Pass:
 
 
 def _loop(calls: list[Callable[[], object] | str]) -> Callable[[], object] | str:
-    """One call of all, or why there is none."""
+    """One call that makes all calls, or the reason why they are not available."""
     if isinstance(calls[0], str):
         return calls[0]
 

@@ -1,4 +1,4 @@
-"""Training steps at adaptive precision against float32 steps."""
+"""Training steps at adaptive precision compared with float32 steps."""
 
 from collections.abc import Iterator, Mapping
 
@@ -13,15 +13,15 @@ from benchmarks.table import Measured, Row
 from benchmarks.timing import Ratio, calls_for, interleave, ratio, repeated
 
 SHORT = 5
-"""Steps between two changes of the variant. A network whose 25 steps fit into QUICK seconds takes all of them: what a
-change costs, because each variant finds the other's tensors in the cache, would otherwise count as the variant's."""
+"""Steps of one variant in a round. If 25 steps of a network fit into QUICK seconds, a round has all 25: a change of
+variant costs time, because the cache holds the other's tensors, and that would count as the variant's own."""
 QUICK = 1.0
 TARGETS = {"resnet20": (1.03, 1.10), "alexnet": (1.03, 1.10), "mlp": (1.10, 1.10)}
-"""Of a step with weights quantised, and with activations and errors too."""
+"""For a step with quantised weights, and for one with quantised weights, activations and errors."""
 
 
 def steps(bench: Bench) -> Iterator[Row]:
-    """A training step with weights only, and with activations and errors, at AdaPT's precision / a float32 step."""
+    """A training step at AdaPT's precision, weights only and with activations and errors, over a float32 step."""
     for network in bench.sizes.networks:
         batches = network.batches(bench.sizes.batch, bench.device)
         own = {
@@ -49,7 +49,7 @@ def steps(bench: Bench) -> Iterator[Row]:
 
 
 def _windows(own: Mapping[str, Training], bench: Bench) -> tuple[float, dict[str, Ratio], dict[str, float]]:
-    """Milliseconds of a float32 step, the ratios to it, and the switches of a layer in 25 of the timed steps."""
+    """Milliseconds of a float32 step, the ratios to it, and how often a layer switched in 25 of the timed steps."""
     for training in own.values():
         repeated(training, LOOKBACK + SHORT)()
     adapting = {name: training for name, training in own.items() if training.controller is not None}
@@ -67,7 +67,7 @@ def _windows(own: Mapping[str, Training], bench: Bench) -> tuple[float, dict[str
 
 
 def _peers(network: Network, baseline: Training, batches: Batches, bench: Bench) -> dict[str, Measured]:
-    """How long steps of other software take / float32 steps."""
+    """Steps of other software over float32 steps."""
     variants, missing = runnable(
         {
             "float32": baseline,
@@ -83,7 +83,7 @@ def _peers(network: Network, baseline: Training, batches: Batches, bench: Bench)
 
 
 def _switches(controller: adapt.Controller | None, first: int) -> float:
-    """How often a layer switched in 25 of the steps after the `first`."""
+    """How often a layer switched in 25 steps, on average over the steps after the `first`."""
     assert controller is not None
     divergence = controller.trace.divergence[first:]
     switched = (divergence[1:] != divergence[:-1]) & ~np.isnan(divergence[1:])

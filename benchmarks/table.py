@@ -1,4 +1,4 @@
-"""Rows of the benchmark, as a table to read and as JSON to keep."""
+"""Rows of the benchmark, as a Markdown table and as JSON."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -7,7 +7,7 @@ from typing import Any
 from benchmarks.timing import Ratio
 
 Measured = Ratio | str
-"""A measurement, or why there is none."""
+"""A measurement, or the reason why there is none."""
 
 
 @dataclass(frozen=True)
@@ -15,13 +15,13 @@ class Row:
     """One line of the table.
 
     Attributes:
-        key: what identifies the row in the JSON, unique.
-        what: what was measured, against what.
+        key: identifies the row in the JSON, unique.
+        what: what was measured, compared with what.
         value: the measurement.
         unit: "×" or "%".
-        target: the largest value that will do; None where there is no target.
-        peers: the same with other software.
-        note: what else a reader must know.
+        target: the largest acceptable value; None if there is no target.
+        peers: the same measurement with other software.
+        note: a remark for the reader.
     """
 
     key: str
@@ -34,19 +34,19 @@ class Row:
 
     @property
     def reached(self) -> bool | None:
-        """Whether the target is met; None where there is none or nothing to compare with it."""
+        """Whether the target is met; None if there is no target or no measurement."""
         if self.target is None or isinstance(self.value, str):
             return None
         return self.value.value <= self.target
 
 
 def as_json(machine: Mapping[str, Any], clock: str, rows: Iterable[Row]) -> dict[str, Any]:
-    """The whole benchmark in plain containers: ratios with their quartiles, or the reason why there is none."""
+    """The whole benchmark in plain containers."""
     return {"machine": dict(machine), "clock": clock, "rows": [{**asdict(row), "reached": row.reached} for row in rows]}
 
 
 def as_markdown(rows: Sequence[Row]) -> str:
-    """The table; in brackets the quartiles of the paired ratios."""
+    """The table, with the quartiles of the paired ratios in brackets."""
     lines = ["| what | here | target | reached | others |", "|---|---|---|---|---|"]
     for row in rows:
         target = "–" if row.target is None else f"≤ {row.target:g} {row.unit}"

@@ -1,4 +1,4 @@
-"""Times of several variants of one thing, taken in turns, and their ratios."""
+"""Times of several variants, taken in turns, and their ratios."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -18,7 +18,7 @@ class Ratio:
 
     Attributes:
         value: ratio of the medians.
-        lower, upper: quartiles of the ratios of neighbours in time.
+        lower, upper: quartiles of the ratios of neighbouring rounds.
     """
 
     value: float
@@ -31,10 +31,10 @@ class Ratio:
 
 
 def clock_for(device: torch.device, threads: int) -> tuple[str, Clock]:
-    """A name of the clock that suits the device, and the clock, in seconds.
+    """The name of the clock that suits the device, and the clock, in seconds.
 
-    With one thread the processor's time counts, so that whatever else the machine does takes least part in it; with
-    several the wall's, because threads wait for each other; on CUDA the wall's, once the device has finished.
+    With one thread it is processor time, which other load on the machine affects least; with several threads it is the
+    wall clock, because threads wait for each other; on CUDA it is the wall clock after synchronisation.
     """
     if device.type == "cuda":
 
@@ -61,12 +61,12 @@ def ratio(times: Mapping[str, NDArray[np.float64]], name: str, baseline: str, *,
     """Time of one variant / time of another.
 
     Args:
-        times: what `interleave` answered.
+        times: returned by `interleave`.
         name, baseline: the two variants.
-        window: neighbouring rounds that count as one, for costs that only come up in some rounds.
+        window: number of neighbouring rounds that count as one, for costs that occur only in some rounds.
 
     Raises:
-        ValueError: there are fewer rounds than a window takes.
+        ValueError: there are fewer rounds than a window needs.
     """
     rounds = len(times[name]) // window * window
     if rounds == 0:
@@ -77,7 +77,7 @@ def ratio(times: Mapping[str, NDArray[np.float64]], name: str, baseline: str, *,
 
 
 def calls_for(function: Callable[[], object], *, seconds: float, clock: Clock) -> int:
-    """How often to call a function in a row for a round of about so many seconds, at least once."""
+    """How many consecutive calls of a function take about this many seconds; at least one."""
     function()
     start = clock()
     function()
@@ -86,7 +86,7 @@ def calls_for(function: Callable[[], object], *, seconds: float, clock: Clock) -
 
 
 def repeated(function: Callable[[], object], calls: int) -> Callable[[], None]:
-    """One call that makes so many calls."""
+    """A function that calls another one this many times."""
 
     def run() -> None:
         for _ in range(calls):

@@ -1,4 +1,4 @@
-"""Whatever is no sensible argument of an equation gets one sentence that names it."""
+"""An invalid argument of an equation raises an error of one sentence that names it."""
 
 import math
 
@@ -36,7 +36,7 @@ NO_NUMBER = (None, "x", "1", [1.0], True, 1 + 2j, object(), torch.tensor([1, 2])
 
 @pytest.mark.parametrize("wrong", NO_NUMBER, ids=lambda wrong: type(wrong).__name__ + str(wrong)[:1])
 @pytest.mark.parametrize(("name", "argument"), [(name, a) for name, given in EQUATIONS.items() for a in given])
-def test_what_is_no_argument_is_named(name, argument, wrong):
+def test_invalid_arguments_are_named(name, argument, wrong):
     if argument in ("weights", "quantized") and isinstance(wrong, torch.Tensor):
         wrong = torch.tensor([True])
     if argument.endswith("bounds") and isinstance(wrong, torch.Tensor):
@@ -59,7 +59,7 @@ def test_numbers_of_numpy_and_tensors_of_one_number_are_numbers(name, kind):
     assert answer == pytest.approx(expected) if isinstance(expected, float) else answer == expected
 
 
-def test_a_number_that_is_not_finite_is_one():
+def test_infinities_and_nan_are_numbers():
     assert math.isnan(arguments.number("x", math.nan))
     assert arguments.number("x", -math.inf) == -math.inf
 

@@ -1,6 +1,7 @@
 """The house's rules: arrows between modules point down only, and importing the package stays light."""
 
 import ast
+import functools
 import graphlib
 import subprocess
 import sys
@@ -14,24 +15,20 @@ ROOT = Path(adapt.__file__).parent
 
 # From the ground up. A room may import from the floors below.
 FLOORS = (
-    ("numerics", "files", "notices", "frames"),
-    ("arguments",),
-    ("initialization", "penalties", "kernels", "trace"),
-    ("rounding", "distributed", "figures", "perfmodel"),
-    ("switching", "layers"),
-    ("weights",),
-    ("execution",),
-    ("activations",),
-    ("run",),
-    ("controller",),
-    ("attachment",),
-    ("optim", "learned"),
+    ("numerics", "files", "user_warnings", "call_stack"),
+    ("arguments", "penalties", "kernels"),
+    ("rounding", "distributed", "initialization", "trace"),
+    ("perfmodel", "switching", "layers", "figures"),
+    ("weights", "activations", "execution"),
+    ("engine",),
+    ("adaptive", "learned"),
     ("report", "tensorboard"),
     ("lightning", "cli"),
     ("__main__",),
 )
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 LEAVES = {"lightning", "report", "cli", "__main__"}
+LONGEST_CHAIN = 9
 
 
 def module_name(path: Path) -> str:
@@ -65,6 +62,19 @@ def test_arrows_point_down(name):
 def test_no_modules_import_each_other_in_a_circle():
     order = graphlib.TopologicalSorter({name: imported(path) for name, path in FILES.items()})
     assert len(list(order.static_order())) >= len(FILES)
+
+
+def test_the_longest_chain_of_rooms_is_short():
+    rooms = {name.split(".")[1]: set() for name in FILES}
+    for name, path in FILES.items():
+        rooms[name.split(".")[1]] |= {module.split(".")[1] for module in imported(path)} - {name.split(".")[1]}
+
+    @functools.cache
+    def chain(room):
+        return max(((room, *chain(other)) for other in rooms[room]), key=len, default=(room,))
+
+    longest = max(map(chain, rooms), key=len)
+    assert len(longest) <= LONGEST_CHAIN, " → ".join(longest)
 
 
 def test_import_is_light():

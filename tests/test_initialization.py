@@ -15,7 +15,7 @@ def parts(model):
 
 @pytest.mark.parametrize("scale", [0.5, 2.0])
 def test_weights_follow_the_truncated_normal(scale):
-    """The Dvoretzky-Kiefer-Wolfowitz bound: a right sampler exceeds it with a probability below 1e-9, at any n."""
+    """The Dvoretzky-Kiefer-Wolfowitz bound: a correct sampler exceeds it with a probability below 1e-9, at any n."""
     torch.manual_seed(0)
     fan_in, error_probability = 400, 1e-9
     weights = adapt.tnvs_(nn.Linear(fan_in, 1000), scale).weight.detach().double().flatten().sort().values
@@ -135,7 +135,7 @@ def test_draws_come_from_the_global_stream_once_per_weight():
     assert torch.equal(torch.rand(()), first[1])
 
 
-def test_computed_weights_are_set_through_what_computes_them():
+def test_computed_weights_are_set_through_their_parametrization():
     torch.manual_seed(0)
     layer = adapt.tnvs_(parametrizations.weight_norm(nn.Linear(100, 400)))
     bound = math.sqrt(3 * 0.5 / 100)
@@ -176,7 +176,7 @@ def test_older_weight_norm_follows_the_layer_and_is_left_frozen():
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
 def test_older_weight_norm_of_pruned_parts_is_refused():
     layer = prune.l1_unstructured(nn.utils.weight_norm(nn.Linear(3, 3)), "weight_v", 0.5)
-    with pytest.raises(ValueError, match="weight of Linear has a weight norm whose parts are computed themselves"):
+    with pytest.raises(ValueError, match="weight of Linear has a weight norm whose own parameters are computed"):
         adapt.tnvs_(layer)
 
 

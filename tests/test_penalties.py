@@ -28,7 +28,7 @@ def test_elastic_net_with_a_coefficient_for_each_layer():
 
 
 @given(WEIGHTS, COEFFICIENTS, COEFFICIENTS)
-def test_its_gradient_is_the_one_that_autograd_finds(values, l1, l2):
+def test_its_gradient_matches_autograd(values, l1, l2):
     weights = torch.tensor(values, dtype=torch.float64, requires_grad=True)
     (l1 * weights.abs().sum() + l2 / 2 * weights.square().sum()).backward()
     torch.testing.assert_close(penalties.elastic_net_gradient(weights.detach(), l1, l2), weights.grad)

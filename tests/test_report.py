@@ -1,4 +1,5 @@
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest
 
 from adapt.cli import find_trace, main
 from adapt.report import save_pictures, table, totals
-from adapt.trace import Trace
+from adapt.trace import Column, Trace
 
 ROOT = Path(__file__).parents[1]
 
@@ -47,6 +48,21 @@ class TestTable:
                 assert all(line[place - 1] != " " and line[place : place + 1] == " " for place in ends)
         assert lines[0].endswith("switches")
         assert lines[1].index("start") == lines[0].index("word length")
+
+    def test_the_policys_own_columns_stand_behind_the_others(self):
+        own = {
+            "phase": Column(np.int8, 0, 9, float32=0, default=0),
+            "largest_norm_of_a_gradient": Column(np.float64, 0, np.inf, float32=0, default=0),
+        }
+        trace = Trace(["a", "b"], [30, 10], own)
+        values = {"word_length": 8, "fraction_length": 4, "nonzero": 1.0, "phase": [[1, 2], [2, 4]]}
+        trace.append([1, 2], **values, largest_norm_of_a_gradient=[[0.5, 1e-9], [1.5, np.inf]])
+        head, subhead, rule, first, second, *_ = table(trace).splitlines()
+        assert first.split()[-7:] == ["1", "1.5", "2", "0.5", "1", "1.5", "0"]
+        assert second.split()[-7:] == ["2", "3.0", "4", "1e-09", "inf", "inf", "0"]
+        assert re.search(r"non-zero +phase +largest norm of a gradient +switches$", head)
+        assert subhead.index("start", head.index("phase") - 3) <= head.index("phase") + 3
+        assert len(first) == len(second) == len(rule) == len(head)
 
     def test_totals_are_weighted_by_size(self):
         figures = totals(example())

@@ -30,7 +30,7 @@ def each_backend(request):
 
 @st.composite
 def hard_cases(draw, dtype):
-    """A format and a value at one of the places where rounding goes wrong."""
+    """A format and a value at which rounding is likely to go wrong."""
     precision = draw(precisions)
     width = 64 if dtype == torch.float64 else 32
     step, words = precision.step, 2 ** (precision.word_length - 1)
@@ -142,7 +142,7 @@ def test_every_float16_value_stays_finite_and_exact(fraction_length):
 
 @pytest.mark.parametrize("fraction_length", [-126, -125, 126])
 @pytest.mark.parametrize("word_length", [2, 4, 32])
-def test_outermost_fraction_lengths_stay_finite(word_length, fraction_length):
+def test_extreme_fraction_lengths_stay_finite(word_length, fraction_length):
     x = torch.tensor([3e38, -3e38, 1e-38, -1e-38, 2e-45, math.inf, math.nan, 2.0**126])
     for value, result in zip(x.tolist(), quantize(x, Precision(word_length, fraction_length)).tolist(), strict=True):
         assert same(result, fixed_point.quantize(value, word_length, fraction_length, torch.float32))
@@ -202,7 +202,7 @@ def test_layouts(layout, rounding, dtype):
         assert ((result - x).abs() < 1 / 16).all()
 
 
-def test_a_generator_repeats_itself_and_moves_on():
+def test_a_generator_is_reproducible_and_advances():
     x, precision = torch.randn(1000), Precision(8, 4)
     first, second = (
         [quantize(x, precision, rounding="stochastic", generator=g) for _ in range(2)]
@@ -231,7 +231,7 @@ def test_the_result_carries_no_gradient():
 
 @pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_compiled_program_holds_it_whole_and_gives_the_same(rounding, dtype):
+def test_compiled_in_one_graph_it_gives_the_same(rounding, dtype):
     def rounded(x, precision):
         return quantize(x * 2, precision, rounding=rounding)
 
@@ -259,7 +259,7 @@ def test_a_compiled_program_holds_it_whole_and_gives_the_same(rounding, dtype):
         ({"generator": 3}, TypeError, "generator must be a torch.Generator or None, got 3"),
     ],
 )
-def test_nonsense_is_refused(arguments, error, words):
+def test_bad_input_is_refused(arguments, error, words):
     with pytest.raises(error, match=words):
         quantize(**{"x": torch.ones(2), "precision": Precision(8, 4), **arguments})
 
@@ -305,8 +305,8 @@ def test_stream_keys_take_any_seed_and_step():
     assert len(set(extreme)) == 6
 
 
-def test_a_sign_that_lies_apart_from_the_memory_counts():
-    """As that of the imaginary part of a conjugate, which is a view."""
+def test_tensors_marked_as_negated_are_negated():
+    """For example the imaginary part of a conjugate, which is a view."""
     x = torch.tensor([1 + 2j, 3 - 4j]).conj().imag
     assert x.is_neg()
     assert quantize(x, Precision(8, 2)).tolist() == [-2.0, 4.0]

@@ -13,16 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from adapt import rounding
-from adapt.activations.alone import holders_of_one_alone
 from adapt.activations.hooks import Hooks
+from adapt.activations.ownership import holders_of_one_alone
 from adapt.distributed import ranks
-from adapt.execution.products import LAYERS
 from adapt.kernels.activation import FROZEN, NOISE, RECORD, Sites, activation_kernels
 from adapt.layers.hooks import remove_all
-from adapt.layers.layering import owners
-from adapt.numerics import BlockFloat, Precision
-from adapt.switching.policy import Format
-from adapt.weights.masters import View
+from adapt.layers.naming import module_site, owners
+from adapt.layers.products import PRODUCTS
+from adapt.layers.view import Pin
+from adapt.numerics import BlockFloat, Format, LayerFormat, Precision
+from adapt.rounding import Noise
 
 MODES = ("layer", "range")
 
@@ -62,8 +62,8 @@ class Activations:
         layers: the index of each quantised parameter, by the parameter's id.
         mode: "layer", "range", or a word length.
         errors: whether to round the errors too: the gradient with regard to a layer's output.
-        seed: seed of the rounding stream.
-        stochastic: whether training rounds stochastically.
+        noise: how training rounds; evaluation rounds to nearest.
+        pin: the view that a context asks for: "evaluation" rounds to nearest in every mode, "masters" not at all.
         device: where the layers are.
         old: activations to take over what was met from, by the sites' names.
 
@@ -78,20 +78,20 @@ class Activations:
         *,
         mode: str | int,
         errors: bool,
-        seed: int,
-        stochastic: bool,
+        noise: Noise,
+        pin: Pin,
         device: torch.device,
         old: "Activations | None" = None,
     ) -> None:
-        self.seed, self.stochastic = seed, stochastic
+        self._noise, self._pin = noise, pin
         self.names: list[str] = []
         self._leaders: list[int] = []
         found = []
-        for name, owner in owners(module, (*LAYERS, *_WITH_OUTPUT_ALONE), layers):
+        for name, owner in owners(module, (*PRODUCTS, *_WITH_OUTPUT_ALONE), layers):
             leader = layers[id(owner.weight)]
             sites = []
             for kind in ("input", "output", "error"):
-                wanted = errors if kind == "error" else kind == "output" or isinstance(owner, LAYERS)
+                wanted = errors if kind == "error" else kind == "output" or isinstance(owner, PRODUCTS)
                 sites.append(len(self.names) if wanted else -1)
                 if wanted:
                     self.names.append(f"{name}.{kind}")
@@ -117,8 +117,7 @@ class Activations:
         self._following = torch.zeros_like(self._words)
         self._otherwise = torch.zeros(count, 4, dtype=torch.float32, device=device)
         self._streams = tuple(_of_rank(self.names))
-        self._step, self._ended = 0, False
-        self._pin: View | None = None
+        self._step = 0
         if old is not None:
             self.load_state_dict(old.state_dict(), strict=False)
 
@@ -128,7 +127,7 @@ class Activations:
         self._hooks = [Hooks(self._sites, kernels, type(owner) in _FRESH_OUTPUT, *sites) for owner, sites in found]
         handles = []
         for (owner, _), hooks in zip(found, self._hooks, strict=True):
-            if isinstance(owner, LAYERS):
+            if isinstance(owner, PRODUCTS):
                 handles.append(owner.register_forward_pre_hook(hooks.before, with_kwargs=True))
             # Before any other hook, so that all others see, and may keep, what the network goes on with.
             handles.append(owner.register_forward_hook(hooks.after, prepend=True))
@@ -138,8 +137,8 @@ class Activations:
         """Take the hooks away."""
         self._remove()
 
-    def use(self, formats: Sequence[Format]) -> None:
-        """Note the layers' formats; rounding follows with the next `resume`."""
+    def use(self, formats: Sequence[LayerFormat]) -> None:
+        """Note the layers' formats; the next `renew` rounds in them."""
         chosen = [formats[leader] for leader in self._leaders]
         words = np.array([0 if form is None else self._word or form.word_length for form in chosen], np.int32)
         blocks = np.array([isinstance(form, BlockFloat) for form in chosen])
@@ -151,42 +150,50 @@ class Activations:
         for hooks in self._hooks:
             hooks.idle = chosen[hooks.output] is None
 
-    def advance(self) -> None:
-        """The step ends here; `resume` must follow."""
-        self._ended = True
-
     @torch.no_grad()
-    def resume(self, step: int) -> None:
-        """Round in the present formats from now on, which hold what was met, and draw with the keys of `step`."""
-        if self._ended:
+    def renew(self, step: int, *, ended: bool) -> None:
+        """Round in the noted formats, which follow the observed ranges, and draw with the random keys of `step`.
+
+        Args:
+            step: optimizer steps so far.
+            ended: whether an optimizer step has ended, so that ranges move once.
+        """
+        if ended:
             ranks.maximum_(self._sites.peaks)
         self._step = step
-        self._renew(ended=self._ended)
-        self._ended = False
+        self._write_tables(ended=ended)
 
-    def pin(self, view: View | None) -> None:
-        """Until the next call with None: "evaluation" rounds to nearest in every mode, "masters" does not round."""
-        self._pin = view
-        self._renew(ended=False)
+    def follow_pin(self) -> None:
+        """Round as the pinned view asks."""
+        self._write_tables(ended=False)
 
-    def _renew(self, *, ended: bool) -> None:
+    def _write_tables(self, *, ended: bool) -> None:
         kernels = activation_kernels(self._ranges.device)
         kernels.renew(
             self._sites,
-            rounding.stream_keys(self.seed, self._step, self._streams),
+            rounding.stream_keys(self._noise.seed, self._step, self._streams),
             self._ranges,
             self._following,
             self._otherwise,
-            mode=FROZEN if self._pin is not None else NOISE if self.stochastic else RECORD,
+            mode=FROZEN if self._pin.view is not None else NOISE if self._noise.stochastic else RECORD,
             ended=ended,
         )
-        if self._pin == "masters":
+        if self._pin.view == "masters":
             self._sites.formats.data[:, :4] = 0
         for hooks in self._hooks:
             hooks.kernels = kernels
 
     @property
-    def precisions(self) -> dict[str, Format]:
+    def formats(self) -> dict[str, Format]:
+        """The format of each rounded input and output by the path of its module. Reading it waits for the device."""
+        return {
+            module_site(name): Format.of(precision)
+            for name, precision in self.precisions.items()
+            if precision is not None and not name.endswith(".error")
+        }
+
+    @property
+    def precisions(self) -> dict[str, Precision | None]:
         """The format in which each site rounds now, by the site's name. Reading it waits for the device."""
         scales, words = self._sites.formats[:, 0].tolist(), self._words.tolist()
         return {
@@ -205,7 +212,7 @@ class Activations:
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any], *, strict: bool = True) -> None:
-        """Go on from where `state_dict` was taken; `resume` must follow.
+        """Go on from where `state_dict` was taken, with the next `renew`.
 
         Args:
             state: what `state_dict` answered.

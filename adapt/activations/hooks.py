@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from adapt.activations.straight_through import StraightThrough, quantized
 from adapt.kernels.activation import TYPES, ActivationKernels, Sites, mask_size
 from adapt.kernels.stream import is_dense
+from adapt.layers.hooks import with_input
 
 _is_transformed = torch._C._functorch.is_functorch_wrapped_tensor
 
@@ -34,12 +35,8 @@ class Hooks:
     def before(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """Round the first argument, or the one that is called input."""
-        if args:
-            return (self._apply(args[0], self.input, module.training), *args[1:]), kwargs
-        if "input" in kwargs:
-            return args, {**kwargs, "input": self._apply(kwargs["input"], self.input, module.training)}
-        return None
+        """Round the layer's input."""
+        return with_input(args, kwargs, lambda x: self._apply(x, self.input, module.training))
 
     def after(self, module: nn.Module, args: Any, output: Any) -> Any:
         """Round the output."""

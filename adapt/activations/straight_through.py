@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adapt.activations.alone import is_alone
+from adapt.activations.ownership import is_alone
 from adapt.kernels.activation import ActivationKernels, Sites, activation_kernels, mask_size
 
 

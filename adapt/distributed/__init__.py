@@ -1,1 +1,1 @@
-"""Trainings of several processes: layers of which each holds a piece, and what all must know to decide alike."""
+"""Training in several processes: layers split between them, and figures that all must share to decide alike."""

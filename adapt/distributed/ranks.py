@@ -1,4 +1,4 @@
-"""What the processes of a training share, so that all of them decide alike. One process alone keeps what it has."""
+"""Means and maxima over all processes of a training, so that they decide alike; a single process keeps its values."""
 
 from typing import Any
 
@@ -13,20 +13,20 @@ def are_several() -> bool:
 
 
 def average_(values: Tensor) -> None:
-    """The mean over all processes, in place."""
+    """Replace values by their means over all processes, in place."""
     if are_several():
         torch.distributed.all_reduce(values)
         values /= torch.distributed.get_world_size()
 
 
 def maximum_(values: Tensor) -> None:
-    """The maximum over all processes, in place."""
+    """Replace values by their maxima over all processes, in place."""
     if are_several():
         torch.distributed.all_reduce(values, torch.distributed.ReduceOp.MAX)
 
 
 def average(number: float) -> float:
-    """The mean of a number that lies on the host, over all processes."""
+    """Return the mean of a Python number over all processes."""
     if not are_several():
         return number
     gathered: list[Any] = [None] * torch.distributed.get_world_size()

@@ -1,8 +1,8 @@
-"""Layers whose rows lie on several processes, as `torch.distributed.fsdp.fully_shard` leaves them (DTensor).
+"""Layers whose rows are split between processes, as `torch.distributed.fsdp.fully_shard` does (DTensor).
 
-Masters and sums are DTensors like their parameters. The passes run on the pieces that this process holds; the figures
-that they measure are added up, so every process sees those of whole layers. Element i of a layer draws the same number
-wherever it lies, so a sharded run rounds like one on a single device.
+Masters and sums are DTensors like their parameters. The passes run on the pieces that this process holds, and their
+figures are added up over the processes, so that every process gets those of whole layers. Element i of a layer draws
+the same random number in whatever process it lies, so a sharded run rounds like one on a single device.
 """
 
 from collections.abc import Sequence
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 
 
 def is_sharded(tensor: Tensor) -> "TypeGuard[DTensor]":
-    """Whether the tensor is a DTensor. Asked without importing torch.distributed.tensor, which takes its time."""
+    """Whether the tensor is a DTensor, without importing torch.distributed.tensor, which is slow to import."""
     return hasattr(tensor, "device_mesh")
 
 
 def check(name: str, parameter: Tensor) -> None:
-    """Refuse any spreading but copies and pieces along the first dimension, in order.
+    """Refuse every placement except copies and pieces along the first dimension, in order.
 
     Raises:
-        NotImplementedError: the parameter is spread otherwise, as tensor parallelism does; the message names how.
+        NotImplementedError: another placement, such as tensor parallelism's, which the message names.
     """
     if not is_sharded(parameter):
         return
@@ -41,7 +41,7 @@ def check(name: str, parameter: Tensor) -> None:
 
 
 def local(tensor: Tensor) -> Tensor:
-    """The piece that this process holds, sharing its memory."""
+    """Return the piece that this process holds, sharing its memory."""
     tensor = tensor.detach()
     return tensor.to_local() if is_sharded(tensor) else tensor
 
@@ -51,16 +51,16 @@ def whole(tensors: Tensor) -> Tensor: ...
 @overload
 def whole(tensors: Sequence[Tensor]) -> Sequence[Tensor]: ...
 def whole(tensors: Tensor | Sequence[Tensor]) -> Tensor | Sequence[Tensor]:
-    """A tensor, or each of several, with the pieces of all processes. Every process has to ask."""
+    """Gather a tensor, or each of several, from the pieces of all processes. Every process must call this."""
     if not isinstance(tensors, Tensor):
         return [whole(tensor) for tensor in tensors]
     return tensors.full_tensor() if is_sharded(tensors) else tensors
 
 
 def extremes(tensors: Sequence[Tensor]) -> list[tuple[float, float]]:
-    """Smallest and largest element of each tensor, with the pieces of all processes, in one transfer from the device.
+    """Return the smallest and largest element of each whole tensor, in one transfer from the device.
 
-    (∞, −∞) where there is no element, NaN for both where one is NaN. Every process has to ask.
+    They are (∞, −∞) for a tensor without elements, and both NaN if an element is. Every process must call this.
     """
     ends = torch.stack([_ends(local(tensor)) for tensor in tensors])
     for group, indices in _groups(tensors).items():
@@ -71,7 +71,7 @@ def extremes(tensors: Sequence[Tensor]) -> list[tuple[float, float]]:
 
 
 def _ends(tensor: Tensor) -> Tensor:
-    """The negative minimum and the maximum, [2]."""
+    """Return the negative minimum and the maximum, [2]."""
     if not tensor.numel():
         return tensor.new_full((2,), -torch.inf)
     minimum, maximum = tensor.aminmax()
@@ -79,7 +79,7 @@ def _ends(tensor: Tensor) -> Tensor:
 
 
 class Whole(Sequence[Any]):
-    """Tensors, or lists of them, that are put together when they are looked at."""
+    """A sequence of tensors, or of lists of them, that are gathered from all processes when they are accessed."""
 
     def __init__(self, items: Sequence[Any]) -> None:
         self._items = items
@@ -92,18 +92,18 @@ class Whole(Sequence[Any]):
 
 
 def placed(tensor: Tensor, like: Tensor) -> Tensor:
-    """The same values, spread over the processes as `like` is."""
+    """Return the same values, distributed over the processes as `like` is."""
     if is_sharded(like) and not is_sharded(tensor):
         from torch.distributed.tensor import distribute_tensor
 
         mesh, placements = like.device_mesh, like.placements
-        # Every process has the whole tensor: each takes its piece, and nothing is sent.
+        # Every process has the whole tensor and takes its piece of it; nothing is sent.
         return distribute_tensor(tensor.to(like.device), mesh, placements, src_data_rank=None)
     return whole(tensor) if is_sharded(tensor) and not is_sharded(like) else tensor
 
 
 def reshard_(module: nn.Module) -> None:
-    """Let FSDP forget the whole weights that it put together before their pieces changed."""
+    """Make FSDP discard the whole weights that it gathered before their pieces changed."""
     for part in module.modules():
         if callable(reshard := getattr(part, "reshard", None)):
             reshard()
@@ -118,14 +118,14 @@ class OnPieces:
     def quantize_(
         self, sources: Sequence[Tensor], outputs: Sequence[Tensor], rounding: Rounding, figures: Tensor | None = None
     ) -> None:
-        self._kernels.quantize_(_pieces(sources), _pieces(outputs), _moved(rounding, sources), figures)
+        self._kernels.quantize_(_pieces(sources), _pieces(outputs), _with_offsets(rounding, sources), figures)
         if figures is not None:
             _add_up(figures, sources)
 
     def store_(
         self, parameters: Sequence[Tensor], masters: Sequence[Tensor], rounding: Rounding, figures: Tensor
     ) -> None:
-        self._kernels.store_(_pieces(parameters), _pieces(masters), _moved(rounding, masters), figures)
+        self._kernels.store_(_pieces(parameters), _pieces(masters), _with_offsets(rounding, masters), figures)
         _add_up(figures, masters)
 
     def squared_norms_(self, tensors: Sequence[Tensor | None], out: Tensor) -> None:
@@ -149,7 +149,7 @@ class OnPieces:
         squared: Tensor,
         squared_sums: Tensor,
     ) -> None:
-        # Whether a gradient is finite is known when all processes have looked at their pieces.
+        # Only the norms of all processes' pieces tell whether a gradient is finite.
         self.squared_norms_(gradients, squared)
         self.add_(sums, gradients, squared, squared_sums)
 
@@ -175,7 +175,7 @@ class OnPieces:
         figures: Tensor,
     ) -> None:
         pieces = _pieces(parameters), _pieces(masters), _pieces(gradients), _pieces(buffers)
-        self._kernels.descend_(*pieces, treatment, rates, _moved(rounding, masters), figures)
+        self._kernels.descend_(*pieces, treatment, rates, _with_offsets(rounding, masters), figures)
         _add_up(figures, masters)
 
 
@@ -189,13 +189,13 @@ def _axis(tensor: Tensor) -> int | None:
     return next((axis for axis, place in enumerate(placements) if not place.is_replicate()), None)
 
 
-def _moved(rounding: Rounding, tensors: Sequence[Tensor]) -> Rounding:
-    """The same from where the tensors' pieces begin."""
+def _with_offsets(rounding: Rounding, tensors: Sequence[Tensor]) -> Rounding:
+    """Add the offsets of this process's pieces."""
     return rounding._replace(offsets=rounding.offsets + np.array([_offset(tensor) for tensor in tensors], np.int64))
 
 
 def _offset(tensor: Tensor) -> int:
-    """The index of a piece's first element in its layer."""
+    """The index, in its layer, of the first element of this process's piece."""
     axis = _axis(tensor)
     if axis is None or not is_sharded(tensor) or not tensor.numel():
         return 0
@@ -214,7 +214,7 @@ def _add_up(figures: Tensor, tensors: Sequence[Tensor | None]) -> None:
 
 
 def _groups(tensors: Sequence[Tensor | None]) -> dict[Any, list[int]]:
-    """The processes that hold the pieces of sharded tensors → the tensors' indices."""
+    """Return the indices of the sharded tensors, by the group of processes that hold their pieces."""
     groups: dict[Any, list[int]] = {}
     for index, tensor in enumerate(tensors):
         axis = None if tensor is None else _axis(tensor)

@@ -7,14 +7,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from adapt import notices
+from adapt import user_warnings
+from adapt.execution.nesting import Outermost
 from adapt.execution.normalization import NORMALIZATIONS
-from adapt.execution.outermost import Outermost
 from adapt.execution.overrides import FastNormalization, Override, ReducedLayer
-from adapt.execution.products import LAYERS, is_native
+from adapt.execution.products import is_native
 from adapt.layers.hooks import remove_all
+from adapt.layers.products import PRODUCTS
+from adapt.layers.view import Pin
 from adapt.numerics import Precision
-from adapt.weights.masters import View
 
 EXECUTIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -81,6 +82,7 @@ class Execution:
         layers: the index of each quantised parameter, by the parameter's id.
         execution: "bfloat16" or "float16".
         backward: whether the products for the gradients run in the short type too.
+        pin: the view that a context asks for; "masters", which lie on no grid, run in float32.
         old: execution to take over from, in the middle of a forward pass perhaps.
 
     Raises:
@@ -94,17 +96,17 @@ class Execution:
         *,
         execution: str,
         backward: bool,
+        pin: Pin,
         old: "Execution | None" = None,
     ) -> None:
         if old is not None:
             old.remove()
         self._dtype = EXECUTIONS[execution]
         self._precisions: tuple[Precision | None, ...] = (None,) * len(layers)
-        self._moved = False
-        self._pin: View | None = None
+        self._pin = pin
         # On the host, whatever the device: formats are decided there, and kernels chosen.
         if old is None and not is_native(self._dtype, next(module.parameters()).device):
-            notices.warn(
+            user_warnings.warn(
                 f"this processor has no {execution} products with float32 sums: the numbers are those of {execution}, "
                 "but the work is done in float32 and is no faster",
             )
@@ -144,26 +146,17 @@ class Execution:
         self._remove()
 
     def use(self, precisions: Sequence[Precision | None]) -> None:
-        """Note the layers' formats as they are; execution follows with the next `resume`."""
+        """Decide by these formats of the layers from now on."""
         noted = tuple(precisions)
-        self._moved |= noted != self._precisions
-        self._precisions = noted
+        if noted != self._precisions:
+            self._precisions = noted
+            self.follow_pin()
 
-    def resume(self) -> None:
-        """Decide by these formats from now on."""
-        if self._moved:
-            self._decide()
-
-    def pin(self, view: View | None) -> None:
-        """Until the next call with None: "masters", which lie on no grid, run in float32."""
-        self._pin = view
-        self._decide()
-
-    def _decide(self) -> None:
-        exact = self._pin != "masters"
+    def follow_pin(self) -> None:
+        """Run each layer as its format and the pinned view allow."""
+        exact = self._pin.view != "masters"
         fits = [exact and form is not None and fits_into(form, self._dtype) for form in self._precisions]
         self._fits.copy_(torch.tensor(fits, device="cpu"))
-        self._moved = False
 
 
 def fits_into(precision: Precision, dtype: torch.dtype) -> bool:
@@ -178,7 +171,7 @@ def fits_into(precision: Precision, dtype: torch.dtype) -> bool:
 
 def _can_run(module: nn.Module) -> bool:
     # What a derived class does in its forward is not known.
-    return type(module) in LAYERS and "forward" not in module.__dict__ and "weight" in module._parameters
+    return type(module) in PRODUCTS and "forward" not in module.__dict__ and "weight" in module._parameters
 
 
 def _restore(handles: Sequence[Any], owners: Sequence["weakref.ref[nn.Module]"]) -> None:

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from adapt.execution.nesting import Outermost
 from adapt.execution.normalization import can_normalize, normalize
-from adapt.execution.outermost import Outermost
 from adapt.execution.products import Geometry
 from adapt.execution.reduced_product import Companions, reduced_product
 

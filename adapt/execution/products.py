@@ -8,17 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-LAYERS = (
-    nn.Linear,
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.Conv3d,
-    nn.ConvTranspose1d,
-    nn.ConvTranspose2d,
-    nn.ConvTranspose3d,
-)
-"""Modules whose forward pass is such a product."""
-
 _SMALL_PICTURE, _MANY_CHANNELS = 36, 256
 """Measured with oneDNN 3.12 on AVX-512: kernels of several taps take up to 1.8 times as long in channels-last layout
 where pictures have no more elements and layers no fewer channels than this."""

@@ -1,18 +1,18 @@
 """Taking a trained network out of its training: words, formats, and a plain copy of the module."""
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+import os
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from adapt.attachment import attached
-from adapt.controller import Controller
-from adapt.execution.overrides import Override
+from adapt.engine.engine import Engine
+from adapt.export.backends import Attached, controller_of
+from adapt.export.checkpoints import load_into
 from adapt.export.exported import Exported, smallest_type
-from adapt.export.learned_shim import formats_of
 from adapt.export.structure import plain_copy, require_layers, unwrapped
+from adapt.export.verification import verify
 from adapt.numerics.format import Format
 
 
@@ -27,44 +27,51 @@ def capture(source: Any, module: nn.Module | None = None, *, inputs: Any = None)
     mean; their outputs are compared with those of the attached model in float32.
 
     Args:
-        source: a `Controller` or `Learner`, an optimizer that has one, or a Lightning callback.
-        module: the trained module; the one that was given to `attach` if None.
-        inputs: what to compare outputs on: a tensor, or a tuple of forward's positional arguments.
+        source: a `Controller` or `Learner`, an optimizer that has one, or a Lightning callback; or the path of a
+            checkpoint, whose weights and formats are those that were validated when it was saved.
+        module: the trained module; the one that was given to `attach` if None. With a checkpoint a module of the same
+            network with any weights, which stays as it is.
+        inputs: what to compare outputs on: a tensor, a tuple of forward's positional arguments, or a list of them.
 
     Returns:
         The captured network. It shares no memory with the trained one.
 
     Raises:
         TypeError: the source is of another kind.
-        ValueError: there is no module.
+        ValueError: there is no module, or the checkpoint holds no weights of it or no formats.
         RuntimeError: the controller was detached, or the captured network differs from the attached one.
         NotImplementedError: weights are spread over processes.
+        OSError: the checkpoint cannot be opened.
     """
-    controller = _controller(source)
+    if isinstance(source, str | os.PathLike):
+        if module is None:
+            raise ValueError("a checkpoint holds no architecture: pass an instance of the trained network as module=")
+        if inputs is not None:
+            raise ValueError(
+                "a checkpoint has no attached model to compare outputs with: leave inputs out"
+            )
+        structure = plain_copy(unwrapped(module))
+        return _exported(structure, load_into(structure, source), {"checkpoint": Path(source).name})
+    controller = controller_of(source)
+    if controller is None:
+        raise TypeError(
+            "source must be a controller, an optimizer that has one, a Lightning callback or a checkpoint's path, got "
+            f"{source!r:.80}"
+        )
     if module is None and (module := controller._module) is None:
         raise ValueError("the controller was attached to parameters alone: pass the trained module as module=")
     model = unwrapped(module)
     if not controller.is_attached:
         raise RuntimeError("the controller was detached, and rounds nothing any more: capture before detach()")
-    formats = dict(formats_of(controller))
     with controller.evaluation_weights():
         # A module may hold the optimizer that trains it.
         structure = plain_copy(model, without=(controller, controller.optimizer))
-    exported = _exported(structure, formats, {"policy": _origin(controller)})
+        exported = _exported(structure, controller.formats, {"policy": _origin(controller)})
     if inputs is not None:
-        _compare(exported.module(), model, controller, inputs if isinstance(inputs, tuple) else (inputs,))
+        found = verify(exported, inputs, Attached(controller, model))
+        if not found.is_equal:
+            raise RuntimeError(f"the captured network differs from the attached one: {found}")
     return exported
-
-
-def _controller(source: Any) -> Controller:
-    if isinstance(source, Controller):
-        return source
-    found = attached(source) if isinstance(source, torch.optim.Optimizer) else getattr(source, "controller", None)
-    if not isinstance(found, Controller):
-        raise TypeError(
-            f"source must be a controller, an optimizer that has one, or a Lightning callback, got {source!r:.80}"
-        )
-    return found
 
 
 def _exported(structure: nn.Module, formats: dict[str, Format], origin: dict[str, str]) -> Exported:
@@ -94,39 +101,6 @@ def _exported(structure: nn.Module, formats: dict[str, Format], origin: dict[str
     return Exported(words, formats, tensors, aliases, structure, origin)
 
 
-def _origin(controller: Controller) -> str:
-    plan = getattr(controller, "plan", None)
-    return repr(controller.policy if plan is None else plan)
-
-
-def _compare(captured: nn.Module, model: nn.Module, controller: Controller, inputs: tuple[Any, ...]) -> None:
-    """Raise unless both give the same bits.
-
-    Raises:
-        RuntimeError: they do not.
-    """
-    with torch.no_grad(), controller.evaluation_weights(), _evaluating(model):
-        expected = model(*inputs)
-    device = next(model.parameters()).device
-    with torch.no_grad():
-        found = captured.to(device)(*inputs)
-    ours, theirs = (torch.utils._pytree.tree_leaves(out) for out in (found, expected))
-    for index, (a, b) in enumerate(zip(ours, theirs, strict=True)):
-        same = torch.equal(a.nan_to_num(), b.nan_to_num()) if isinstance(a, Tensor) else a == b
-        if not same:
-            raise RuntimeError(f"output {index} of the captured network differs from that of the attached one")
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and products in float32, as far as the context goes."""
-    modes = {part: part.training for part in model.modules()}
-    overrides = [f for part in modes if isinstance(f := part.__dict__.get("forward"), Override) and f.active]
-    with ExitStack() as restoring:
-        for part, mode in modes.items():
-            restoring.callback(setattr, part, "training", mode)
-            part.training = False
-        for override in overrides:
-            restoring.callback(setattr, override, "active", True)
-            override.active = False
-        yield
+def _origin(controller: Engine) -> str:
+    """What decided on the formats, in words."""
+    return repr(getattr(controller, "plan", None) or getattr(controller, "policy", None))

@@ -43,6 +43,14 @@ class Exported:
         """The formats of the rounded activations, by "<module>.input" or "<module>.output"."""
         return {name: form for name, form in self.formats.items() if name not in self.words}
 
+    @property
+    def layers(self) -> list[str]:
+        """The paths of the modules with a quantised parameter or a rounded activation, in the module's order."""
+        paths = {name.rpartition(".")[0] for name in (*self.words, *self.sites)}
+        if self.structure is None:
+            return sorted(paths)
+        return [path for path, _ in self.structure.named_modules() if path in paths]
+
     def values(self, name: str) -> Tensor:
         """Return a quantised parameter's values, word·step, as float32 on the CPU."""
         values: Tensor = self.formats[name].values(self.words[name])
@@ -68,7 +76,7 @@ class Exported:
                 "the trained network's class"
             )
         module = copy.deepcopy(self.structure)
-        for path, ends in self._layers().items():
+        for path, ends in self._ends().items():
             add_rounding(module.get_submodule(path), **{end: rounding(form) for end, form in ends.items()})
         keep_unfused(module)
         return module.eval()
@@ -84,7 +92,7 @@ class Exported:
 
         packed.save(self, path)
 
-    def _layers(self) -> dict[str, dict[str, Format]]:
+    def _ends(self) -> dict[str, dict[str, Format]]:
         """The formats of the rounded activations, by the layer's path and "input" or "output"."""
         layers: dict[str, dict[str, Format]] = {}
         for name, form in self.sites.items():

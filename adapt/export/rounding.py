@@ -41,15 +41,17 @@ class Rounding(nn.Module):
         """Q(x), of the type and shape of x."""
         if not isinstance(x, Tensor) or x.dtype not in _TYPES:
             return x
-        return (self.words(x) * self.step).to(x.dtype)
+        rounded = self.words(x) * self.step
+        return rounded if x.dtype == torch.float32 else rounded.to(x.dtype)
 
     def words(self, x: Tensor) -> Tensor:
         """Return the words of x as whole float32 numbers."""
+        x = x if x.dtype == torch.float32 else x.float()
         if self.is_sign:
             # The levels ±½ of twice the step.
-            half = (x.float() * _reciprocal(2 * self.step)).clamp(-0.5, 0.5)
+            half = (x * _reciprocal(2 * self.step)).clamp(-0.5, 0.5)
             return 2 * torch.round(half - 0.5) + 1
-        return torch.round(x.float() * _reciprocal(self.step)).clamp(self.low, self.high)
+        return torch.round(x * _reciprocal(self.step)).clamp(self.low, self.high)
 
     def extra_repr(self) -> str:
         return str(self.form)

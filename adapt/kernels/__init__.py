@@ -1,9 +1,9 @@
 """Fused passes over all tensors of a network at once: one interface, three back ends, the same bits.
 
 `torch_` runs everywhere and is the reference, `numba_` is the fast one on the CPU, `triton_` on CUDA: one folder each,
-with a module for every family of passes. Those over weights are described here, the others in modules of their names.
-What one element becomes is identical in all three, whatever the number of threads; sums are taken in float64 in an
-order that each back end fixes for itself, so between back ends they may differ in the last bits.
+with a module for every family of passes. This module describes the passes over weights; `activation`, `channels` and
+`learned_steps` describe the others. Every element gets the same bits in all three, whatever the number of threads. Sums
+are taken in float64 in an order that each back end fixes for itself, so their last bits may differ between back ends.
 """
 
 import os
@@ -23,14 +23,14 @@ _forced: str | None = None
 
 
 class Rounding(NamedTuple):
-    """How to round each of some tensors. NumPy arrays, with L tensors.
+    """How to round each of L tensors, in NumPy arrays.
 
     Attributes:
-        grids: float32 [L, 4], one row (2^FL, 2^−FL, low, high) of `adapt.rounding.grid` for each; scale 0 leaves it in
-            float32.
+        grids: float32 [L, 4], a row (2^FL, 2^−FL, low, high) of `adapt.rounding.grid` for each tensor; where 2^FL is 0
+            the tensor stays in float32.
         keys: uint64 [L], from `adapt.rounding.stream_keys`.
-        offsets: int64 [L], the index of the tensor's first element in its layer, which is not 0 in shards.
-        stochastic: stochastic rounding, or to nearest.
+        offsets: int64 [L], the index of the tensor's first element in its layer: not 0 in shards.
+        stochastic: stochastic rounding if true, otherwise rounding to nearest.
     """
 
     grids: NDArray[np.floating]
@@ -40,11 +40,11 @@ class Rounding(NamedTuple):
 
 
 class Treatment(NamedTuple):
-    """What becomes of the gradient of each of L layers before the update: G/‖G‖₂ + α·sign(W) + β·W.
+    """How the gradient of each of L layers changes before the update: to G/‖G‖₂ + α·sign(W) + β·W.
 
-    With m an element of the master, g of the gradient: g·c + (l1·sign(m) + l2·m), every product and sum rounded to
-    float32. c = 1/‖G‖₂ if `normalize` and ‖G‖₂ > 0, otherwise 1; no penalty term at all where both coefficients are 0.
-    A gradient that is not finite becomes 0.
+    With m an element of the master weights and g of the gradient: g·c + (l1·sign(m) + l2·m), every product and sum
+    rounded to float32. c is 1/‖G‖₂ if `normalize` and ‖G‖₂ > 0, otherwise 1. Where both coefficients are 0 no penalty
+    term is added. A gradient that is not finite becomes 0.
 
     Attributes:
         squared: ‖G‖₂², float64 [L] on the device; not read where there is no gradient.
@@ -58,21 +58,34 @@ class Treatment(NamedTuple):
     normalize: bool
 
 
+class Update(NamedTuple):
+    """A step of stochastic gradient descent on L parameters: see `Kernels.descend_`.
+
+    Attributes:
+        rates: float32 [L, 6], a row (rate, sign, decay, momentum, kept, nesterov) for each; the rate is 0 where there
+            is no gradient.
+        buffers: [L], the momentum buffers, laid out as the parameters; None where there is no momentum, or no gradient.
+    """
+
+    rates: NDArray[np.float32]
+    buffers: list[Tensor | None]
+
+
 class Kernels(Protocol):
-    """What a back end offers. Tensors of one list belong to different layers; lists run side by side.
+    """The passes over weights and gradients that every back end offers.
 
-    Every tensor is dense float32, those of one layer share shape and strides, all lie on one device. "Memory order"
-    is the order of the elements in memory, whatever the order of the dimensions. Nothing waits for the device. L is
-    the number of layers.
+    Item i of every list belongs to layer i of L. Tensors are dense float32 on one device; those of one layer share
+    shape and strides. "Memory order" is the order of the elements in memory, whatever the order of the dimensions. No
+    pass waits for the device.
 
-    Figures of a layer are how many elements of what was rounded are not zero, and ‖x‖₁ and ‖x‖₂² of what it was rounded
-    from: float64 [L, 3] on the device.
+    The figures of a layer are the number of rounded elements that are not zero, and ‖x‖₁ and ‖x‖₂² of the elements
+    before rounding: float64 [L, 3] on the device.
     """
 
     def quantize_(
         self, sources: Sequence[Tensor], outputs: Sequence[Tensor], rounding: Rounding, figures: Tensor | None = None
     ) -> None:
-        """outputs[i] ← Q(sources[i]), and the figures where they are wanted. An output may be its own source."""
+        """outputs[i] ← Q(sources[i]), and the figures unless they are None. An output may be its own source."""
 
     def store_(
         self, parameters: Sequence[Tensor], masters: Sequence[Tensor], rounding: Rounding, figures: Tensor
@@ -80,7 +93,7 @@ class Kernels(Protocol):
         """masters[i] ← parameters[i], then parameters[i] ← Q(masters[i]), and the figures."""
 
     def squared_norms_(self, tensors: Sequence[Tensor | None], out: Tensor) -> None:
-        """out[i] ← ‖tensors[i]‖₂², summed in float64; NaN where there is none. `out` is float64 [L] on the device."""
+        """out[i] ← ‖tensors[i]‖₂², or NaN where the tensor is None. `out` is float64 [L] on the device."""
 
     def add_(
         self,
@@ -89,9 +102,9 @@ class Kernels(Protocol):
         squared: Tensor,
         squared_sums: Tensor,
     ) -> None:
-        """sums[i] += gradients[i] where squared[i] is finite, and squared_sums[i] ← ‖sums[i]‖₂² afterwards.
+        """sums[i] += gradients[i] where squared[i] is finite, then squared_sums[i] ← ‖sums[i]‖₂².
 
-        Without a gradient the sum stays; without a sum `squared_sums` becomes 0.
+        Without a gradient the sum stays as it is; without a sum `squared_sums` becomes 0.
 
         Args:
             squared: ‖gradients[i]‖₂², float64 [L] on the device; not read where there is no gradient.
@@ -114,7 +127,7 @@ class Kernels(Protocol):
         gradients: Sequence[Tensor | None],
         treatment: Treatment,
     ) -> None:
-        """parameters[i] ← masters[i], unless there are none, and gradients[i] becomes what the optimizer sees."""
+        """parameters[i] ← masters[i], unless `parameters` is None, and apply the treatment to gradients[i] in place."""
 
     def descend_(
         self,
@@ -129,23 +142,21 @@ class Kernels(Protocol):
     ) -> None:
         """A step of stochastic gradient descent on the masters, then parameters[i] ← Q(masters[i]), and the figures.
 
-        With g the treated gradient (the gradient itself stays as it is) and m the master, every product and sum rounded
-        to float32: d = sign·g + decay·m; where there is a buffer, buffer ← momentum·buffer + kept·d and then
-        d ← d + momentum·buffer with `nesterov`, otherwise d ← buffer; m ← m + rate·d. A layer without a gradient
-        keeps its master and its buffer.
+        With g the treated gradient (`gradients` stay as they are) and m the master, every product and sum rounded to
+        float32: d = sign·g + decay·m; where there is a buffer, buffer ← momentum·buffer + kept·d, and then
+        d ← d + momentum·buffer with `nesterov`, otherwise d ← buffer; m ← m + rate·d. Where decay is 0 nothing is
+        added. A layer without a gradient keeps its master and its buffer.
 
         Args:
-            buffers: None where there is no momentum, or no gradient.
-            rates: float32 [L, 6], a row (rate, sign, decay, momentum, kept, nesterov) for each layer. Where decay is 0
-                nothing is added.
+            buffers, rates: as in `Update`.
         """
 
 
 def set_backend(name: str | None) -> None:
-    """Force one back end, "torch", "numba" or "triton", for every device; None lets the device choose again.
+    """Force one back end, "torch", "numba" or "triton", for every device; with None the device chooses again.
 
-    The environment variable ADAPT_BACKEND does the same where this function was not called. A controller keeps the
-    back end that it found when it was attached.
+    The environment variable ADAPT_BACKEND does the same as long as this function has not forced one. A controller keeps
+    the back end that was chosen when it was attached.
 
     Raises:
         ValueError: an unknown name.
@@ -158,26 +169,25 @@ def set_backend(name: str | None) -> None:
 
 
 def backend(device: torch.device | str) -> Kernels:
-    """The kernels for float32 tensors on `device`: numba on the CPU, triton on CUDA, torch elsewhere.
+    """Return the kernels for float32 tensors on `device`: numba on the CPU, triton on CUDA, torch elsewhere.
 
-    Where numba or triton cannot be imported, torch takes its place, unless it was asked for by name.
+    Where numba or triton cannot be imported torch takes its place, unless that back end was forced.
 
     Raises:
         ValueError: ADAPT_BACKEND holds an unknown name.
         RuntimeError: the forced back end does not work on this device or cannot be imported.
     """
-    device = device if isinstance(device, torch.device) else torch.device(device)
-    forced = _forced or os.environ.get("ADAPT_BACKEND")
-    return _forced_on(forced, device.type) if forced else _chosen_for(device.type)
+    return _load(name_for(device))
 
 
 def name_for(device: torch.device | str) -> str:
-    """The name of the back end that `backend` chooses for this device."""
-    return cast(Any, backend(device)).__name__.split(".")[-2].removesuffix("_")  # type: ignore[no-any-return]
+    """Return the name of the back end that `backend` chooses for this device."""
+    kind = device.type if isinstance(device, torch.device) else torch.device(device).type
+    return _name_for(_forced or os.environ.get("ADAPT_BACKEND"), kind)
 
 
 def companion(family: str, device: torch.device | str) -> Any:
-    """The passes of another family, `adapt.kernels.<name>_.<family>`, for this device; torch's where there are none."""
+    """Return the module `adapt.kernels.<name>_.<family>` of the back end for this device, or torch's if it has none."""
     return _companion(family, name_for(device))
 
 
@@ -188,23 +198,17 @@ def _companion(family: str, name: str) -> Any:
 
 
 @cache
-def _forced_on(name: str, device: str) -> Kernels:
-    kernels = _load(_known(name, "ADAPT_BACKEND"))
-    if not _works_on(name, device):
-        interpreter = ", or set TRITON_INTERPRET=1" if (name, device) == ("triton", "cpu") else ""
+def _name_for(forced: str | None, device: str) -> str:
+    if not forced:
+        return next(name for name in ("numba", "triton", "torch") if _works_on(name, device) and _importable(name))
+    _load(_known(forced, "ADAPT_BACKEND"))
+    if not _works_on(forced, device):
+        interpreter = ", or set TRITON_INTERPRET=1" if (forced, device) == ("triton", "cpu") else ""
         raise RuntimeError(
-            f"the {name} back end was forced but cannot work on {device}: call set_backend(None) "
+            f"the {forced} back end was forced but cannot work on {device}: call set_backend(None) "
             f"and unset ADAPT_BACKEND, or move the tensors{interpreter}"
         )
-    return kernels
-
-
-@cache
-def _chosen_for(device: str) -> Kernels:
-    for name in ("numba", "triton"):
-        if _works_on(name, device) and _importable(name):
-            return _load(name)
-    return _load("torch")
+    return forced
 
 
 def _known(name: str, argument: str) -> str:

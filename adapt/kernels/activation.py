@@ -1,7 +1,7 @@
 """The passes over activations and errors that every back end offers, and the tables of sites that they share.
 
 A site is a place where values are rounded: the input, the output or the error of one layer. All sites of a model
-share four small tensors, so a precision that moves is data and no part of a compiled program.
+share four small tensors, so that a precision which changes is data, not a constant in a compiled program.
 """
 
 from dataclasses import dataclass
@@ -16,17 +16,17 @@ from torch import Tensor
 from adapt.kernels import companion
 
 FROZEN, RECORD, NOISE = 0, 1, 2
-"""What a training pass does at a site: round to nearest and remember nothing; remember the largest magnitude and the
-draws; round stochastically as well."""
+"""The mode of a site in a training pass. FROZEN: round to nearest and record nothing. RECORD: round to nearest, and
+record the largest magnitude and the number of draws. NOISE: round stochastically, and record both."""
 
 MASKED = 256
-"""Elements behind each flag of a mask."""
+"""Elements to which each flag of a mask applies."""
 
 DECAY = 0.99
-"""What is left after a step of a range that is not reached any more: it loses a bit in 69 steps."""
+"""The factor by which a range shrinks in a step whose values do not reach it: it loses a bit in 69 steps."""
 
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
-"""Element types that can be rounded; every other is left as it is."""
+"""Element types that are rounded; tensors of other types are left as they are."""
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,11 @@ class Sites:
     """The tables of all sites, on one device. S is the number of sites.
 
     Attributes:
-        formats: float32 [S, 5]: a row (2^FL, 2^−FL, low, high) of `adapt.rounding.grid`, where scale 0 leaves values
+        formats: float32 [S, 5]: a row (2^FL, 2^−FL, low, high) of `adapt.rounding.grid`, where 2^FL = 0 leaves values
             as they are, and the mode FROZEN, RECORD or NOISE.
         keys: int64 [S]: the bits of each site's key of the random stream in this step.
-        drawn: int64 [S]: how many elements of the stream are used up in this step.
-        peaks: float32 [S]: the largest finite magnitude met in this step.
+        drawn: int64 [S]: how many elements of the stream have been used in this step.
+        peaks: float32 [S]: the largest finite magnitude so far in this step.
     """
 
     formats: Tensor
@@ -48,24 +48,24 @@ class Sites:
 
     @cached_property
     def are_on_cpu(self) -> bool:
-        """Whether the CPU has them."""
+        """Whether the tables lie in the CPU's memory."""
         return self.formats.is_cpu
 
     @cached_property
     def host(self) -> tuple[NDArray[Any], ...]:
-        """The four as NumPy arrays over the same memory, where that is the CPU's."""
+        """The four tables as NumPy arrays over the same memory, which must be the CPU's."""
         return tuple(tensor.numpy() for tensor in (self.formats, self.keys, self.drawn, self.peaks))
 
 
 class ActivationKernels(Protocol):
     """One pass over one tensor.
 
-    The tensors of a call are dense, of one shape, strides and device, and of one of `TYPES`; they need not be of the
-    same type. A short type is rounded as float32 is, to those grid values inside the range that it holds. What lies in
-    the range [minimum, maximum] is decided on the values before they are rounded; NaN does not.
+    The tensors of a call are dense, of one shape, strides and device, and each of one of `TYPES`. A 16-bit type is
+    rounded as float32 is, to those grid values inside the range that it can represent. An element is inside the range
+    if its value before rounding lies in [minimum, maximum]; NaN is not inside.
 
     A mask is uint8 [mask_size(numel)]: a byte for each element in memory order, then a flag for every MASKED elements.
-    Where the flag is 0 all elements lie inside and the bytes hold nothing.
+    Where the flag is 0 all elements are inside and their bytes are undefined.
     """
 
     def forward(
@@ -79,19 +79,19 @@ class ActivationKernels(Protocol):
         training: bool,
         replay: bool,
     ) -> bool:
-        """output ← Q(source), and say in `mask` what lies in the range. The output may be the source.
+        """output ← Q(source), and mark in `mask` which elements are inside the range. The output may be the source.
 
-        A training pass continues the site's stream and remembers the largest magnitude, as the site's mode asks; one
-        with `replay` draws again what the last one drew and remembers nothing. Otherwise rounding is to nearest.
+        A training pass continues the site's stream and records the largest magnitude, as the site's mode says; with
+        `replay` it repeats the draws of the last one and records nothing. Other passes round to nearest.
 
         Returns:
-            Whether the mask is needed: False only where it is known, without waiting, that all elements lie inside.
+            Whether the mask is needed: False only where it is known, without waiting, that all elements are inside.
         """
 
     def backward(self, gradient: Tensor, output: Tensor, mask: Tensor | None, sites: Sites, site: int) -> None:
-        """output ← Q(gradient) where the mask says inside, 0 elsewhere; without rounding where `site` is −1.
+        """output ← Q(gradient) where the mask says inside, 0 elsewhere; if `site` is −1, without rounding.
 
-        The rounding is that of a training pass. The output may be the gradient.
+        Rounds as a training pass does. The output may be the gradient.
         """
 
     def renew(
@@ -105,27 +105,27 @@ class ActivationKernels(Protocol):
         mode: int,
         ended: bool,
     ) -> None:
-        """Write the keys and the formats of the passes that follow.
+        """Write the keys and the formats for the passes that follow.
 
-        Where words[i] > 0 and ranges[i] > 0 the row is that of words[i] bits with the largest fraction length that
-        holds values up to ranges[i], saturating by at most half a step; elsewhere it is otherwise[i].
+        Where words[i] > 0 and ranges[i] > 0, row i is the format of words[i] bits with the largest fraction length that
+        saturates values up to ranges[i] by at most half a step; elsewhere it is otherwise[i].
 
         Args:
             keys: uint64 [S], of `adapt.rounding.stream_keys`.
             ranges: float32 [S], the running maximum of |x|.
             words: int32 [S], the word length of a format that follows its range, 0 for one that does not.
-            otherwise: float32 [S, 4].
+            otherwise: float32 [S, 4], the rows of `adapt.rounding.grid` for the other formats.
             mode: FROZEN, RECORD or NOISE, for all sites.
-            ended: whether a step has ended. Then the streams start anew, and the step's peaks, where there are any,
-                are first taken into the ranges: the larger of the peak and of DECAY times the range.
+            ended: whether a step has ended. Then the streams start again, and where the step has a peak the range first
+                becomes the larger of the peak and DECAY times the range.
         """
 
 
 def mask_size(numel: int) -> int:
-    """Bytes of a mask for `numel` elements."""
+    """Return the bytes of a mask for `numel` elements."""
     return numel + -(-numel // MASKED)
 
 
 def activation_kernels(device: torch.device) -> ActivationKernels:
-    """The passes of the back end that `adapt.kernels.backend` chooses for this device."""
+    """Return the passes of the back end that `adapt.kernels.backend` chooses for this device."""
     return cast(ActivationKernels, companion("activation", device))

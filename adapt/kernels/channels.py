@@ -1,6 +1,6 @@
 """The passes over weights whose channels have learned formats of their own: all tensors of a network in one call.
 
-What becomes of one element is what `adapt.kernels.learned` says, by the row of the element's channel.
+Every element is rounded as `adapt.kernels.learned_steps` says, by the row of its channel.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from adapt.kernels import companion
 
 
 class Layout(NamedTuple):
-    """Where a tensor's channels lie. Their rows of the table are neighbours.
+    """Where a tensor's channels lie in memory. Their rows of the table are consecutive.
 
     In memory order, element e has the row first + (e // stride) % size + size·((e // group_stride) % groups).
     """
@@ -26,14 +26,14 @@ class Layout(NamedTuple):
 
     @property
     def channels(self) -> int:
-        """How many channels there are."""
+        """Number of channels."""
         return self.size * self.groups
 
 
 class ChannelKernels(Protocol):
-    """What a back end offers. Tensors are dense float32 on one device; those of one place are laid out alike.
+    """The passes of a back end. Tensors are dense float32 on one device; those of one index share shape and strides.
 
-    `rows` is float32 [formats, 5] on the device, the table of `adapt.kernels.learned`.
+    `rows` is float32 [formats, 5] on the device, the table of `adapt.kernels.learned_steps`.
     """
 
     def quantize_(
@@ -53,18 +53,18 @@ class ChannelKernels(Protocol):
         scaling: int,
         delta: float,
     ) -> None:
-        """gradients[i], with regard to Q(masters[i]), becomes the one with regard to masters[i]; in place.
+        """Turn gradients[i] with respect to Q(masters[i]) into the one with respect to masters[i], in place.
 
-        The table's rows of `sums`, float64 [formats, 4] on the device, get what `LearnedKernels.backward` says of their
-        elements. A gradient that is not finite becomes 0 and adds nothing.
+        Each row of `sums` increases by the sums of `LearnedKernels.backward` over the elements of its channel. A
+        gradient that is not finite becomes 0 and adds nothing.
 
         Args:
             squared: ‖gradients[i]‖₂², float64 [L] on the device; not read where there is no gradient.
-            sums: None where nobody asks for them.
-            scaling: index of the gradient scaling in `adapt.kernels.learned.SCALINGS`, and `delta` its strength.
+            sums: float64 [formats, 4] on the device, or None to skip them.
+            scaling, delta: as in `LearnedKernels.backward`.
         """
 
 
 def channel_kernels(device: torch.device) -> ChannelKernels:
-    """The passes of the back end that `adapt.kernels.backend` chooses for this device."""
+    """Return the passes of the back end that `adapt.kernels.backend` chooses for this device."""
     return cast(ChannelKernels, companion("channels", device))

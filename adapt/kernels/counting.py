@@ -1,4 +1,4 @@
-"""How many values lie at or below each of some thresholds, exactly, and where all of them end: for histograms."""
+"""Exact counts of the values at or below thresholds, and the smallest and largest value: for histograms."""
 
 import numpy as np
 import torch
@@ -10,10 +10,10 @@ from adapt.kernels.stream import is_dense
 
 
 def count_at_most(values: Tensor, thresholds: NDArray[np.float64]) -> NDArray[np.int64]:
-    """For every threshold t, the number of values with value ≤ t, compared exactly.
+    """Return, for every threshold t, the number of values with value ≤ t, compared exactly.
 
-    The Numba back end counts in one pass. The others sort the values on their device; what comes back from there is one
-    count per threshold, in one transfer.
+    The Numba back end counts in one pass. The others sort the values on their device and transfer one count per
+    threshold back, all at once.
 
     Args:
         values: float32 or float64 without NaN, of any shape, strides and device.
@@ -23,7 +23,7 @@ def count_at_most(values: Tensor, thresholds: NDArray[np.float64]) -> NDArray[np
         Counts in the shape of `thresholds`.
     """
     if values.device.type == "cpu":
-        # Order does not matter here, and that of the memory spares a copy.
+        # The order of the values does not matter; memory order avoids a copy.
         numbers = values.numpy().ravel(order="K")
         if _is_numba(values):
             from adapt.kernels.numba_.counting import count
@@ -39,16 +39,15 @@ def count_at_most(values: Tensor, thresholds: NDArray[np.float64]) -> NDArray[np
 
 
 def extremes(values: Tensor) -> tuple[float, float]:
-    """The smallest and the largest value, in one transfer from the device.
+    """Return the smallest and the largest value, in one transfer from the device; one of them is NaN if a value is.
 
     Args:
-        values: float32 or float64, at least one, of any shape, strides and device. Where one is NaN an end is NaN.
+        values: float32 or float64, at least one, of any shape, strides and device.
     """
     if _is_numba(values) and values.dtype == torch.float32 and is_dense(values):
         from adapt.kernels.numba_ import counting as counting_numba
 
-        low, high = counting_numba.extremes(values.data_ptr(), values.numel())
-        return low, high
+        return counting_numba.extremes(values.data_ptr(), values.numel())  # type: ignore[no-any-return]
     low, high = torch.stack(torch.aminmax(values)).tolist()
     return low, high
 
@@ -58,7 +57,7 @@ def _is_numba(values: Tensor) -> bool:
 
 
 def round_down(thresholds: NDArray[np.float64]) -> NDArray[np.float32]:
-    """The largest float32 number at or below each threshold: `value ≤ t` keeps its answer for every float32 value."""
+    """Return the largest float32 number at or below each threshold, which leaves `value ≤ t` the same for float32."""
     with np.errstate(over="ignore"):
         nearest = thresholds.astype(np.float32)
         return np.where(nearest > thresholds, np.nextafter(nearest, np.float32(-np.inf)), nearest)

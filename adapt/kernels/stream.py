@@ -1,6 +1,7 @@
-"""The random stream that every back end draws from, and the layout that every back end needs.
+"""The random stream that every back end draws from, and the memory layout that every back end requires.
 
-Element i of a layer draws, in 32-bit unsigned arithmetic, with k0 and k1 the low and the high half of the layer's key:
+Element i of a layer draws u, in 32-bit unsigned arithmetic, with k0 and k1 the low and the high half of the layer's
+key:
 
     x = i ^ k0
     x ^= x >> 16;  x *= FIRST_MULTIPLIER;   x ^= x >> 15
@@ -8,8 +9,8 @@ Element i of a layer draws, in 32-bit unsigned arithmetic, with k0 and k1 the lo
     x *= SECOND_MULTIPLIER;  x ^= x >> 16
     u = (x >> 8) · 2^−24                                    in [0, 1), exact in float32
 
-i is the offset of the tensor in its layer plus the position in memory (modulo 2^32), so a draw depends on nothing but
-(key, i): not on the order of the work, the number of threads or the device.
+i is the offset of the tensor in its layer plus the position in memory (modulo 2^32). A draw depends only on (key, i),
+not on the order of the work, the number of threads or the device.
 """
 
 import math
@@ -25,41 +26,41 @@ UNIFORM_STEP = 2.0**-24
 
 
 def flat(tensor: Tensor) -> Tensor:
-    """The elements of a dense tensor as a vector in memory order, sharing its memory."""
+    """Return the elements of a dense tensor as a vector in memory order, sharing its memory."""
     return tensor.view(-1) if tensor.is_contiguous() else tensor.as_strided((tensor.numel(),), (1,))
 
 
 def is_dense(tensor: Tensor) -> bool:
-    """Whether the elements fill one piece of memory, in any order of the dimensions, without holes or overlap."""
-    # The two usual orders are answered by torch, ten times as fast as by looking at the strides.
+    """Whether the elements fill one block of memory, in any order of the dimensions, without gaps or overlap."""
+    # torch recognises the two usual orders ten times as fast as the loop over the strides.
     if tensor.is_contiguous() or (tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last)):
         return True
     expected = 1
-    for stride, size in sorted(_strides_that_count(tensor)):
+    for stride, size in sorted(_relevant_strides(tensor)):
         if stride != expected:
             return False
         expected *= size
     return True
 
 
-def _strides_that_count(tensor: Tensor) -> list[tuple[int, int]]:
+def _relevant_strides(tensor: Tensor) -> list[tuple[int, int]]:
     """(stride, size) of the dimensions longer than 1; the strides of the others are arbitrary."""
     return [(stride, size) for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if size != 1]
 
 
 def require_layout(dtype: torch.dtype | None, /, **lists: Sequence[Tensor | None]) -> tuple[int, ...]:
-    """Check that lists of tensors can be walked side by side, in memory order.
+    """Check that lists of tensors can be traversed together, in memory order.
 
     Args:
-        dtype: the element type that all must have; None asks only that they agree.
-        lists: by argument name. The first list is complete; in the others None stands for a tensor that is not there.
+        dtype: the element type that all must have; None requires only that they agree.
+        lists: by argument name. The first list is complete; in the others None stands for a missing tensor.
 
     Returns:
         The number of elements of each tensor in the first list.
 
     Raises:
-        ValueError: lists of different length, a tensor with holes, or two that differ in size, strides or device.
-        TypeError: an element type that the kernels do not take.
+        ValueError: lists of different length, a tensor with gaps, or two that differ in size, strides or device.
+        TypeError: an element type that the kernels do not accept.
     """
     (name, reference), *others = lists.items()
     first = cast(Sequence[Tensor], reference)
@@ -74,13 +75,13 @@ def require_layout(dtype: torch.dtype | None, /, **lists: Sequence[Tensor | None
             raise ValueError(f"{other_name} has {len(tensors)} tensors and {name} has {len(first)}: pass one for each")
         there = [tensor for tensor in tensors if tensor is not None]
         present += there
-        # Beside a dense tensor the same number of elements and the same strides leave only its own shape. Comparing
-        # whole lists settles the usual case at a quarter of the loop's cost.
+        # A tensor with as many elements and the same strides as a dense one has its shape too. Comparing whole lists
+        # settles the usual case at a quarter of the loop's cost.
         if tuple(map(Tensor.numel, there)) == sizes and list(map(Tensor.stride, there)) == strides:
             continue
         for index, (tensor, leader) in enumerate(zip(tensors, first, strict=True)):
             if tensor is not None and (
-                tensor.numel() != sizes[index] or _strides_that_count(tensor) != _strides_that_count(leader)
+                tensor.numel() != sizes[index] or _relevant_strides(tensor) != _relevant_strides(leader)
             ):
                 raise ValueError(
                     f"{other_name}[{index}] ({_layout(tensor)}) does not match {name}[{index}] ({_layout(leader)}): "
@@ -95,7 +96,7 @@ def require_layout(dtype: torch.dtype | None, /, **lists: Sequence[Tensor | None
 
 
 def present(*lists: Sequence[Tensor | None]) -> Sequence[Tensor]:
-    """A tensor for every place in lists that may lack some: the first that one of them has, or an empty one."""
+    """Merge lists that may lack tensors: return, for every index, the first tensor found there, or an empty one."""
     for tensors in lists:
         if all(tensor is not None for tensor in tensors):
             return cast(Sequence[Tensor], tensors)

@@ -31,7 +31,21 @@ class WeakHook:
         return WeakHook, (None,)
 
 
+def with_input(
+    args: tuple[Any, ...], kwargs: dict[str, Any], change: Callable[[Any], Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Return a layer's arguments with its input changed: the first argument, or the one called input.
+
+    None if there is neither, as a forward pre-hook that changes nothing returns.
+    """
+    if args:
+        return (change(args[0]), *args[1:]), kwargs
+    if "input" in kwargs:
+        return args, {**kwargs, "input": change(kwargs["input"])}
+    return None
+
+
 def remove_all(handles: Iterable[Any]) -> None:
-    """Take away the hooks behind these handles."""
+    """Remove the hooks that these handles belong to."""
     for handle in handles:
         handle.remove()

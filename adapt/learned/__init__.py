@@ -3,7 +3,7 @@
 from adapt.learned.attachment import attach, attach_lsq
 from adapt.learned.budget import Budget
 from adapt.learned.distillation import Distillation
-from adapt.learned.learner import Format, Learner, Size
+from adapt.learned.learner import Learner, Size
 from adapt.learned.lsq import lsq
 from adapt.learned.phases import Phases
 from adapt.learned.quantizer import quantize, word_length
@@ -14,7 +14,6 @@ __all__ = [
     "SCALINGS",
     "Budget",
     "Distillation",
-    "Format",
     "Learner",
     "Phases",
     "Size",

@@ -7,14 +7,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from adapt import attachment
-from adapt.layers import layering
+from adapt.engine import registry
+from adapt.layers import choice
+from adapt.layers.naming import named
+from adapt.layers.optimizers import check_optimizer
 from adapt.learned.budget import Budget
 from adapt.learned.learner import Learner
+from adapt.learned.options import FixedWidths, LearnedWidths, Plan
 from adapt.learned.phases import Phases
-from adapt.learned.plan import FixedWidths, LearnedWidths, Plan
+from adapt.learned.run import LearnedRun
 from adapt.learned.scaling import DELTA
-from adapt.run.settings import Settings
 
 
 def attach(
@@ -36,7 +38,7 @@ def attach(
     warmup: float = 0.04,
     schedule: bool = True,
     quantize_biases: bool = True,
-    layers: layering.Choice = layering.is_matrix,
+    layers: choice.Choice = choice.is_matrix,
 ) -> Learner:
     """Learn the bit width of every weight channel and activation under size budgets (Schaefer et al. 2023).
 
@@ -115,7 +117,7 @@ def attach_lsq(
     activation_scaling: str = "ste",
     delta: float = DELTA,
     quantize_biases: bool = True,
-    layers: layering.Choice = layering.is_matrix,
+    layers: choice.Choice = choice.is_matrix,
 ) -> Learner:
     """LSQ: train at given bit widths with learned steps, the homogeneous case of learned widths.
 
@@ -157,14 +159,14 @@ def attach_plan(
     plan: Plan,
     *,
     quantize_biases: bool,
-    layers: layering.Choice,
+    layers: choice.Choice,
 ) -> Learner:
-    """What `attach` and `attach_lsq` share: a learner with a plan, not yet calibrated.
+    """Return a learner with a plan that is not calibrated yet: what `attach` and `attach_lsq` share.
 
     Raises:
         TypeError, ValueError, RuntimeError, NotImplementedError: as they do.
     """
-    layering.check_optimizer(optimizer)
+    check_optimizer(optimizer)
     if not isinstance(module, nn.Module):
         raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
     if not callable(layers):
@@ -176,18 +178,21 @@ def attach_plan(
             "steps and ranges are learned from the gradients of a loss that is minimised, but the optimizer has "
             "maximize=True: minimise the negative instead"
         )
-    parameters = layering.named(module)
+    parameters = named(module)
     biases = _biases(module, parameters, layers) if quantize_biases else set()
-    settings = Settings(rounding="nearest", layers=lambda name, parameter: name in biases or layers(name, parameter))
-    return attachment.admit(
-        optimizer,
-        parameters,
-        lambda: Learner(optimizer, module, parameters, plan, settings),
-    )
+    registry.check_free(optimizer, parameters)
+
+    def is_layer(name: str, parameter: Tensor) -> bool:
+        return name in biases or layers(name, parameter)
+
+    chosen = choice.choose(optimizer, parameters, is_layer)
+    choice.check_modules(module, chosen)
+    run = LearnedRun(plan, is_layer, chosen, module)
+    return registry.register(Learner(optimizer, module, parameters, run))
 
 
 def _calibrated(learner: Learner, batches: Iterable[Any]) -> Learner:
-    """The learner, with the activations' first ranges; detached where that fails."""
+    """Give the learner's activations their first ranges; detach it if that fails."""
     try:
         learner.calibrate(batches)
     except BaseException:
@@ -196,7 +201,7 @@ def _calibrated(learner: Learner, batches: Iterable[Any]) -> Learner:
     return learner
 
 
-def _biases(module: nn.Module, parameters: Mapping[str, Tensor], layers: layering.Choice) -> set[str]:
+def _biases(module: nn.Module, parameters: Mapping[str, Tensor], layers: choice.Choice) -> set[str]:
     """The names of the biases that belong to a module with a quantised weight."""
     names = {id(p): name for name, p in parameters.items()}
     found = set()

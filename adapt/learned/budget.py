@@ -100,6 +100,14 @@ class Load:
         return int(self.numel.sum() if self.by == "sum" else self.numel.max(initial=0))
 
 
+def beta_of(given: float | None, target: float) -> float:
+    """Return β of eq. 2 for a budget of `target` kB, per kB²: the given one, or 100 over the squared budget.
+
+    With the default an excess of 10 % costs 1, however large the network is.
+    """
+    return 100.0 / target**2 if given is None else given
+
+
 def penalty(excess: float, beta: float) -> float:
     """Schaefer et al. eq. 2, one of the last two terms: β·max(Σ b·s − t, 0)²; `excess` in kB, β per kB²."""
     return beta * excess**2

@@ -9,32 +9,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
-from adapt.controller import Controller
+from adapt.engine.engine import Engine
+from adapt.layers.naming import module_site
+from adapt.learned.options import FixedWidths, LearnedWidths, Plan
 from adapt.learned.phases import Phases, rate
-from adapt.learned.plan import FixedWidths, LearnedWidths, Plan
-from adapt.learned.rules import StepRule
 from adapt.learned.run import LearnedRun
 from adapt.learned.widths import Widths
-from adapt.perfmodel.rehearsal import samples_of, tensors_in
-from adapt.run.settings import Settings
-from adapt.switching.policy import Policy
+from adapt.numerics import Format
+from adapt.perfmodel.inputs import samples_of, tensors_in
 
 _PEAK = "initial_lr"
 """The name by which torch's schedulers know a group's peak rate, and which rides in the optimizer's state."""
-
-
-class Format(NamedTuple):
-    """The format of a weight, channel by channel, or of an activation: float32 and int64 arrays [channels].
-
-    `step` is d, `maximum` is q₊, `word_length` the bits that follow, `signed` whether one of them is a sign.
-    """
-
-    step: NDArray[np.float32]
-    maximum: NDArray[np.float32]
-    word_length: NDArray[np.int64]
-    signed: bool
 
 
 class Size(NamedTuple):
@@ -51,61 +37,58 @@ class Size(NamedTuple):
         return self.weight_kilobytes + self.activation_kilobytes
 
 
-class Learner(Controller):
+class Learner(Engine):
     """Keeps an optimizer's layers on grids whose steps and ranges are learned. `attach` and `attach_lsq` make it.
 
-    A `Controller` with formats of another kind: masters, views of the weights in training, evaluation and
-    checkpoints, persistence in `optimizer.state_dict()` and the trace are as there. All rounding is to nearest.
+    Masters, views of the weights in training, evaluation and checkpoints, persistence in `optimizer.state_dict()` and
+    the trace are those of a `Controller`. All rounding is to nearest.
     """
 
     _run: LearnedRun
 
-    def __init__(
-        self,
-        optimizer: Optimizer,
-        module: nn.Module,
-        parameters: Mapping[str, Tensor],
-        plan: Plan,
-        settings: Settings,
-    ) -> None:
-        super().__init__(optimizer, module, parameters, plan, settings)  # type: ignore[arg-type]
-        if plan.is_scheduled:
-            for group in optimizer.param_groups:
-                # Whatever an earlier schedule left there: the present rates are the peaks.
+    def attach(self) -> None:
+        """Register the hooks and round the weights. A call that fails leaves everything as it was."""
+        super().attach()
+        if self.plan.is_scheduled:
+            for group in self.optimizer.param_groups:
+                # Overwrites what an earlier scheduler left there: the present rates are the peaks.
                 group[_PEAK] = float(group["lr"])
-
-    @property  # type: ignore[misc]
-    def policy(self) -> Policy[Any]:
-        """A learner has none: its `plan` and the gradients decide."""
-        raise AttributeError("a Learner has no policy: see its plan")
 
     @property
     def plan(self) -> Plan:
-        """What was chosen."""
+        """The options of `attach` or `attach_lsq`."""
         return self._run.plan
 
     @property
-    def formats(self) -> dict[str, Format]:
-        """The format of every weight and bias by its name, and of activations by the weight's name and ".input"."""
-        formats = self._run.formats
-        step, maximum = formats.step.cpu().numpy(), formats.maximum.cpu().numpy()
-        return {
-            name: Format(
-                step[place].copy(), maximum[place].copy(), formats.bits[place].copy(), bool(formats.signed[place][0])
-            )
-            for name, place in formats.places.items()
-            if formats.numel[place].any()
-        }
-
-    @property
-    def precisions(self) -> dict[str, Any]:
-        """The formats of the weights: see `formats`."""
+    def precisions(self) -> dict[str, Format]:
+        """The formats of weights and biases: see `formats`."""
         return {name: form for name, form in self.formats.items() if name in self._run.layers.names}
 
     @property
-    def activation_precisions(self) -> dict[str, Any]:
-        """The formats of the activations: see `formats`."""
+    def activation_precisions(self) -> dict[str, Format]:
+        """The formats of activations: see `formats`."""
         return {name: form for name, form in self.formats.items() if name not in self._run.layers.names}
+
+    @property
+    def steps(self) -> dict[str, NDArray[np.float32]]:
+        """The learned step d of each channel of a weight and of each activation, [channels], named as in `formats`."""
+        return self._by_name(self._run.table.step)
+
+    @property
+    def ranges(self) -> dict[str, NDArray[np.float32]]:
+        """The learned range q₊ of each channel of a weight and of each activation, [channels], named as in `formats`.
+
+        The largest value of a format is the multiple of the step nearest to it.
+        """
+        return self._by_name(self._run.table.maximum)
+
+    def _by_name(self, values: Tensor) -> dict[str, NDArray[np.float32]]:
+        table, array = self._run.table, values.cpu().numpy()
+        return {
+            name if name in self._run.layers.names else module_site(name): array[place].copy()
+            for name, place in table.places.items()
+            if table.numel[place].any()
+        }
 
     @property
     def size(self) -> Size:
@@ -139,11 +122,8 @@ class Learner(Controller):
 
     def penalty(self) -> Tensor:
         """Eq. 2's two terms at the full β, a 0-dim tensor without gradient: steps and ranges get it by themselves."""
-        return torch.tensor(self._run.sizes.penalty())
-
-    def _begin(self, policy: Policy[Any], settings: Settings, layers: Mapping[str, Tensor]) -> LearnedRun:
-        assert self._module is not None
-        return LearnedRun(policy, settings, layers, self._module)  # type: ignore[arg-type]
+        plan = self.plan
+        return torch.tensor(self._run.sizes.penalty(plan.beta) if isinstance(plan, LearnedWidths) else 0.0)
 
     @torch.no_grad()
     def _before_update(self, loss: Any) -> None:
@@ -151,15 +131,14 @@ class Learner(Controller):
         super()._before_update(loss)
 
     def _schedule(self) -> None:
-        """Give the step that comes its learning rate."""
+        """Set the learning rate of the coming step."""
         plan, step = self.plan, self.step
         if isinstance(plan, LearnedWidths) and plan.is_scheduled:
             _, at, length = plan.phases.at(step)
             self._set_rate(rate(at, length, plan.warmup))
         elif isinstance(plan, FixedWidths) and plan.steps is not None:
             self._set_rate(rate(min(step, plan.steps - 1), plan.steps, plan.warmup))
-        if isinstance(self._run.rule, StepRule):
-            self._run.rule.rate = float(self.optimizer.param_groups[0]["lr"])
+        self._run.learning_rate = float(self.optimizer.param_groups[0]["lr"])
 
     def _set_rate(self, share: float) -> None:
         for group in self.optimizer.param_groups:
@@ -172,13 +151,13 @@ class Learner(Controller):
     @property
     def is_calibrated(self) -> bool:
         """Whether activations, where they are quantised, have ranges."""
-        formats = self._run.formats
-        return self._run.sites is None or bool(formats.numel[formats.weights :].any())
+        table = self._run.table
+        return self._run.inputs is None or bool(table.numel[table.weights :].any())
 
     def use_phases(self, phases: Phases) -> None:
-        """Let the phases have other lengths, as when the length of a training is known late.
+        """Let the phases have other lengths, as when the length of a training becomes known late.
 
-        Ends that are past by then are made up for in the next step. What is settled or frozen stays so.
+        Ends that have passed take effect in the next step. What is settled or frozen stays so.
 
         Args:
             phases: optimizer steps of each, counted from the run's first one.
@@ -196,8 +175,8 @@ class Learner(Controller):
             TypeError, ValueError, RuntimeError: no batches, one that forward does not take, or a budget that cannot be
                 met.
         """
-        sites, module = self._run.sites, network or self._module
-        if sites is None or module is None:
+        inputs, module = self._run.inputs, network or self._module
+        if inputs is None or module is None:
             return
         if isinstance(batches, Tensor):
             raise TypeError(
@@ -205,19 +184,18 @@ class Learner(Controller):
             )
         if not isinstance(batches, Iterable):
             raise TypeError(f"calibration must be batches, got {batches!r}: give a few, each as forward takes it")
-        met, empty = sites.watch(), True
-        device = self._run.formats.device
+        met, empty = inputs.watch(), True
+        device = self._run.table.device
         with self.master_weights(), _undisturbed(module), torch.no_grad():
-            sites.pin(None)
             for batch in batches:
-                inputs = batch if isinstance(batch, tuple) else (batch,)
-                inputs = tuple(x.to(device) if isinstance(x, Tensor) else x for x in inputs)
-                samples, empty = _samples(inputs), False
+                arguments = batch if isinstance(batch, tuple) else (batch,)
+                arguments = tuple(x.to(device) if isinstance(x, Tensor) else x for x in arguments)
+                samples, empty = _samples(arguments), False
                 for one in met:
                     one.samples = samples
                 try:
-                    # Compiled, it would be traced once more for nothing.
-                    getattr(module, "_orig_mod", module)(*inputs)
+                    # The compiled module would be traced once more for nothing.
+                    getattr(module, "_orig_mod", module)(*arguments)
                 except Exception as error:
                     reason = (str(error).splitlines() or [""])[0]
                     raise RuntimeError(
@@ -266,7 +244,7 @@ def _samples(inputs: tuple[Any, ...]) -> int:
 
 @contextlib.contextmanager
 def _undisturbed(module: nn.Module) -> Iterator[None]:
-    """Buffers and random streams as before."""
+    """Restore buffers and random streams afterwards."""
     buffers = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
     devices = sorted({p.device.index for p in module.parameters() if p.is_cuda})
     try:

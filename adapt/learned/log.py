@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from adapt import notices
-from adapt.learned.formats import Formats
+from adapt import user_warnings
+from adapt.learned.format_table import FormatTable
 from adapt.learned.sizes import Sizes
 
 Entry = dict[str, float | str]
@@ -26,7 +26,7 @@ class Log:
         missed: the budgets, and by how much the learned sizes missed them.
     """
 
-    def __init__(self, formats: Formats, sizes: Sizes) -> None:
+    def __init__(self, formats: FormatTable, sizes: Sizes) -> None:
         self._formats, self._sizes = formats, sizes
         self.entries: list[Entry] = []
         self.began = formats.bits.copy()
@@ -91,7 +91,7 @@ class Log:
     def warn_if_unmoved(self) -> None:
         """Warn where learning has left every width as it was."""
         if (self._formats.bits == self.began).all():
-            notices.warn(
+            user_warnings.warn(
                 "no bit width moved in learning (root mean square of the gradient to log₂ of steps and ranges: "
                 f"{self._gradient:.3g}): give the phase more steps, a smaller update_every, or a higher "
                 "width_rate or beta",

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from adapt.arguments import is_whole
-from adapt.kernels.torch_.learned import Row
+from adapt.kernels.learned_steps import Row
 from adapt.learned.quantizer import check_tensor, rounding
 from adapt.learned.scaling import DELTA, check_delta, check_scaling
 

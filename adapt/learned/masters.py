@@ -1,4 +1,4 @@
-"""Masters whose copies are rounded channel by channel, and what their gradients say of steps and ranges."""
+"""Masters that are rounded channel by channel, and what their gradients say about steps and ranges."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from adapt.kernels.channels import Layout, channel_kernels
-from adapt.kernels.learned import SCALINGS
-from adapt.learned.formats import Formats
+from adapt.kernels.learned_steps import SCALINGS
+from adapt.learned.format_table import FormatTable
+from adapt.numerics import Format
 from adapt.weights.masters import Masters
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -17,7 +18,7 @@ _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 
 @dataclass(frozen=True)
 class Channels:
-    """Where a weight's output channels are: how to view it, and the shape in which their formats broadcast with that.
+    """Where a weight's output channels are: how to view the weight, and the shape in which formats broadcast with it.
 
     Attributes:
         split: into how many parts to cut the first dimension; 1 leaves it.
@@ -33,6 +34,13 @@ class Channels:
         return int(torch.Size(self.formats).numel())
 
     @property
+    def axis(self) -> int | None:
+        """The dimension of the weight along which the channels lie; None if there is one."""
+        if self.count == 1:
+            return None
+        return 1 if self.split > 1 else next(i for i, size in enumerate(self.formats) if size > 1)
+
+    @property
     def summed(self) -> list[int]:
         """The dimensions of the view that lie within a channel."""
         return [i for i, size in enumerate(self.formats) if size == 1]
@@ -42,7 +50,8 @@ class Channels:
         if self.count == 1:
             return Layout(first, max(weight.numel(), 1), 1, max(weight.numel(), 1), 1)
         # A first dimension that is cut has the groups before the cut, and channels in the next dimension.
-        along = 1 if self.split > 1 else next(i for i, size in enumerate(self.formats) if size > 1)
+        along = self.axis
+        assert along is not None
         stride, size = weight.stride(along), weight.shape[along]
         if self.split == 1:
             return Layout(first, stride, size, stride * size, 1)
@@ -80,26 +89,41 @@ class LearnedMasters(Masters):
     Args:
         parameters: what to keep masters of, by name; their values now are the masters.
         channels: the channels of each.
-        formats: the formats of all tensors of the network, these among them by name.
+        table: the formats of all tensors of the network, these among them by name.
 
     Raises:
         ValueError: a parameter's memory has gaps or overlaps.
     """
 
-    def __init__(self, parameters: Mapping[str, Tensor], channels: Sequence[Channels], formats: Formats) -> None:
-        super().__init__(parameters, seed=0, stochastic=False)
-        self.channels, self.formats = list(channels), formats
+    def __init__(self, parameters: Mapping[str, Tensor], channels: Sequence[Channels], table: FormatTable) -> None:
+        super().__init__(parameters)
+        self.channels, self.table = list(channels), table
         self.skipped = torch.zeros(len(self.names), dtype=torch.int64, device=self.device)
+        self._nonzeros = torch.zeros(len(self.names), dtype=torch.float64, device=self.device)
         self._by_channel = channel_kernels(self.device)
         self._layouts = [
-            channels.layout(weight, formats.places[name].start)
+            channels.layout(weight, table.places[name].start)
             for name, weight, channels in zip(self.names, self.weights, self.channels, strict=True)
         ]
+
+    @property
+    def nonzeros(self) -> Tensor:
+        """How many elements of each Ŵ were not zero at the latest `count_nonzeros`, float64 [parameters]."""
+        return self._nonzeros
+
+    @property
+    def formats(self) -> dict[str, Format]:
+        """The format of each parameter by name; none for one without elements."""
+        return {
+            name: self.table.format_of(name, axis=channels.axis, groups=channels.split)
+            for name, channels in zip(self.names, self.channels, strict=True)
+            if self.table.numel[self.table.places[name]].any()
+        }
 
     def back(self, gradients: Sequence[Tensor | None], scaling: str, delta: float, *, collect: bool) -> None:
         """p ← W, and each gradient, which is that to Ŵ, becomes the one to W; in place.
 
-        A gradient that is not finite becomes zero, counts as skipped and tells nothing.
+        A gradient that is not finite becomes zero, counts as skipped and adds nothing to the sums.
 
         Args:
             gradients: of each parameter, laid out as it is; None where there is none.
@@ -108,7 +132,7 @@ class LearnedMasters(Masters):
         """
         squared = torch.empty(len(self.names), dtype=torch.float64, device=self.device)
         self._kernels.squared_norms_(gradients, squared)
-        # Where there is no gradient the norm is NaN; on what is there nobody waits.
+        # A missing gradient has the norm NaN. Present ones are not checked, which would wait for the device.
         missing = [i for i, gradient in enumerate(gradients) if gradient is None]
         self.skipped += ~torch.isfinite(squared)
         if missing:
@@ -117,40 +141,37 @@ class LearnedMasters(Masters):
             gradients,
             self.weights,
             squared,
-            self.formats.rows,
+            self.table.rows,
             self._layouts,
-            self.formats.sums if collect else None,
+            self.table.sums if collect else None,
             scaling=SCALINGS.index(scaling),
             delta=delta,
         )
-        if self._can_lend:
-            self._lending.lend()
-            self.views = ["masters"] * len(self.parameters)
-        else:
+        if not self._alias():
             self.show("masters", anew=True)
 
     @torch.no_grad()
     def store(self, step: int) -> None:
         """W ← p, p ← Q(W)."""
         everything = range(len(self.parameters))
-        self._lending.take_back(everything, updated=True)
+        self._aliases.end(everything, updated=True)
         self._round(everything, self.parameters, stochastic=False)
         self.views = ["training"] * len(self.parameters)
 
     def count_nonzeros(self) -> None:
         """Count the elements of each Ŵ that are not zero; the parameters must hold it."""
-        self.nonzeros.copy_(torch.stack([torch.count_nonzero(p.detach()) for p in self.parameters]))
+        self._nonzeros.copy_(torch.stack([torch.count_nonzero(p.detach()) for p in self.parameters]))
 
     @torch.no_grad()
     def round_parameters(self) -> None:
         """Round to nearest, in place, what the parameters hold now."""
-        self._by_channel.quantize_(self.parameters, self.parameters, self.formats.rows, self._layouts)
+        self._by_channel.quantize_(self.parameters, self.parameters, self.table.rows, self._layouts)
 
     def _measure(self, index: int) -> None:
-        """Nobody asks for figures but through `count_nonzeros`."""
+        """Nothing to do: `count_nonzeros` measures when it is called."""
 
     def rows(self, i: int) -> Tensor:
-        """A master as [channels, elements of a channel]: a copy."""
+        """Return a copy of a master as [channels, elements of a channel]."""
         channels = self.channels[i]
         view = channels.view(self.weights[i])
         kept = [d for d in range(view.ndim) if d not in channels.summed]
@@ -159,4 +180,4 @@ class LearnedMasters(Masters):
     @torch.no_grad()
     def _round(self, indices: Sequence[int], outputs: Sequence[Tensor], *, stochastic: bool) -> None:
         sources, layouts = [self.weights[i] for i in indices], [self._layouts[i] for i in indices]
-        self._by_channel.quantize_(sources, outputs, self.formats.rows, layouts)
+        self._by_channel.quantize_(sources, outputs, self.table.rows, layouts)

@@ -1,8 +1,6 @@
-"""Batch-norm statistics once the formats are frozen: taken anew, as an even average over the first steps."""
+"""Batch-norm statistics once the formats are frozen: measured anew, as an even average over the first steps."""
 
 from torch import nn
-
-from adapt.weights.masters import View
 
 
 class Reestimation:
@@ -12,7 +10,7 @@ class Reestimation:
     with it, until the usual momentum comes back: in every step the statistics are those of the frozen formats.
 
     Args:
-        module: what has the normalisations; None where it is not known.
+        module: the module with the normalisations; None if it is not known.
     """
 
     def __init__(self, module: nn.Module | None) -> None:
@@ -42,8 +40,8 @@ class Reestimation:
             norm.momentum = momentum
         self._momenta = None
 
-    def pin(self, view: View | None) -> None:
-        """Nothing to do."""
+    def follow_pin(self) -> None:
+        """Nothing to do: statistics do not depend on the view."""
 
     def remove(self) -> None:
         """The learner was detached."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from adapt import arguments
-from adapt.kernels.torch_.learned import Partials, Row, partials, rounded
+from adapt.kernels.learned_steps import Partials, Row, partials, rounded
 from adapt.learned.scaling import DELTA, check_delta, check_scaling
 
 _SLACK = 1e-4

@@ -1,4 +1,4 @@
-"""What a run with learned formats must remember between two steps, and what a step does to it."""
+"""A run whose formats are learned: what it remembers between two steps, and what a step does to it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -6,50 +6,55 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from adapt.distributed import ranks
-from adapt.learned import start, state
-from adapt.learned.activations import Met
+from adapt.engine import persistence
+from adapt.engine.fused_sgd import TakeOver
+from adapt.engine.run import Hooked, Run
+from adapt.layers.choice import Choice
+from adapt.layers.naming import module_site
+from adapt.learned import initial_formats
+from adapt.learned import persistence as learned_persistence
+from adapt.learned.activations import SiteStatistics
 from adapt.learned.log import Log
-from adapt.learned.masters import LearnedMasters
 from adapt.learned.normalization import Reestimation
+from adapt.learned.options import FixedWidths, LearnedWidths, Plan
 from adapt.learned.phases import Phases
-from adapt.learned.plan import FixedWidths, LearnedWidths, Plan
-from adapt.learned.rules import StepRule, WidthRule
-from adapt.learned.settling import settle
+from adapt.learned.projection import settle
 from adapt.learned.sizes import Sizes
+from adapt.learned.updates import StepRule, WidthRule
 from adapt.learned.widths import Widths
-from adapt.run import Run, checkpoint
-from adapt.run.losses import MicroLosses
-from adapt.run.settings import Settings
+from adapt.numerics import Format
 from adapt.trace import Trace
-from adapt.weights.descent import TakeOver
 from adapt.weights.masters import Masters
 
 _FADING = 0.8
-"""What an update keeps of the gradients' energy before it."""
+"""What an update keeps of the energy of earlier gradients."""
 
 _LSQ_ROWS = 20
 """Steps between two rows of the trace under LSQ, whose formats move in every step."""
 
 
 class LearnedRun(Run):
-    """Masters, formats and phases of a run. It knows neither optimizer nor hooks on it.
+    """Masters, formats and phases of a run with learned formats.
 
     Args:
-        plan: what the user chose.
-        settings: the options that all controllers have.
-        layers: weights and quantised biases by name; their values now are the masters.
-        module: what owns them.
+        plan: the options of `adapt.learned.attach` or `attach_lsq`.
+        choice: which parameters are layers.
+        layers: weights and quantised biases by name; their present values become the masters.
+        module: the module that owns them.
 
     Attributes:
-        formats: steps and ranges of weights and activations.
-        sites: what rounds activations; None where they stay as they are.
+        table: steps and ranges of weights and activations.
+        inputs: what rounds the layers' inputs; None if they stay as they are.
         rule: what moves the formats.
         widths: the word lengths so far.
         sizes: how large the formats are, and may be.
         log: what each finished phase did.
+        learning_rate: that of the next update of LSQ's steps.
         settled, frozen: whether the widths, and the steps too, stay as they are.
 
     Raises:
@@ -57,62 +62,59 @@ class LearnedRun(Run):
         ValueError: a weight budget that cannot be met, or no layer whose activations could be quantised.
     """
 
-    layers: LearnedMasters
-    rule: WidthRule | StepRule
     widths: Widths
 
-    def __init__(self, plan: Plan, settings: Settings, layers: Mapping[str, Tensor], module: nn.Module) -> None:
-        self.plan, self.settings, self.step = plan, settings, 0
-        self.seed, self.stochastic = 0, False
-        self.losses = MicroLosses()
-        self.biases = self.activations = self.execution = None
+    def __init__(self, plan: Plan, choice: Choice, layers: Mapping[str, Tensor], module: nn.Module) -> None:
+        super().__init__(choice)
+        self.plan = plan
         self.frozen = self.settled = False
-        self.layers, self.formats, self.sites = start.prepare(plan, layers, module)
-        self.sizes = Sizes(plan, self.formats)
-        self.log = Log(self.formats, self.sizes)
+        self.learning_rate = 0.0
+        self.layers, self.table, self.inputs = initial_formats.prepare(plan, layers, module, self.pin)
+        self.sizes = Sizes(self.table, plan.weight_budget, plan.activation_budget, plan.activation_size)
+        self.rule: WidthRule | StepRule = StepRule()
+        self.log = Log(self.table, self.sizes)
         self.norms = Reestimation(module)
         self.count = 0
-        self.energy = torch.zeros(len(self.formats.numel), dtype=torch.float64, device=self.formats.device)
+        self.energy = torch.zeros(len(self.table.numel), dtype=torch.float64, device=self.table.device)
         self._trace = Trace(self.layers.names, self.layers.numel)
         self._news = False
         self.sizes.check(self.sizes.budgets[:1])
-        start.begin_weights(plan, self.formats, self.layers, self._first_bits())
-        self._go_on()
+        initial_formats.begin_weights(plan, self.table, self.layers, self._first_bits())
+        self._begin()
 
-    def calibrate(self, met: Sequence[Met]) -> None:
-        """Begin with what was met at the sites.
+    def calibrate(self, statistics: Sequence[SiteStatistics]) -> None:
+        """Begin with what calibration met at the inputs.
 
         Raises:
-            ValueError: no site met anything, one nothing finite, or an activation budget that cannot be met.
+            ValueError: calibration met nothing, or nothing finite, or an activation budget cannot be met.
         """
-        assert self.sites is not None
-        start.begin_activations(self.plan, self.formats, self.sites.names, met)
+        assert self.inputs is not None
+        met = initial_formats.measure_activations(self.table, self.inputs.names, statistics)
         self.sizes.check(self.sizes.budgets)
-        start.begin_widths(self.plan, self.formats, self._first_bits())
-        self._go_on()
+        initial_formats.begin_activations(self.plan, self.table, met, self._first_bits())
+        self._begin()
 
-    def _go_on(self) -> None:
-        """Let all follow the formats' sizes, and begin the first phase."""
-        plan, formats = self.plan, self.formats
-        self.widths = Widths(formats.names, formats.channels, formats.numel)
-        self.rule = (
-            WidthRule(plan, self.sizes.loads, self.sizes.targets) if isinstance(plan, LearnedWidths) else StepRule(plan)
-        )
+    def _begin(self) -> None:
+        """Let widths, rule, log and hooks follow the sizes of the formats, and begin the first phase."""
+        plan, table = self.plan, self.table
+        self.widths = Widths(table.names, table.channels, table.numel)
+        is_learned = isinstance(plan, LearnedWidths)
+        self.rule = WidthRule(self.sizes.loads, self.sizes.targets) if is_learned else StepRule()
         self.log.begin()
-        if self.sites is not None:
-            self.sites.quantize(formats, plan.activation_scaling, plan.delta)
+        if self.inputs is not None:
+            self.inputs.quantize(table, plan.activation_scaling, plan.delta)
 
     def use_phases(self, phases: Phases) -> None:
         """Let the phases have other lengths: see `Learner.use_phases`."""
-        if isinstance(self.rule, WidthRule):
-            self.plan = self.rule.plan = replace(self.rule.plan, phases=phases)
-            self._go_on_averaging()
+        if isinstance(self.plan, LearnedWidths):
+            self.plan = replace(self.plan, phases=phases)
+            self._resume_averaging()
 
-    def _first_bits(self) -> Any:
+    def _first_bits(self) -> NDArray[np.int64]:
         averages = [load.average(target) for load, target in zip(self.sizes.loads, self.sizes.targets, strict=True)]
-        return start.first_bits(self.plan, self.formats, averages)
+        return initial_formats.first_bits(self.plan, self.table, averages)
 
-    # What controllers ask of a run
+    # What the engine asks of a run
 
     @property
     def banks(self) -> list[Masters]:
@@ -120,18 +122,22 @@ class LearnedRun(Run):
         return [self.layers]
 
     @property
-    def hooked(self) -> list[Any]:
+    def hooked(self) -> list[Hooked]:
         """What acts on the module beside the weights."""
-        return [part for part in (self.sites, self.norms) if part is not None]
+        return [part for part in (self.inputs, self.norms) if part is not None]
+
+    @property
+    def formats(self) -> dict[str, Format]:
+        """Formats of weights, biases and inputs: see `adapt.engine.engine.Engine.formats`."""
+        names = () if self.inputs is None else self.inputs.names
+        met = [name for name in names if self.table.numel[self.table.places[name]].any()]
+        return self.layers.formats | {module_site(name): self.table.format_of(name, axis=None) for name in met}
 
     @property
     def trace(self) -> Trace:
         """Layer by layer what happened: a row for the first step, for every step in which formats moved, and afterwards
         as often. Its word lengths are a layer's average in whole bits; `widths` has them channel by channel."""
         return self._trace
-
-    def settle(self) -> None:
-        """Nothing ever waits."""
 
     def join(self, layers: Mapping[str, Tensor]) -> None:
         """Refuse layers that come later: the budget is that of a whole network.
@@ -146,13 +152,13 @@ class LearnedRun(Run):
                 "attach when all layers are there"
             )
 
-    def follow(self, biases: Mapping[str, tuple[Tensor, int]], module: nn.Module | None) -> None:
-        """Show Ŵ."""
+    def follow(self, parameters: Mapping[str, Tensor], optimizer: Optimizer, module: nn.Module | None) -> None:
+        """Show Ŵ: biases are layers here, and the hooks on the module are there from the beginning."""
         self.renew()
 
     # One step
 
-    def before_update(self, take_over: TakeOver) -> bool:
+    def before_update(self, take_over: TakeOver | None) -> bool:
         """p ← W, G becomes the gradient to W, and the formats move where it is their turn; the update is torch's."""
         plan = self.plan
         self.losses.forget()
@@ -170,7 +176,7 @@ class LearnedRun(Run):
     def _learn(self, plan: LearnedWidths, at: int) -> None:
         """One step of learned widths, and the ends of phases.
 
-        An end is due from its step on, not in it alone: phases may change in the middle of a run, so that it is past.
+        A phase's end is due from its step on, not only in it: phases may change during a run, so that the step is past.
         """
         phases, ends = plan.phases, plan.phases.ends
         due = [name for name, end in ends.items() if self.step >= end and not self.log.has(name)]
@@ -182,13 +188,13 @@ class LearnedRun(Run):
                 self._move(min(at, ends["learning"] - 1))
                 self._news = True
         else:
-            # Formats stay, but which weights are zero goes on changing.
+            # Formats stay, but the set of zero weights goes on changing.
             self._news |= self.step % plan.update_every == 0 or self.step == phases.total
         if "pretraining" in due:
             self.log.end(due.pop(0), phases.pretraining)
         if settling:
             self.log.warn_if_unmoved()
-            self.log.missed = settle(self.formats, self.layers, self.energy, self.sizes.loads, self.sizes.targets)
+            self.log.missed = settle(self.table, self.layers, self.energy, self.sizes.loads, self.sizes.targets)
             self.settled = True
         for name in due:
             self.log.end(name, getattr(phases, name))
@@ -199,17 +205,18 @@ class LearnedRun(Run):
             self.norms.begin()
 
     def _move(self, at: int) -> None:
-        """Move the formats by what came back since the last time."""
-        formats = self.formats
-        # Of activations alone: weights' gradients are averaged over the processes already.
-        ranks.average_(formats.sums[formats.weights :])
-        if isinstance(self.plan, LearnedWidths):
-            energy = formats.figures(self.count)[2]
+        """Move the formats by the gradients since the last move."""
+        table, plan, rule = self.table, self.plan, self.rule
+        # Only those of activations: weights' gradients are averaged over the processes already.
+        ranks.average_(table.sums[table.weights :])
+        if isinstance(plan, LearnedWidths) and isinstance(rule, WidthRule):
+            energy = table.figures(self.count)[2]
             self.energy = energy if not bool(self.energy.any()) else _FADING * self.energy + (1 - _FADING) * energy
-        found = self.rule.update(formats, self.count, at, settled=self.settled)
-        if isinstance(self.plan, LearnedWidths):
+            found = rule.update(plan, table, self.count, at, settled=self.settled)
             self.log.gradients.append(float(found.square().mean().sqrt()))
-        formats.sums.zero_()
+        elif isinstance(plan, FixedWidths) and isinstance(rule, StepRule):
+            rule.update(plan, table, self.count, self.learning_rate)
+        table.sums.zero_()
         self.count = 0
 
     def after_update(self) -> None:
@@ -224,75 +231,69 @@ class LearnedRun(Run):
         self.layers.store(self.step)
 
     def _note(self) -> None:
-        """Write down what holds now."""
-        formats, layers = self.formats, self.layers
+        """Add a row to the trace and to the widths."""
+        table, layers = self.table, self.layers
         layers.count_nonzeros()
-        words, fractions = formats.averages(layers.names)
+        words, fractions = table.averages(layers.names)
         self._trace.append(
             self.step,
             word_length=np.rint(words).clip(1, 32).astype(np.int64),
             fraction_length=np.rint(fractions).clip(-126, 126).astype(np.int64),
             nonzero=layers.nonzeros.cpu().numpy() / np.maximum(layers.numel, 1),
         )
-        self.widths.append(self.step, np.where(formats.numel > 0, formats.bits, 32))
+        self.widths.append(self.step, np.where(table.numel > 0, table.bits, 32))
 
     # Persistence
 
     def state_dict(self, optimized: Mapping[str, Tensor]) -> dict[str, Any]:
-        """All of it in plain containers, numbers and tensors. Between micro-batches, their gradients too.
-
-        Args:
-            optimized: every parameter of the optimizer, by name.
-        """
+        """Return all of it in plain containers, numbers and tensors: see `Run.state_dict`."""
         between = {
             "micro_losses": self.losses.state(),
-            "micro_gradients": checkpoint.copied(optimized, (p.grad for p in optimized.values())),
+            "micro_gradients": persistence.copied(optimized, (p.grad for p in optimized.values())),
         }
         return {
-            "version": state.VERSION,
+            "version": learned_persistence.VERSION,
             "kind": type(self.plan).__name__,
             "step": self.step,
             "count": self.count,
             "frozen": self.frozen,
             "settled": self.settled,
             "layers": list(self.layers.names),
-            "names": list(self.formats.names),
-            "masters": checkpoint.copied(self.layers.names, self.layers.weights),
-            "formats": self.formats.state_dict(),
+            "names": list(self.table.names),
+            "masters": persistence.copied(self.layers.names, self.layers.weights),
+            "formats": self.table.state_dict(),
+            persistence.FORMATS: persistence.sealed(persistence.pack_formats(self.formats)),
             "gradients": list(self.log.gradients),
             **{name: tensor.clone() for name, tensor in self._tensors().items()},
-            "rule": checkpoint.sealed(self.rule.state_dict()),
-            "log": checkpoint.sealed(self.log.state_dict()),
-            "trace": checkpoint.sealed(self._trace.state_dict()),
-            "widths": checkpoint.sealed(self.widths.state_dict()),
+            "rule": persistence.sealed(self.rule.state_dict()),
+            "log": persistence.sealed(self.log.state_dict()),
+            "trace": persistence.sealed(self._trace.state_dict()),
+            "widths": persistence.sealed(self.widths.state_dict()),
             **(between if self.losses else {}),
         }
 
     @torch.no_grad()
     def load_state_dict(self, saved: Mapping[str, Any], optimized: Mapping[str, Tensor], *, strict: bool) -> None:
-        """Go on from `state_dict`: look at all of it first, then change.
-
-        Raises:
-            ValueError: the state is of another kind, version or network.
-        """
-        state.check(
+        """Go on from `state_dict`: see `Run.load_state_dict`."""
+        saved = learned_persistence.upgraded(saved)
+        learned_persistence.check(
             saved,
             kind=type(self.plan).__name__,
             layers=self.layers.names,
-            names=self.formats.names,
+            names=self.table.names,
             masters=dict(zip(self.layers.names, self.layers.weights, strict=True)),
             tensors=self._tensors(),
             optimized=optimized,
         )
-        self.formats.check_state(saved.get("formats"))
-        rule, log = checkpoint.opened(saved["rule"]), checkpoint.opened(saved["log"])
-        self.rule.check_state(rule, self.formats)
+        self.table.check_state(saved.get("formats"))
+        rule, log = persistence.opened(saved["rule"]), persistence.opened(saved["log"])
+        self.rule.check_state(rule, self.table)
         self.log.check_state(log)
-        trace, widths = state.histories(saved, self._trace, self.widths)
+        trace, widths = learned_persistence.histories(saved, self._trace, self.widths)
 
-        self.formats.load_state_dict(saved["formats"])
-        self._go_on()
-        self.rule.load_state_dict(rule, self.formats)
+        self.table.load_state_dict(saved["formats"])
+        self._begin()
+        self.rule.load_state_dict(rule, self.table)
         self.step, self.count = saved["step"], saved["count"]
         self.frozen, self.settled = saved["frozen"], saved["settled"]
         self.log.load_state_dict(log)
@@ -307,10 +308,10 @@ class LearnedRun(Run):
         for name, gradient in saved.get("micro_gradients", {}).items():
             if name in optimized:
                 optimized[name].grad = gradient.to(optimized[name].device, copy=True)
-        self._go_on_averaging()
+        self._resume_averaging()
         self.renew()
 
-    def _go_on_averaging(self) -> None:
+    def _resume_averaging(self) -> None:
         """Average batch-norm statistics evenly if this is one of the first steps of fine-tuning."""
         self.norms.end()
         if isinstance(self.plan, LearnedWidths) and self.frozen:

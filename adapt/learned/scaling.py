@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from adapt.arguments import check_number
-from adapt.kernels.learned import SCALINGS
-from adapt.kernels.torch_.learned import slope
+from adapt.kernels.learned_steps import SCALINGS, slope
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -5,39 +5,40 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from adapt.learned.budget import Budget, Load, penalty
-from adapt.learned.formats import Formats
-from adapt.learned.plan import LearnedWidths, Plan
-from adapt.learned.rules import beta_of
+from adapt.learned.budget import Budget, Load, beta_of, penalty
+from adapt.learned.format_table import FormatTable
 
 
 class Sizes:
     """Sizes of formats that move, against their budgets: pairs of the weights' and the activations'.
 
     Args:
-        plan: the budgets, β, and how activations count. Its phases do not matter here.
-        formats: what is measured.
+        formats: the formats to measure.
+        weight_budget, activation_budget: the budgets; None where there is none.
+        activation_size: whether activations count by their "sum" or by their "max".
     """
 
-    def __init__(self, plan: Plan, formats: Formats) -> None:
-        self._plan, self._formats = plan, formats
+    def __init__(
+        self,
+        formats: FormatTable,
+        weight_budget: Budget | None,
+        activation_budget: Budget | None,
+        activation_size: str,
+    ) -> None:
+        self._formats, self._activation_size = formats, activation_size
+        self.budgets = weight_budget, activation_budget
 
     @property
     def loads(self) -> tuple[Load, Load]:
         """What the weights' and the activations' formats hold."""
         numel, first = self._formats.numel, self._formats.weights
-        return Load("weight", numel[:first]), Load("activation", numel[first:], self._plan.activation_size)
+        return Load("weight", numel[:first]), Load("activation", numel[first:], self._activation_size)
 
     @property
     def _bits(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The word lengths of the weights' and of the activations' formats."""
         bits, first = self._formats.bits, self._formats.weights
         return bits[:first], bits[first:]
-
-    @property
-    def budgets(self) -> tuple[Budget | None, Budget | None]:
-        """The budgets of weights and of activations."""
-        return self._plan.weight_budget, self._plan.activation_budget
 
     @property
     def targets(self) -> tuple[float, float]:
@@ -65,13 +66,11 @@ class Sizes:
         )
         return weights, activations
 
-    def penalty(self) -> float:
-        """Eq. 2's two terms at the full β."""
-        if not isinstance(self._plan, LearnedWidths):
-            return 0.0
+    def penalty(self, beta: float | None) -> float:
+        """Return eq. 2's two terms at the full β; None stands for the default."""
         return sum(
             (
-                penalty(load.excess(bits, target), beta_of(self._plan, target))
+                penalty(load.excess(bits, target), beta_of(beta, target))
                 for load, bits, target in zip(self.loads, self._bits, self.targets, strict=True)
                 if np.isfinite(target)
             ),
@@ -79,7 +78,7 @@ class Sizes:
         )
 
     def check(self, budgets: Sequence[Budget | None]) -> None:
-        """Look at the weights' budget, or at both.
+        """Check the weights' budget, or both.
 
         Raises:
             ValueError: one cannot be met with the fewest bits.

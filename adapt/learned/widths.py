@@ -1,4 +1,4 @@
-"""The word length of every format over a run: each channel of a weight, each activation tensor."""
+"""The word length of every learned format over a run: of each channel of a weight and each activation tensor."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
 
 from adapt.trace import archive
 
-VERSION = 1
+VERSION = 2
+"""1: without the name of the release that wrote it."""
 
 _LAYOUT: archive.Layout = {
     "names": (None, ("tensors",)),
@@ -23,15 +23,15 @@ _LAYOUT: archive.Layout = {
 
 
 class Widths:
-    """Word lengths by channel. A row says what holds from its optimizer step on, until the next row.
+    """Word lengths by channel. A row holds from its optimizer step until the next row.
 
     Args:
-        names: of the tensors: weights by their parameter names, activations by these and ".input".
-        channels: formats of each tensor, int [tensors].
-        numel: elements behind each format, int [formats], of activations for one sample.
+        names: the tensors' names: a weight's is its parameter's, an activation's is the weight's and ".input".
+        channels: number of formats of each tensor, int [tensors].
+        numel: number of elements in each format, int [formats]; of activations, those of one sample.
 
     Raises:
-        ValueError: sizes that do not fit together.
+        ValueError: the sizes do not fit together.
     """
 
     def __init__(self, names: Sequence[str], channels: ArrayLike, numel: ArrayLike) -> None:
@@ -60,7 +60,7 @@ class Widths:
         return np.stack(self._rows) if self._rows else np.empty((0, len(self.numel)), np.int8)
 
     def of(self, name: str) -> NDArray[np.int8]:
-        """The word lengths of one tensor's channels, int8 [rows, channels].
+        """Return the word lengths of one tensor's channels, int8 [rows, channels].
 
         Raises:
             KeyError: there is no such tensor.
@@ -70,11 +70,11 @@ class Widths:
         return self.word_length[:, self._places[name]]
 
     def sizes(self, name: str) -> NDArray[np.int64]:
-        """Elements behind each of a tensor's formats, int64 [channels]."""
+        """Return the number of elements in each of a tensor's formats, int64 [channels]."""
         return self.numel[self._places[name]]
 
     def means(self) -> NDArray[np.float64]:
-        """Word length of each tensor's average element, float64 [rows, tensors]."""
+        """Return the word length of each tensor's average element, float64 [rows, tensors]."""
         bits = self.word_length.astype(np.float64)
         parts = [
             bits[:, place] @ (self.numel[place] / max(int(self.numel[place].sum()), 1))
@@ -83,10 +83,10 @@ class Widths:
         return np.stack(parts, axis=1) if parts else np.empty((len(self), 0))
 
     def append(self, step: int, word_length: ArrayLike) -> None:
-        """Add a row, unless all word lengths are those of the last one.
+        """Add a row, unless its word lengths equal those of the last row.
 
         Raises:
-            ValueError: the step does not increase, or the word lengths are not those of all formats.
+            ValueError: the step does not increase, or there is not one word length for each format.
         """
         row = np.asarray(word_length)
         if row.shape != self.numel.shape or (row.size and not (row.min() >= 0 and row.max() <= 32)):
@@ -98,57 +98,56 @@ class Widths:
             self._rows.append(row.astype(np.int8))
 
     def state_dict(self) -> dict[str, Any]:
-        """A copy as plain numbers, strings and tensors."""
-        arrays = {name: torch.from_numpy(array.copy()) for name, array in self._arrays().items()}
-        return {"version": VERSION, "names": list(self.names), **arrays}
+        """Return a copy as plain numbers, strings and tensors."""
+        return archive.to_state(self._content(), version=VERSION)
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> Self:
-        """The widths that `state_dict` described.
+        """Return the widths that `state_dict` described, in this version or an earlier one.
 
         Raises:
-            TypeError, ValueError: the state is of something else, or of another version.
+            TypeError, ValueError: the state is of something else, or needs a newer release.
         """
-        arrays = archive.from_state(state, _LAYOUT, version=VERSION)
-        return cls._from_arrays(state["names"], arrays)
+        return cls._from_content(archive.from_state(state, version=VERSION))
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write an npz file that needs no pickle. The file appears whole or not at all.
+        """Write an npz file that needs no pickle. The file appears completely or not at all.
 
         Raises:
             OSError: the folder does not exist or cannot be written.
         """
-        names = np.array(self.names, dtype="<U")
-        archive.write(Path(path), {"names": names, **self._arrays()}, version=VERSION)
+        archive.write(Path(path), self._content(), version=VERSION)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Read a file that `save` wrote. Nothing in the file is trusted, and nothing in it is executed.
+        """Read a file that `save` wrote, in this version or an earlier one. Nothing in it is trusted or executed.
 
         Raises:
             OSError: the file cannot be opened.
-            ValueError: it is no such file, whole and of this version.
+            ValueError: it is no such file, is not complete, or needs a newer release.
         """
         path = Path(path)
         try:
-            arrays = archive.read(path, _LAYOUT, version=VERSION)
-            return cls._from_arrays(arrays.pop("names").tolist(), arrays)
+            return cls._from_content(archive.read(path, version=VERSION))
         except (ValueError, TypeError) as error:
             raise ValueError(f"{path} holds no readable widths: {error}") from error
 
+    def _content(self) -> archive.Content:
+        return {
+            "names": list(self.names),
+            "channels": self.channels,
+            "numel": self.numel,
+            "step": self.step,
+            "word_length": self.word_length,
+        }
+
     @classmethod
-    def _from_arrays(cls, names: Sequence[str], arrays: Mapping[str, NDArray[Any]]) -> Self:
-        widths = cls(names, arrays["channels"], arrays["numel"])
-        if arrays["word_length"].shape != (len(arrays["step"]), len(widths.numel)):
-            raise ValueError(
-                f"word_length has the shape {arrays['word_length'].shape}, steps and sizes ask for another"
-            )
-        for step, row in zip(arrays["step"].tolist(), arrays["word_length"], strict=True):
+    def _from_content(cls, content: Mapping[str, Any]) -> Self:
+        archive.check(content, _LAYOUT)
+        widths = cls(content["names"], content["channels"], content["numel"])
+        for step, row in zip(content["step"].tolist(), content["word_length"], strict=True):
             before = len(widths)
             widths.append(step, row)
             if len(widths) == before:
                 raise ValueError("two rows hold the same word lengths")
         return widths
-
-    def _arrays(self) -> dict[str, NDArray[Any]]:
-        return {"channels": self.channels, "numel": self.numel, "step": self.step, "word_length": self.word_length}

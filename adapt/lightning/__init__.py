@@ -5,7 +5,7 @@ import importlib.util
 if importlib.util.find_spec("lightning") is None:
     raise ImportError("adapt.lightning needs Lightning: run pip install 'adapt-precision[lightning]'")
 
-from adapt.lightning.callback import AdaptivePrecision
+from adapt.lightning.adaptive import AdaptivePrecision
 from adapt.lightning.learned import LearnedBitwidth
 
 __all__ = ["AdaptivePrecision", "LearnedBitwidth"]

@@ -10,8 +10,8 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from adapt.controller import Controller
-from adapt.layers.layering import optimized
+from adapt.engine.engine import Engine
+from adapt.layers.optimizers import optimized
 
 MEAN = "adapt_mean"
 """Where a checkpoint keeps the float32 mean of the parameters that its state_dict holds rounded."""
@@ -24,7 +24,7 @@ class BeforeAveraging(Callback):
         controllers: those of the running fit; filled when it starts.
     """
 
-    def __init__(self, controllers: Sequence[Controller]) -> None:
+    def __init__(self, controllers: Sequence[Engine]) -> None:
         self.controllers = controllers
         self.shown = contextlib.ExitStack()
         self.means: list[tuple[Tensor, Tensor]] = []

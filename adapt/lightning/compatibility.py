@@ -1,6 +1,5 @@
 """What adaptive precision works together with in Lightning, and what not."""
 
-import inspect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -20,12 +19,17 @@ from torch import Tensor
 from torch.nn.parameter import UninitializedParameter
 from torch.optim import Optimizer
 
-from adapt.attachment import attach, attached
-from adapt.controller import Controller
-from adapt.layers.layering import Choice, named, optimized, plain_names
+from adapt.adaptive.asgd import ASGD
+from adapt.adaptive.attachment import attach
+from adapt.adaptive.options import Settings
+from adapt.engine.engine import Engine
+from adapt.engine.registry import attached
+from adapt.layers.choice import Choice
+from adapt.layers.naming import named, plain_names
+from adapt.layers.optimizers import optimized
 from adapt.lightning.averaging import AfterAveraging, BeforeAveraging
-from adapt.optim import ASGD
 from adapt.switching.fixed import FOREVER
+from adapt.switching.policy import Policy
 
 
 def check_trainer(trainer: Any, kind: type[Callback]) -> None:
@@ -68,7 +72,7 @@ def callbacks(trainer: Trainer) -> list[Callback]:
     return trainer.callbacks  # type: ignore[attr-defined, no-any-return]
 
 
-def arrange(trainer: Trainer, first: Callback, controllers: list[Controller]) -> list[BeforeAveraging]:
+def arrange(trainer: Trainer, first: Callback, controllers: list[Engine]) -> list[BeforeAveraging]:
     """Put a callback first, and a pair of others around every one that averages weights.
 
     A learning-rate finder or batch-size finder runs in `on_fit_start`, too, and what it finds is of use only if the
@@ -97,22 +101,21 @@ def disperse(trainer: Trainer) -> None:
 
 
 def attach_all(
-    optimizers: Sequence[Optimizer], pl_module: LightningModule, options: dict[str, Any]
-) -> list[Controller]:
-    """A controller for each optimizer with layers, its own where it has one. All of them or, on an error, no new one.
+    optimizers: Sequence[Optimizer], pl_module: LightningModule, policy: Policy[Any] | None, settings: Settings
+) -> list[Engine]:
+    """Attach to each optimizer with layers, unless it has a controller. Attach to all or, on an error, to none.
 
     Raises:
         ValueError, TypeError, NotImplementedError: as `adapt.attach`; no optimizer has a layer; an ASGD lost its
             controller.
     """
-    defaults = {name: parameter.default for name, parameter in inspect.signature(attach).parameters.items()}
     own = [attached(optimizer) for optimizer in optimizers]
-    if any(own) and any(value != defaults[name] for name, value in options.items()):
+    if any(own) and (policy is not None or settings != Settings()):
         rank_zero_warn(
             "an optimizer of this module has a controller of its own, to which the settings given to "
             "AdaptivePrecision do not apply: give them to adapt.ASGD or adapt.attach instead"
         )
-    controllers: list[Controller] = []
+    controllers: list[Engine] = []
     try:
         for optimizer, controller in zip(optimizers, own, strict=True):
             if controller is not None:
@@ -122,8 +125,8 @@ def attach_all(
                     "configure_optimizers returned an adapt.ASGD without a controller, a copy or one that an earlier "
                     "fit used and detached: make a new one in configure_optimizers"
                 )
-            elif has_layers(optimizer, pl_module, options["layers"]):
-                controllers.append(attach(optimizer, pl_module, **options))
+            elif has_layers(optimizer, pl_module, settings.layers):
+                controllers.append(attach(optimizer, pl_module, policy, **vars(settings)))
         if not controllers:
             raise without_layers("AdaptivePrecision")
     except Exception:
@@ -192,7 +195,7 @@ def without_layers(callback: str) -> ValueError:
 
 
 @torch.no_grad()
-def untouched(controller: Controller, weights: Mapping[str, Tensor]) -> bool:
+def untouched(controller: Engine, weights: Mapping[str, Tensor]) -> bool:
     """Whether a module's weights are still those that the controller left when it was detached."""
     plain = plain_names(weights)
     weights = {plain[name]: weight for name, weight in weights.items()}

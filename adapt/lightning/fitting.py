@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from adapt.arguments import is_number
 from adapt.learned.distillation import Distillation
 from adapt.learned.learner import Learner
+from adapt.learned.options import LearnedWidths
 from adapt.learned.phases import Phases
-from adapt.learned.plan import LearnedWidths
 from adapt.lightning.loaders import first_batches
 from adapt.lightning.metrics import arguments
 from adapt.perfmodel import operations
-from adapt.perfmodel.rehearsal import samples_of
+from adapt.perfmodel.inputs import samples_of
 
 
 def check_phases(phases: Any) -> tuple[float, float, float]:

@@ -7,16 +7,16 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 from lightning.pytorch.utilities import rank_zero_info
 
-from adapt import notices
-from adapt.layers import layering
+from adapt import user_warnings
+from adapt.layers import choice
 from adapt.learned.attachment import attach_plan
 from adapt.learned.budget import Budget
 from adapt.learned.distillation import Distillation
 from adapt.learned.learner import Learner
+from adapt.learned.options import LearnedWidths
 from adapt.learned.phases import Phases
-from adapt.learned.plan import LearnedWidths
 from adapt.learned.scaling import DELTA
-from adapt.lightning.callback import ELSEWHERE, AdaptivePrecision
+from adapt.lightning.base import ELSEWHERE, PrecisionCallback
 from adapt.lightning.compatibility import callbacks, has_layers, why_steps_are_unknown, without_layers
 from adapt.lightning.fitting import Listening, check_phases, in_steps, network_of, some_inputs, unlearned
 from adapt.lightning.losses import Losses
@@ -24,7 +24,7 @@ from adapt.lightning.widths import WidthReports
 from adapt.switching.fixed import FOREVER
 
 
-class LearnedBitwidth(AdaptivePrecision):
+class LearnedBitwidth(PrecisionCallback):
     """Learns the bit width of every weight channel and activation of a LightningModule under size budgets.
 
     Nothing in the module changes. When fit starts, before the sanity check and before a checkpoint is restored, the
@@ -81,9 +81,11 @@ class LearnedBitwidth(AdaptivePrecision):
         width_rate: float | None = None,
         warmup: float = 0.04,
         quantize_biases: bool = True,
-        layers: layering.Choice = layering.is_matrix,
+        layers: choice.Choice = choice.is_matrix,
     ) -> None:
-        super().__init__(layers=layers)
+        super().__init__()
+        if not callable(layers):
+            raise TypeError(f"layers must be a function of (name, parameter), got {layers!r}")
         if isinstance(calibration, bool) or (isinstance(calibration, int) and calibration < 1):
             raise ValueError(f"calibration must be a number of batches ≥ 1, or batches, got {calibration!r}")
         if distillation is not None and not isinstance(distillation, Distillation):
@@ -117,7 +119,7 @@ class LearnedBitwidth(AdaptivePrecision):
         """
         if not self.controllers:
             raise RuntimeError(f"LearnedBitwidth has no learner before fit starts{ELSEWHERE}")
-        return self.controllers[0]  # type: ignore[return-value]
+        return self.controllers[0]  # type: ignore[no-any-return]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse what cannot work, and find the place among the callbacks."""
@@ -204,7 +206,7 @@ class LearnedBitwidth(AdaptivePrecision):
     def _warn_if_unlearned(self, trainer: Trainer) -> None:
         """Say so where training ends too early."""
         if trainer.is_global_zero and self._attached() and (message := unlearned(self.learner)):
-            notices.warn(message)
+            user_warnings.warn(message)
 
     def _detach(self) -> None:
         if self._listening is not None:

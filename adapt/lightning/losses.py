@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from torch import Tensor
 from torch.optim import Optimizer
 
-from adapt.controller import Controller
-from adapt.layers.layering import optimized
+from adapt.engine.engine import Engine
+from adapt.layers.optimizers import optimized
 
 _LONGEST = 4096
 """Losses that wait for an optimizer which never steps."""
@@ -26,7 +26,7 @@ class Losses:
         controllers: the controllers of some of them.
     """
 
-    def __init__(self, optimizers: Sequence[Optimizer], controllers: Sequence[Controller]) -> None:
+    def __init__(self, optimizers: Sequence[Optimizer], controllers: Sequence[Engine]) -> None:
         self._controllers = list(controllers)
         self._alone = len(optimizers) == 1
         self._waiting: list[deque[Tensor]] = [deque(maxlen=_LONGEST) for _ in controllers]

@@ -1,4 +1,4 @@
-"""What a run at adaptive precision tells its loggers, its progress bar and its folder."""
+"""What is logged, drawn and saved of a run: figures, layers' values, timelines and files."""
 
 import importlib.util
 import inspect
@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from lightning import LightningModule
@@ -15,28 +15,32 @@ from lightning.pytorch.utilities import move_data_to_device
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from adapt.layers.layering import named, plain_name
+from adapt.layers.naming import named, plain_name
 from adapt.perfmodel import RunningSummary, operations
-from adapt.perfmodel.rehearsal import samples_of
+from adapt.perfmodel.inputs import samples_of
 from adapt.trace import Trace
-from adapt.trace.columns import COLUMNS
 
-_LAYER_FIELDS = tuple(field for field, column in COLUMNS.items() if not column.missing)
-"""What there is a number of in every row."""
+
+class Saved(Protocol):
+    """A record with rows that can be written to a file."""
+
+    def __len__(self) -> int: ...
+
+    def save(self, path: Path) -> None: ...
 
 
 def distinct_names(
     traces: Sequence[Trace], layers: Sequence[Mapping[str, Tensor]], module: LightningModule
 ) -> list[Sequence[str]]:
-    """What to call the layers of each trace, so that no two are called the same.
+    """Return names for the layers of each trace, so that no two layers have the same name.
 
-    Whoever made a controller chose the names of its layers. Where several chose the same, the module's names stand
-    instead.
+    They are the names that the controllers use; where two controllers use the same name, the module's names replace
+    them.
 
     Args:
         traces: one for each optimizer.
-        layers: of each trace the parameters by its names.
-        module: what the parameters belong to.
+        layers: the parameters of each trace, by its names.
+        module: the module that the parameters belong to.
     """
     names: list[Sequence[str]] = [trace.layers for trace in traces]
     if len(set(chain(*names))) == sum(map(len, names)):
@@ -49,26 +53,30 @@ def distinct_names(
 
 
 def layer_values(traces: Sequence[Trace], names: Sequence[Sequence[str]]) -> dict[str, float]:
-    """The last row of each trace as `field/layer`; NaN before the first, so that the keys never change.
+    """Return the last row of each trace as `column/layer`, the policy's own columns included.
+
+    Columns that may hold NaN are left out. Before the first row all values are NaN, so that the keys never change.
 
     Args:
         traces: one for each optimizer.
-        names: what to call the layers of each.
+        names: the names of each trace's layers.
     """
     return {
-        f"{field}/{layer}": float(value)
-        for trace, own in zip(traces, names, strict=True)
-        for field in _LAYER_FIELDS
-        for layer, value in zip(own, getattr(trace, field)[-1] if len(trace) else [math.nan] * len(own), strict=True)
+        f"{name}/{layer}": float(value)
+        for trace, layers in zip(traces, names, strict=True)
+        for name, column in trace.columns.items()
+        if not column.nan
+        for layer, value in zip(layers, trace[name][-1] if len(trace) else [math.nan] * len(layers), strict=True)
     }
 
 
 class Aggregates:
-    """The figures of a whole run, over all its optimizers: `Aggregates(…).update(traces, counts)`.
+    """Computes the figures of a whole run, over all its optimizers: `Aggregates(…).update(traces, counts)`.
 
     Args:
         batch_size: samples in a micro-batch.
-        accumulation: micro-batches in a step; None where it changes, which leaves the training speedup out.
+        accumulation: micro-batches in a step; None if it changes during training, which leaves the training speedup
+            out.
     """
 
     def __init__(self, *, batch_size: int, accumulation: int | None) -> None:
@@ -76,12 +84,12 @@ class Aggregates:
         self._running: dict[int, tuple[RunningSummary, int, tuple[str, ...]]] = {}
 
     def update(self, traces: Sequence[Trace], counts: Sequence[Mapping[str, int]]) -> dict[str, float]:
-        """The figures now: mean word length, non-zero share, size and memory ratio, and the speedups if known.
+        """Return mean word length, non-zero share, size and memory ratio, and the speedups if they are known.
 
         Args:
             traces: one for each optimizer.
-            counts: of each trace the multiply-adds per sample of its layers, all 0 where they are not known: that
-                leaves the speedups out.
+            counts: the multiply-adds per sample of each trace's layers. If all are 0, because they are not known, the
+                speedups are left out.
         """
         begun = [index for index, trace in enumerate(traces) if len(trace)]
         if not begun:
@@ -94,7 +102,7 @@ class Aggregates:
         }
         work = [sum(counts[index].values()) for index in begun]
         if any(work):
-            # Costs add up, and every speedup compares with float32, whose cost is the work itself.
+            # Costs add up. Every speedup compares with float32, whose cost is the work itself.
             samples = [amount * len(traces[index]) for amount, index in zip(work, begun, strict=True)]
             if self._accumulation is not None:
                 figures["training_speedup"] = _ratio(samples, [s.training_speedup for s in summaries])
@@ -104,7 +112,7 @@ class Aggregates:
     def _summary(self, index: int, trace: Trace, counts: Mapping[str, int]) -> Any:
         running, rows, layers = self._running.get(index, (None, 0, ()))
         if running is None or len(trace) < rows or trace.layers != layers:
-            # Sizes stand in where no product is known: the figures that need products are then left out.
+            # If no product is known, sizes take their place; the figures that need products are then left out.
             known = any(counts.values())
             running = RunningSummary(
                 counts if known else dict(zip(trace.layers, trace.numel.tolist(), strict=True)),
@@ -121,10 +129,10 @@ def _ratio(work: Sequence[int], speedups: ArrayLike) -> float:
 
 
 def count_operations(module: LightningModule, batch: Any) -> tuple[dict[Tensor, int] | None, str]:
-    """Multiply-adds per sample of each weight, or None and the reason why they are not known.
+    """Return multiply-adds per sample of each weight, or None and the reason why they are not known.
 
-    They are those of `forward` at the module's `example_input_array`, or else at what of the batch forward takes. A
-    module without a forward of its own is counted as its only submodule with parameters.
+    They are counted in a call of `forward` with the module's `example_input_array`, or else with the part of the batch
+    that forward takes. A module without a forward of its own is counted as its only submodule with parameters.
     """
     network: nn.Module = module
     if type(module).forward is LightningModule.forward:
@@ -145,7 +153,7 @@ def count_operations(module: LightningModule, batch: Any) -> tuple[dict[Tensor, 
 
 
 def _example_inputs(module: LightningModule, network: nn.Module, batch: Any) -> Iterator[tuple[Any, ...]]:
-    """What forward might take, the likeliest first."""
+    """Yield arguments that forward might take, the likeliest first."""
     example = module.example_input_array
     if isinstance(example, tuple):
         yield example
@@ -162,7 +170,7 @@ def _example_inputs(module: LightningModule, network: nn.Module, batch: Any) -> 
 
 
 def arguments(network: nn.Module, named: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
-    """The positional arguments of the network's forward among named values; nothing where it takes others."""
+    """Yield the positional arguments of the network's forward from named values, if these are all that it needs."""
     signature = inspect.signature(network.forward)
     try:
         bound = signature.bind(**{name: value for name, value in named.items() if name in signature.parameters})
@@ -173,34 +181,32 @@ def arguments(network: nn.Module, named: Mapping[str, Any]) -> Iterator[tuple[An
 
 
 def batch_size(batch: Any) -> int | None:
-    """Samples in a batch; None where that is not clear."""
+    """Return the number of samples in a batch, or None if it is not clear."""
     try:
         return samples_of((batch,), None)
     except ValueError:
         return None
 
 
-def save_traces(traces: Sequence[Trace], loggers: Sequence[Logger]) -> list[Path]:
-    """Write `trace.npz`, or one file per optimizer, into every logger's local folder.
+def save_files(files: Mapping[str, Saved], loggers: Sequence[Logger]) -> list[Path]:
+    """Write the files that have rows into every logger's local folder, and return their paths.
 
     Raises:
         OSError: a folder cannot be written.
     """
     folders = {getattr(logger, "log_dir", None) for logger in loggers}
-    local = sorted(folder for folder in folders if isinstance(folder, str) and "://" not in folder)
-    names = ["trace.npz"] if len(traces) == 1 else [f"trace_{index}.npz" for index in range(len(traces))]
     paths = []
-    for folder in local:
+    for folder in sorted(folder for folder in folders if isinstance(folder, str) and "://" not in folder):
         Path(folder).mkdir(parents=True, exist_ok=True)
-        for name, trace in zip(names, traces, strict=True):
-            if len(trace):
-                trace.save(Path(folder, name))
+        for name, record in files.items():
+            if len(record):
+                record.save(Path(folder, name))
                 paths.append(Path(folder, name))
     return paths
 
 
 def timelines(loggers: Sequence[Logger]) -> list[Any]:
-    """A `Timeline` without lines, which the loggers draw themselves, for every TensorBoard logger."""
+    """Return a `Timeline` for every TensorBoard logger, without lines, because the loggers draw those themselves."""
     writers = [logger.experiment for logger in loggers if isinstance(logger, TensorBoardLogger)]
     if not writers or importlib.util.find_spec("matplotlib") is None:
         return []
@@ -210,20 +216,31 @@ def timelines(loggers: Sequence[Logger]) -> list[Any]:
 
 
 def merged(traces: Sequence[Trace], names: Sequence[Sequence[str]]) -> Trace:
-    """One trace for the pictures: of several optimizers the steps that all of them made, side by side.
+    """Return one trace for the pictures, with the layers of all optimizers and the steps that all of them made.
 
     Args:
         traces: one for each optimizer.
-        names: what to call the layers of each, no two the same.
+        names: the names of each trace's layers, no two the same.
     """
     if len(traces) == 1:
         return traces[0]
-    trace = Trace(list(chain(*names)), np.concatenate([t.numel for t in traces]))
+    own = {name: column for trace in traces for name, column in trace.own_columns.items()}
+    merged = Trace(list(chain(*names)), np.concatenate([trace.numel for trace in traces]), own)
     steps = traces[0].step
     for other in traces[1:]:
         steps = np.intersect1d(steps, other.step)
-    columns = {
-        field: np.concatenate([getattr(t, field)[np.isin(t.step, steps)] for t in traces], axis=1) for field in COLUMNS
+    rows = [np.isin(trace.step, steps) for trace in traces]
+    values = {
+        name: np.concatenate(
+            [
+                trace[name][chosen]
+                if name in trace.columns
+                else np.full((len(steps), len(trace.layers)), column.default)
+                for trace, chosen in zip(traces, rows, strict=True)
+            ],
+            axis=1,
+        )
+        for name, column in merged.columns.items()
     }
-    trace.append(steps, **columns)
-    return trace
+    merged.append(steps, **values)
+    return merged

@@ -1,4 +1,4 @@
-"""When a fit reports, and to whom."""
+"""When a fit logs, draws and saves."""
 
 import time
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
-from adapt.controller import Controller
+from adapt.engine.engine import Engine
 from adapt.lightning import metrics
 from adapt.lightning.compatibility import changes_accumulation
 from adapt.trace import Trace
@@ -19,7 +19,7 @@ _DRAWING_SHARE = 0.05
 
 
 class Reports:
-    """Logs at the trainer's logging steps, and draws and saves at the ends. It waits for the device only then."""
+    """Logs at the trainer's logging steps, and draws and saves at the ends. Only then does it wait for the device."""
 
     def __init__(self) -> None:
         self._aggregates: metrics.Aggregates | None = None
@@ -29,7 +29,7 @@ class Reports:
         self._draw_after = 0.0
 
     def begin(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
-        """Learn from the first training batch what a forward pass costs."""
+        """Find out from the first training batch what a forward pass costs."""
         if self._aggregates is not None:
             return
         counts, reason = metrics.count_operations(pl_module, batch)
@@ -52,7 +52,7 @@ class Reports:
         if trainer.is_global_zero:
             self._timelines = metrics.timelines(trainer.loggers)
 
-    def log(self, trainer: Trainer, pl_module: LightningModule, controllers: Sequence[Controller]) -> None:
+    def log(self, trainer: Trainer, pl_module: LightningModule, controllers: Sequence[Engine]) -> None:
         """Log after a step, if it is the first, the last of an epoch, or one in which the trainer logs."""
         before, self._steps = self._steps, sum(controller.step for controller in controllers)
         due = trainer._logger_connector.should_update_logs
@@ -60,7 +60,7 @@ class Reports:
             return
         traces = [controller.trace for controller in controllers]
         if self._aggregates is not None:
-            # Whoever made a controller chose the names of its layers.
+            # The names in the counts must be those of the controller, which may differ from the module's.
             counts = [{name: self._counts.get(p, 0) for name, p in c.layers.items()} for c in controllers]
             for name, value in self._aggregates.update(traces, counts).items():
                 pl_module.log(
@@ -69,12 +69,12 @@ class Reports:
         if due and trainer.is_global_zero:
             values = metrics.layer_values(traces, _names(traces, controllers, pl_module))
             for logger in trainer.loggers:
-                # The step that trainer and its own callbacks give to their loggers.
+                # The same step that the trainer and its own callbacks give to the loggers.
                 logger.log_metrics(values, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
 
-    def draw(self, pl_module: LightningModule, controllers: Sequence[Controller]) -> None:
-        """Draw the timeline, unless the last drawing was a short time ago compared with what it took."""
-        # Every process reads the traces, even where one draws: to bring them up to date may take all of them.
+    def draw(self, pl_module: LightningModule, controllers: Sequence[Engine]) -> None:
+        """Draw the timeline, unless drawing would take more than a small share of the time."""
+        # Every process reads the traces, though only one draws: bringing them up to date may need all processes.
         traces = [controller.trace for controller in controllers]
         start = time.monotonic()
         if start >= self._draw_after:
@@ -82,15 +82,22 @@ class Reports:
             end = time.monotonic()
             self._draw_after = end + (end - start) / _DRAWING_SHARE
 
-    def end(self, trainer: Trainer, pl_module: LightningModule, controllers: Sequence[Controller]) -> None:
-        """Draw once more and save the traces."""
+    def end(self, trainer: Trainer, pl_module: LightningModule, controllers: Sequence[Engine]) -> None:
+        """Draw once more and save the files."""
         traces = [controller.trace for controller in controllers]
         self._draw(traces, _names(traces, controllers, pl_module))
         if trainer.is_global_zero:
+            files = self.files(traces, controllers)
             try:
-                metrics.save_traces(traces, trainer.loggers)
+                metrics.save_files(files, trainer.loggers)
             except OSError as error:
-                rank_zero_warn(f"the trace could not be saved, the callback still has it: {error}")
+                rank_zero_warn(f"{' or '.join(files)} could not be saved, the callback still has it: {error}")
+
+    def files(self, traces: Sequence[Trace], controllers: Sequence[Engine]) -> dict[str, metrics.Saved]:
+        """Return what is saved when a fit ends, by the files' names: a trace for each optimizer."""
+        if len(traces) == 1:
+            return {"trace.npz": traces[0]}
+        return {f"trace_{index}.npz": trace for index, trace in enumerate(traces)}
 
     def _draw(self, traces: Sequence[Trace], names: Sequence[Sequence[str]]) -> None:
         if self._timelines and traces:
@@ -99,5 +106,5 @@ class Reports:
                 timeline.write(trace)
 
 
-def _names(traces: Sequence[Trace], controllers: Sequence[Controller], module: LightningModule) -> list[Sequence[str]]:
+def _names(traces: Sequence[Trace], controllers: Sequence[Engine], module: LightningModule) -> list[Sequence[str]]:
     return metrics.distinct_names(traces, [controller.layers for controller in controllers], module)

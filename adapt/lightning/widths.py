@@ -1,16 +1,15 @@
-"""What a fit with learned bit widths reports, and to whom."""
+"""What a fit with learned bit widths logs, draws and saves."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from lightning import LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_warn
 
-from adapt.controller import Controller
+from adapt.engine.engine import Engine
 from adapt.learned.learner import Learner
 from adapt.lightning import metrics
 from adapt.lightning.reports import Reports
+from adapt.trace import Trace
 
 _BAR = ("adapt/weight_bits", "adapt/activation_bits")
 
@@ -27,7 +26,7 @@ class WidthReports(Reports):
 
     _begun = False
 
-    def log(self, trainer: Trainer, pl_module: LightningModule, controllers: Sequence[Controller]) -> None:
+    def log(self, trainer: Trainer, pl_module: LightningModule, controllers: Sequence[Engine]) -> None:
         """Log after a step, if it is the first, the last of an epoch, or one in which the trainer logs."""
         (learner,) = _learners(controllers)
         before, self._steps = self._steps, learner.step
@@ -48,26 +47,23 @@ class WidthReports(Reports):
             for logger in trainer.loggers:
                 logger.log_metrics(values, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
 
-    def end(self, trainer: Trainer, pl_module: LightningModule, controllers: Sequence[Controller]) -> None:
-        """Draw once more, and save trace and widths."""
+    def end(self, trainer: Trainer, pl_module: LightningModule, controllers: Sequence[Engine]) -> None:
+        """Draw once more, the channels too, and save the files."""
         super().end(trainer, pl_module, controllers)
         (learner,) = _learners(controllers)
         for timeline in self._timelines:
             timeline.write_channels(learner.widths.step, _by_channel(learner))
-        if trainer.is_global_zero and len(learner.widths):
-            folders = {getattr(logger, "log_dir", None) for logger in trainer.loggers}
-            for folder in sorted(f for f in folders if isinstance(f, str) and "://" not in f):
-                try:
-                    Path(folder).mkdir(parents=True, exist_ok=True)
-                    learner.widths.save(Path(folder, "widths.npz"))
-                except OSError as error:
-                    rank_zero_warn(f"the widths could not be saved, the callback still has them: {error}")
+
+    def files(self, traces: Sequence[Trace], controllers: Sequence[Engine]) -> dict[str, metrics.Saved]:
+        """Return what is saved when a fit ends, by the files' names: the trace and the widths."""
+        (learner,) = _learners(controllers)
+        return {**super().files(traces, controllers), "widths.npz": learner.widths}
 
 
-def _learners(controllers: Sequence[Controller]) -> list[Learner]:
+def _learners(controllers: Sequence[Engine]) -> list[Learner]:
     return [controller for controller in controllers if isinstance(controller, Learner)]
 
 
 def _by_channel(learner: Learner) -> dict[str, Any]:
-    """The word lengths of every weight that has several formats, [rows, channels] by its name."""
+    """Return the word lengths of every weight with several formats, [rows, channels], by the weight's name."""
     return {name: learner.widths.of(name) for name in learner.masters if learner.widths.sizes(name).size > 1}

@@ -1,6 +1,8 @@
-"""What a run costs on fixed-point hardware, by the papers' analytical models.
+"""The cost of a run on fixed-point hardware, by the analytical models of the papers.
 
-Everything but `operations` and `activation_sizes` is arithmetic on arrays [rows, layers] of a trace.
+Everything but `operations` and `activation_sizes` is arithmetic on arrays [rows, layers] of a trace. Of the types in
+the signatures, `ArrayLike` is a number, a nested sequence or an array; `Array` is a float64 NumPy array; `Operations`
+are multiply-adds per sample [layers] in the order of the trace's columns, or a mapping from layer names to them.
 """
 
 from adapt.perfmodel.activations import activation_sizes

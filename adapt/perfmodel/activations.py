@@ -1,4 +1,4 @@
-"""How many numbers the layers hand on for one sample: the part of a network's footprint that is not weights."""
+"""How many numbers each layer outputs for one sample: the part of a network's footprint that is not weights."""
 
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -7,14 +7,15 @@ from typing import Any, cast
 from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
-from adapt.perfmodel.rehearsal import rehearse, samples_of, tensors_in, wrapper_prefix
+from adapt.perfmodel.dry_run import dry_run, wrapper_prefix
+from adapt.perfmodel.inputs import samples_of, tensors_in
 
 
 def activation_sizes(model: nn.Module, *example_inputs: Any, batch_size: int | None = None) -> dict[str, int]:
-    """Elements of each layer's output per sample, keyed by the layer's module name, in the order of first use.
+    """Return the elements of each layer's output per sample, keyed by module name, in the order of first use.
 
     Layers are the modules that own a weight of two or more dimensions, parametrised or not. One that runs several
-    times counts with its largest output; one that does not run has no entry. The model is not touched, as in
+    times counts with its largest output; one that does not run has no entry. The model is left as it is, as by
     `operations`.
 
     Args:
@@ -24,21 +25,23 @@ def activation_sizes(model: nn.Module, *example_inputs: Any, batch_size: int | N
         TypeError, ValueError, RuntimeError: as `operations`.
     """
     samples = samples_of(example_inputs, batch_size)
-    return {name: round(size / samples) for name, size in rehearse(model, example_inputs, _Sizes).sizes.items()}
+    return {name: round(size / samples) for name, size in dry_run(model, example_inputs, _OutputSizes).sizes.items()}
 
 
-class _Sizes(nullcontext[None]):
+class _OutputSizes(nullcontext[None]):
+    """Record the largest output of every layer, by module name."""
+
     def __init__(self, model: nn.Module, inputs: tuple[Any, ...]) -> None:
         super().__init__()
         self.sizes: dict[str, int] = {}
         prefix = wrapper_prefix(model)
         for name, module in model.named_modules():
             if not isinstance(module, ParametrizationList) and any(weight.ndim >= 2 for weight in _weights(module)):
-                self._watch(f"{name}.".removeprefix(prefix).removesuffix("."), module)
+                self._observe(f"{name}.".removeprefix(prefix).removesuffix("."), module)
 
-    def _watch(self, name: str, module: nn.Module) -> None:
+    def _observe(self, name: str, module: nn.Module) -> None:
         def measure(module: nn.Module, args: Any, result: Any) -> None:
-            # Recurrent layers and attention answer states and scores besides; what they hand on comes first.
+            # Recurrent layers and attention also return states and scores, after their output.
             output = result[0] if isinstance(result, tuple) else result
             size = sum(tensor.numel() for tensor in tensors_in(output))
             self.sizes[name] = max(size, self.sizes.get(name, 0))
@@ -47,7 +50,7 @@ class _Sizes(nullcontext[None]):
 
 
 def _weights(module: nn.Module) -> Iterator[nn.Parameter]:
-    """The module's own parameters, and those that its parametrised ones are computed from."""
+    """The module's own parameters, and those from which its parametrised ones are computed."""
     yield from module.parameters(recurse=False)
     if is_parametrized(module):
         for originals in cast(nn.ModuleDict, module.parametrizations).values():

@@ -1,10 +1,8 @@
-"""Sizes of a network that runs: weights and activations together."""
+"""The memory that a network needs to run: weights and activations together."""
 
 from typing import Literal
 
-from numpy.typing import ArrayLike
-
-from adapt.perfmodel.arrays import amount, fitting
+from adapt.perfmodel.checked_arrays import ArrayLike, amount, broadcastable
 from adapt.perfmodel.multiplication import weight_memory
 
 BITS_PER_KILOBYTE = 8000
@@ -13,14 +11,15 @@ BITS_PER_KILOBYTE = 8000
 def memory_footprint(parameters: int, largest_activation: int, parameter_bits: float, activation_bits: float) -> float:
     """LSQ trade-off, section 3: parameters·b_p + largest activation·b_a, in bits.
 
-    Activations are computed one after the other, so only the largest needs room.
+    Layers run one after another, so only the largest activation counts.
 
     Args:
         parameters: how many the network has.
+        parameter_bits, activation_bits: b_p and b_a.
         largest_activation: elements per sample, max(activation_sizes(model, batch).values()).
 
     Raises:
-        TypeError: an argument that is no number.
+        TypeError: an argument that is not a number.
         ValueError: a number below 0 or not finite.
     """
     weights = amount("parameters", parameters) * amount("parameter_bits", parameter_bits)
@@ -40,15 +39,15 @@ def network_size(
     Args:
         numel, weight_bits: s_w and b_w by layer, or by channel. Shapes that broadcast.
         activations, activation_bits: s_a, elements per sample, and b_a by tensor. Shapes that broadcast.
-        activation_size: "sum" for what is moved, "max" for the room that is needed at once.
+        activation_size: "sum" for the memory traffic, "max" for the memory that is needed at once.
 
     Raises:
-        TypeError: an argument that holds no numbers.
+        TypeError: an argument that is not numeric.
         ValueError: a number below 0 or not finite, shapes that do not broadcast, or another `activation_size`.
     """
     if activation_size not in ("sum", "max"):
         raise ValueError(f"activation_size must be 'sum' or 'max', got {activation_size!r}")
-    sizes, bits = fitting(activations=activations, activation_bits=activation_bits)
+    sizes, bits = broadcastable(activations=activations, activation_bits=activation_bits)
     tensors = sizes * bits
     total = tensors.sum() if activation_size == "sum" else tensors.max(initial=0)
     return (weight_memory(numel, weight_bits) + float(total)) / BITS_PER_KILOBYTE

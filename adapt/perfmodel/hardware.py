@@ -1,23 +1,31 @@
-"""Machines that support a few widths only: a layer runs at the next one up, and zeros cost as much as anything."""
+"""Machines that support only some widths: a layer runs at the next wider one, and zeros cost as much as the rest."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from adapt.arguments import is_number, number
-from adapt.perfmodel.arrays import FLOAT32_BITS, Array, Operations, amount, as_operations, as_rows, bounded
+from adapt.perfmodel.checked_arrays import (
+    FLOAT32_BITS,
+    Array,
+    ArrayLike,
+    Operations,
+    amount,
+    as_operations,
+    as_rows,
+    bounded,
+)
 
 
 @dataclass(frozen=True)
 class HardwareProfile:
-    """The widths that a machine multiplies, and how fast.
+    """The widths that a machine can multiply, and how fast.
 
     Args:
-        name: what the machine is called.
-        rates: bits to 10¹² operations per second (TOPS). It should hold 32 bits, what float32 runs at.
+        name: the machine's name.
+        rates: bits to 10¹² operations per second (TOPS). It should include 32 bits, the width of float32.
 
     Raises:
         ValueError: no rates, or bits or rates that are not positive.
@@ -32,7 +40,7 @@ class HardwareProfile:
             raise ValueError(f"rates of {self.name} must map bits to TOPS, all above 0, got {self.rates!r}")
 
     def width(self, bits: ArrayLike) -> Array:
-        """The narrowest supported width that holds `bits`, in bits, of the same shape.
+        """Return the narrowest supported width that holds `bits`, in bits, in the same shape.
 
         Raises:
             ValueError: more bits than the machine supports.
@@ -41,7 +49,7 @@ class HardwareProfile:
         return np.asarray(widths[np.searchsorted(widths, bounded(f"bits on {self.name}", bits, 0, widths[-1]))])
 
     def rate(self, bits: ArrayLike) -> Array:
-        """TOPS at the narrowest supported width that holds `bits`, of the same shape.
+        """Return the TOPS at the narrowest supported width that holds `bits`, in the same shape.
 
         Raises:
             ValueError: more bits than the machine supports.
@@ -50,7 +58,7 @@ class HardwareProfile:
 
 
 A100 = HardwareProfile("NVIDIA A100", {1: 4992, 4: 1248, 8: 624, 16: 312, 32: 19.5})
-"""AQT table 1 (dense tensor cores), and float32 outside of the tensor cores from the maker's data sheet."""
+"""AQT table 1 (dense tensor cores), and float32 without tensor cores from the maker's data sheet."""
 
 T4 = HardwareProfile("NVIDIA T4", {4: 260, 8: 130, 16: 65, 32: 8.1})
 """The maker's data sheet."""
@@ -63,21 +71,19 @@ def profiled_inference_speedup(
     *,
     other_bits: float = FLOAT32_BITS,
 ) -> float:
-    """Σ ops/rate(other) / Σ ops/rate(WL) at the last row: `inference_speedup` on a machine that exists.
+    """Σ ops/rate(other) / Σ ops/rate(WL) at the last row: `inference_speedup` on a real machine.
 
     Args:
         operations: multiply-adds per sample [layers].
         word_length: WL, bits, [rows, layers] or one row; the activations are as wide.
         profile: the machine.
-        other_bits: what the other network runs at: 32 for float32, 16 for bfloat16.
+        other_bits: the width of the other network: 32 for float32, 16 for bfloat16.
 
     Raises:
-        TypeError: an argument that holds no numbers, or a profile that is none.
-        ValueError: a number out of its range, a width that the machine lacks, or shapes that do not fit.
+        TypeError: an argument that is not numeric, or a profile that is not a HardwareProfile.
+        ValueError: a number out of its range, a width that the machine lacks, or shapes that do not match.
     """
-    _check_profile(profile)
-    counts = as_operations(operations)
-    lengths, _ = as_rows(word_length, 1.0, len(counts))
+    counts, lengths = _checked(operations, word_length, profile)
     other = float((counts / profile.rate(number("other_bits", other_bits))).sum())
     return other / float((counts / profile.rate(lengths[-1])).sum())
 
@@ -91,26 +97,28 @@ def profiled_training_speedup(
     backward_bits: float = FLOAT32_BITS,
     backward_factor: float = 2,
 ) -> float:
-    """`training_speedup` in its physical form on a machine that exists, without the overhead of switching.
+    """`training_speedup` in its physical form on a real machine, without the overhead of switching.
 
     Args:
-        operations, word_length, profile, other_bits: as in `profiled_inference_speedup`; here every row counts.
-            The other run goes forward at `other_bits`.
-        backward_bits, backward_factor: width of the backward pass of both runs, and its products for one in forward.
+        operations, word_length, profile, other_bits: as in `profiled_inference_speedup`, except that every row counts
+            and `other_bits` is the width of the other run's forward pass.
+        backward_bits: width of the backward pass of both runs.
+        backward_factor: products in the backward pass for each one in the forward pass.
 
     Raises:
-        TypeError: an argument that holds no numbers, or a profile that is none.
-        ValueError: a number out of its range, a width that the machine lacks, or shapes that do not fit.
+        TypeError, ValueError: as `profiled_inference_speedup`.
     """
-    _check_profile(profile)
-    counts = as_operations(operations)
-    lengths, _ = as_rows(word_length, 1.0, len(counts))
+    counts, lengths = _checked(operations, word_length, profile)
     backward = amount("backward_factor", backward_factor) / profile.rate(number("backward_bits", backward_bits))
     ours = (1 / profile.rate(lengths) + backward) @ counts
     other = (1 / profile.rate(number("other_bits", other_bits)) + backward) * counts.sum()
     return float(other / ours.mean())
 
 
-def _check_profile(profile: object) -> None:
+def _checked(operations: Operations, word_length: ArrayLike, profile: object) -> tuple[Array, Array]:
+    """Return the multiply-adds [layers] and the word lengths [rows, layers]."""
     if not isinstance(profile, HardwareProfile):
         raise TypeError(f"profile must be a HardwareProfile, such as adapt.perfmodel.A100, got {profile!r:.80}")
+    counts = as_operations(operations)
+    lengths, _ = as_rows(word_length, 1.0, len(counts))
+    return counts, lengths

@@ -3,9 +3,17 @@
 from typing import Literal
 
 import numpy as np
-from numpy.typing import ArrayLike
 
-from adapt.perfmodel.arrays import Array, Operations, amount, as_operations, bounded, check_count, fitting
+from adapt.perfmodel.checked_arrays import (
+    Array,
+    ArrayLike,
+    Operations,
+    amount,
+    as_operations,
+    bounded,
+    broadcastable,
+    check_count,
+)
 
 CostModel = Literal["linear", "quadratic"]
 
@@ -15,23 +23,23 @@ def multiplication_cost(
 ) -> Array:
     """AQT 4.1 and 4.2: M, the cost of multiplying numbers of a and b bits.
 
-    Linear, as on processors that exist: max(a, b). Quadratic, as the energy of a multiplier: a·b/16. So 16, 8 and 4
-    bits cost 16, 8 and 4 or 16, 4 and 1.
+    The linear model, max(a, b), follows the processors of today; the quadratic one, a·b/16, the energy of a multiplier.
+    So 16, 8 and 4 bits cost 16, 8 and 4 in the first and 16, 4 and 1 in the second.
 
     Args:
         weight_bits: a, above 0, of any shape.
-        activation_bits: b, likewise, of a shape that broadcasts; by default as many as the weights have.
+        activation_bits: b, above 0, of a shape that broadcasts with a's; by default a.
         model: "linear" or "quadratic".
 
     Raises:
-        TypeError: an argument that holds no numbers.
+        TypeError: an argument that is not numeric.
         ValueError: bits that are not above 0, shapes that do not broadcast, or another model.
     """
     bits = {"weight_bits": weight_bits, "activation_bits": weight_bits if activation_bits is None else activation_bits}
-    first, second = fitting(**bits)
+    first, second = broadcastable(**bits)
     for name, values in zip(bits, (first, second), strict=True):
         if not values.all():
-            raise ValueError(f"{name} must be above 0, got 0: a number without bits cannot be multiplied")
+            raise ValueError(f"{name} must be above 0, got 0: a number of 0 bits cannot be multiplied")
     if model == "linear":
         return np.maximum(first, second)
     if model == "quadratic":
@@ -50,12 +58,14 @@ def convolution_cost(
     """AQT 4.3, Cost_Conv2D: B·Kh·Kw·Aw·Ah·Cin·Cout·M (the paper prints Cin twice).
 
     Args:
-        kernel, output: height and width of the kernel and of the layer's output picture.
-        input_channels: those that one output channel sums, so channels/groups in a grouped convolution.
+        batch_size: B.
+        kernel, output: height and width of the kernel and of the layer's output.
+        input_channels: Cin, those that one output channel sums: channels/groups in a grouped convolution.
+        output_channels: Cout.
         multiplication: M, from `multiplication_cost`.
 
     Raises:
-        TypeError: an argument that is no number.
+        TypeError: an argument that is not a number.
         ValueError: a size below 1, M below 0, or a kernel or output without exactly two sides.
     """
     (kernel_height, kernel_width), (height, width) = _sides("kernel", kernel), _sides("output", output)
@@ -69,7 +79,7 @@ def dense_cost(batch_size: int, inputs: int, outputs: int, multiplication: float
     """AQT 4.3, Cost_Dense: B·Cin·Cout·M, M from `multiplication_cost`.
 
     Raises:
-        TypeError: an argument that is no number.
+        TypeError: an argument that is not a number.
         ValueError: a size below 1, or M below 0.
     """
     check_count("batch_size", batch_size)
@@ -86,14 +96,17 @@ def network_cost(
     batch_size: int = 1,
     model: CostModel = "linear",
 ) -> float:
-    """AQT 4.3: B·Σ_l ops·M, the layers' costs summed; ops is what `convolution_cost` and `dense_cost` spell out.
+    """AQT 4.3: B·Σ_l ops·M, the sum of `convolution_cost` and `dense_cost` over all layers.
 
     Args:
         operations: multiply-adds per sample [layers].
         weight_bits, activation_bits: one number or one per layer.
+        batch_size: B.
+        model: as in `multiplication_cost`.
 
     Raises:
-        ValueError: a number out of its range, or shapes that do not fit.
+        TypeError: an argument that is not numeric.
+        ValueError: a number out of its range, or shapes that do not match.
     """
     check_count("batch_size", batch_size)
     counts = as_operations(operations)
@@ -110,13 +123,13 @@ def weight_memory(numel: ArrayLike, weight_bits: ArrayLike) -> float:
     """AQT 4.3, Mem: Σ_l Kh·Kw·Cin·Cout·bits, in bits.
 
     Args:
-        numel: weights of each layer, or of each channel; weight_bits: their bits. Shapes that broadcast.
+        numel, weight_bits: the weights of each layer, or of each channel, and their bits. Shapes that broadcast.
 
     Raises:
-        TypeError: an argument that holds no numbers.
+        TypeError: an argument that is not numeric.
         ValueError: a number below 0 or not finite, or shapes that do not broadcast.
     """
-    sizes, bits = fitting(numel=numel, weight_bits=weight_bits)
+    sizes, bits = broadcastable(numel=numel, weight_bits=weight_bits)
     return float((sizes * bits).sum())
 
 

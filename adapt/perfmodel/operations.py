@@ -1,4 +1,4 @@
-"""ops^l: how many multiply-adds each weight takes part in, for one sample."""
+"""ops^l: the number of multiply-adds that each weight takes part in, for one sample."""
 
 from collections import defaultdict
 from collections.abc import Callable
@@ -10,7 +10,8 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from adapt.perfmodel.rehearsal import rehearse, samples_of, tensors_in, wrapper_prefix
+from adapt.perfmodel.dry_run import dry_run, wrapper_prefix
+from adapt.perfmodel.inputs import samples_of, tensors_in
 
 _aten = torch.ops.aten
 
@@ -19,30 +20,30 @@ def operations(model: nn.Module, *example_inputs: Any, batch_size: int | None = 
     """AdaPT 4.1.2, ops^l: multiply-adds of one forward pass per sample, keyed by the weight's parameter name.
 
     Every parameter of two or more dimensions has an entry, in the order of `model.named_parameters()`; the names are
-    those of the bare model, without what torch.compile, DistributedDataParallel or averaging put around it. Products
-    with padded zeros count. A weight used twice (tied, or in a module called twice) counts twice; weights that are put
-    together (torch.cat, torch.stack) share what they count by their elements. Embeddings, weights that only scale or
-    shift, and weights that forward does not use cost 0; products of activations with each other (attention scores) and
-    element-wise work belong to no weight and are left out. Work on weights alone, such as a low-rank product, is spread
-    over the samples and rounded.
+    those of the bare model, without the prefixes of torch.compile, DistributedDataParallel or averaging. Products
+    with padded zeros count. A weight used twice (tied, or in a module called twice) counts twice; weights that are
+    joined (torch.cat, torch.stack) share the count in proportion to their elements. Embeddings, weights that only scale
+    or shift, and weights that forward does not use cost 0; products of activations with each other (attention scores)
+    and element-wise work belong to no weight and are left out. Work on weights alone, such as a low-rank product, is
+    divided by the number of samples and rounded.
 
-    The model is not touched: a copy of its structure runs once in evaluation mode on the meta device, or, where
-    control flow needs values, a real copy does.
+    The model is left as it is: a copy of its structure runs once in evaluation mode on the meta device, or, where
+    control flow needs values, a copy with real values.
 
     Args:
         model: any module whose shapes are known.
         example_inputs: positional arguments of its forward: tensors, or containers of them.
-        batch_size: samples in `example_inputs`; by default the first dimension of every input tensor. Say it where
+        batch_size: samples in `example_inputs`; by default the first dimension of every input tensor. Give it where
             the batch is another dimension.
 
     Raises:
-        TypeError: `model` is no module, or a scripted one.
+        TypeError: `model` is not a module, or is scripted.
         ValueError: no example input, input tensors that disagree on the batch, or a lazy module without shape.
         RuntimeError: forward fails on the inputs, or finds layers in a way that a copy cannot follow, such as a global
-            name.
+            variable.
     """
     samples = samples_of(example_inputs, batch_size)
-    counter = rehearse(model, example_inputs, _MultiplyAdds)
+    counter = dry_run(model, example_inputs, _MultiplyAdds)
     return {name: round(count / samples) for name, count in counter.counts.items()}
 
 
@@ -50,22 +51,22 @@ class _Origin(NamedTuple):
     """What a tensor was computed from."""
 
     shares: dict[str, float]
-    """The weights and what part of the tensor is each one's, if no input takes part; none for activations."""
+    """Each weight's share of the tensor's elements; empty for an activation, which depends on an input."""
     product: bool = False
-    """Whether a matrix product of weights is behind it."""
+    """Whether the tensor depends on a matrix product of weights."""
 
 
 class _MultiplyAdds(TorchDispatchMode):
-    """Count the products of weights with activations by what every tensor comes from.
+    """Count the products of weights with activations, by tracking the origin of every tensor.
 
-    A tensor computed from weights alone (a transpose, a slice, a pruned or normalised weight) still is that weight;
-    what several weights were put together in is each one's by its share. Whatever depends on an input is an
-    activation. Anything else, such as a mask, is neither and has no origin.
+    A tensor computed from one weight alone (a transpose, a slice, a pruned or normalised weight) counts as that weight;
+    one that joins several weights belongs to each by its share. Whatever depends on an input is an activation. Anything
+    else, such as a mask, is neither and has no origin.
     """
 
     def __init__(self, model: nn.Module, inputs: tuple[Any, ...]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        # Imported late: it imports triton where that is installed.
+        # Imported here because it imports triton where that is installed.
         from torch.utils.flop_counter import flop_registry
 
         self._formulas: dict[Any, Callable[..., int]] = {**flop_registry, **_FORMULAS}
@@ -115,9 +116,9 @@ class _MultiplyAdds(TorchDispatchMode):
             self.counts[name] += share * multiply_adds
 
     def _enter_recurrent(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Count a whole LSTM, GRU or RNN here, because its kernels differ by device and have no formulas.
+        """Count a whole LSTM, GRU or RNN at once, because its kernels differ by device and have no formulas.
 
-        Every matrix meets each token of the sequence once.
+        Every matrix is multiplied with each token of the sequence once.
         """
         self._recurrent += 1
         sequence = args[0] if args else kwargs["input"]
@@ -133,17 +134,17 @@ class _MultiplyAdds(TorchDispatchMode):
 
 
 def _multiplied(operation: Any, origins: list[_Origin]) -> _Origin | None:
-    """The weight in a product: the last one, because learned inputs (queries) stand before the weight they meet."""
+    """The weight in a product: the last operand that is one, because learned inputs (queries) precede their weight."""
     if "attention" in str(operation):
         return None
-    # Queries computed from learned inputs are made of weights alone too, but their scores belong to no weight.
+    # Queries computed from learned inputs depend on weights alone too, but attention scores belong to no weight.
     batched = operation in (_aten.bmm, _aten.baddbmm, _aten.addbmm)
     weights = [origin for origin in origins if origin.shares and not (batched and origin.product)]
     return weights[-1] if weights else None
 
 
 def _combined(operation: Any, operands: list[tuple[Tensor, _Origin]], *, product: bool) -> _Origin | None:
-    """The origin of what is computed from these: an activation if one of them is, else the largest weight, or all."""
+    """The origin of a result: an activation if an operand is one, else the largest weight, or all that it joins."""
     if not operands:
         return None
     if any(not origin.shares for _, origin in operands):
@@ -176,7 +177,7 @@ _FORMULAS: dict[Any, Callable[..., int]] = {
     _aten.addbmm: _summed_batches,
     _aten._trilinear: _bilinear,
 }
-"""Floating-point operations (two per multiply-add) of products that torch's registry leaves out."""
+"""Floating-point operations (two per multiply-add) of the products that torch's registry lacks."""
 
 _JOINING = (_aten.cat, _aten.stack, _aten.block_diag)
-"""Operations that put their operands side by side."""
+"""Operations whose result holds the elements of all their operands."""

@@ -1,16 +1,15 @@
-"""What a quantised network costs beside the same network in float32: inference speedup, size and memory."""
+"""A quantised network compared with the same network in float32: inference speedup, size and memory."""
 
 import math
 
-from numpy.typing import ArrayLike
-
-from adapt.perfmodel.arrays import FLOAT32_BITS, Operations, as_operations, as_rows, as_weights
+from adapt.perfmodel.checked_arrays import FLOAT32_BITS, ArrayLike, Operations, as_operations, as_rows, as_weights
 
 
 def inference_speedup(operations: Operations, word_length: ArrayLike, nonzero: ArrayLike) -> float:
     """AdaPT table 6, SU: Σ ops·32 / Σ ops·sp·WL at the last row; above 1 is faster, ∞ where nothing is left.
 
-    It supposes hardware on which a bit less is work less and a zero costs nothing; `HardwareProfile` does not.
+    This assumes hardware on which every bit less saves work and zeros cost nothing; `profiled_inference_speedup` does
+    not.
 
     Args:
         operations: ops, multiply-adds per sample [layers].
@@ -18,8 +17,8 @@ def inference_speedup(operations: Operations, word_length: ArrayLike, nonzero: A
         nonzero: sp, share of weights that are not zero, 0 to 1, as `word_length`.
 
     Raises:
-        TypeError: an argument that holds no numbers.
-        ValueError: a number out of its range, or shapes that do not fit.
+        TypeError: an argument that is not numeric.
+        ValueError: a number out of its range, or shapes that do not match.
     """
     counts = as_operations(operations)
     lengths, shares = as_rows(word_length, nonzero, len(counts))
@@ -33,12 +32,12 @@ def size_ratio(word_length: ArrayLike, nonzero: ArrayLike, numel: ArrayLike | No
     Args:
         word_length: WL, bits, [rows, layers] or one row.
         nonzero: sp, share of weights that are not zero, 0 to 1, as `word_length`.
-        numel: weights of each layer [layers], by which the layers count: the physical figure. Without it all
-            layers count alike, as in the paper.
+        numel: weights of each layer [layers], by which the layers are weighted: the physical figure. Without it all
+            layers have the same weight, as in the paper.
 
     Raises:
-        TypeError: an argument that holds no numbers.
-        ValueError: a number out of its range, or shapes that do not fit.
+        TypeError: an argument that is not numeric.
+        ValueError: a number out of its range, or shapes that do not match.
     """
     lengths, shares = as_rows(word_length, nonzero)
     weights = as_weights(numel, lengths.shape[1])
@@ -48,15 +47,16 @@ def size_ratio(word_length: ArrayLike, nonzero: ArrayLike, numel: ArrayLike | No
 def memory_ratio(word_length: ArrayLike, nonzero: ArrayLike, numel: ArrayLike | None = None) -> float:
     """AdaPT 4.1.2, MEM: the mean over rows of Σ (sp·WL + 32) / Σ 32, ours over float32; between 1 and 2.
 
-    Training keeps the float32 master weights beside the quantised ones. Rows count alike, so a trace of every
-    k-th step will do.
+    Training keeps the float32 master weights in addition to the quantised ones. All rows have the same weight, so a
+    trace of every k-th step is enough.
 
     Args:
-        word_length, nonzero, numel: as in `size_ratio`; here every row counts.
+        word_length, nonzero, numel: as in `size_ratio`, except that every row counts.
+
 
     Raises:
-        TypeError: an argument that holds no numbers.
-        ValueError: a number out of its range, or shapes that do not fit.
+        TypeError: an argument that is not numeric.
+        ValueError: a number out of its range, or shapes that do not match.
     """
     lengths, shares = as_rows(word_length, nonzero)
     weights = as_weights(numel, lengths.shape[1])

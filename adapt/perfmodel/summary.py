@@ -1,4 +1,4 @@
-"""All figures of a run at once, from its trace; while it trains, for the price of the new rows."""
+"""All figures of a run, from its trace; while the run trains, an update costs no more than the new rows."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,13 +8,13 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from adapt.perfmodel.arrays import Array, as_operations, as_rows, as_weights
+from adapt.perfmodel.checked_arrays import Array, as_operations, as_rows, as_weights
 from adapt.perfmodel.ratios import inference_speedup, memory_ratio, size_ratio
 from adapt.perfmodel.training import Form, OtherRun, switching_cost, training_speedup
 
 
 class TraceLike(Protocol):
-    """What is read of a trace: `adapt.Trace` has it."""
+    """The part of `adapt.Trace` that the summary reads."""
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -54,7 +54,7 @@ class TraceLike(Protocol):
 
 @dataclass(frozen=True)
 class Summary:
-    """The figures of merit of a run, as the tables of AdaPT print them."""
+    """The figures of merit of a run, as in the tables of AdaPT."""
 
     training_speedup: float
     """SU over the run so far; above 1 is cheaper than the other run."""
@@ -65,11 +65,11 @@ class Summary:
     memory_ratio: float
     """MEM, mean over the run so far; from 1 to 2 times float32 training."""
     mean_word_length: float
-    """Bits of the average weight at the last row."""
+    """Word length averaged over all weights at the last row, in bits."""
     nonzero: float
     """Share of weights that are not zero at the last row, 0 to 1."""
     run_mean_word_length: float
-    """Bits of the average weight, mean over the run so far."""
+    """Word length averaged over all weights and over the run so far, in bits."""
     run_nonzero: float
     """Share of weights that are not zero, mean over the run so far, 0 to 1."""
 
@@ -77,25 +77,25 @@ class Summary:
 class RunningSummary:
     """The figures of a run whose trace may still grow: `RunningSummary(operations, batch_size=128).update(trace)`.
 
-    An update reads only the rows that are new. Rows count alike, so a trace of every k-th step will do.
+    An update reads only the new rows. All rows have the same weight, so a trace of every k-th step is enough.
 
     Args:
-        operations: multiply-adds per sample, by layer name, from `operations(model, batch)`; more names than the
-            trace has do no harm.
+        operations: multiply-adds per sample, by layer name, from `operations(model, batch)`; names that the trace
+            lacks are ignored.
         batch_size: samples in one micro-batch.
         accumulation: micro-batches per optimizer step.
-        steps: optimizer steps that the rows stand for together, for comparison with an `other` that took a different
+        steps: optimizer steps that the rows together represent, for comparison with an `other` that took a different
             number; by default from the spacing of the trace's steps.
         other: the run to compare training with; by default float32 training with the same steps and batches.
         backward_bits, backward_factor: as in `training_cost`.
-        form: "physical", or "paper" for the printed form, in which the layers' sizes do not count.
+        form: "physical", or "paper" for the printed form, which ignores the layers' sizes.
 
     Raises:
-        TypeError: an argument that holds no numbers, or operations without names.
+        TypeError: an argument that is not numeric, or operations without names.
         ValueError: a number out of its range.
     """
 
-    # Of the rows read: how many they are, and the sums over them of the overhead, sp·WL, WL and sp.
+    # The number of rows read, and the sums over them of the overhead, sp·WL, WL and sp.
     _rows: int
     _overhead: float
     _bits: Array
@@ -129,12 +129,12 @@ class RunningSummary:
             backward_factor=backward_factor,
             form=form,
         )
-        # Bad settings are found before training rather than at its first row.
+        # Refuses bad settings before training rather than at its first row.
         self._training_speedup(as_operations(self._operations), 32, 1.0, steps=steps)
         self._start(())
 
     def update(self, trace: TraceLike) -> Summary:
-        """Read the trace's new rows and answer the figures of the run so far.
+        """Read the trace's new rows and return the figures of the run so far.
 
         Raises:
             ValueError: the trace has no rows or fewer than at the last update, or `operations` lacks a layer.
@@ -150,7 +150,7 @@ class RunningSummary:
         lengths, shares = as_rows(trace.word_length[-1:], trace.nonzero[-1:])
         numel = trace.numel if self._by_size else None
         by_element = as_weights(trace.numel, len(self._layers))
-        # Costs and memory are linear in sp·WL, so its mean stands for all rows.
+        # Costs and memory are linear in sp·WL, so its mean represents all rows.
         mean_bits = self._bits / rows
         return Summary(
             training_speedup=self._training_speedup(
@@ -170,12 +170,12 @@ class RunningSummary:
         )
 
     def _start(self, layers: tuple[str, ...]) -> None:
-        """Begin with no rows: at first, and again when layers joined the run, which changes every row."""
+        """Start without rows: at first, and again when layers have joined the run, which changes every row."""
         missing = [name for name in layers if name not in self._operations]
         if missing:
             raise ValueError(
                 f"operations has no entry for the layer {missing[0]!r}: count them with operations(model, batch), and "
-                "add 0 for a weight without products"
+                "add 0 for a weight that is in no product"
             )
         self._layers = layers
         self._counts = [self._operations[name] for name in layers]
@@ -196,6 +196,6 @@ class RunningSummary:
 
 
 def _steps(step: NDArray[np.int64]) -> int:
-    """Optimizer steps that evenly spaced rows stand for, wherever the count began."""
+    """Optimizer steps that evenly spaced rows represent, whatever number the first has."""
     rows = len(step)
     return rows if rows < 2 else round(rows * (int(step[-1]) - int(step[0])) / (rows - 1))

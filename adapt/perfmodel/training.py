@@ -1,23 +1,23 @@
-"""What a training run costs: AdaPT eq. 6 to 9 and the speedup SU, in bit operations per multiply-add."""
+"""The cost of a training run: AdaPT eq. 6 to 9 and the speedup SU, in bit operations per multiply-add."""
 
 import math
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from numpy.typing import ArrayLike
 
-from adapt.perfmodel.arrays import (
+from adapt.perfmodel.checked_arrays import (
     FLOAT32_BITS,
     Array,
+    ArrayLike,
     Operations,
     amount,
     as_operations,
     as_rows,
     as_tables,
     bounded,
+    broadcastable,
     check_count,
-    fitting,
 )
 
 Form = Literal["physical", "paper"]
@@ -27,12 +27,13 @@ def push_down_operations(numel: ArrayLike, resolution: ArrayLike) -> Array:
     """AdaPT eq. 6: ops_pd ≤ 2·log₂(32 − 8)·r·3·numel, the operations of one push-down.
 
     Args:
-        numel: weights of the layer; resolution: r, histogram bins. Both of any shapes that broadcast.
+        numel, resolution: weights of the layer, and r, histogram bins. Shapes that broadcast.
 
     Raises:
-        TypeError, ValueError: what is no finite number ≥ 0, or shapes that do not broadcast.
+        TypeError: an argument that is not numeric.
+        ValueError: a number below 0 or not finite, or shapes that do not broadcast.
     """
-    sizes, bins = fitting(numel=numel, resolution=resolution)
+    sizes, bins = broadcastable(numel=numel, resolution=resolution)
     return np.asarray(2 * math.log2(32 - 8) * bins * 3 * sizes)
 
 
@@ -40,12 +41,13 @@ def push_up_operations(numel: ArrayLike, lookback: ArrayLike) -> Array:
     """AdaPT eq. 7: ops_pu ≤ (lb + 1)·numel + 1, the operations of one push-up.
 
     Args:
-        numel: weights of the layer; lookback: lb, gradients in the window. Both of any shapes that broadcast.
+        numel, lookback: weights of the layer, and lb, gradients in the window. Shapes that broadcast.
 
     Raises:
-        TypeError, ValueError: what is no finite number ≥ 0, or shapes that do not broadcast.
+        TypeError: an argument that is not numeric.
+        ValueError: a number below 0 or not finite, or shapes that do not broadcast.
     """
-    sizes, window = fitting(numel=numel, lookback=lookback)
+    sizes, window = broadcastable(numel=numel, lookback=lookback)
     return np.asarray((window + 1) * sizes + 1)
 
 
@@ -61,22 +63,22 @@ def training_cost(
 ) -> float:
     """AdaPT eq. 8: Σ_i Σ_l ops·(sp·WL + backward), in bits × multiply-adds per sample.
 
-    In the paper's form backward is factor·32/accs. In the physical form it is factor·32, because backward runs on
-    every accumulated micro-batch.
+    With b = `backward_factor`·`backward_bits`, backward is b/accs in the paper's form, and b in the physical form,
+    because the backward pass runs on every micro-batch.
 
     Args:
         operations: ops, multiply-adds per sample [layers].
-        word_length: WL, bits, [rows, layers], a row per step; one row or one number will do.
+        word_length: WL, bits, [rows, layers], a row per step, or one row or one number.
         nonzero: sp, share of weights that are not zero, 0 to 1, as `word_length`.
-        accumulation: accs, micro-batches per optimizer step. It acts in the paper's form only.
+        accumulation: accs, micro-batches per optimizer step. It matters in the paper's form only.
         backward_bits: bits of the backward pass, whose operands are not quantised.
-        backward_factor: products in backward for one in forward; by default 1 in the paper's form and 2 in the
-            physical one (the gradients of the inputs and of the weights).
+        backward_factor: products in the backward pass for each one in the forward pass; by default 1 in the paper's
+            form and 2 in the physical one (the gradients of the inputs and of the weights).
         form: "paper" or "physical".
 
     Raises:
-        TypeError: an argument that holds no numbers.
-        ValueError: a number out of its range, or shapes that do not fit.
+        TypeError: an argument that is not numeric.
+        ValueError: a number out of its range, or shapes that do not match.
     """
     _check_form(form)
     counts = as_operations(operations)
@@ -95,7 +97,7 @@ def switching_cost(
 ) -> float:
     """AdaPT eq. 9: Σ_i Σ_l 32·(sp·ops_pd + ops_pu)/(accs·lb), in bits × operations, whatever the batch size.
 
-    A switch happens every lb optimizer steps; here every step bears its part. A layer whose lookback is 0 keeps no
+    A switch happens every lb optimizer steps; its cost is spread evenly over them. A layer whose lookback is 0 keeps no
     window and never switches: it costs nothing.
 
     Args:
@@ -104,8 +106,8 @@ def switching_cost(
         accumulation: accs, micro-batches per optimizer step.
 
     Raises:
-        TypeError: an argument that holds no numbers.
-        ValueError: a number out of its range, or shapes that do not fit.
+        TypeError: an argument that is not numeric.
+        ValueError: a number out of its range, or shapes that do not match.
     """
     sizes = np.atleast_1d(bounded("numel", numel, 0.0, math.inf))
     if sizes.ndim > 1:
@@ -125,13 +127,14 @@ def switching_cost(
 
 @dataclass(frozen=True)
 class OtherRun:
-    """The run that a training run is compared with. As it stands: float32 training.
+    """The run that a training run is compared with; by default it trains in float32.
 
     Args:
         steps: optimizer steps that it took.
         batch_size: samples in one micro-batch.
         accumulation: micro-batches per optimizer step.
-        word_length: bits, [rows, layers] or one row or number. Rows count alike and stand for all steps together.
+        word_length: bits, [rows, layers] or one row or number. All rows have the same weight and together represent
+            all steps.
         nonzero: share of weights that are not zero, as `word_length`.
         operations: its multiply-adds per sample, where it trains another network.
     """
@@ -164,23 +167,23 @@ def training_speedup(
 ) -> float:
     """AdaPT 4.1.2, SU: the other run's cost over ours; above 1, ours is cheaper.
 
-    In the physical form bs_other·train_other / (bs·train_ours + overhead): costs are per sample, the overhead of
-    switching is per step. In the paper's form (bs_other·train_other)/(bs·(train_ours + overhead)), as printed.
-    The other run bears no overhead. Rows count alike, so a trace of every k-th step will do.
+    The physical form is bs_other·train_other / (bs·train_ours + overhead): costs are per sample, the overhead of
+    switching is per step. The paper prints (bs_other·train_other)/(bs·(train_ours + overhead)). The other run has no
+    overhead. All rows have the same weight, so a trace of every k-th step is enough.
 
     Args:
-        operations, word_length, nonzero, backward_bits, backward_factor: as in `training_cost`. A backward factor
-            of 1 gives the figure that compares with the paper's tables in either form.
+        operations, word_length, nonzero, backward_bits, backward_factor: as in `training_cost`. With a backward factor
+            of 1 the figure is comparable with the paper's tables in either form.
         batch_size: bs, samples in one micro-batch.
         overhead: `switching_cost` of the same rows, with the same `accumulation`.
         accumulation: accs, micro-batches per optimizer step.
-        steps: optimizer steps that the rows stand for together; as many as there are rows by default.
-        other: what to compare with; by default the same network trained in float32 with the same steps and batches.
+        steps: optimizer steps that the rows together represent; by default the number of rows.
+        other: the run to compare with; by default the same network trained in float32 with the same steps and batches.
         form: "physical" or "paper".
 
     Raises:
-        TypeError: an argument that holds no numbers.
-        ValueError: a number out of its range, or shapes that do not fit.
+        TypeError: an argument that is not numeric.
+        ValueError: a number out of its range, or shapes that do not match.
     """
     if not isinstance(other, OtherRun | None):
         raise TypeError(f"other must be an OtherRun or None, got {other!r:.80}")
@@ -194,7 +197,7 @@ def training_speedup(
         other = OtherRun(steps, batch_size, accumulation)
 
     def cost_per_sample(run: OtherRun) -> tuple[float, int]:
-        """Mean cost of a row, and the samples that the whole run saw."""
+        """Return the mean cost of a row, and the samples that the whole run saw."""
         rows, _ = as_rows(run.word_length, run.nonzero)
         cost = training_cost(
             counts if run.operations is None else run.operations,

@@ -1,7 +1,7 @@
 """What a policy is, what it is shown of a training step, and what it answers."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import MISSING, Field, dataclass, fields, replace
 from typing import Any, Protocol, TypeVar, get_args, get_type_hints
 
 import numpy as np
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from adapt.numerics import LayerFormat, pack_formats, unpack_formats
+from adapt.trace import Column
 
 Format = LayerFormat
 
@@ -67,6 +68,9 @@ class Policy(Protocol[S]):
 
     A policy is a frozen dataclass of hyperparameters. It holds no state of its own, so one policy object may
     serve several runs.
+
+    It may have an attribute `columns`, a mapping from names to `adapt.trace.Column`: columns of the trace beside those
+    that every trace has. They are saved with the trace and go to the loggers, TensorBoard and `adapt report`.
     """
 
     @property
@@ -103,7 +107,16 @@ class Policy(Protocol[S]):
         """Answer the state after one step. A layer's `gradients` is 0 where its window ended in this step."""
 
     def record(self, state: S) -> dict[str, NDArray[Any]]:
-        """Answer the policy's columns of the trace, of lookback, resolution, diversity and divergence, [layers]."""
+        """Return values of the trace, each [layers]: of its lookback, resolution, diversity, divergence and `columns`.
+
+        Columns that are left out get their defaults.
+        """
+
+
+def columns_of(policy: Policy[Any]) -> Mapping[str, Column[Any]]:
+    """Return the columns of the trace that the policy brings; none if it says nothing of them."""
+    columns: Mapping[str, Column[Any]] = getattr(policy, "columns", {})
+    return columns
 
 
 def carry(old: S, fresh: S, places: Mapping[int, int]) -> S:
@@ -130,7 +143,7 @@ def carry(old: S, fresh: S, places: Mapping[int, int]) -> S:
 
 
 def pack(state: State) -> dict[str, Any]:
-    """Answer the state as plain lists, numbers, strings and tensors, fit for `torch.load(weights_only=True)`."""
+    """Return the state as plain lists, numbers, strings and tensors, fit for `torch.load(weights_only=True)`."""
     packed: dict[str, Any] = {}
     for field in fields(state):
         value = getattr(state, field.name)
@@ -143,41 +156,66 @@ def pack(state: State) -> dict[str, Any]:
     return packed
 
 
-def unpack(packed: Mapping[str, Any], fresh: S, layers: int) -> S:
-    """Answer the state that `pack` wrote, for `layers` layers; `fresh` is a state of the same policy.
+def unpack(packed: Mapping[str, Any], fresh: S, layers: int, *, release: str | None = None) -> S:
+    """Return the state that `pack` wrote, in this version or an earlier one.
+
+    A field that the state lacks, because the policy got it later, takes its default in the dataclass; the default of
+    an array is one number, which every layer gets.
+
+    Args:
+        packed: what `pack` returned.
+        fresh: a state of the same policy.
+        layers: how many layers the state is for.
+        release: the release of adapt that wrote the state, if known, for the error's message.
 
     Raises:
-        ValueError: a field is missing, unknown, of another kind or size than the policy's, or holds what no run comes
-            to.
+        ValueError: a field without a default is missing, or a field is unknown, of another type or size than the
+            policy's, or holds what no run can reach.
     """
-    names = {field.name for field in fields(fresh)}
-    if names != set(packed):
-        raise ValueError(f"the policy's state should have the fields {sorted(names)}, got {sorted(packed)}")
-    changes: dict[str, Any] = {}
-    for name in names:
-        value, model = packed[name], getattr(fresh, name)
-        if name == "formats":
-            if not isinstance(value, list) or len(value) != layers:
-                raise ValueError(
-                    f"the policy's state should list a format for each of {layers} layers, got {value!r:.80}"
-                )
-            changes[name] = unpack_formats(value)
-        elif isinstance(model, np.ndarray):
-            array = value.numpy() if isinstance(value, Tensor) else None
-            if array is None or array.dtype != model.dtype or array.shape != (layers, *model.shape[1:]):
-                raise ValueError(f"the policy's {name!r} should be {model.dtype} [{layers}], got {value!r:.80}")
-            if np.isnan(array).any() and not np.isnan(model).any():
-                raise ValueError(f"the policy's {name!r} should be numbers, but holds NaN")
-            changes[name] = array.copy()
-        elif isinstance(model, tuple):
-            kind = get_args(get_type_hints(type(fresh))[name])[0]
-            if not isinstance(value, list) or not all(type(item) is kind for item in value):
-                raise ValueError(f"the policy's {name!r} should be a list of {kind.__name__}, got {value!r:.80}")
-            changes[name] = tuple(value)
-        else:
-            if type(value) is not type(model):
-                raise ValueError(f"the policy's {name!r} should be a {type(model).__name__}, got {value!r:.80}")
-            changes[name] = value
+    known, kind = {field.name: field for field in fields(fresh)}, type(fresh).__name__
+    if unknown := sorted(map(ascii, set(packed) - set(known))):
+        writer = f"adapt {release}, which wrote it," if release else "the release that wrote it"
+        raise ValueError(
+            f"the policy's state holds {', '.join(unknown):.200}, which {kind} of this release does not know: "
+            f"load it with {writer} or a later one"
+        )
+    changes = {
+        name: _unpacked(name, packed[name], fresh, layers) if name in packed else _default(field, fresh, layers)
+        for name, field in known.items()
+    }
     state = replace(fresh, **changes)
     state.check()
     return state
+
+
+def _default(field: Field[Any], fresh: State, layers: int) -> Any:
+    """Return the default of a field that a state lacks."""
+    default = field.default if field.default_factory is MISSING else field.default_factory()
+    if default is MISSING:
+        raise ValueError(f"the policy's state lacks {field.name!r}, without which {type(fresh).__name__} cannot go on")
+    model = getattr(fresh, field.name)
+    return np.full((layers, *model.shape[1:]), default, model.dtype) if isinstance(model, np.ndarray) else default
+
+
+def _unpacked(name: str, value: Any, fresh: State, layers: int) -> Any:
+    """Return a field's value, if it is of the type and size that `fresh` has."""
+    model = getattr(fresh, name)
+    if name == "formats":
+        if not isinstance(value, list) or len(value) != layers:
+            raise ValueError(f"the policy's state should list a format for each of {layers} layers, got {value!r:.80}")
+        return unpack_formats(value)
+    if isinstance(model, np.ndarray):
+        array = value.numpy() if isinstance(value, Tensor) else None
+        if array is None or array.dtype != model.dtype or array.shape != (layers, *model.shape[1:]):
+            raise ValueError(f"the policy's {name!r} should be {model.dtype} [{layers}], got {value!r:.80}")
+        if np.isnan(array).any() and not np.isnan(model).any():
+            raise ValueError(f"the policy's {name!r} should be numbers, but holds NaN")
+        return array.copy()
+    if isinstance(model, tuple):
+        item = get_args(get_type_hints(type(fresh))[name])[0]
+        if not isinstance(value, list) or not all(type(element) is item for element in value):
+            raise ValueError(f"the policy's {name!r} should be a list of {item.__name__}, got {value!r:.80}")
+        return tuple(value)
+    if type(value) is not type(model):
+        raise ValueError(f"the policy's {name!r} should be a {type(model).__name__}, got {value!r:.80}")
+    return value

@@ -1,10 +1,10 @@
-"""Arrays in an npz file: written whole or not at all, read back without trusting a byte."""
+"""Arrays and texts in an npz file or a state dict: written completely or not at all, read without trusting a byte."""
 
 import math
 import os
 import sys
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,96 +12,141 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+import adapt
 from adapt.files import replacing
 
 EXPANSION_LIMIT = 2**30
-"""Bytes that a file may unpack to when it is smaller than that itself."""
+"""Bytes that a file may unpack to when the file itself is smaller."""
 
 LONGEST_TEXT = 1024
-"""Characters of one element of a text array."""
+"""Characters of one text."""
+
+NUMBERS = ("int8", "int16", "int32", "int64", "float32", "float64")
+"""Types of the arrays of numbers."""
+
+Content = dict[str, NDArray[Any] | list[str]]
+"""Arrays of numbers and lists of texts, by name."""
 
 Layout = Mapping[str, tuple[np.dtype[Any] | None, tuple[str, ...]]]
-"""Type (None: text) and named extents of every array; extents of one name are equal in all arrays."""
+"""Type (None: texts) and named extents of each member; extents of the same name must be equal."""
 
 
-def write(path: Path, arrays: Mapping[str, NDArray[Any]], *, version: int) -> None:
-    """Write the arrays and the version of their layout. The file appears complete or not at all.
+def write(path: Path, content: Content, *, version: int) -> None:
+    """Write the content, the version of its layout and the release that wrote it. The file appears complete or not.
 
     Raises:
         OSError: the folder does not exist or cannot be written.
     """
-    # A file may unpack to EXPANSION_LIMIT or to its own size; what is larger is therefore left unpacked.
-    small = sum(array.nbytes for array in arrays.values()) + 1024 * len(arrays) <= EXPANSION_LIMIT
+    arrays = {name: np.array(value, "<U") if isinstance(value, list) else value for name, value in content.items()}
+    # A file may unpack to EXPANSION_LIMIT or to its own size, so larger content is stored without compression.
+    small = sum(array.nbytes for array in arrays.values()) + 1024 * (len(arrays) + 2) <= EXPANSION_LIMIT
     save = np.savez_compressed if small else np.savez
-    members: dict[str, Any] = {"version": np.array(version, dtype="<i8"), **arrays}
+    members: dict[str, Any] = {"version": np.array(version, "<i8"), "release": np.array(adapt.__version__), **arrays}
     with replacing(path) as file:
         save(file, allow_pickle=False, **members)
 
 
-def read(path: Path, layout: Layout, *, version: int) -> dict[str, NDArray[Any]]:
-    """Read the arrays of a file that `write` made, after everything that it declares agrees with the layout.
+def read(path: Path, *, version: int) -> Content:
+    """Return the content of a file that `write` made, with a layout of this version or an earlier one.
 
-    Nothing in the file is executed, and memory is taken for what is really there.
+    Nothing in the file is executed, and no more memory is used than the file's content needs. The caller must `check`
+    names, types and shapes.
 
     Raises:
         OSError: the file cannot be opened.
-        ValueError: it is not such a file, complete and of this version.
+        ValueError: the file is damaged, was not made by `write`, or needs a newer release.
     """
     with path.open("rb") as file:
         # Broken archives raise a dozen kinds of exceptions, from struct.error to RecursionError.
         try:
             with zipfile.ZipFile(file) as archive:
                 _check_sizes(archive, file.seek(0, os.SEEK_END))
-                found = int(_read_member(archive, "version", np.dtype("<i8"), (), {}))
-                check_version(found, version)
                 names = [member.filename.removesuffix(".npy") for member in archive.infolist()]
-                check_names(names, {"version", *layout})
-                extents: dict[str, int] = {}
-                return {name: _read_member(archive, name, *expected, extents) for name, expected in layout.items()}
+                if len(set(names)) < len(names):
+                    raise ValueError("it holds something twice")
+                found = _read_member(archive, "version")
+                if found.dtype != np.int64 or found.shape != ():
+                    raise ValueError(f"version holds {found.dtype} {list(found.shape)}, expected one int64")
+                release = _read_member(archive, "release").tolist() if "release" in names else None
+                _check_version(int(found), version, release_of({"release": release}))
+                arrays = {name: _read_member(archive, name) for name in names if name not in ("version", "release")}
         except Exception as error:
             raise ValueError(str(error)[:300] or type(error).__name__) from error
+    return {name: array.tolist() if array.dtype.kind == "U" else array for name, array in arrays.items()}
 
 
-def from_state(state: Mapping[str, Any], layout: Layout, *, version: int) -> dict[str, NDArray[Any]]:
-    """The number arrays of a state dict that holds the layout's members, its arrays as tensors, and its version.
-
-    Raises:
-        TypeError: an array is no tensor.
-        ValueError: a member is missing or too much, or the version is another.
-    """
-    check_names(state, {"version", *layout})
-    check_version(state["version"], version)
-    arrays = {}
-    for name in (name for name, (dtype, _) in layout.items() if dtype is not None):
-        if not isinstance(state[name], torch.Tensor):
-            raise TypeError(f"state[{name!r}] must be a tensor, got {type(state[name]).__name__}")
-        arrays[name] = state[name].detach().cpu().numpy()
-    return arrays
+def to_state(content: Content, *, version: int) -> dict[str, Any]:
+    """Return a copy as plain integers, texts and tensors: what `torch.load(…, weights_only=True)` reads back."""
+    copies = {
+        name: list(value) if isinstance(value, list) else torch.from_numpy(value.copy())
+        for name, value in content.items()
+    }
+    return {"version": version, "release": adapt.__version__, **copies}
 
 
-def check_names(names: Iterable[object], expected: set[str]) -> None:
-    """Refuse any other set of names, and a name that comes twice.
+def from_state(state: Mapping[str, Any], *, version: int) -> dict[str, Any]:
+    """Return the content of what `to_state` returned in this version or an earlier one. The caller must `check` it.
 
     Raises:
-        ValueError: the message tells what is missing or too much.
+        ValueError: the state has no version, or needs a newer release.
     """
-    found = list(names)
-    wrong = sorted(ascii(name) for name in expected ^ set(found))
+    if not isinstance(state, Mapping) or "version" not in state:
+        raise ValueError("it has no version")
+    _check_version(state["version"], version, release_of(state))
+    return {
+        name: value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else value
+        for name, value in state.items()
+        if name not in ("version", "release")
+    }
+
+
+def release_of(state: object) -> str | None:
+    """Return the release of adapt that wrote a state, if it says so in a few printable characters."""
+    release = state.get("release") if isinstance(state, Mapping) else None
+    return release if isinstance(release, str) and release.isprintable() and 0 < len(release) <= 40 else None
+
+
+def check(content: Mapping[str, Any], layout: Layout) -> None:
+    """Refuse content that does not have exactly the members, types and shapes of the layout.
+
+    Raises:
+        TypeError: a member is neither an array nor a list of texts.
+        ValueError: a member is missing, surplus, or of another type or shape.
+    """
+    wrong = sorted(ascii(name) for name in set(layout) ^ set(content))
     if wrong:
-        everything = ", ".join(sorted(expected))
-        raise ValueError(f"it must hold exactly {everything}; missing or too much: {', '.join(wrong)}"[:500])
-    if len(found) > len(expected):
-        raise ValueError("it holds something twice")
+        expected = ", ".join(sorted(layout))
+        raise ValueError(f"it must hold exactly {expected}; missing or too much: {', '.join(wrong)}"[:500])
+    extents: dict[str, int] = {}
+    for name, (dtype, shape) in layout.items():
+        value = content[name]
+        if dtype is None:
+            if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+                raise TypeError(f"{name} must be a list of texts, got {value!r:.80}")
+            found: tuple[int, ...] = (len(value),)
+        else:
+            if not isinstance(value, np.ndarray):
+                raise TypeError(f"{name} must be an array (in a state, a tensor), got {type(value).__name__}")
+            if value.dtype != dtype:
+                raise ValueError(f"{name} holds {value.dtype}, expected {dtype}")
+            found = value.shape
+        if len(found) != len(shape) or any(
+            extents.setdefault(extent, length) != length for extent, length in zip(shape, found, strict=True)
+        ):
+            expected = ", ".join(str(extents.get(extent, extent)) for extent in shape)
+            raise ValueError(f"{name} has the shape {found}, expected [{expected}]")
 
 
-def check_version(found: object, version: int) -> None:
-    """Refuse every other version.
-
-    Raises:
-        ValueError: the message tells both versions.
-    """
-    if isinstance(found, bool) or not isinstance(found, int) or found != version:
-        raise ValueError(f"its version is {found!r}, this release reads version {version}")
+def _check_version(found: object, version: int, release: str | None) -> None:
+    """Refuse what a later version wrote, naming the release that wrote it where that is known."""
+    if isinstance(found, bool) or not isinstance(found, int) or found < 1:
+        raise ValueError(f"its version is {found!r:.80}, but versions are whole numbers from 1")
+    if found > version:
+        writer = f"adapt {release}, which wrote it," if release else "the release that wrote it"
+        raise ValueError(
+            f"its version is {found}, and adapt {adapt.__version__} reads versions up to {version}: "
+            f"install {writer} or a later one"
+        )
 
 
 def _check_sizes(archive: zipfile.ZipFile, size: int) -> None:
@@ -113,37 +158,24 @@ def _check_sizes(archive: zipfile.ZipFile, size: int) -> None:
         raise ValueError("it is packed by an unexpected method")
 
 
-def _read_member(
-    archive: zipfile.ZipFile,
-    name: str,
-    dtype: np.dtype[Any] | None,
-    shape: tuple[str, ...],
-    extents: dict[str, int],
-) -> NDArray[Any]:
-    """One array of the archive; extents that are seen for the first time are noted, the others must agree."""
+def _read_member(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
+    """Return one array of the archive, after its size has been found to be what its header declares."""
     member = archive.getinfo(f"{name}.npy")
     with archive.open(member) as stream:
         if np.lib.format.read_magic(stream) != (1, 0):
             raise ValueError(f"{name} is stored in an unknown way")
-        found_shape, transposed, found = np.lib.format.read_array_header_1_0(stream)
-        text = found.kind == "U" and found.str.startswith("<") and 0 < found.itemsize <= 4 * LONGEST_TEXT
-        if (found != dtype) if dtype is not None else not text:
-            raise ValueError(f"{name} holds {found}, expected {dtype or 'text'}")
-        if len(found_shape) != len(shape) or any(
-            extents.get(extent, found_extent) != found_extent
-            for extent, found_extent in zip(shape, found_shape, strict=True)
-        ):
-            expected = ", ".join(str(extents.get(extent, extent)) for extent in shape)
-            raise ValueError(f"{name} has the shape {found_shape}, expected [{expected}]")
-        count = math.prod(found_shape) * found.itemsize
-        if transposed or min(found_shape, default=0) < 0 or stream.tell() + count != member.file_size:
+        shape, transposed, dtype = np.lib.format.read_array_header_1_0(stream)
+        text = dtype.kind == "U" and dtype.str.startswith("<") and 0 < dtype.itemsize <= 4 * LONGEST_TEXT
+        if not text and dtype not in map(np.dtype, NUMBERS):
+            raise ValueError(f"{name} holds {dtype}, expected texts of up to {LONGEST_TEXT} characters or numbers")
+        size = math.prod(shape) * dtype.itemsize
+        if transposed or min(shape, default=0) < 0 or stream.tell() + size != member.file_size:
             raise ValueError(f"{name} does not have the size that its header declares")
-        content = stream.read(count)
-        # Reading on to the end is what makes zipfile compare the checksum.
-        if len(content) != count or stream.read(1):
+        content = stream.read(size)
+        # zipfile compares the checksum only when the end is reached.
+        if len(content) != size or stream.read(1):
             raise ValueError(f"{name} ends early")
-    # NumPy breaks off with SystemError where it makes strings of such numbers.
-    if dtype is None and np.ndarray(count // 4, "<u4", content).max(initial=0) > sys.maxunicode:
+    # NumPy raises SystemError when it turns such numbers into strings.
+    if text and np.ndarray(size // 4, "<u4", content).max(initial=0) > sys.maxunicode:
         raise ValueError(f"{name} holds numbers that are no characters")
-    extents.update(zip(shape, found_shape, strict=True))
-    return np.ndarray(found_shape, dtype=found, buffer=content)
+    return np.ndarray(shape, dtype=dtype, buffer=content)

@@ -1,50 +1,173 @@
-"""The columns of a trace: what may stand in them, and how a file holds them."""
+"""The columns of a trace: which values they may hold, and how a file describes them."""
 
-import math
+from __future__ import annotations
+
+import json
+import re
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, Generic, NoReturn, Protocol, Self, TypeVar, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from adapt.numerics import HIGHEST_FRACTION, LONGEST_WORD, LOWEST_FRACTION
-from adapt.trace import archive
-from adapt.trace.archive import LONGEST_TEXT
+from adapt.arguments import is_number
+from adapt.trace.archive import LONGEST_TEXT, NUMBERS
+
+T = TypeVar("T", bound=np.generic)
+
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
+_TAKEN = ("self", "layers", "columns", "numel", "step", "version", "release")
+"""What files and `Trace.append` call something else."""
 
 
-class Column(NamedTuple):
-    """One number for every layer and row, between `low` and `high`."""
+_LIMITS = ("low", "high", "float32", "default", "nan")
+"""What a file says of a column beside its name and type."""
 
-    dtype: np.dtype[Any]
+
+class _Rows(Protocol):
+    def __getitem__(self, name: str) -> NDArray[Any]: ...
+
+
+@dataclass(frozen=True)
+class Column(Generic[T]):
+    """One number for every row and layer of a trace. `Trace` declares its own; a policy may bring more.
+
+    As a class attribute it reads the column of an instance: `trace.word_length` is `trace["word_length"]`.
+
+    Args:
+        dtype: NumPy type of the numbers: a signed integer, float32 or float64.
+        low, high: the smallest and the largest value, inclusive.
+        float32: the value that describes a layer that runs in float32 and is not watched.
+        default: the value of rows that have none: those of a file that lacks the column, or of a caller that does not
+            give it. None: every row must have one.
+        nan: whether NaN, for "not measured yet", is a value too. Lightning's loggers leave out such a column.
+        doc: what the numbers mean, and their unit.
+
+    Raises:
+        TypeError, ValueError: the type is another one, or a value is outside the range.
+    """
+
+    dtype: type[T]
     low: float
     high: float
     float32: float
-    """The value that describes a layer which ran in float32 and was not watched."""
-    missing: bool = False
-    """Whether NaN, for "not measured yet", is a value."""
+    default: float | None = None
+    nan: bool = False
+    doc: str = ""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.dtype, type) or np.dtype(self.dtype).name not in NUMBERS:
+            raise TypeError(f"dtype must be one of NumPy's {', '.join(NUMBERS)}, got {self.dtype!r:.80}")
+        if not isinstance(self.nan, bool) or (self.nan and self.is_integer):
+            raise ValueError(f"nan must be True or False, and False for integers, got {self.nan!r:.80}")
+        for name in ("low", "high", "float32", "default"):
+            object.__setattr__(self, name, self._number(name, getattr(self, name)))
+        if not self.low <= self.high:
+            raise ValueError(f"low must be at most high, got {self.low:g} and {self.high:g}")
+        for name, value in (("float32", self.float32), ("default", self.default)):
+            if value is not None and not (self.low <= value <= self.high or (self.nan and value != value)):
+                raise ValueError(f"{name} must lie between low and high, or be NaN with nan=True, got {value:g}")
+        # This is what help(Trace) shows of the attribute.
+        object.__setattr__(self, "__doc__", f"{self.doc}; {np.dtype(self.dtype)} [rows, layers].")
+
+    def _number(self, name: str, value: object) -> float | None:
+        """Return the value as Python's int in a column of integers, as its float in another."""
+        if value is None and name == "default":
+            return None
+        try:
+            if not is_number(value) or (value != value and name in ("low", "high")):
+                raise ValueError("no number")
+            if not self.is_integer:
+                return float(value)
+            limits = np.iinfo(np.dtype(self.dtype))
+            if not limits.min <= value <= limits.max or value != int(value):
+                raise ValueError(f"no {limits.dtype}")
+            return int(value)
+        except (ValueError, OverflowError) as error:
+            dtype = np.dtype(self.dtype)
+            raise ValueError(f"{name} must be a number that {dtype} can hold, got {value!r:.80}") from error
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        object.__setattr__(self, "_name", name)
+
+    @overload
+    def __get__(self, trace: None, owner: type) -> Self: ...
+    @overload
+    def __get__(self, trace: _Rows, owner: type) -> NDArray[T]: ...
+    def __get__(self, trace: _Rows | None, owner: type) -> Self | NDArray[T]:
+        return self if trace is None else trace[self._name]  # type: ignore[attr-defined]
+
+    def __set__(self, trace: object, value: object) -> NoReturn:
+        raise AttributeError("the columns of a trace are read-only: add rows with append()")
+
+    @property
+    def is_integer(self) -> bool:
+        """Whether the numbers are integers."""
+        return np.dtype(self.dtype).kind == "i"
+
+    def checked(self, name: str, value: ArrayLike, shapes: Sequence[tuple[int, ...]]) -> NDArray[Any]:
+        """Return the values as an array of one of these shapes: a scalar, a row, or a block of rows.
+
+        Raises:
+            TypeError, ValueError: they are of another shape or type, or outside the column's range.
+        """
+        values = np.asarray(value)
+        if values.shape not in shapes:
+            raise ValueError(f"{name} must have the shape {shapes[1]} or {shapes[2]}, got {values.shape}")
+        if values.size and values.dtype.kind not in ("iu" if self.is_integer else "iuf"):
+            kind = "integers" if self.is_integer else "real numbers"
+            raise TypeError(f"{name} must hold {kind}, got the type {values.dtype}")
+        inside = (values >= self.low) & (values <= self.high)
+        if self.nan:
+            inside |= values != values
+        # Counting takes a tenth of the time of .all(), and this runs at every optimizer step.
+        if np.count_nonzero(inside) != values.size:
+            raise ValueError(f"{name} must lie between {self.low:g} and {self.high:g}, got {values[~inside].flat[0]}")
+        return values
 
 
-COLUMNS = {
-    "word_length": Column(np.dtype("<i2"), 1, LONGEST_WORD, 32),
-    "fraction_length": Column(np.dtype("<i2"), LOWEST_FRACTION, HIGHEST_FRACTION, 0),
-    "nonzero": Column(np.dtype("<f4"), 0, 1, 1),
-    "lookback": Column(np.dtype("<f4"), 0, 2**31, 0),
-    "resolution": Column(np.dtype("<i4"), 0, 2**31 - 1, 0),
-    "diversity": Column(np.dtype("<f4"), 0, math.inf, math.inf),
-    # A sum of many logarithms may end a rounding error below zero.
-    "divergence": Column(np.dtype("<f4"), -1e-6, 1e9, math.nan, missing=True),
-}
+def packed_column(name: str, column: Column[Any]) -> str:
+    """Return the description of a column that `unpacked_column` reads; without its documentation."""
+    limits = {field: getattr(column, field) for field in _LIMITS}
+    return json.dumps({"name": name, "dtype": np.dtype(column.dtype).name, **limits})
 
-LAYOUT: archive.Layout = {
-    "layers": (None, ("layers",)),
-    "numel": (np.dtype("<i8"), ("layers",)),
-    "step": (np.dtype("<i8"), ("rows",)),
-    **{name: (column.dtype, ("rows", "layers")) for name, column in COLUMNS.items()},
-}
+
+def unpacked_column(text: str) -> tuple[str, Column[Any]]:
+    """Return name and column that `packed_column` described.
+
+    Raises:
+        ValueError: it is no such description.
+    """
+    try:
+        found = json.loads(text)
+        name, dtype = found.pop("name"), found.pop("dtype")
+        if not isinstance(name, str) or dtype not in NUMBERS or found.keys() != set(_LIMITS):
+            raise ValueError("not the fields of a column")
+        return name, Column(np.dtype(dtype).type, **found)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise ValueError(f"it describes a column as {text!a:.120}: {error!s:.80}") from error
+
+
+def check_policy_column(name: object, column: object) -> None:
+    """Refuse what cannot be a policy's own column.
+
+    Raises:
+        TypeError, ValueError: the name is none that a column may have, or the column has no default.
+    """
+    if not isinstance(name, str) or not _NAME.fullmatch(name) or name in _TAKEN:
+        raise ValueError(
+            "a policy's column must have a name of up to 64 small letters, digits and underscores other than "
+            f"{', '.join(_TAKEN)}, got {name!a:.80}"
+        )
+    if not isinstance(column, Column):
+        raise TypeError(f"the policy's column {name} must be an adapt.trace.Column, got {column!r:.80}")
+    if column.default is None:
+        raise ValueError(f"the policy's column {name} must have a default, which rows from before it get")
 
 
 def checked_names(layers: Sequence[str]) -> tuple[str, ...]:
-    """The layers' names, if they are unique, printable and not too long.
+    """Return the layers' names, if they are unique, printable and not too long.
 
     Raises:
         TypeError, ValueError: they are not.
@@ -57,7 +180,7 @@ def checked_names(layers: Sequence[str]) -> tuple[str, ...]:
     for name in names:
         if not isinstance(name, str):
             raise TypeError(f"layers must hold strings, got {name!r}")
-        # Names are printed in terminals, where control characters from a foreign file would act.
+        # Names are printed in terminals, which would obey control characters from a foreign file.
         if not 0 < len(name) <= LONGEST_TEXT or not name.isprintable():
             raise ValueError(f"layers must hold printable names of 1 to {LONGEST_TEXT} characters, got {name[:80]!a}")
     if len(set(names)) < len(names):
@@ -67,7 +190,7 @@ def checked_names(layers: Sequence[str]) -> tuple[str, ...]:
 
 
 def checked_sizes(numel: ArrayLike, layers: int) -> NDArray[np.int64]:
-    """One size for each of so many layers, int64 [layers].
+    """Return one size for each of so many layers, int64 [layers].
 
     Raises:
         TypeError, ValueError: the sizes are something else.
@@ -83,7 +206,7 @@ def checked_sizes(numel: ArrayLike, layers: int) -> NDArray[np.int64]:
 
 
 def checked_steps(step: int | ArrayLike, last: int) -> NDArray[np.int64]:
-    """Optimizer steps that increase from above `last` on, int64 [rows].
+    """Return optimizer steps that increase and are above `last`, int64 [rows].
 
     Raises:
         TypeError, ValueError: they do not, or are no integers.
@@ -97,24 +220,3 @@ def checked_steps(step: int | ArrayLike, last: int) -> NDArray[np.int64]:
     if len(steps) and (steps[0] <= last or np.count_nonzero(steps[1:] <= steps[:-1])):
         raise ValueError(f"step must increase from row to row, got {steps[0]} to {steps[-1]} after {last}")
     return steps
-
-
-def checked_values(name: str, value: ArrayLike, shapes: tuple[tuple[int, ...], ...]) -> NDArray[Any]:
-    """The values of a column as an array of one of these shapes.
-
-    Raises:
-        TypeError, ValueError: they are of another shape or kind, or outside the column's range.
-    """
-    column, values = COLUMNS[name], np.asarray(value)
-    if values.shape not in shapes:
-        raise ValueError(f"{name} must have the shape {shapes[1]} or {shapes[2]}, got {values.shape}")
-    if values.size and values.dtype.kind not in ("iu" if column.dtype.kind == "i" else "iuf"):
-        kind = "integers" if column.dtype.kind == "i" else "real numbers"
-        raise TypeError(f"{name} must hold {kind}, got the type {values.dtype}")
-    inside = (values >= column.low) & (values <= column.high)
-    if column.missing:
-        inside |= values != values
-    # Counting takes a tenth of the time of .all(), and this runs at every optimizer step.
-    if np.count_nonzero(inside) != values.size:
-        raise ValueError(f"{name} must lie between {column.low:g} and {column.high:g}, got {values[~inside].flat[0]}")
-    return values

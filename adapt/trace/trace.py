@@ -1,48 +1,95 @@
 """What happened to every layer's precision, step by step; and the file that keeps it."""
 
+# Annotations stay as they are written, so that help() shows ArrayLike instead of what it stands for.
+from __future__ import annotations
+
 import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
 
-from adapt.trace import archive, columns
-from adapt.trace.columns import COLUMNS, LAYOUT
+from adapt.numerics import HIGHEST_FRACTION, LONGEST_WORD, LOWEST_FRACTION
+from adapt.trace import archive
+from adapt.trace.columns import (
+    Column,
+    check_policy_column,
+    checked_names,
+    checked_sizes,
+    checked_steps,
+    packed_column,
+    unpacked_column,
+)
 
-VERSION = 1
+VERSION = 2
+"""1: the seven columns below, and no others. 2: every column is described in the file."""
 
 
 class Trace:
     """The formats of every layer over a training run. A row describes the state after one optimizer step.
 
     Row i belongs to optimizer step `trace.step[i]` and holds the formats and the quantised weights that the next
-    forward pass sees. The fields are read-only NumPy arrays [rows, layers] that can be read at any time; an array
-    read earlier keeps the rows that it had.
+    forward pass sees. The columns are read-only NumPy arrays [rows, layers], to be read as `trace.word_length` or
+    `trace["word_length"]`; those of the policy's own only in the second way. An array that was read earlier keeps the
+    rows that it had.
 
     Args:
-        layers: the layers' weight names, unique and printable, in column order.
+        layers: the layers' weight names, unique and printable, in order.
         numel: how many weights each layer has, one non-negative integer per layer, not all zero.
+        columns: columns of the policy's own, as in `add_columns`.
 
     Raises:
-        TypeError, ValueError: the names or sizes are not as described.
+        TypeError, ValueError: the names, sizes or columns are not as described.
     """
 
-    def __init__(self, layers: Sequence[str], numel: ArrayLike) -> None:
-        self._layers = columns.checked_names(layers)
-        self._numel = columns.checked_sizes(numel, len(self._layers))
+    # The table of columns: everything else, from `append` to the file and the loggers, follows from it.
+    word_length = Column(np.int16, 1, LONGEST_WORD, float32=32, doc="WL, bits")
+    fraction_length = Column(
+        np.int16, LOWEST_FRACTION, HIGHEST_FRACTION, float32=0, doc="FL, bits; 0 where the layer runs in float32"
+    )
+    nonzero = Column(np.float32, 0, 1, float32=1, doc="Share of the quantised weights that are not zero, 0 to 1")
+    lookback = Column(
+        np.float32, 0, 2**31, float32=0, default=0, doc="Gradients in a full window (not yet rounded up); 0 without one"
+    )
+    resolution = Column(np.int32, 0, 2**31 - 1, float32=0, default=0, doc="Histogram bins; 0 without a histogram")
+    diversity = Column(
+        np.float32,
+        0,
+        math.inf,
+        float32=math.inf,
+        default=math.inf,
+        doc="AdaPT eq. 3, Δs of the current window; ∞ where the window has no direction",
+    )
+    divergence = Column(
+        np.float32,
+        -1e-6,  # a sum of many logarithms may end a rounding error below zero
+        1e9,
+        float32=math.nan,
+        default=math.nan,
+        nan=True,
+        doc="AdaPT eq. 1, bits, at the layer's last switch; NaN before its first one",
+    )
+
+    def __init__(
+        self, layers: Sequence[str], numel: ArrayLike, columns: Mapping[str, Column[Any]] | None = None
+    ) -> None:
+        self._layers = checked_names(layers)
+        self._numel = checked_sizes(numel, len(self._layers))
         if not self._numel.any():
             raise ValueError("numel is zero for every layer: a trace needs at least one weight")
         self._rows = 0
-        self._steps = np.empty(0, dtype="<i8")
-        self._columns = {name: np.empty((0, len(self._layers)), dtype=column.dtype) for name, column in COLUMNS.items()}
+        self._steps = np.empty(0, dtype=np.int64)
+        self._columns = dict(_COLUMNS)
+        self._values = {name: np.empty((0, len(self._layers)), column.dtype) for name, column in _COLUMNS.items()}
+        self.add_columns(columns or {})
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """The layers' weight names, in column order."""
+        """The layers' weight names, in order."""
         return self._layers
 
     @property
@@ -56,39 +103,24 @@ class Trace:
         return _read_only(self._steps[: self._rows])
 
     @property
-    def word_length(self) -> NDArray[np.int16]:
-        """WL, bits, int16 [rows, layers]."""
-        return self._read("word_length")
+    def columns(self) -> Mapping[str, Column[Any]]:
+        """What each column of this trace may hold, by name; the policy's own come last."""
+        return MappingProxyType(self._columns)
 
     @property
-    def fraction_length(self) -> NDArray[np.int16]:
-        """FL, bits, int16 [rows, layers]; 0 beside a word length of 32 where the layer runs in float32."""
-        return self._read("fraction_length")
+    def own_columns(self) -> Mapping[str, Column[Any]]:
+        """The columns of the policy's own among `columns`."""
+        return MappingProxyType({name: c for name, c in self._columns.items() if name not in _COLUMNS})
 
-    @property
-    def nonzero(self) -> NDArray[np.float32]:
-        """Share of the quantised weights that are not zero, 0 to 1, float32 [rows, layers]."""
-        return self._read("nonzero")
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        """Return a column by its name, [rows, layers].
 
-    @property
-    def lookback(self) -> NDArray[np.float32]:
-        """Gradients in a full window (before rounding up), float32 [rows, layers]; 0 where no window is kept."""
-        return self._read("lookback")
-
-    @property
-    def resolution(self) -> NDArray[np.int32]:
-        """Histogram bins, int32 [rows, layers]; 0 where no histogram is taken."""
-        return self._read("resolution")
-
-    @property
-    def diversity(self) -> NDArray[np.float32]:
-        """AdaPT eq. 3, Δs of the current window, float32 [rows, layers]; ∞ where the window has no direction."""
-        return self._read("diversity")
-
-    @property
-    def divergence(self) -> NDArray[np.float32]:
-        """AdaPT eq. 1, bits, at the layer's last switch, float32 [rows, layers]; NaN before its first one."""
-        return self._read("divergence")
+        Raises:
+            KeyError: the trace has no such column.
+        """
+        if name not in self._values:
+            raise KeyError(f"the trace has no column {name!r:.80}; it has {', '.join(self._values)}")
+        return _read_only(self._values[name][: self._rows])
 
     def __len__(self) -> int:
         return self._rows
@@ -96,51 +128,39 @@ class Trace:
     def __repr__(self) -> str:
         return f"Trace({len(self.layers)} layers, {len(self)} rows)"
 
-    def append(
-        self,
-        step: int | ArrayLike,
-        *,
-        word_length: ArrayLike,
-        fraction_length: ArrayLike,
-        nonzero: ArrayLike,
-        lookback: ArrayLike = 0.0,
-        resolution: ArrayLike = 0,
-        diversity: ArrayLike = math.inf,
-        divergence: ArrayLike = math.nan,
-    ) -> None:
+    def append(self, step: int | ArrayLike, **values: ArrayLike) -> None:
         """Add one row, or a block of rows at once. Either everything is added or nothing.
 
         Args:
             step: the optimizer step of the row, or int [rows] for a block; above every step already there.
-            word_length, …: one value for all, one per layer [layers], or a block [rows, layers]. The defaults
-                describe a policy that keeps no window and takes no histogram.
+            values: word_length, fraction_length, nonzero and whatever else is known of the `columns`, each as one
+                value for all, one per layer [layers], or a block [rows, layers]. Columns that are left out get their
+                defaults, which describe a policy that keeps no window and takes no histogram.
 
         Raises:
-            TypeError: lengths, steps or resolutions that are not integers.
+            TypeError: a column is missing or unknown, or lengths, steps or resolutions are not integers.
             ValueError: a shape that does not fit, a value outside its range, or a step that does not increase.
         """
-        steps = columns.checked_steps(step, self._steps[self._rows - 1] if self._rows else -1)
-        given = {
-            "word_length": word_length,
-            "fraction_length": fraction_length,
-            "nonzero": nonzero,
-            "lookback": lookback,
-            "resolution": resolution,
-            "diversity": diversity,
-            "divergence": divergence,
-        }
+        steps = checked_steps(step, self._steps[self._rows - 1] if self._rows else -1)
+        given: dict[str, Any] = {name: column.default for name, column in self._columns.items()} | values
+        if len(given) > len(self._columns):
+            unknown = ", ".join(name for name in values if name not in self._columns)
+            raise TypeError(f"the trace has no column {unknown}; it has {', '.join(self._columns)}")
+        if any(value is None for value in given.values()):
+            missing = ", ".join(name for name, value in given.items() if value is None)
+            raise TypeError(f"append() must be given a value for {missing}")
         shapes = ((), (len(self._layers),), (len(steps), len(self._layers)))
-        values = {name: columns.checked_values(name, value, shapes) for name, value in given.items()}
+        rows = {name: column.checked(name, given[name], shapes) for name, column in self._columns.items()}
         start, stop = self._rows, self._rows + len(steps)
         self._reserve(stop)
         self._steps[start:stop] = steps
         with np.errstate(over="ignore", under="ignore"):
-            for name, value in values.items():
-                self._columns[name][start:stop] = value
+            for name, value in rows.items():
+                self._values[name][start:stop] = value
         self._rows = stop
 
     def add_layers(self, layers: Sequence[str], numel: ArrayLike) -> None:
-        """Add columns on the right for layers that join the run now, as after `add_param_group`.
+        """Add layers that join the run now, as after `add_param_group`.
 
         The rows already there say that the new layers ran in float32, as they did, so that costs come out right:
         word length 32, fraction length 0, no zeros, neither window nor histogram.
@@ -148,16 +168,42 @@ class Trace:
         Raises:
             TypeError, ValueError: as the constructor; a name that is there already.
         """
-        names = columns.checked_names([*self._layers, *columns.checked_names(layers)])
-        sizes = columns.checked_sizes(numel, len(names) - len(self._layers))
-        for name, column in COLUMNS.items():
+        names = checked_names([*self._layers, *checked_names(layers)])
+        sizes = checked_sizes(numel, len(names) - len(self._layers))
+        for name, column in self._columns.items():
             earlier = np.full((self._rows, len(sizes)), column.float32, dtype=column.dtype)
-            self._columns[name] = np.concatenate([self._columns[name][: self._rows], earlier], axis=1)
+            self._values[name] = np.concatenate([self._values[name][: self._rows], earlier], axis=1)
         self._steps = self._steps[: self._rows].copy()
         self._layers, self._numel = names, np.concatenate([self._numel, sizes])
 
+    def add_columns(self, columns: Mapping[str, Column[Any]]) -> None:
+        """Add columns of the policy's own, with their defaults in the rows already there.
+
+        A column of the policy that is there already keeps its values and is checked by the new definition from now on.
+
+        Args:
+            columns: by name. They need a default, and a name of small letters, digits and underscores that no other
+                column has.
+
+        Raises:
+            TypeError, ValueError: a name or a column is not as described, or the values that are there do not fit the
+                new definition. Nothing is added then.
+        """
+        added = {}
+        for name, column in columns.items():
+            check_policy_column(name, column)
+            if name in _COLUMNS:
+                raise ValueError(f"a policy's column must have a name of its own: every trace has {name} already")
+            shape = (self._rows, len(self._layers))
+            there = self[name] if name in self._values else np.full(shape, column.default)
+            values = column.checked(name, there, ((), (), shape))
+            added[name] = np.empty((len(self._steps), len(self._layers)), column.dtype)
+            added[name][: self._rows] = values
+        self._columns |= columns
+        self._values |= added
+
     def reordered(self, layers: Sequence[str]) -> Self:
-        """The same trace with its columns in another order.
+        """Return the same trace with its layers in another order.
 
         Raises:
             ValueError: the names are not exactly those of the layers.
@@ -165,95 +211,107 @@ class Trace:
         if sorted(layers) != sorted(self._layers):
             raise ValueError(f"layers must be {list(self._layers)} in another order, got {list(layers)!r:.200}")
         places = [self._layers.index(name) for name in layers]
-        arrays = {name: array if array.ndim == 1 else array[:, places] for name, array in self._arrays().items()}
-        return self._from_arrays(tuple(layers), {**arrays, "numel": self._numel[places]})
+        trace = type(self)(layers, self._numel[places], self.own_columns)
+        trace.append(self.step, **{name: self[name][:, places] for name in self._columns})
+        return trace
 
     def mean_word_length(self) -> NDArray[np.float64]:
-        """Word length of the average weight, bits, float64 [rows]: the layers' word lengths weighted by numel."""
+        """Return the layers' word lengths weighted by numel, in bits per weight, float64 [rows]."""
         return np.asarray(self.word_length @ (self._numel / self._numel.sum()), dtype=np.float64)
 
     def switches(self) -> NDArray[np.bool_]:
-        """Where a layer's format differs from the row before, bool [rows, layers]; the first row is all False."""
+        """Return where a format differs from the row before, bool [rows, layers]; the first row is all False."""
         switched = np.zeros((self._rows, len(self._layers)), dtype=np.bool_)
         for lengths in (self.word_length, self.fraction_length):
             switched[1:] |= lengths[1:] != lengths[:-1]
         return switched
 
     def state_dict(self) -> dict[str, Any]:
-        """A copy as plain integers, strings and tensors: what `torch.load(…, weights_only=True)` reads back."""
-        tensors = {name: torch.from_numpy(array.copy()) for name, array in self._arrays().items()}
-        return {"version": VERSION, "layers": list(self._layers), **tensors}
+        """Return a copy as plain integers, strings and tensors: what `torch.load(…, weights_only=True)` reads back."""
+        return archive.to_state(self._content(), version=VERSION)
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> Self:
-        """The trace that `state_dict` described.
+        """Return the trace that `state_dict` described, in this version or an earlier one.
 
         Raises:
-            TypeError, ValueError: the state is not one of a trace, or of another version.
+            TypeError, ValueError: the state is not one of a trace, or needs a newer release.
         """
-        arrays = archive.from_state(state, LAYOUT, version=VERSION)
-        return cls._from_arrays(state["layers"], arrays)
+        return cls._from_content(archive.from_state(state, version=VERSION))
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write an npz file that needs no pickle. The file appears whole or not at all.
+        """Write an npz file that needs no pickle. The file appears completely or not at all.
 
         Raises:
             OSError: the folder does not exist or cannot be written.
         """
-        layers = np.array(self._layers, dtype="<U")
-        archive.write(Path(path), {"layers": layers, **self._arrays()}, version=VERSION)
+        archive.write(Path(path), self._content(), version=VERSION)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Read a file that `save` wrote. Nothing in the file is trusted, and nothing in it is executed.
+        """Read a file that `save` wrote, in this version or an earlier one. Nothing in it is trusted or executed.
 
         Raises:
             OSError: the file cannot be opened.
-            ValueError: it is not a whole trace of this version; the message names the file and what is wrong.
+            ValueError: it is not a complete trace, or needs a newer release; the message names the file and the reason.
         """
         path = Path(path)
         try:
-            arrays = archive.read(path, LAYOUT, version=VERSION)
-            return cls._from_arrays(arrays.pop("layers").tolist(), arrays)
+            return cls._from_content(archive.read(path, version=VERSION))
         except (ValueError, TypeError) as error:
             raise ValueError(f"{path} is not a readable trace: {error}") from error
 
-    @classmethod
-    def _from_arrays(cls, layers: Sequence[str], arrays: Mapping[str, NDArray[Any]]) -> Self:
-        trace = cls(layers, arrays["numel"])
-        steps = arrays["step"]
-        if steps.ndim != 1:
-            raise ValueError(f"step must have one dimension, got the shape {steps.shape}")
-        for name in COLUMNS:
-            expected = (len(steps), len(trace.layers))
-            if arrays[name].shape != expected:
-                raise ValueError(f"{name} has the shape {arrays[name].shape}, step and layers ask for {expected}")
-        trace.append(steps, **{name: arrays[name] for name in COLUMNS})
-        return trace
-
-    def _arrays(self) -> dict[str, NDArray[Any]]:
+    def _content(self) -> archive.Content:
         return {
+            "layers": list(self._layers),
+            "columns": [packed_column(name, column) for name, column in self._columns.items()],
             "numel": self._numel,
             "step": self._steps[: self._rows],
-            **{name: column[: self._rows] for name, column in self._columns.items()},
+            **{name: values[: self._rows] for name, values in self._values.items()},
         }
 
-    def _read(self, name: str) -> NDArray[Any]:
-        return _read_only(self._columns[name][: self._rows])
+    @classmethod
+    def _from_content(cls, content: Mapping[str, Any]) -> Self:
+        """Return the trace that `_content` described; columns that it lacks get their defaults."""
+        layout: dict[str, Any] = {
+            "layers": (None, ("layers",)),
+            "numel": (np.dtype(np.int64), ("layers",)),
+            "step": (np.dtype(np.int64), ("rows",)),
+        }
+        if "columns" in content:
+            layout["columns"] = (None, ("columns",))
+            archive.check({"columns": content["columns"]}, {"columns": layout["columns"]})
+            described = dict(map(unpacked_column, content["columns"]))
+        else:
+            described = {name: column for name, column in _COLUMNS.items() if name in content}
+        required = {name: column for name, column in _COLUMNS.items() if column.default is None}
+        # What is known here goes by its present definition, whatever the file says of it.
+        stored = required | {name: _COLUMNS.get(name, column) for name, column in described.items()}
+        layout |= {name: (np.dtype(column.dtype), ("rows", "layers")) for name, column in stored.items()}
+        archive.check(content, layout)
+        own = {name: column for name, column in stored.items() if name not in _COLUMNS}
+        trace = cls(content["layers"], content["numel"], own)
+        trace.append(content["step"], **{name: content[name] for name in stored})
+        return trace
 
     def _reserve(self, rows: int) -> None:
-        """Rows are copied when the room grows by half, so an appended row costs the same however long the run is."""
+        """Make room for so many rows. It grows by half, so an appended row costs the same however long the run is."""
         capacity = len(self._steps)
         if rows <= capacity:
             return
         capacity = max(rows, capacity + capacity // 2, 64)
-        for name, column in self._columns.items():
-            grown = np.empty((capacity, column.shape[1]), dtype=column.dtype)
-            grown[: self._rows] = column[: self._rows]
-            self._columns[name] = grown
+        for name, values in self._values.items():
+            grown = np.empty((capacity, values.shape[1]), dtype=values.dtype)
+            grown[: self._rows] = values[: self._rows]
+            self._values[name] = grown
         steps = np.empty(capacity, dtype=self._steps.dtype)
         steps[: self._rows] = self._steps[: self._rows]
         self._steps = steps
+
+
+_COLUMNS: Mapping[str, Column[Any]] = {
+    name: column for name, column in vars(Trace).items() if isinstance(column, Column)
+}
 
 
 def _read_only(array: NDArray[Any]) -> NDArray[Any]:

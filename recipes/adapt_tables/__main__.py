@@ -5,31 +5,25 @@
     python -m recipes.adapt_tables report --readme README.md                                   # tables and figures
 
 A row trains one network on one data set by each method with each seed. Every finished run is appended as one line to
-adapt_tables.jsonl under --out, and its trace, thinned, goes to traces/. The same command given again skips what is
-finished and goes on with what was interrupted, from its last whole epoch. `report` needs these files alone: it writes
-adapt_tables.md and figures/ beside them and prints a summary, which --readme puts between two marks of a Markdown file.
+adapt_tables.jsonl under --out, and its thinned trace goes to traces/. The same command given again skips finished runs
+and continues interrupted ones from their last whole epoch. `report` needs these files alone: it writes adapt_tables.md
+and figures/ beside them and prints a summary, which --readme inserts into the marked part of a Markdown file.
 """
 
 import argparse
 import sys
-from pathlib import Path
-
-import torch
 
 from recipes.adapt_tables.report import write
 from recipes.adapt_tables.rows import ROWS
-from recipes.adapt_tables.runs import LEDGER, finish, identity
-from recipes.common import ledger
-from recipes.common.data import DataError, load
-from recipes.common.marks import put
-from recipes.common.training import SCHEDULES, Settings, recommended
+from recipes.adapt_tables.runs import LEDGER, finish
+from recipes.common import commands, ledger, markdown
+from recipes.common.classification import SCHEDULES, ClassifierSettings, recommended
+from recipes.common.data import load
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m recipes.adapt_tables", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = commands.parser("adapt_tables", __doc__)
     parser.add_argument(
         "what", choices=(*ROWS, "all", "report"), metavar="WHAT", help=", ".join((*ROWS, "all", "report"))
     )
@@ -38,21 +32,26 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=100)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--schedule", choices=SCHEDULES, default="onecycle")
-    parser.add_argument("--subset", type=int, help="train on the first so many pictures")
-    parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the data sets")
-    parser.add_argument("--no-download", action="store_true", help="stop with an error where the data are missing")
-    parser.add_argument("--out", type=Path, default=Path("recipes/results"), help="folder of the results")
-    parser.add_argument("--readme", type=Path, help="with report: a Markdown file whose marked part is the summary")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, help="CPU threads")
+    parser.add_argument("--subset", type=int, help="train on this many pictures only")
+    commands.add_data(parser)
+    commands.add_results(parser)
     return parser.parse_args(arguments)
 
 
-def train_rows(options: argparse.Namespace) -> None:
-    """Make the runs that are missing, seed by seed, so that comparisons between methods are complete early."""
+def carry_out(options: argparse.Namespace) -> None:
+    """Write and print the report, or make the missing runs.
+
+    Runs go seed by seed, so that comparisons between methods are complete early.
+    """
+    if options.what == "report":
+        summary = write(options.out)
+        print(summary)
+        if options.readme is not None:
+            markdown.insert(summary, "adapt_tables", options.readme)
+        return
     for row in ROWS.values() if options.what == "all" else (ROWS[options.what],):
         plan = [
-            Settings(
+            ClassifierSettings(
                 data_set=row.data_set, model=row.model, method=name, epochs=options.epochs,
                 batch_size=options.batch_size, schedule=options.schedule, subset=options.subset, seed=seed,
                 **recommended(row.model, name, row.data_set),
@@ -62,30 +61,14 @@ def train_rows(options: argparse.Namespace) -> None:
         ]  # fmt: skip
         splits = load(row.data_set, options.data, download=not options.no_download)
         pictures = len(splits[0])
-        for settings in ledger.unfinished(
-            plan,
-            options.out / LEDGER,
-            identity=lambda run, pictures=pictures: identity(run, pictures),
-            title=lambda run: f"{run.data_set} {run.model} {run.method}, seed {run.seed}",
-        ):
+        for settings in ledger.unfinished(plan, options.out / LEDGER, lambda s, n=pictures: s.steps_per_epoch(n)):
             line = finish(settings, splits, options.out, device=options.device, progress=sys.stderr.isatty())
             print(f"accuracy {line['accuracy']:.4f} in {line['seconds']:.0f} s", flush=True)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Make the runs, or tables and figures of those that there are."""
-    options = parse(arguments)
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
-    try:
-        if options.what == "report":
-            print(text := write(options.out))
-            if options.readme is not None:
-                put(text, "adapt_tables", options.readme)
-        else:
-            train_rows(options)
-    except (DataError, ValueError) as error:
-        raise SystemExit(f"recipes.adapt_tables: {error}") from error
+    """Make the runs, or tables and figures of the finished ones."""
+    commands.run("adapt_tables", parse(arguments), carry_out)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""What the paper prints (Kummer et al. 2021, tables 1 to 6), keyed by data set and network.
+"""The figures that the paper prints (Kummer et al. 2021, tables 1 to 6), keyed by data set and network.
 
-The captions of tables 1 and 2 are interchanged in the print; their heads say which data set each is about. All of it is
+The captions of tables 1 and 2 are interchanged in the print; the column heads name the right data sets. All figures are
 for ResNet-20 and AlexNet, one run each.
 """
 

@@ -1,17 +1,17 @@
-"""Everything that the results say: a Markdown file with the figures beside it, and the table of the README."""
+"""The report: a Markdown file with the figures beside it, and the table of the README."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from adapt import files
 from recipes.adapt_tables import paper, tables
-from recipes.adapt_tables.evidence import Group, gather
+from recipes.adapt_tables.experiments import Experiment, gather
 from recipes.adapt_tables.rows import ROWS, Row
-from recipes.common.evidence import NOT_RUN, NOTHING, markdown, paragraph, seeds
+from recipes.common import ledger, markdown
+from recipes.common.comparison import NOT_RUN, NOTHING, seeds
 
 DOCUMENT = "adapt_tables.md"
 NOTE = "note.md"
-"""What should be known of the runs in a folder of results; it is put into the report as it is."""
+"""Remarks on the runs in a folder of results; the report contains them as they are."""
 NOTES = """\
 Ours are means over seeds, ± the standard error of the mean. Δ is the accuracy less that of float32 with the same seed,
 in points, ± the standard error of that difference. The performance model compares with float32 training of the same
@@ -26,45 +26,38 @@ TARGETS = {
     ("cifar10", "resnet20"): ["≤ 0.17", "≥ 1.65", "≥ 5.5", "≤ 1.18"],
     ("cifar10", "alexnet"): ["≤ 0.10", "≥ 1.7", "≥ 9", "≤ 1.13"],
 }
-"""What compact is to reach at an accuracy not below float32's: size, training and inference speedup, memory."""
+"""Targets for compact at an accuracy not below float32's: size, training and inference speedup, memory."""
 
 
-def summary(groups: Sequence[Group]) -> str:
-    """The table of the README, the schedules below it, and what was not run."""
+def summary(experiments: Sequence[Experiment]) -> str:
+    """The table of the README, and below it the schedules and the rows that were not run."""
     shown = {"float32": "float32", **tables.METHODS}
     rows, schedules = [], []
-    for group in groups:
-        network = tables.NETWORKS[group.key[1]]
-        if group.key[0] != "cifar10":
-            network += f", {tables.DATA_SETS[group.key[0]]}"
-        if group.key in paper.ADAPT_ACCURACY:
-            rows.append([f"{network}, AdaPT in the paper", *_printed(group.key)])
+    for experiment in experiments:
+        network = tables.NETWORKS[experiment.key[1]]
+        if experiment.key[0] != "cifar10":
+            network += f", {tables.DATA_SETS[experiment.key[0]]}"
+        if experiment.key in paper.ADAPT_ACCURACY:
+            rows.append([f"{network}, AdaPT in the paper", *_printed(experiment.key)])
         for method, name in shown.items():
-            if method in group.methods:
-                rows.append([f"{network}, {name}", *_cells(group, method)])
+            if method in experiment.methods:
+                rows.append([f"{network}, {name}", *_cells(experiment, method)])
             else:
                 rows.append([f"{network}, {name}", NOT_RUN, *[""] * 6])
-            if method == "compact" and group.key in TARGETS:
-                rows.append([f"{network}, target of compact", "", "≥ 0", "", *TARGETS[group.key]])
-        counted = seeds(runs for method, runs in group.methods.items() if method in shown)
-        schedules.append(f"{network} {group.schedule}, {counted}")
+            if method == "compact" and experiment.key in TARGETS:
+                rows.append([f"{network}, target of compact", "", "≥ 0", "", *TARGETS[experiment.key]])
+        counted = seeds(runs for method, runs in experiment.methods.items() if method in shown)
+        schedules.append(f"{network} {experiment.schedule}, {counted}")
     head = [
-        "",
-        "accuracy, %",
-        "Δ to float32, points",
-        "bits",
-        "size",
-        "training speedup",
-        "inference speedup",
-        "memory",
-    ]
-    missing = [f"{tables.NETWORKS[row.model]} on {tables.DATA_SETS[row.data_set]}" for row in _missing(groups)]
+        "", "accuracy, %", "Δ to float32, points", "bits", "size", "training speedup", "inference speedup", "memory",
+    ]  # fmt: skip
+    missing = [f"{tables.NETWORKS[row.model]} on {tables.DATA_SETS[row.data_set]}" for row in _missing(experiments)]
     below = f"Schedules: {'; '.join(schedules) or 'none yet'}. Not run: {', '.join(missing) or 'nothing'}."
-    return f"{markdown(head, rows)}\n\n{paragraph(below)}"
+    return f"{markdown.table(head, rows)}\n\n{markdown.paragraph(below)}"
 
 
-def document(groups: Sequence[Group], figures: Sequence[Path], note: str = "") -> str:
-    """The report: the paper's tables with ours beside them, every method, where it comes from, the figures."""
+def document(experiments: Sequence[Experiment], figures: Sequence[Path], note: str = "") -> str:
+    """The report: the paper's tables with ours beside them, every method and its commands, the figures."""
     parts = ["# AdaPT's tables and figures, ours beside the paper's", *([note.strip()] if note else []), NOTES]
     for numbers, table, data_set in (
         ("Table 1", tables.accuracies, "cifar100"),
@@ -77,11 +70,11 @@ def document(groups: Sequence[Group], figures: Sequence[Path], note: str = "") -
         ("Table 6", tables.inference, "cifar100"),
         *(("Not in the paper", tables.accuracies, name) for name in ("mnist", "fashion-mnist")),
     ):
-        parts += [f"## {numbers}, {tables.DATA_SETS[data_set]}", table(groups, data_set)]
-    for group in groups:
-        data_set, network = group.key
-        parts.append(f"## {tables.NETWORKS[network]} on {tables.DATA_SETS[data_set]}: {group.schedule}")
-        parts += [tables.methods(group), tables.sources(group)]
+        parts += [f"## {numbers}, {tables.DATA_SETS[data_set]}", table(experiments, data_set)]
+    for experiment in experiments:
+        data_set, network = experiment.key
+        parts.append(f"## {tables.NETWORKS[network]} on {tables.DATA_SETS[data_set]}: {experiment.schedule}")
+        parts += [tables.methods(experiment), tables.sources(experiment)]
     parts += [
         f"![Figure {path.stem.removeprefix('figure')} of the paper, ours]({path.parent.name}/{path.name})"
         for path in figures
@@ -90,25 +83,25 @@ def document(groups: Sequence[Group], figures: Sequence[Path], note: str = "") -
 
 
 def write(folder: Path) -> str:
-    """Write the report and the figures of the results in `folder`; answer the summary.
+    """Write the report and the figures of the results in `folder`, and return the summary.
 
     Raises:
         ValueError: there are no results, or their file is damaged.
     """
+    # Training does not draw, and matplotlib takes a while to import.
     from recipes.adapt_tables.figures import draw
 
-    groups = gather(folder)
-    if not groups:
+    experiments = gather(folder)
+    if not experiments:
         raise ValueError(f"{folder} holds no results yet: run a row first")
-    figures = draw(groups, folder, folder / "figures")
+    figures = draw(experiments, folder, folder / "figures")
     note = (folder / NOTE).read_text(encoding="utf-8") if (folder / NOTE).exists() else ""
-    with files.replacing(folder / DOCUMENT) as file:
-        file.write(document(groups, figures, note).encode())
-    return summary(groups)
+    ledger.write_text(document(experiments, figures, note), folder / DOCUMENT)
+    return summary(experiments)
 
 
-def _cells(group: Group, method: str) -> list[str]:
-    cells = tables.result(group, method)
+def _cells(experiment: Experiment, method: str) -> list[str]:
+    cells = tables.result(experiment, method)
     del cells["bits on average"]
     return list(cells.values())
 
@@ -121,6 +114,6 @@ def _printed(key: paper.Key) -> list[str]:
     ]  # fmt: skip
 
 
-def _missing(groups: Sequence[Group]) -> list[Row]:
-    run = {group.key for group in groups}
+def _missing(experiments: Sequence[Experiment]) -> list[Row]:
+    run = {experiment.key for experiment in experiments}
     return [row for row in ROWS.values() if (row.data_set, row.model) not in run]

@@ -1,4 +1,4 @@
-"""The rows of the paper's tables, and a few of ours: which network learns what, and by which methods."""
+"""The rows of the paper's tables, and a few of ours: a network, its data set, and the methods that train it."""
 
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ FIXED = ("fixed8", "fixed16")
 
 @dataclass(frozen=True)
 class Row:
-    """A network and its data set, and the methods that are run where none are named."""
+    """A network, its data set, and the methods that are run unless others are named."""
 
     data_set: str
     model: str

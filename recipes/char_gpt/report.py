@@ -1,10 +1,9 @@
-"""The table of the runs that there are."""
+"""The table of the finished runs."""
 
 from pathlib import Path
 
-from adapt import files
-from recipes.common import ledger
-from recipes.common.evidence import NOTHING, costs, difference, figure, gather, markdown, sources, text
+from recipes.common import ledger, markdown
+from recipes.common.comparison import NOTHING, Experiment, costs, difference, estimate, gather, sources, text
 
 LEDGER = "char_gpt.jsonl"
 DOCUMENT = "char_gpt.md"
@@ -20,34 +19,35 @@ def bits(line: ledger.Line) -> float:
 
 
 def write(folder: Path) -> str:
-    """Write `char_gpt.md` beside the results and answer the tables, one for each schedule.
+    """Write `char_gpt.md` beside the results, a table for each schedule, and return it.
 
     Raises:
         ValueError: there are no results, or their file is damaged.
     """
-    groups = gather(folder / LEDGER)
-    if not groups:
+    experiments = list(map(Experiment, gather(folder / LEDGER)))
+    if not experiments:
         raise ValueError(f"{folder} holds no results yet: train first")
-    parts = []
-    for methods in groups:
-        float32 = methods.get("float32", {})
-        cells = {
-            name: {
-                "bits per character": text(figure(runs, bits), ".3f"),
-                "Δ to float32": NOTHING if name == "float32" else text(difference(runs, float32, bits), "+.3f"),
-                **costs(runs),
-                "seeds": str(len(runs)),
-            }
-            for name, runs in methods.items()
-        }
-        now = next(iter(next(iter(methods.values())).values()))["settings"]
-        parts.append(
-            f"{now['layers']} layers of width {now['width']}, context {now['context']}, "
-            f"{now['epochs'] * now['steps_per_epoch']:,} steps of batch {now['batch_size']}:\n\n"
-            + markdown(["method", *next(iter(cells.values()))], [[name, *row.values()] for name, row in cells.items()])
-            + f"\n\n{sources(methods, bits, '.4f', 'bits per character')}"
-        )
-    document = "\n\n".join(["# A character-level GPT", NOTES, *parts]) + "\n"
-    with files.replacing(folder / DOCUMENT) as file:
-        file.write(document.encode())
+    document = "\n\n".join(["# A character-level GPT", NOTES, *map(section, experiments)]) + "\n"
+    ledger.write_text(document, folder / DOCUMENT)
     return document
+
+
+def section(experiment: Experiment) -> str:
+    """The network and its schedule, the table of its methods, and the result of every run."""
+    float32, settings = experiment.runs("float32"), experiment.settings
+    rows = [
+        {
+            "method": name,
+            "bits per character": text(estimate(runs, bits), ".3f"),
+            "Δ to float32": NOTHING if name == "float32" else text(difference(runs, float32, bits), "+.3f"),
+            **costs(runs),
+            "seeds": str(len(runs)),
+        }
+        for name, runs in experiment.methods.items()
+    ]
+    return (
+        f"{settings['layers']} layers of width {settings['width']}, context {settings['context']}, "
+        f"{settings['epochs'] * settings['steps_per_epoch']:,} steps of batch {settings['batch_size']}:\n\n"
+        f"{markdown.table(list(rows[0]), [list(row.values()) for row in rows])}\n\n"
+        f"{sources(experiment.methods, bits, '.4f', 'bits per character')}"
+    )

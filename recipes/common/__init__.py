@@ -1,1 +1,1 @@
-"""What several recipes share: data sets, batches, networks and the training loop."""
+"""What recipes share: data sets, networks, methods, the training loop, and the records of finished runs."""

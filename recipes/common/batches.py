@@ -1,4 +1,4 @@
-"""Mini-batches out of pictures that lie in memory: shuffled, cropped, flipped and normalised on the fly."""
+"""Mini-batches of pictures in memory: shuffled, cropped, flipped and normalised on the fly."""
 
 import math
 from collections.abc import Iterator
@@ -14,19 +14,22 @@ from recipes.common.data import Pictures
 class Batches:
     """An iterable of (x float32 [batch, channels, height, width] in channels-last memory, labels int64 [batch]).
 
-    Everything random about epoch k follows from (seed, k) alone, through a generator of its own on the CPU: a resumed
-    run sees the pictures that the uninterrupted one would have seen, on whatever device. Iterating gives the epoch
-    that `set_epoch` named, 0 at first. A Lightning trainer takes the object as a data loader and sets the epoch itself.
+    Everything random about epoch k follows from (seed, k) alone, through a separate generator on the CPU, so a resumed
+    run sees the same pictures as an uninterrupted one, on any device. Iterating yields the epoch chosen by `set_epoch`,
+    0 at first. A Lightning trainer accepts the object as a data loader and sets the epoch itself.
 
     Args:
-        pictures: the split, on the device where the batches are wanted.
-        batch_size: pictures per batch. Shuffled batches all have this size and what is left over waits for another
-            epoch; batches in order give every picture, the last batch may be smaller.
+        pictures: the split, on the device of the batches.
+        batch_size: pictures per batch. Shuffled batches all have this size, and an epoch leaves out the remaining
+            pictures; batches in order contain every picture, and the last batch may be smaller.
         mean, deviation: float32 [channels], from `Pictures.statistics` of the training split.
         shuffle: whether the order changes from epoch to epoch.
-        padding: zero pixels on each side before a random crop to the old size; 0: no crop.
+        padding: zero pixels on each side before a random crop to the original size; 0: no crop.
         flip: whether half of the pictures are mirrored.
         seed: of the order, the crops and the flips.
+
+    Raises:
+        ValueError: `batch_size` is below 1, or shuffled batches are larger than the split.
     """
 
     def __init__(
@@ -58,22 +61,22 @@ class Batches:
         return math.floor(share) if self.shuffle else math.ceil(share)
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that the next iteration gives."""
+        """Choose the epoch that the next iteration yields."""
         self.epoch = epoch
 
-    # A Lightning trainer looks for `set_epoch` on the samplers that a DataLoader has.
+    # A Lightning trainer calls `set_epoch` on a DataLoader's samplers.
     batch_sampler = None
 
     @property
     def sampler(self) -> "Batches":
-        """The object itself: it chooses the order."""
+        """The object itself, because it chooses the order."""
         return self
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         images, labels = self.pictures.images, self.pictures.labels
         number, device = len(self.pictures), images.device
         generator = torch.Generator().manual_seed(epoch_seed(self.seed, self.epoch))
-        # All draws of the epoch at once: one transfer instead of three per batch on a device.
+        # All draws of the epoch at once: one transfer to the device instead of three per batch.
         order = torch.randperm(number, generator=generator) if self.shuffle else torch.arange(number)
         corners = torch.randint(2 * self.padding + 1, (number, 2), generator=generator).to(device)
         mirrored = (torch.rand(number, generator=generator) < 0.5).to(device)
@@ -89,7 +92,7 @@ class Batches:
 
 
 def crop(images: Tensor, corners: Tensor, mirrored: Tensor, padding: int) -> Tensor:
-    """Pad each picture with zeros, cut the old size out of it at its own corner, mirror it where told.
+    """Pad each picture with zeros, cut the original size out at its own corner, and mirror it if asked.
 
     Args:
         images: uint8 [batch, channels, height, width].
@@ -110,5 +113,5 @@ def crop(images: Tensor, corners: Tensor, mirrored: Tensor, padding: int) -> Ten
 
 
 def epoch_seed(seed: int, epoch: int) -> int:
-    """Seeds of neighbouring runs and epochs that share nothing."""
+    """A seed for an epoch, unrelated to those of neighbouring runs and epochs."""
     return int(np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)[0])

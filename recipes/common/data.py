@@ -1,6 +1,6 @@
 """Data sets in their official binary formats (never pickles), held in memory as uint8 tensors.
 
-| name          | where it is read from, under the data folder          | home                                         |
+| name          | files below the data folder                           | origin                                       |
 |---------------|-------------------------------------------------------|----------------------------------------------|
 | cifar10       | cifar-10-batches-bin/ or cifar-10-binary.tar.gz       | https://www.cs.toronto.edu/~kriz/cifar.html  |
 | cifar100      | cifar-100-binary/ or cifar-100-binary.tar.gz          | https://www.cs.toronto.edu/~kriz/cifar.html  |
@@ -44,9 +44,9 @@ class Pictures:
         return channels, height, width
 
     def first(self, number: int | None) -> "Pictures":
-        """The first `number` pictures; all of them for None."""
+        """The first `number` pictures; all of them if None."""
         if number is not None and not 1 <= number <= len(self):
-            raise ValueError(f"number must lie between 1 and the {len(self)} pictures there are, got {number}")
+            raise ValueError(f"number must lie between 1 and the {len(self)} pictures, got {number}")
         return Pictures(self.images[:number], self.labels[:number], self.classes)
 
     def to(self, device: torch.device | str) -> "Pictures":
@@ -62,19 +62,19 @@ class Pictures:
         mean = (counts * values).sum(1) / total
         deviation = ((counts * values.square()).sum(1) / total - mean.square()).clamp_min(0).sqrt()
         if (deviation == 0).any():
-            raise ValueError("a channel has the same value in every pixel: it cannot be normalised")
+            raise ValueError("a channel has the same value in every pixel, so it cannot be normalised")
         return mean.float(), deviation.float()
 
 
 @dataclass(frozen=True)
 class Cifar:
-    """CIFAR-10 or CIFAR-100: records of the label bytes and then 3,072 pixel bytes, channel first.
+    """CIFAR-10 or CIFAR-100: records of label bytes followed by 3,072 pixel bytes, channel first.
 
     Args:
         remote: the archive.
         folder: the folder inside the archive.
-        train: file name → records of the training pictures. test: the same of the test pictures.
-        label_bounds: how many classes each label byte tells apart; the last label is the one that is used.
+        train: file name → number of training pictures. test: file name → number of test pictures.
+        label_bounds: number of classes of each label byte; the last label is the one that is used.
     """
 
     remote: Remote
@@ -84,7 +84,7 @@ class Cifar:
     label_bounds: tuple[int, ...]
 
     def load(self, folder: Path, *, download: bool = True) -> tuple[Pictures, Pictures]:
-        """Training and test pictures out of `folder`; unpacked and downloaded first where they are not there."""
+        """Return training and test pictures from `folder`, after download and unpacking if they are missing."""
         record = len(self.label_bounds) + math.prod(CIFAR_PIXELS)
         sizes = {f"{self.folder}/{name}": n * record for name, n in (*self.train.items(), *self.test.items())}
         if not all((folder / name).is_file() for name in sizes):
@@ -106,32 +106,31 @@ class Cifar:
 
 @dataclass(frozen=True)
 class Idx:
-    """MNIST or a data set in its format: four gzipped idx files, one grey channel, ten classes.
+    """MNIST or a data set in its format: four gzipped idx files, one channel, ten classes.
 
     Args:
         remotes: training images, training labels, test images, test labels.
-        folder: the folder under the data folder that holds the four files.
-        numbers: how many training and test pictures there are.
+        folder: the folder of the four files, below the data folder.
+        numbers: number of training and test pictures.
         side: height and width in pixels.
     """
 
-    remotes: tuple[Remote, Remote, Remote, Remote]
+    remotes: tuple[Remote, ...]
     folder: str
     numbers: tuple[int, int] = (60_000, 10_000)
     side: int = 28
 
     def load(self, folder: Path, *, download: bool = True) -> tuple[Pictures, Pictures]:
-        """Training and test pictures out of `folder`; downloaded first where they are not there."""
-        room = folder / self.folder
+        """Return training and test pictures from `folder`, after download if they are missing."""
+        own = folder / self.folder
         for remote in self.remotes:
-            if (room / remote.name).is_file():
-                continue
-            if not download:
-                raise DataError(
-                    f"{room} lacks {remote.name}: put the file (MD5 {remote.md5}) from {remote.addresses[0]} there"
-                )
-            fetch(remote, room)
-        paths = [room / remote.name for remote in self.remotes]
+            if not (own / remote.name).is_file():
+                if not download:
+                    raise DataError(
+                        f"{own} lacks {remote.name}: put the file (MD5 {remote.md5}) from {remote.addresses[0]} there"
+                    )
+                fetch(remote, own)
+        paths = [own / remote.name for remote in self.remotes]
         return self._read(*paths[:2], self.numbers[0]), self._read(*paths[2:], self.numbers[1])
 
     def _read(self, images: Path, labels: Path, number: int) -> Pictures:
@@ -142,26 +141,26 @@ class Idx:
 
 
 def read_cifar(path: Path, records: int, label_bounds: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Images uint8 [records, 3, 32, 32] and the last label int64 [records] of one binary CIFAR file.
+    """Read images uint8 [records, 3, 32, 32] and their last labels int64 [records] from one binary CIFAR file.
 
     Raises:
-        DataError: the file has another size, or a label is out of its bound.
+        DataError: the file has another size, or a label is out of bounds.
     """
     width = len(label_bounds) + math.prod(CIFAR_PIXELS)
     if (size := path.stat().st_size) != records * width:
         raise DataError(f"{path} has {size} bytes instead of {records} records of {width}: truncated, or another file")
     table = torch.from_numpy(np.fromfile(path, dtype=np.uint8)).view(records, width)
+    labels, pixels = table.tensor_split([len(label_bounds)], dim=1)
     for column, bound in enumerate(label_bounds):
-        _check_labels(path, table[:, column], bound)
-    last = len(label_bounds)
-    return table[:, last:].reshape(records, *CIFAR_PIXELS), table[:, last - 1].long()
+        _check_labels(path, labels[:, column], bound)
+    return pixels.reshape(records, *CIFAR_PIXELS), labels[:, -1].long()
 
 
 def read_idx(path: Path, shape: tuple[int, ...]) -> Tensor:
-    """The uint8 tensor of `shape` in a gzipped idx file: magic number 0x08·dimensions, the sizes, then the bytes.
+    """Read a uint8 tensor of `shape` from a gzipped idx file: magic number, type 0x08, dimensions, sizes, bytes.
 
     Raises:
-        DataError: the file is no gzip file, is truncated, or its header says another type or shape.
+        DataError: the file is not a gzip file, is truncated, or its header names another type or shape.
     """
     header = struct.pack(f">HBB{len(shape)}I", 0, 8, len(shape), *shape)
     expected = len(header) + math.prod(shape)
@@ -174,13 +173,8 @@ def read_idx(path: Path, shape: tuple[int, ...]) -> Tensor:
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(f"{path} cannot be unpacked ({error}): delete it and fetch it again") from error
     if len(content) != expected - len(header):
-        raise DataError(f"{path} does not hold the {math.prod(shape)} bytes that its header tells of")
+        raise DataError(f"{path} does not hold the {math.prod(shape)} bytes that its header announces")
     return torch.frombuffer(bytearray(content), dtype=torch.uint8).view(shape)
-
-
-def _check_labels(path: Path, labels: Tensor, bound: int) -> None:
-    if (highest := int(labels.max())) >= bound:
-        raise DataError(f"{path} holds the label {highest}, but there are only {bound} classes: not the file it claims")
 
 
 def digits() -> tuple[Pictures, Pictures]:
@@ -194,25 +188,28 @@ def digits() -> tuple[Pictures, Pictures]:
     return Pictures(images[:1437], labels[:1437], 10), Pictures(images[1437:], labels[1437:], 10)
 
 
-def _idx(folder: str, checksums: tuple[str, str, str, str], *addresses: str) -> Idx:
+def _check_labels(path: Path, labels: Tensor, bound: int) -> None:
+    if (highest := int(labels.max())) >= bound:
+        raise DataError(f"{path} holds the label {highest}, but there are only {bound} classes: another file")
+
+
+def _idx(folder: str, checksums: str, *addresses: str) -> Idx:
     names = [f"{split}-{kind}-ubyte.gz" for split in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
-    first, second, third, fourth = (
-        Remote(name, md5, 1 << 26, addresses) for name, md5 in zip(names, checksums, strict=True)
-    )
-    return Idx((first, second, third, fourth), folder)
+    pairs = zip(names, checksums.split(), strict=True)
+    return Idx(tuple(Remote(name, md5, 1 << 26, addresses) for name, md5 in pairs), folder)
 
 
-KRIZHEVSKY = "https://www.cs.toronto.edu/~kriz/"
+TORONTO = "https://www.cs.toronto.edu/~kriz/"
 DATA_SETS: dict[str, Cifar | Idx] = {
     "cifar10": Cifar(
-        Remote("cifar-10-binary.tar.gz", "c32a1d4ab5d03f1284b67883e8d87530", 1 << 28, (KRIZHEVSKY,)),
+        Remote("cifar-10-binary.tar.gz", "c32a1d4ab5d03f1284b67883e8d87530", 1 << 28, (TORONTO,)),
         "cifar-10-batches-bin",
         {f"data_batch_{i}.bin": 10_000 for i in range(1, 6)},
         {"test_batch.bin": 10_000},
         (10,),
     ),
     "cifar100": Cifar(
-        Remote("cifar-100-binary.tar.gz", "03b5dce01913d631647c71ecec9e9cb8", 1 << 28, (KRIZHEVSKY,)),
+        Remote("cifar-100-binary.tar.gz", "03b5dce01913d631647c71ecec9e9cb8", 1 << 28, (TORONTO,)),
         "cifar-100-binary",
         {"train.bin": 50_000},
         {"test.bin": 10_000},
@@ -220,23 +217,15 @@ DATA_SETS: dict[str, Cifar | Idx] = {
     ),
     "mnist": _idx(
         "mnist",
-        (
-            "f68b3c2dcbeaaa9fbdd348bbdeb94873",
-            "d53e105ee54ea40749a09fcbcd1e9432",
-            "9fb629c4189551a2d022fa330f9573f3",
-            "ec29112dd5afa0611ce80d1b7f02629c",
-        ),
+        "f68b3c2dcbeaaa9fbdd348bbdeb94873 d53e105ee54ea40749a09fcbcd1e9432 "
+        "9fb629c4189551a2d022fa330f9573f3 ec29112dd5afa0611ce80d1b7f02629c",
         "https://yann.lecun.com/exdb/mnist/",
         "https://storage.googleapis.com/cvdf-datasets/mnist/",
     ),
     "fashion-mnist": _idx(
         "fashion-mnist",
-        (
-            "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
-            "25c81989df183df01b3e8a0aad5dffbe",
-            "bef4ecab320f06d8554ea6380940ec79",
-            "bb300cfdad3c16e7a12a480ee83cd310",
-        ),
+        "8d4fb7e6c68d591d4c3dfef9ec88bf0d 25c81989df183df01b3e8a0aad5dffbe "
+        "bef4ecab320f06d8554ea6380940ec79 bb300cfdad3c16e7a12a480ee83cd310",
         "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",
         "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
     ),
@@ -244,15 +233,15 @@ DATA_SETS: dict[str, Cifar | Idx] = {
 
 
 def load(name: str, folder: str | Path, *, download: bool = True) -> tuple[Pictures, Pictures]:
-    """Training and test pictures of the data set `name`, read from `folder`.
+    """Return training and test pictures of the data set `name`, read from `folder`.
 
     Args:
-        name: a key of `DATA_SETS`, or "digits" (for which `folder` does not matter).
-        download: whether files that are not there may be fetched from the network.
+        name: a key of `DATA_SETS`, or "digits", which needs no folder.
+        download: whether missing files may be downloaded.
 
     Raises:
-        ValueError: no such data set.
-        DataError: a file is missing and cannot be had, or is truncated or foreign; the message says what to put where.
+        ValueError: there is no such data set.
+        DataError: a file is missing, truncated or not what its name says; the message says which file to put where.
     """
     if name == "digits":
         return digits()

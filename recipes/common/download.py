@@ -1,4 +1,4 @@
-"""Fetch a file whose checksum is known, take known files out of an archive; nothing half done is left in place."""
+"""Download a file with a known checksum and unpack known files from an archive, each completely or not at all."""
 
 import hashlib
 import os
@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 CHUNK = 1 << 20
 MOST_MEMBERS = 100
-"""More entries than any archive named here has; an endless archive is refused after so many."""
+"""Limit on the entries of an archive, above those of every archive here, so that endless archives are refused."""
 
 
 class DataError(RuntimeError):
@@ -28,10 +28,10 @@ class Remote:
     """One file on the network.
 
     Args:
-        name: the name that the file keeps on disk.
+        name: of the file, there and on disk.
         md5: its published MD5 checksum, in hexadecimal digits.
-        limit: bytes after which a download is given up.
-        addresses: folders (each ending in a slash) that hold the file, tried in this order.
+        limit: largest number of bytes that are downloaded.
+        addresses: URLs of folders with the file, each ending in a slash, tried in this order.
     """
 
     name: str
@@ -47,13 +47,13 @@ def checksum(path: Path) -> str:
 
 
 def fetch(remote: Remote, folder: Path, *, timeout: float = 30.0) -> Path:
-    """Download `remote` into `folder` and return its path; a file that is there with the right checksum is kept.
+    """Download `remote` into `folder` and return its path; an existing file with the right checksum is kept.
 
     Args:
-        timeout: seconds without an answer after which an address is given up.
+        timeout: seconds without a response after which an address is given up.
 
     Raises:
-        DataError: no address gave the file, or the file that lies there has another checksum.
+        DataError: no address provided the file, or the existing file has another checksum.
     """
     target = folder / remote.name
     if target.exists():
@@ -68,7 +68,7 @@ def fetch(remote: Remote, folder: Path, *, timeout: float = 30.0) -> Path:
         try:
             _download(address + remote.name, Path(temporary), remote, timeout)
             os.replace(temporary, target)
-        except (OSError, ValueError) as error:  # URLError and a connection that breaks are OSErrors
+        except (OSError, ValueError) as error:  # URLErrors and broken connections are OSErrors
             failures.append(f"{address + remote.name}: {error}")
         else:
             return target
@@ -83,10 +83,10 @@ def fetch(remote: Remote, folder: Path, *, timeout: float = 30.0) -> Path:
 def _download(url: str, path: Path, remote: Remote, timeout: float) -> None:
     digest = hashlib.md5(usedforsecurity=False)
     received = 0
-    with urllib.request.urlopen(url, timeout=timeout) as answer, path.open("wb") as file:
-        length = int(answer.headers.get("Content-Length") or 0)
+    with urllib.request.urlopen(url, timeout=timeout) as response, path.open("wb") as file:
+        length = int(response.headers.get("Content-Length") or 0)
         with tqdm(desc=remote.name, total=length or None, unit="B", unit_scale=True, leave=False) as bar:
-            while chunk := answer.read(CHUNK):
+            while chunk := response.read(CHUNK):
                 received += len(chunk)
                 if received > remote.limit:
                     raise ValueError(f"longer than {remote.limit} bytes")
@@ -98,11 +98,11 @@ def _download(url: str, path: Path, remote: Remote, timeout: float) -> None:
 
 
 def extract(archive: Path, sizes: Mapping[str, int], folder: Path) -> None:
-    """Take the files `sizes` (member name → bytes) out of a gzipped tar archive into `folder`, all of them or none.
+    """Unpack the files `sizes` (member name → bytes) of a gzipped tar archive into `folder`, all of them or none.
 
     Raises:
         DataError: the archive is damaged or lacks a file, a file has another size, or a member is a link, would
-            leave the folder, or is larger than every file that belongs here.
+            leave the folder, or is larger than the largest of the files.
     """
     missing = dict(sizes)
     with tempfile.TemporaryDirectory(dir=folder, prefix=f".{archive.name}.") as room:

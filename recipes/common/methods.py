@@ -4,16 +4,16 @@
 |-----------------------------|----------------------------------------------------------|
 | float32                     | plain SGD, no controller                                 |
 | adapt                       | AdaPT as printed                                         |
-| adapt-algorithm4            | pushed up by algorithm 4 in place of equation 4          |
+| adapt-algorithm4            | pushed up by algorithm 4 instead of equation 4           |
 | adapt-unnormalized          | gradients keep their norms, so float32's rates apply     |
 | adapt-unpenalized           | neither L1 nor L2                                        |
 | adapt-nearest               | rounded to nearest in training too                       |
-| adapt-tolerance-0, -0.1, -1 | so many bits of divergence may be given up (adapt: 0.01) |
+| adapt-tolerance-0, -0.1, -1 | this many bits of divergence are tolerated (adapt: 0.01) |
 | compact                     | `AdaPT.compact()`, rounded to nearest in training too    |
 | muppet                      | block floating point, raised at epoch ends               |
 | fixed2 … fixed32            | one word length throughout, range ±2                     |
 
-All of them quantise the weights alone, so that they compare; MuPPET's authors round activations and errors too.
+All of them quantise only the weights, so that they can be compared; MuPPET's authors round activations and errors too.
 """
 
 import dataclasses
@@ -24,8 +24,11 @@ from functools import partial
 from typing import Any
 
 import adapt
-from adapt.numerics import LONGEST_WORD, SHORTEST_WORD
-from adapt.switching.policy import Policy
+
+WORD_LENGTHS = range(2, 33)
+"""Bits of a fixed-point word."""
+
+Policy = adapt.AdaPT | adapt.MuPPET | adapt.Fixed
 
 
 @dataclass(frozen=True)
@@ -33,13 +36,13 @@ class Method:
     """A way to train.
 
     Args:
-        policy: called with buffer_bits and steps_per_epoch, answers the policy; None for float32.
-        rates: called with a network's name, answers lr, l1 and l2 for one-cycle training on CIFAR-10 at batch 128,
-            found by short runs.
+        policy: takes buffer_bits and steps_per_epoch and returns the policy, None for float32.
+        rates: takes a network's name and returns lr, l1 and l2 for one-cycle training on CIFAR-10 at batch 128, which
+            were found by short runs.
         rounding: of the weights in training, "stochastic" or "nearest".
     """
 
-    policy: Callable[[int, int], Policy[Any] | None]
+    policy: Callable[[int, int], Policy | None]
     rates: Callable[[str], dict[str, float]]
     rounding: str = "stochastic"
 
@@ -50,15 +53,15 @@ def plain_rates(network: str) -> dict[str, float]:
 
 
 def normalized_rates(network: str) -> dict[str, float]:
-    """Rates for gradients of norm 1, whose steps are about `lr` long in every layer, whatever the loss.
+    """Rates for gradients of norm 1, which make steps of length `lr` in every layer, whatever the loss.
 
-    The l2 keeps lr·l2, which governs how fast the weights of a normalised network turn, near that of float32.
+    The l2 keeps lr·l2, which decides how fast the weights of a normalised network rotate, near that of float32.
     """
     return {"lr": 0.02 if network == "alexnet" else 0.05, "l1": 1e-5, "l2": 1e-3}
 
 
 def compact_rates(network: str) -> dict[str, float]:
-    """Those of float32, with an L1 penalty where most weights are in dense layers, which it thins out."""
+    """The rates of float32, with an L1 penalty on networks that have most of their weights in dense layers."""
     return {**plain_rates(network), "l1": 5e-6 if network == "alexnet" else 0.0}
 
 
@@ -66,19 +69,19 @@ def _float32(buffer_bits: int, steps_per_epoch: int) -> None:
     return None
 
 
-def _adapt(buffer_bits: int, steps_per_epoch: int, **options: Any) -> Policy[Any]:
+def _adapt(buffer_bits: int, steps_per_epoch: int, **options: Any) -> Policy:
     return adapt.AdaPT(buffer_bits=buffer_bits, **options)
 
 
-def _compact(buffer_bits: int, steps_per_epoch: int) -> Policy[Any]:
+def _compact(buffer_bits: int, steps_per_epoch: int) -> Policy:
     return adapt.AdaPT.compact()
 
 
-def _fixed(word_length: int, buffer_bits: int, steps_per_epoch: int) -> Policy[Any]:
+def _fixed(word_length: int, buffer_bits: int, steps_per_epoch: int) -> Policy:
     return adapt.Fixed(adapt.Precision(word_length, word_length - 2))
 
 
-def _muppet(buffer_bits: int, steps_per_epoch: int) -> Policy[Any]:
+def _muppet(buffer_bits: int, steps_per_epoch: int) -> Policy:
     return adapt.MuPPET(steps_per_epoch=steps_per_epoch)
 
 
@@ -97,7 +100,7 @@ METHODS: Mapping[str, Method] = {
     },
     "compact": Method(_compact, compact_rates, rounding="nearest"),
     "muppet": Method(_muppet, plain_rates),
-    **{f"fixed{bits}": Method(partial(_fixed, bits), plain_rates) for bits in range(SHORTEST_WORD, LONGEST_WORD + 1)},
+    **{f"fixed{bits}": Method(partial(_fixed, bits), plain_rates) for bits in WORD_LENGTHS},
 }
 
 
@@ -114,7 +117,7 @@ def method(name: str) -> Method:
 
 def names() -> list[str]:
     """The methods' names, with one entry for all fixed word lengths."""
-    fixed = f"fixed8 (or another word length from {SHORTEST_WORD} to {LONGEST_WORD})"
+    fixed = f"fixed8 (or another word length from {WORD_LENGTHS[0]} to {WORD_LENGTHS[-1]})"
     return [*(name for name in METHODS if not name.startswith("fixed")), fixed]
 
 
@@ -123,24 +126,20 @@ def buffer_bits(network: str, data_set: str) -> int:
     return 8 if network == "resnet20" or data_set == "cifar100" else 4
 
 
-def description(policy: Policy[Any] | None) -> dict[str, Any] | None:
-    """A policy and all its hyperparameters as JSON has them; None for float32."""
+def description(policy: Any) -> dict[str, Any] | None:
+    """The name of a policy and all its hyperparameters, in types that JSON has; None for float32."""
     if policy is None:
         return None
-    fields = dataclasses.asdict(policy)  # type: ignore[call-overload]
-    described: dict[str, Any] = json.loads(json.dumps({"name": type(policy).__name__, **fields}))
+    described: dict[str, Any] = json.loads(json.dumps({"name": type(policy).__name__, **dataclasses.asdict(policy)}))
     return described
 
 
-def signature(policy: Policy[Any] | None) -> dict[str, Any] | None:
-    """The part of `description` that tells policies apart: the name and what is not at its default.
+def signature(policy: Any) -> dict[str, Any] | None:
+    """The part of `description` that tells policies apart: the name and the hyperparameters that are not defaults.
 
-    A hyperparameter that a later version adds leaves it as it is.
+    It does not change when a later version adds a hyperparameter.
     """
-    if policy is None:
+    if (described := description(policy)) is None:
         return None
-    described = description(policy)
-    assert described is not None
-    defaults = {field.name: field.default for field in dataclasses.fields(policy)}  # type: ignore[arg-type]
-    changed = (name for name, default in defaults.items() if getattr(policy, name) != default)
+    changed = [field.name for field in dataclasses.fields(policy) if getattr(policy, field.name) != field.default]
     return {name: described[name] for name in ("name", *changed)}

@@ -1,6 +1,6 @@
 """The networks of the papers' experiments, for pictures of shape (channels, height, width), initialised by TNVS.
 
-Quantised layers are the convolutions and the dense layers; batch normalisation stays float32.
+The convolutions and dense layers are quantised; batch normalisation stays float32.
 """
 
 from collections.abc import Callable
@@ -14,8 +14,8 @@ import adapt
 Shape = tuple[int, int, int]
 
 WITHOUT_NORMALISATION = 2.0
-"""TNVS scale of networks without batch normalisation: a ReLU halves the variance, so at 0.5 the signal of AlexNet has
-shrunk 250-fold at the last layer and plain float32 SGD does not get off the ground."""
+"""TNVS scale of networks without batch normalisation. A ReLU halves the variance: at scale 0.5 the signal of AlexNet
+shrinks 250-fold up to the last layer, and plain float32 SGD does not start to learn."""
 
 
 class _Block(nn.Module):
@@ -61,8 +61,8 @@ def resnet20(classes: int = 10, shape: Shape = (3, 32, 32)) -> nn.Module:
 
 
 class _InvertedResidual(nn.Module):
-    """1×1 convolution to `factor` times the channels, 3×3 depthwise, 1×1 without an activation; a shortcut where the
-    shapes allow it (Sandler et al. 2018, section 3.3)."""
+    """1×1 convolution to `factor` times the channels, 3×3 depthwise, 1×1 without an activation; a shortcut if shapes
+    allow it (Sandler et al. 2018, section 3.3)."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, factor: int) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ class _InvertedResidual(nn.Module):
 
 
 def mobilenet_v2(classes: int = 10, shape: Shape = (3, 32, 32), *, width: float = 1.0) -> nn.Module:
-    """MobileNetV2 (Sandler et al. 2018, table 2) for 32×32 pictures, whose first and last strides are 1.
+    """MobileNetV2 (Sandler et al. 2018, table 2) for 32×32 pictures, so its first and last strides are 1.
 
     Args:
         width: multiplier of all channels, which stay multiples of 8. 2.2 M parameters at 1, 0.16 M at ¼.
@@ -108,31 +108,32 @@ def mobilenet_v2(classes: int = 10, shape: Shape = (3, 32, 32), *, width: float 
     return adapt.tnvs_(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(head, classes)))
 
 
+def _convolution(inputs: int, outputs: int, kernel: int = 3, **options: int) -> tuple[nn.Module, ...]:
+    return nn.Conv2d(inputs, outputs, kernel, **options), nn.ReLU(inplace=True)
+
+
+def _dense(inputs: int, outputs: int) -> tuple[nn.Module, ...]:
+    return nn.Linear(inputs, outputs), nn.ReLU(inplace=True)
+
+
 def alexnet(classes: int = 10, shape: Shape = (3, 32, 32)) -> nn.Module:
     """AlexNet for 32×32 pictures: the five convolutions with 3×3 kernels, then 1024-1024-classes. 4.4 M parameters."""
     channels, height, width = shape
     return adapt.tnvs_(
         nn.Sequential(
-            nn.Conv2d(channels, 64, 3, stride=2, padding=1),
-            nn.ReLU(inplace=True),
+            *_convolution(channels, 64, stride=2, padding=1),
             nn.MaxPool2d(2),
-            nn.Conv2d(64, 192, 3, padding=1),
-            nn.ReLU(inplace=True),
+            *_convolution(64, 192, padding=1),
             nn.MaxPool2d(2),
-            nn.Conv2d(192, 384, 3, padding=1),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(384, 256, 3, padding=1),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(256, 256, 3, padding=1),
-            nn.ReLU(inplace=True),
+            *_convolution(192, 384, padding=1),
+            *_convolution(384, 256, padding=1),
+            *_convolution(256, 256, padding=1),
             nn.MaxPool2d(2),
             nn.Flatten(),
             nn.Dropout(0.5),
-            nn.Linear(256 * (height // 16) * (width // 16), 1024),
-            nn.ReLU(inplace=True),
+            *_dense(256 * (height // 16) * (width // 16), 1024),
             nn.Dropout(0.5),
-            nn.Linear(1024, 1024),
-            nn.ReLU(inplace=True),
+            *_dense(1024, 1024),
             nn.Linear(1024, classes),
         ),
         scale=WITHOUT_NORMALISATION,
@@ -144,17 +145,13 @@ def lenet5(classes: int = 10, shape: Shape = (3, 32, 32)) -> nn.Module:
     channels, height, _ = shape
     return adapt.tnvs_(
         nn.Sequential(
-            nn.Conv2d(channels, 6, 5, padding=(32 - height) // 2),
-            nn.ReLU(inplace=True),
+            *_convolution(channels, 6, 5, padding=(32 - height) // 2),
             nn.MaxPool2d(2),
-            nn.Conv2d(6, 16, 5),
-            nn.ReLU(inplace=True),
+            *_convolution(6, 16, 5),
             nn.MaxPool2d(2),
             nn.Flatten(),
-            nn.Linear(400, 120),
-            nn.ReLU(inplace=True),
-            nn.Linear(120, 84),
-            nn.ReLU(inplace=True),
+            *_dense(400, 120),
+            *_dense(120, 84),
             nn.Linear(84, classes),
         ),
         scale=WITHOUT_NORMALISATION,
@@ -164,19 +161,8 @@ def lenet5(classes: int = 10, shape: Shape = (3, 32, 32)) -> nn.Module:
 def mlp(classes: int = 10, shape: Shape = (1, 28, 28)) -> nn.Module:
     """Three hidden layers of 512 units. 0.93 M parameters on 28×28 pictures."""
     inputs = shape[0] * shape[1] * shape[2]
-    return adapt.tnvs_(
-        nn.Sequential(
-            nn.Flatten(),
-            nn.Linear(inputs, 512),
-            nn.ReLU(inplace=True),
-            nn.Linear(512, 512),
-            nn.ReLU(inplace=True),
-            nn.Linear(512, 512),
-            nn.ReLU(inplace=True),
-            nn.Linear(512, classes),
-        ),
-        scale=WITHOUT_NORMALISATION,
-    )
+    layers = (*_dense(inputs, 512), *_dense(512, 512), *_dense(512, 512), nn.Linear(512, classes))
+    return adapt.tnvs_(nn.Sequential(nn.Flatten(), *layers), scale=WITHOUT_NORMALISATION)
 
 
 def small_cnn(classes: int = 10, shape: Shape = (1, 8, 8)) -> nn.Module:
@@ -184,13 +170,10 @@ def small_cnn(classes: int = 10, shape: Shape = (1, 8, 8)) -> nn.Module:
     channels, height, width = shape
     return adapt.tnvs_(
         nn.Sequential(
-            nn.Conv2d(channels, 16, 3, padding=1),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(16, 32, 3, padding=1),
-            nn.ReLU(inplace=True),
+            *_convolution(channels, 16, padding=1),
+            *_convolution(16, 32, padding=1),
             nn.MaxPool2d(2),
-            nn.Conv2d(32, 48, 3, padding=1),
-            nn.ReLU(inplace=True),
+            *_convolution(32, 48, padding=1),
             nn.MaxPool2d(2),
             nn.Flatten(),
             nn.Linear(48 * (height // 4) * (width // 4), classes),

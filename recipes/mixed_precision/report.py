@@ -1,28 +1,17 @@
-"""Everything that the runs say: a Markdown file, with the picture of accuracy against size beside it."""
+"""The report: a Markdown file with tables, and the figure of accuracy against size."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from adapt import files
 from recipes.common import ledger
-from recipes.common.evidence import (
-    NOTHING,
-    Figure,
-    Runs,
-    Value,
-    difference,
-    figure,
-    markdown,
-    paragraph,
-    seeds,
-    sources,
-    text,
-)
-from recipes.mixed_precision.groups import SIZES, Group, accuracy, gather, kilobytes
-from recipes.mixed_precision.points import kind_of
+from recipes.common.comparison import NOTHING, Estimate, Runs, Value, difference, estimate, ratio, seeds, sources, text
+from recipes.common.markdown import paragraph
+from recipes.common.markdown import table as markdown
+from recipes.mixed_precision.experiments import SIZES, Experiment, accuracy, gather, kilobytes
+from recipes.mixed_precision.methods import kind_of
 
 DOCUMENT = "mixed_precision.md"
-PICTURE = "figures/mixed_precision.png"
+FIGURE = "figures/mixed_precision.png"
 NOTES = """\
 Accuracy in percent; means over seeds ± the standard error of the mean. Differences are between runs of the same seed,
 which share their float32 start and see the same pictures in the same order, in points ± their standard error. Sizes are
@@ -34,120 +23,116 @@ same seed."""
 
 
 def processor_seconds(line: ledger.Line) -> float:
-    """What the training steps of a run took; the time on the clock where they ran on a device."""
+    """Processor time of a run's training steps; wall-clock time if they ran on another device."""
     clock = "processor_seconds" if line["provenance"]["device"] == "cpu" else "seconds"
     return sum(float(epoch[clock]) for epoch in line["history"])
 
 
-def table(group: Group) -> str:
+def table(experiment: Experiment) -> str:
     """A row for each method, and one for the start."""
     head = [
         "", "accuracy, %", "Δ to float32", "Δ to LSQ at the same bytes", "weights, kB", "activations, kB",
         "total, kB", "bits of weights, activations", "off LSQ's bytes", "before", "time", "seeds",
     ]  # fmt: skip
-    rows = [["start", text(figure(group.starts, accuracy)), *[NOTHING] * 9, str(len(group.starts))]]
-    rows += [[name, *_cells(group, name)] for name in group.methods]
+    rows = [["start", text(estimate(experiment.starts, accuracy)), *[NOTHING] * 9, str(len(experiment.starts))]]
+    rows += [[name, *_cells(experiment, name)] for name in experiment.methods]
     return markdown(head, rows)
 
 
-def summary(groups: Sequence[Group]) -> str:
-    """Learned widths beside LSQ of the same bytes, a row for each budget; the rest of a network in a sentence."""
+def summary(experiments: Sequence[Experiment]) -> str:
+    """Learned widths beside LSQ of the same bytes, a row for each budget; then a sentence about the other methods."""
     head = ["", "kB", "LSQ, %", "learned, %", "learned − LSQ", "learned − float32"]
     rows = []
-    for group in groups:
-        for learned in sorted(group.methods, key=lambda name: kind_of(name)[1]):
-            runs, others = group.runs(learned), group.runs(same_bytes(learned) or "")
+    for experiment in experiments:
+        for learned in sorted(experiment.methods, key=lambda name: kind_of(name)[1]):
+            runs, others = experiment.runs(learned), experiment.runs(same_bytes(learned) or "")
             if runs and others:
                 rows.append([
-                    f"{group.network}, {kind_of(learned)[1]} bits on average", _mean(runs, kilobytes, ".0f"),
-                    text(figure(others, accuracy)), text(figure(runs, accuracy)),
+                    f"{experiment.network}, {kind_of(learned)[1]} bits on average", _mean(runs, kilobytes, ".0f"),
+                    text(estimate(others, accuracy)), text(estimate(runs, accuracy)),
                     text(difference(runs, others, accuracy), "+.2f"),
-                    text(difference(runs, group.runs("float32"), accuracy), "+.2f"),
+                    text(difference(runs, experiment.runs("float32"), accuracy), "+.2f"),
                 ])  # fmt: skip
-    return "\n\n".join([markdown(head, rows), *map(_around, groups)])
+    return "\n\n".join([markdown(head, rows), *map(_around, experiments)])
 
 
 def write(folder: Path) -> str:
-    """Write `mixed_precision.md` and the picture beside the results; answer the summary.
+    """Write `mixed_precision.md` and the figure beside the results, and return the summary.
 
     Raises:
         ValueError: there are no results, or their file is damaged.
     """
     # Training does not draw, and matplotlib takes a while to import.
-    from recipes.mixed_precision.picture import draw
+    from recipes.mixed_precision.figure import draw
 
-    groups = gather(folder)
-    if not groups:
+    experiments = gather(folder)
+    if not experiments:
         raise ValueError(f"{folder} holds no results yet: train first")
-    (folder / PICTURE).parent.mkdir(exist_ok=True)
-    draw(groups).savefig(folder / PICTURE)
-    parts = ["# Learned bit widths, and LSQ at the same bytes", NOTES, summary(groups)]
-    for group in groups:
-        parts += [f"## {group.title}", table(group), sources(group.methods, accuracy, ".2f", "%")]
-    document = "\n\n".join([*parts, f"![Accuracy against size]({PICTURE})"]) + "\n"
-    with files.replacing(folder / DOCUMENT) as file:
-        file.write(document.encode())
-    return summary(groups)
+    (folder / FIGURE).parent.mkdir(exist_ok=True)
+    draw(experiments).savefig(folder / FIGURE)
+    parts = ["# Learned bit widths, and LSQ at the same bytes", NOTES, summary(experiments)]
+    for experiment in experiments:
+        parts += [f"## {experiment.title}", table(experiment), sources(experiment.methods, accuracy, ".2f", "%")]
+    document = "\n\n".join([*parts, f"![Accuracy against size]({FIGURE})"]) + "\n"
+    ledger.write_text(document, folder / DOCUMENT)
+    return summary(experiments)
 
 
 def same_bytes(method: str) -> str | None:
-    """LSQ of the size of learned widths; None for what has no such partner."""
+    """The LSQ method of the same size as learned widths; None for other methods."""
     kind, bits = kind_of(method)
     return f"lsq{bits}" if kind == "learned" else None
 
 
-def _cells(group: Group, method: str) -> list[str]:
-    runs, float32, partner = group.runs(method), group.runs("float32"), same_bytes(method)
-    others = group.runs(partner) if partner is not None else {}
+def _cells(experiment: Experiment, method: str) -> list[str]:
+    runs, float32, partner = experiment.runs(method), experiment.runs("float32"), same_bytes(method)
+    others = experiment.runs(partner) if partner is not None else {}
     return [
-        text(figure(runs, accuracy)),
+        text(estimate(runs, accuracy)),
         NOTHING if method == "float32" else text(difference(runs, float32, accuracy), "+.2f"),
         text(difference(runs, others, accuracy), "+.2f"),
         *(_mean(runs, value, ".1f") for value in (*map(_number, SIZES), kilobytes)),
         ", ".join(_mean(runs, _bits(what), ".2f") for what in ("weight", "input")),
         _filled(runs, others),
         _before(runs),
-        NOTHING if method == "float32" else text(_ratio(runs, float32, processor_seconds)),
+        NOTHING if method == "float32" else text(ratio(runs, float32, processor_seconds)),
         str(len(runs)),
     ]
 
 
-def _around(group: Group) -> str:
-    """The schedule, and what was run beside LSQ and learned widths."""
+def _around(experiment: Experiment) -> str:
+    """A sentence about the schedule and the methods other than LSQ and learned widths."""
     names = {
-        "start": group.starts,
-        "float32 tuned for as long": group.runs("float32"),
-        "compact": group.runs("compact"),
+        "start": experiment.starts,
+        "float32 tuned for as long": experiment.runs("float32"),
+        "compact": experiment.runs("compact"),
     }
-    told = [f"{name} {text(figure(runs, accuracy))} %" for name, runs in names.items() if runs]
-    sizes = f" in {_mean(group.runs('compact'), kilobytes, '.0f')} kB" if group.runs("compact") else ""
-    return paragraph(f"{group.title}; {seeds(group.methods.values())}. {', '.join(told).capitalize()}{sizes}.")
+    told = [f"{name} {text(estimate(runs, accuracy))} %" for name, runs in names.items() if runs]
+    sizes = f" in {_mean(experiment.runs('compact'), kilobytes, '.0f')} kB" if experiment.runs("compact") else ""
+    return paragraph(
+        f"{experiment.title}; {seeds(experiment.methods.values())}. {', '.join(told).capitalize()}{sizes}."
+    )
 
 
 def _filled(runs: Runs, others: Runs) -> str:
-    """By how much the sizes are off those of the runs of the same bytes, in percent, weights and activations."""
-    return _percent([_ratio(runs, others, _number(size)) for size in SIZES])
+    """By how much weights and activations are larger than those of the runs of the same bytes, in percent."""
+    return _percent([ratio(runs, others, _number(size)) for size in SIZES])
 
 
 def _before(runs: Runs) -> str:
-    """By how much learning itself missed the budgets, in percent, weights and activations."""
+    """By how much weights and activations were off their budgets before they were settled, in percent."""
     logs = [{name: value for phase in line["phases"] for name, value in phase.items()} for line in runs.values()]
     names = ("weight_missed_by", "activation_missed_by")
-    return _percent([Figure.of(log[name] + 1 for log in logs if name in log) for name in names])
+    return _percent([Estimate.of(log[name] + 1 for log in logs if name in log) for name in names])
 
 
-def _percent(parts: Sequence[Figure | None]) -> str:
+def _percent(parts: Sequence[Estimate | None]) -> str:
     texts = [f"{100 * (part.mean - 1):+.2f} %".replace("-", "−") for part in parts if part is not None]
     return ", ".join(texts) or NOTHING
 
 
-def _ratio(runs: Runs, others: Runs, value: Value) -> Figure | None:
-    """`value` of each run over that of the other run with the same seed; None where no seed has both."""
-    return Figure.of(value(runs[seed]) / value(others[seed]) for seed in sorted(runs.keys() & others.keys()))
-
-
 def _mean(runs: Runs, value: Value, form: str) -> str:
-    found = figure(runs, value)
+    found = estimate(runs, value)
     return NOTHING if found is None else f"{found.mean:{form}}"
 
 

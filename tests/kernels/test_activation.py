@@ -59,7 +59,7 @@ def sites_of(precision, mode=NOISE, *, drawn=0, device="cpu"):
 
 
 def values(numel, dtype=torch.float32, *, special=True, scale=3.0):
-    """Some of every magnitude from 0.001 to 10000, and what is no number."""
+    """Values of every magnitude from 0.001 to 10000, infinities and NaN."""
     generator = torch.Generator().manual_seed(numel)
     powers = 10.0 ** torch.randint(-3, 5, (numel,), generator=generator)
     x = (torch.randn(numel, generator=generator) * scale * powers).to(dtype)
@@ -77,7 +77,7 @@ def forward(kernels, x, sites, *, training=True, replay=False, masked=True):
 
 
 def inside_of(mask, numel):
-    """What a mask says of each element."""
+    """Whether each element is inside, according to a mask."""
     flags = mask[numel:].repeat_interleave(MASKED)[:numel]
     return torch.where(flags != 0, mask[:numel], 1).bool()
 
@@ -89,7 +89,7 @@ def same(a, b):
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 @pytest.mark.parametrize("precision", FORMATS, ids=str)
-def test_evaluation_rounds_to_nearest_and_remembers_nothing(kernels, precision, dtype):
+def test_evaluation_rounds_to_nearest_and_records_nothing(kernels, precision, dtype):
     sites = sites_of(precision)
     x = values(700, dtype)
     output, mask, _ = forward(kernels, x, sites, training=False)
@@ -101,7 +101,7 @@ def test_evaluation_rounds_to_nearest_and_remembers_nothing(kernels, precision, 
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
-def test_training_draws_the_stream_and_remembers_the_largest_finite_magnitude(kernels, dtype):
+def test_training_draws_the_stream_and_records_the_largest_finite_magnitude(kernels, dtype):
     precision, x = Precision(8, 4), values(5000, dtype)
     sites = sites_of(precision, drawn=77)
     output, _, _ = forward(kernels, x, sites)
@@ -113,7 +113,7 @@ def test_training_draws_the_stream_and_remembers_the_largest_finite_magnitude(ke
     assert sites.peaks.tolist() == [reference.largest_finite(x), 0]
 
 
-def test_a_stream_goes_on_and_a_replay_draws_again(kernels):
+def test_a_stream_continues_and_a_replay_repeats_it(kernels):
     x = values(3000, special=False)
     whole, parts = sites_of(Precision(8, 4)), sites_of(Precision(8, 4))
     expected, _, _ = forward(kernels, x, whole)
@@ -135,7 +135,7 @@ def test_modes(kernels):
         assert bool(sites.peaks[0] > 0) == met
 
 
-def test_without_a_grid_values_stay_and_all_lie_inside(kernels):
+def test_without_a_grid_values_stay_and_all_are_inside(kernels):
     x, sites = values(600), sites_of(None)
     output, mask, _ = forward(kernels, x, sites)
     assert same(output, x)
@@ -170,7 +170,7 @@ def test_errors_in_place(kernels, precision):
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 @pytest.mark.parametrize("count", [1, 30, 5000])
-def test_a_mask_alone_acts_in_place(kernels, dtype, count):
+def test_masking_without_rounding_acts_in_place(kernels, dtype, count):
     """Most of an error stays untouched where few values were outside."""
     x, g, sites = values(5000, dtype, special=False).clamp(-8, 7.9375), values(5000, dtype), sites_of(Precision(8, 4))
     x[torch.randperm(5000)[:count]] = 9.0
@@ -252,7 +252,7 @@ positive = st.floats(2.0**-149, 2.0**126, width=32, allow_subnormal=True) | st.f
 
 @pytest.mark.parametrize("name", ["torch", "numba"])
 @given(before=positive | st.just(0.0), peak=positive | st.just(0.0), word=st.integers(2, 32))
-def test_formats_follow_what_was_met(name, before, peak, word):
+def test_formats_follow_the_peaks(name, before, peak, word):
     set_backend(name)
     sites, ranges = sites_of(Precision(8, 4)), torch.tensor([before, before], dtype=torch.float32)
     sites.peaks.fill_(peak)
@@ -283,7 +283,7 @@ def test_within_a_step_peaks_and_streams_wait(kernels):
     assert sites.drawn.tolist() == [7, 7]
 
 
-def test_memory_order_decides_on_the_draw(kernels):
+def test_draws_follow_memory_order(kernels):
     x = torch.randn(3, 4, 5, 6).to(memory_format=torch.channels_last)
     straight, _, _ = forward(kernels, flat(x).clone(), sites_of(Precision(8, 4)))
     output, _, _ = forward(kernels, x, sites_of(Precision(8, 4)))
@@ -292,7 +292,7 @@ def test_memory_order_decides_on_the_draw(kernels):
 
 @pytest.mark.skipif(INTERPRETED, reason="this is what the other process runs")
 def test_the_interpreter_gives_the_bits_of_torch():
-    """In a process of its own: Triton looks at the variable when it is imported."""
+    """In a new process, because Triton reads the variable when it is imported."""
     pytest.importorskip("triton")
     command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", __file__]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}

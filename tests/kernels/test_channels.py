@@ -1,14 +1,14 @@
-"""The passes over channelwise weights: each element by its channel's row, in every layout, alike in all back ends."""
+"""The passes over channelwise weights: each element follows its channel's row, in every layout and back end."""
 
 import pytest
 import torch
 from torch import nn
 
 from adapt.kernels.channels import Layout
-from adapt.kernels.learned import SCALINGS
+from adapt.kernels.learned_steps import SCALINGS
 from adapt.kernels.numba_ import channels as channels_numba
 from adapt.kernels.torch_ import channels as channels_torch
-from adapt.kernels.torch_ import learned as learned_torch
+from adapt.kernels.torch_ import learned_steps as learned_torch
 from adapt.learned.masters import channels_of
 
 EWGS = SCALINGS.index("ewgs")
@@ -79,7 +79,7 @@ def one_by_one(weights, channels, rows):
 
 
 def gradients(weights, seed=1):
-    """One missing, one not finite."""
+    """Gradients, one of them missing and one not finite."""
     generator = torch.Generator().manual_seed(seed)
     found = [torch.empty_like(weight).copy_(torch.randn(weight.shape, generator=generator)) for weight in weights]
     found[1].view(-1)[5] = torch.inf
@@ -113,7 +113,7 @@ def test_every_element_is_rounded_by_its_channels_row():
 
 
 @pytest.mark.parametrize("scaling", range(len(SCALINGS)), ids=SCALINGS)
-def test_every_gradient_goes_back_by_its_channels_row(scaling):
+def test_every_gradient_follows_its_channels_row(scaling):
     weights, channels, layouts, rows = tensors()
     found, squared = gradients(weights)
     before, sums = copies(found), torch.ones(len(rows), 4, dtype=torch.float64)
@@ -127,7 +127,7 @@ def test_every_gradient_goes_back_by_its_channels_row(scaling):
             continue
         back = torch.empty(int(mask.sum()))
         learned_torch.backward(before[i][mask], weights[i][mask], back, rows, row, expected, scaling=scaling, delta=0.2)
-        # torch's artanh gives other last bits in other places of a vector.
+        # The last bits of torch's artanh depend on the position in a vector.
         torch.testing.assert_close(found[i][mask], back, rtol=1e-6, atol=0)
     torch.testing.assert_close(sums, expected, rtol=1e-9, atol=1e-5)
 
@@ -146,7 +146,7 @@ def test_numba_rounds_to_the_same_bits(in_place):
 
 
 @pytest.mark.parametrize("scaling", range(len(SCALINGS)), ids=SCALINGS)
-def test_numba_goes_back_alike(scaling):
+def test_numba_gradients_agree(scaling):
     weights, _, layouts, rows = tensors()
     results = []
     for kernels in (channels_torch, channels_numba):

@@ -7,7 +7,6 @@ import sys
 import pytest
 import torch
 
-from adapt import kernels
 from adapt.kernels.numba_ import weights as numba_
 from adapt.kernels.torch_ import weights as torch_
 from adapt.rounding import backend, set_backend
@@ -18,17 +17,6 @@ def _no_choice_left_behind(monkeypatch):
     monkeypatch.delenv("ADAPT_BACKEND", raising=False)
     yield
     set_backend(None)
-
-
-@pytest.fixture
-def fresh_imports():
-    """Forget what was importable, before and after."""
-    cached = kernels._load, kernels._importable, kernels._chosen_for, kernels._forced_on
-    for function in cached:
-        function.cache_clear()
-    yield
-    for function in cached:
-        function.cache_clear()
 
 
 def test_the_device_chooses():
@@ -61,14 +49,6 @@ def test_a_forced_back_end_that_cannot_work_says_so():
         backend("meta")
 
 
-@pytest.mark.usefixtures("fresh_imports")
-def test_without_numba_torch_takes_over(monkeypatch):
-    monkeypatch.setitem(sys.modules, "adapt.kernels.numba_.weights", None)
-    assert backend("cpu") is torch_
-    with pytest.raises(RuntimeError, match=r"numba back end cannot be imported.*install numba"):
-        set_backend("numba")
-
-
 def run(code, **environment):
     result = subprocess.run(
         [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True, check=False
@@ -89,6 +69,20 @@ print(r.quantize(torch.tensor([0.3, 9.0]), Precision(8, 4)).tolist(), r.backend(
 """
 
 
+WITHOUT_NUMBA = """
+import sys
+sys.modules["adapt.kernels.numba_.weights"] = None
+"""
+
+
+def test_without_numba_torch_takes_over():
+    assert run(WITHOUT_NUMBA + QUANTIZE) == "[0.3125, 7.9375] adapt.kernels.torch_.weights"
+    forced = "\ntry:\n    r.set_backend('numba')\nexcept RuntimeError as error:\n    print(error)"
+    message = run(WITHOUT_NUMBA + "import adapt.rounding as r" + forced)
+    assert message.startswith("the numba back end cannot be imported")
+    assert "install numba" in message
+
+
 def test_a_disabled_compiler_means_torch():
     assert run(QUANTIZE, NUMBA_DISABLE_JIT="1") == "[0.3125, 7.9375] adapt.kernels.torch_.weights"
 
@@ -101,8 +95,8 @@ Dispatcher.enable_caching = enable_caching
 """
 
 
-def test_no_folder_to_write_the_cache_to_means_compiling_anew():
-    """As where the package and the home folder are read-only."""
+def test_no_folder_to_write_the_cache_to_means_compiling_again():
+    """For example where the package and the home folder are read-only."""
     assert run(UNWRITABLE + QUANTIZE) == "[0.3125, 7.9375] adapt.kernels.numba_.weights"
 
 

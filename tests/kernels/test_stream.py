@@ -1,4 +1,4 @@
-"""The random stream against its definition and against the uniform distribution; the layouts that are taken.
+"""The random stream against its definition and against the uniform distribution; the layouts that are accepted.
 
 Every statistic below compares with a bound that an ideal stream exceeds with a probability below 1e-6.
 """
@@ -121,7 +121,7 @@ def test_dense_layouts_are_recognised():
     assert not any(map(is_dense, holed))
 
 
-def test_layout_returns_the_sizes_and_ignores_strides_that_do_not_count():
+def test_layout_returns_the_sizes_and_ignores_irrelevant_strides():
     pointwise = torch.zeros(8, 4, 1, 1)
     assert require_layout(torch.float32, a=[pointwise], b=[pointwise.to(memory_format=torch.channels_last)]) == (32,)
     assert require_layout(None, a=[pointwise, torch.zeros(3)], b=[None, torch.ones(3)]) == (32, 3)
@@ -139,6 +139,6 @@ def test_layout_returns_the_sizes_and_ignores_strides_that_do_not_count():
         (torch.float32, {"a": [torch.zeros(2).half()]}, TypeError, "float16.*takes torch.float32"),
     ],
 )
-def test_layouts_that_do_not_fit_are_refused(dtype, lists, error, words):
+def test_layouts_that_do_not_match_are_refused(dtype, lists, error, words):
     with pytest.raises(error, match=words):
         require_layout(dtype, **lists)

@@ -1,4 +1,4 @@
-"""Triton where there is no GPU: its interpreter runs the kernels, its compiler shows the instructions they become."""
+"""Triton where there is no GPU: its interpreter runs the kernels, its compiler shows their instructions."""
 
 import os
 import re
@@ -11,7 +11,7 @@ triton = pytest.importorskip("triton")
 
 
 def test_the_interpreter_gives_the_bits_of_the_other_back_ends():
-    """In a process of its own: Triton looks at the variable when it is imported."""
+    """In a new process, because Triton reads the variable when it is imported."""
     command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", "tests/kernels/test_agreement.py"]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

@@ -58,8 +58,8 @@ def outcome(learner):
     """What must agree."""
     return {
         "masters": learner.masters,
-        "steps": {name: torch.from_numpy(form.step) for name, form in learner.formats.items()},
-        "ranges": {name: torch.from_numpy(form.maximum) for name, form in learner.formats.items()},
+        "steps": {name: torch.from_numpy(step) for name, step in learner.steps.items()},
+        "ranges": {name: torch.from_numpy(most) for name, most in learner.ranges.items()},
         "widths": torch.from_numpy(learner.widths.word_length.copy()),
     }
 

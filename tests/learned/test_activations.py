@@ -33,8 +33,8 @@ def test_every_layers_input_is_on_its_grid(training):
     model, optimizer, learner = learning()
     train(model, optimizer, 4)
     for name, x in seen(model, pictures(50)[0], training).items():
-        form = learner.formats[f"{name}.weight.input"]
-        step, maximum = form.step[0], form.maximum[0]
+        form = learner.formats[f"{name}.input"]
+        step, maximum = form.step.item(), form.maximum
         levels = (x / step).round()
         torch.testing.assert_close(x, levels * step, rtol=1e-5, atol=1e-6)
         assert levels.max() <= np.rint(maximum / step)
@@ -58,16 +58,17 @@ def test_gradients_are_those_of_autograd_through_the_quantiser():
     )
     x = (2 * torch.randn(40, 6)).requires_grad_()
     model(x).square().sum().backward()
-    found, formats = x.grad, learner._run.formats
+    found, formats = x.grad, learner._run.table
 
     twin = copy.deepcopy(model)
     leaves = {}
-    for layer, name in ((0, "0.weight.input"), (2, "2.weight.input")):
-        form = learner.formats[name]
-        leaves[name] = [torch.tensor(a[0].item(), requires_grad=True) for a in (form.step, form.maximum)]
+    for layer, name in ((0, "0.input"), (2, "2.input")):
+        leaves[name] = [
+            torch.tensor(a[0].item(), requires_grad=True) for a in (learner.steps[name], learner.ranges[name])
+        ]
         twin[layer].register_forward_pre_hook(
             lambda m, args, name=name: quantize(
-                args[0], *leaves[name], signed=learner.formats[name].signed, scaling="invtanh"
+                args[0], *leaves[name], signed=bool(learner.formats[name].signed), scaling="invtanh"
             )
         )
     y = x.detach().clone().requires_grad_()
@@ -75,7 +76,7 @@ def test_gradients_are_those_of_autograd_through_the_quantiser():
     torch.testing.assert_close(found, y.grad, rtol=1e-4, atol=1e-4)
     to_step, to_range, _ = formats.figures(1)
     for name, (step, maximum) in leaves.items():
-        place = formats.places[name]
+        place = formats.places[name.replace("input", "weight.input")]
         assert to_step[place].item() == pytest.approx((step.grad * step * np.log(2)).item(), rel=1e-3)
         assert to_range[place].item() == pytest.approx((maximum.grad * maximum * np.log(2)).item(), rel=1e-3)
 
@@ -84,18 +85,18 @@ def test_the_networks_input_passes_back_though_it_needs_no_gradient():
     model, _optimizer, learner = learning()
     inputs, targets = pictures(0)
     nn.functional.cross_entropy(model(inputs), targets).backward()
-    place = learner._run.formats.places["first.weight.input"]
-    assert (learner._run.formats.sums[place] != 0).any()
+    place = learner._run.table.places["first.weight.input"]
+    assert (learner._run.table.sums[place] != 0).any()
 
 
 def test_evaluation_with_gradients_tells_the_formats_nothing():
     model, _, learner = learning()
     model.eval()
     inputs, targets = pictures(0)
-    before = learner._run.formats.sums.clone()
+    before = learner._run.table.sums.clone()
     nn.functional.cross_entropy(model(inputs.requires_grad_()), targets).backward()
     assert inputs.grad.abs().sum() > 0
-    assert torch.equal(learner._run.formats.sums, before)
+    assert torch.equal(learner._run.table.sums, before)
 
 
 def test_micro_batches_add_up():
@@ -103,14 +104,12 @@ def test_micro_batches_add_up():
     inputs, targets = pictures(0)
     model.norm.eval()
     nn.functional.cross_entropy(model(inputs), targets).backward()
-    formats = learner._run.formats
+    formats = learner._run.table
     once = formats.sums[formats.weights :, :3].clone()
     formats.sums.zero_()
     for part in (slice(0, 4), slice(4, 8)):
         (nn.functional.cross_entropy(model(inputs[part]), targets[part]) / 2).backward()
-    torch.testing.assert_close(
-        learner._run.formats.sums[learner._run.formats.weights :, :3], once, rtol=1e-3, atol=1e-5
-    )
+    torch.testing.assert_close(learner._run.table.sums[learner._run.table.weights :, :3], once, rtol=1e-3, atol=1e-5)
 
 
 def test_bfloat16_autocast_rounds_too():
@@ -120,7 +119,7 @@ def test_bfloat16_autocast_rounds_too():
         loss = nn.functional.cross_entropy(model(inputs), targets)
     loss.backward()
     optimizer.step()
-    assert (learner._run.energy[learner._run.formats.weights :] >= 0).all()
+    assert (learner._run.energy[learner._run.table.weights :] >= 0).all()
 
 
 def test_masters_run_on_plain_activations():
@@ -166,6 +165,6 @@ def test_layers_that_calibration_does_not_reach_keep_their_inputs():
             activation_budget=Budget(bits=4),
             phases=Phases(1, 4, 1),
         )
-    assert "spare.weight.input" not in learner.formats
+    assert "spare.input" not in learner.formats
     model(torch.randn(8, 4), both=True).sum().backward()
     optimizer.step()

@@ -102,8 +102,8 @@ def test_pictures_without_a_sign_are_told_from_those_with_one(digits):
         digits,
         lambda optimizer, model, inputs: attach_lsq(optimizer, model, inputs, weight_bits=8, activation_bits=8),
     )
-    assert learner.formats["0.weight.input"].signed
-    assert not learner.formats["3.weight.input"].signed
+    assert learner.formats["0.input"].signed
+    assert not learner.formats["3.input"].signed
 
 
 @pytest.mark.parametrize("bits", [4, 8])

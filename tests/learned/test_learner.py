@@ -15,7 +15,7 @@ from tests.learned.networks import PHASES, Convolutional, build, given, learning
 
 
 def bits(learner):
-    return learner._run.formats.bits.copy()
+    return learner._run.table.bits.copy()
 
 
 def test_pretraining_is_homogeneous_two_bits_above_the_budget():
@@ -60,13 +60,13 @@ def test_budgets_are_met_within_one_per_cent_and_what_learning_missed_is_told():
 def test_sizes_are_the_performance_models():
     _, _, learner = learning(bits=3)
     weights = [
-        (n // len(f.word_length), f)
+        (n // f.word_length.size, f)
         for n, f in ((learner.masters[name].numel(), form) for name, form in learner.precisions.items())
     ]
-    numel = np.concatenate([np.full(len(f.word_length), n) for n, f in weights])
-    widths = np.concatenate([f.word_length for _, f in weights])
+    numel = np.concatenate([np.full(f.word_length.size, n) for n, f in weights])
+    widths = np.concatenate([f.word_length.flatten() for _, f in weights])
     sizes = {"first": 3 * 64, "depthwise": 8 * 64, "grouped": 8 * 64, "up": 8 * 64, "head": 6}
-    inputs = [learner.activation_precisions[f"{name}.weight.input"].word_length[0] for name in sizes]
+    inputs = [learner.activation_precisions[f"{name}.input"].word_length.item() for name in sizes]
     expected = network_size(numel, widths, list(sizes.values()), inputs)
     assert learner.size.kilobytes == pytest.approx(expected)
     assert learner.size.weight_bits == 5
@@ -163,7 +163,7 @@ def test_one_bit_is_reached_where_it_is_allowed():
     train(model, optimizer, PHASES.total)
     assert learner.size.weight_bits <= 1.3 * 1.01
     form, weight = learner.formats["grouped.weight"], model.grouped.weight.detach()
-    assert 1 in np.concatenate([f.word_length for f in learner.formats.values()])
+    assert 1 in np.concatenate([f.word_length.flatten() for f in learner.formats.values()])
     for c in np.flatnonzero(form.word_length == 1):
         torch.testing.assert_close(weight[c].abs(), torch.full_like(weight[c], float(form.maximum[c])))
 
@@ -183,7 +183,7 @@ def test_evaluation_and_training_see_the_same_grid():
     model.eval()
     model(pictures(0)[0])
     assert torch.equal(model.head.weight, weight)
-    step = torch.from_numpy(learner.formats["head.weight"].step)[:, None]
+    step = torch.from_numpy(learner.steps["head.weight"])[:, None]
     assert on_grid(weight, step)
 
 
@@ -235,12 +235,12 @@ def test_ends_that_are_past_when_phases_change_are_made_up_for(at, phases):
     train(model, optimizer, max(phases.settling - at, 1), first=at)
     run = learner._run
     assert run.settled
-    settled = run.formats.bits.copy()
+    settled = run.table.bits.copy()
     for kilobytes, target in zip(run.sizes.kilobytes, run.sizes.targets, strict=True):
         assert kilobytes <= target * (1 + 1e-9)
     train(model, optimizer, max(phases.total - learner.step, 1), first=learner.step)
     assert run.frozen
-    assert np.array_equal(run.formats.bits, settled)
+    assert np.array_equal(run.table.bits, settled)
     assert [entry["phase"] for entry in learner.log] == ["pretraining", "learning", "finetuning"]
     assert learner.log[1]["weight_kilobytes"] <= learner.log[1]["weight_budget"]
     assert model.norm.momentum == 0.1
@@ -301,7 +301,7 @@ def test_lsq_starts_where_its_paper_does():
     _, _, learner = given(3)
     weight = learner.masters["first.weight"]
     expected = 2 * weight.abs().mean((1, 2, 3)) / math.sqrt(3)
-    torch.testing.assert_close(torch.from_numpy(learner.formats["first.weight"].step), expected)
+    torch.testing.assert_close(torch.from_numpy(learner.steps["first.weight"]), expected)
 
 
 def test_lsq_moves_steps_by_momentum_at_the_optimizers_rate():
@@ -309,23 +309,23 @@ def test_lsq_moves_steps_by_momentum_at_the_optimizers_rate():
     learner = attach_lsq(optimizer, model, weight_bits=3, per_channel=False, momentum=0.5)
     run, velocity = learner._run, 0.0
     for step in range(3):
-        before = run.formats.step.clone()
+        before = run.table.step.clone()
         optimizer.zero_grad()
         inputs, targets = pictures(step)
         nn.functional.cross_entropy(model(inputs), targets).backward()
         gradient = model.head.weight.grad.clone()
-        master, d = learner.masters["head.weight"].clone(), before[run.formats.places["head.weight"]][0]
+        master, d = learner.masters["head.weight"].clone(), before[run.table.places["head.weight"]][0]
         optimizer.step()
         leaf = d.clone().requires_grad_()
         (expected,) = torch.autograd.grad(adapt.learned.lsq(master, leaf, 3), leaf, gradient)
         velocity = 0.5 * velocity + expected.item()
-        found = run.formats.step[run.formats.places["head.weight"]][0]
+        found = run.table.step[run.table.places["head.weight"]][0]
         assert found.item() == pytest.approx(max(d.item() - 0.05 * velocity, d.item() / 2), rel=1e-4)
 
 
 def test_lsq_per_tensor_has_one_step():
     _, _, learner = given(3, per_channel=False)
-    assert all(len(form.step) == 1 for form in learner.formats.values())
+    assert all(form.axis is None for form in learner.formats.values())
 
 
 def test_lsq_schedule():
@@ -405,13 +405,6 @@ def test_an_optimizer_that_maximises_is_refused():
     refused(ValueError, message, lambda: attach_lsq(optimizer, model, weight_bits=4))
 
 
-def test_a_learner_has_no_policy():
-    model, optimizer = build()
-    learner = attach(optimizer, model, weight_budget=Budget(bits=4), phases=PHASES)
-    with pytest.raises(AttributeError, match="a Learner has no policy: see its plan"):
-        _ = learner.policy
-
-
 def test_calibration_is_needed_and_must_run():
     options = {"weight_budget": Budget(bits=4), "activation_budget": Budget(bits=4), "phases": PHASES}
     model, optimizer = build()
@@ -464,9 +457,9 @@ def test_calibration_batches_that_cannot_be_are_refused_in_its_own_words():
     refused(ValueError, message + r"\[\]", lambda: call(()))
     refused(ValueError, "no finite value to body.first.weight.input", lambda: call((x * torch.nan, torch.ones(8))))
     whole, part = call((x, torch.ones(8))), (x * torch.nan, torch.ones(8))
-    expected = whole.formats["body.first.weight.input"]
+    expected = whole.formats["body.first.input"]
     whole.detach("masters")
-    found = call((x, torch.ones(8)), part).formats["body.first.weight.input"]
+    found = call((x, torch.ones(8)), part).formats["body.first.input"]
     assert np.array_equal(found.maximum, expected.maximum)
 
 

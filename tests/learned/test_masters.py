@@ -51,11 +51,11 @@ def test_channels_are_those_of_the_output(owner, count):
 def test_weights_are_the_masters_rounded_by_their_channels_formats():
     model, optimizer, learner = learning()
     train(model, optimizer, 12)
-    for name, form in learner.precisions.items():
+    for name in learner.precisions:
         master, weight = learner.masters[name], model.get_parameter(name).detach()
         i = learner._run.layers.names.index(name)
         channels = learner._run.layers.channels[i]
-        step, maximum = (torch.from_numpy(a).view(channels.formats) for a in (form.step, form.maximum))
+        step, maximum = (torch.from_numpy(a[name]).view(channels.formats) for a in (learner.steps, learner.ranges))
         expected = quantize(channels.view(master), step, maximum)
         torch.testing.assert_close(channels.view(weight), expected, rtol=1e-6, atol=1e-7)
         assert not torch.equal(weight, master)
@@ -67,25 +67,26 @@ def test_gradients_are_those_of_autograd_through_the_quantiser():
     model, optimizer, learner = learning()
     run = learner._run
     train(model, optimizer, 1)
-    run.formats.sums.zero_()
+    run.table.sums.zero_()
     gradients = {name: torch.randn_like(p) for name, p in model.named_parameters() if name in learner.masters}
     for name, gradient in gradients.items():
         model.get_parameter(name).grad = gradient.clone()
     for name in learner.masters:
         i = run.layers.names.index(name)
-        channels, form = run.layers.channels[i], learner.formats[name]
-        leaves = [torch.from_numpy(a).view(channels.formats).requires_grad_() for a in (form.step, form.maximum)]
+        channels = run.layers.channels[i]
+        values = learner.steps[name], learner.ranges[name]
+        leaves = [torch.from_numpy(a).view(channels.formats).requires_grad_() for a in values]
         master = learner.masters[name].clone().requires_grad_()
         result = quantize(channels.view(master), *leaves, scaling="ewgs")
         gradients[name] = torch.autograd.grad(result, (master, *leaves), channels.view(gradients[name]))
     run.layers.back(run.layers.gradients(), "ewgs", 5e-3, collect=True)
-    to_step, to_range, _ = run.formats.figures(1)
+    to_step, to_range, _ = run.table.figures(1)
     for name, (weight, step, maximum) in gradients.items():
         torch.testing.assert_close(model.get_parameter(name).grad, weight, rtol=1e-4, atol=1e-6)
-        place = run.formats.places[name]
+        place = run.table.places[name]
         for found, expected, value in (
-            (to_step, step, run.formats.step),
-            (to_range, maximum, run.formats.maximum),
+            (to_step, step, run.table.step),
+            (to_range, maximum, run.table.maximum),
         ):
             octave = expected.flatten() * value[place] * torch.log(torch.tensor(2.0))
             torch.testing.assert_close(found[place].float(), octave, rtol=2e-3, atol=1e-4)
@@ -98,12 +99,12 @@ def test_a_gradient_that_is_not_finite_counts_as_zero_and_tells_nothing():
     for p in model.parameters():
         p.grad = torch.ones_like(p)
     model.head.weight.grad[0, 0] = torch.nan
-    before = learner._run.formats.sums.clone()
+    before = learner._run.table.sums.clone()
     optimizer.step()
     assert learner.skipped["head.weight"] == 1
     assert learner.skipped["first.weight"] == 0
-    place = learner._run.formats.places["head.weight"]
-    assert torch.equal(learner._run.formats.sums[place], before[place])
+    place = learner._run.table.places["head.weight"]
+    assert torch.equal(learner._run.table.sums[place], before[place])
     assert torch.isfinite(learner.masters["head.weight"]).all()
 
 
@@ -128,13 +129,13 @@ def test_attention_and_embeddings_have_formats_by_channel():
         update_every=2,
     )
     train(model, optimizer, 12, data=words)
-    counts = {name: len(form.step) for name, form in learner.formats.items()}
+    counts = {name: form.step.size for name, form in learner.formats.items()}
     assert counts["words.weight"] == 8
     assert counts["attention.in_proj_weight"] == 24
     assert counts["attention.out_proj.weight"] == 8
     assert counts["attention.in_proj_bias"] == counts["head.bias"] == 1
     # What happens within attention, and what an embedding looks up, cannot be reached or is on a grid already.
-    assert [name for name in counts if name.endswith(".input")] == ["head.weight.input"]
+    assert [name for name in counts if name.endswith(".input")] == ["head.input"]
     assert learner.size.weight_bits <= 4 * 1.01
 
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import adapt
+from adapt.engine.persistence import opened, sealed
 from adapt.learned import Budget, Phases
-from adapt.run.checkpoint import opened, sealed
 from tests.learned.networks import PHASES, build, given, learning, pictures, train
 
 
@@ -21,9 +21,8 @@ def same(one, other):
     for name, master in one.masters.items():
         if not torch.equal(master, other.masters[name]):
             return False
-    for name, form in one.formats.items():
-        if not all(np.array_equal(a, b) for a, b in zip(form, other.formats[name], strict=True)):
-            return False
+    if one.formats != other.formats or any(not np.array_equal(a, other.ranges[name]) for name, a in one.ranges.items()):
+        return False
     traces = (one.trace.word_length, other.trace.word_length), (one.trace.step, other.trace.step)
     widths = (one.widths.word_length, other.widths.word_length), (one.widths.step, other.widths.step)
     return all(np.array_equal(a, b) for a, b in (*traces, *widths)) and one.log == other.log
@@ -162,7 +161,7 @@ def foreign(field):
     ("change", "message"),
     [
         (lambda s: s.update(kind="FixedWidths"), "is of FixedWidths, not of LearnedWidths"),
-        (lambda s: s.update(version=7), "has version 7, but this package reads 1"),
+        (lambda s: s.update(version=7), "has version 7, but this package reads versions up to 2"),
         (lambda s: s["layers"].pop(), "of another network"),
         (lambda s: s["names"].pop(), "of another network"),
         (lambda s: s.update(step="3"), "should hold 'step' as int"),

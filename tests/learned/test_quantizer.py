@@ -127,7 +127,7 @@ def test_closed_form_of_the_sums_is_autograds(seed, floor, signed):
     g = torch.randn(4, 50, generator=generator, dtype=torch.float64)
     d = torch.rand(4, generator=generator, dtype=torch.float64) + 0.1
     q = d * (0.2 + 3 * torch.rand(4, generator=generator, dtype=torch.float64))
-    from adapt.kernels.torch_.learned import Row, partials
+    from adapt.kernels.learned_steps import Row, partials
 
     row = Row(*(column[:, None] for column in range_row(d, q, signed, floor=floor)))
     back = partials(g, x, row, "ewgs", 0.1)

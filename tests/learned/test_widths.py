@@ -45,5 +45,7 @@ def test_refusals(tmp_path):
     (tmp_path / "other.npz").write_bytes(b"nothing")
     with pytest.raises(ValueError, match="holds no readable widths"):
         Widths.load(tmp_path / "other.npz")
-    with pytest.raises(ValueError, match="version"):
+    with pytest.raises(ValueError, match=r"version is 7, .* install adapt .*, which wrote it"):
         Widths.from_state_dict(record().state_dict() | {"version": 7})
+    with pytest.raises(ValueError, match="missing or too much: 'numel'"):
+        Widths.from_state_dict({name: value for name, value in record().state_dict().items() if name != "numel"})

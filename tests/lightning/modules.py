@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import adapt
-from adapt import attachment
-from adapt.layers.layering import plain_name
+from adapt.engine import registry
+from adapt.layers.naming import plain_name
 from adapt.lightning import AdaptivePrecision
 from tests.training import is_on_grid
 
@@ -245,10 +245,10 @@ def remember_attached():
     """Note the controllers that are attached now: what an earlier test left behind is none of the next one's."""
     gc.collect()
     _attached_before.clear()
-    _attached_before.update(attachment._live())
+    _attached_before.update(registry._attached())
 
 
 def assert_nothing_attached():
     """No controller is attached that was not when the test began."""
     gc.collect()
-    assert not set(attachment._live()) - set(_attached_before)
+    assert not set(registry._attached()) - set(_attached_before)

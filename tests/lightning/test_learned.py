@@ -191,13 +191,13 @@ class Inner(lightning.LightningModule):
 
 def test_modules_without_forward_are_calibrated_by_their_network():
     _, callback, _ = fit(Inner(), loaders=(loader(),))
-    assert callback.learner.formats["model.2.weight.input"].signed is False
+    assert callback.learner.formats["model.2.input"].signed.item() is False
 
 
 def test_batches_may_be_given():
     class First(lightning.Callback):
         def on_train_batch_start(self, trainer, module, batch, index):
-            self.maximum = callback.learner.formats["model.0.weight.input"].maximum.item()
+            self.maximum = callback.learner.formats["model.0.input"].maximum.item()
 
     callback, first = LearnedBitwidth(**FOUR, calibration=[torch.zeros(4, 6) + 3]), First()
     fit(Inner(), callback, first, loaders=(loader(),), max_epochs=1, limit_train_batches=1)

@@ -26,7 +26,7 @@ class Look(lightning.Callback):
 
     def on_train_batch_start(self, trainer, module, batch, index):
         if self.callback is not None and self.range is None:
-            self.range = self.callback.learner.formats["net.0.weight.input"].maximum.item()
+            self.range = self.callback.learner.formats["net.0.input"].maximum.item()
         self.batches.append(batch)
 
 

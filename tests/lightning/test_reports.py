@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 import adapt
 from adapt import cli, perfmodel
-from adapt.controller import Controller
+from adapt.adaptive.controller import Controller
 from adapt.lightning import AdaptivePrecision, metrics
 from tests.lightning.modules import (
     BATCHES,
@@ -33,6 +33,7 @@ from tests.lightning.modules import (
     precision,
     trainer,
 )
+from tests.trace.test_own_columns import Counting
 
 FIELDS = ("word_length", "fraction_length", "nonzero", "lookback", "resolution", "diversity")
 AGGREGATES = ("mean_word_length", "nonzero", "size_ratio", "memory_ratio", "training_speedup", "inference_speedup")
@@ -70,6 +71,13 @@ class TestLogging:
             for field in FIELDS:
                 for column, layer in enumerate(callback.trace.layers):
                     assert line[f"{field}/{layer}"] == getattr(callback.trace, field)[row, column]
+
+    def test_a_policys_own_column_is_logged_beside_the_others(self):
+        book = Notebook()
+        callback, _ = fit(Classifier(), AdaptivePrecision(Counting()), logger=book, log_every_n_steps=4)
+        logged = book.having("largest_norm/net.0.weight")
+        assert list(logged) == [3, 7, 11, 15]
+        assert list(logged.values()) == callback.trace["largest_norm"][[3, 7, 11, 15], 0].tolist()
 
     def test_the_whole_network_by_the_performance_model(self):
         book, module = Notebook(), Classifier()
@@ -383,6 +391,13 @@ class TestAggregates:
         assert np.array_equal(merged.nonzero[:, 1:], second.nonzero)
         assert metrics.merged([first], [["a"]]) is first
 
+    def test_pictures_of_several_optimizers_have_the_columns_of_all(self):
+        mass = {"mass": adapt.trace.Column(np.float32, 0, 9, float32=0, default=7)}
+        first, second = adapt.Trace(["a"], [1], mass), trace_of(["b", "c"], [2, 3], 2)
+        first.append([1, 2], word_length=8, fraction_length=4, nonzero=1, mass=[[3], [4]])
+        merged = metrics.merged([first, second], [["a"], ["b", "c"]])
+        assert merged["mass"].tolist() == [[3, 7, 7], [4, 7, 7]]
+
     def test_where_accumulation_changes_there_is_no_training_speedup(self):
         figures = metrics.Aggregates(batch_size=8, accumulation=None).update([trace_of(["a"], [10], 5)], [{"a": 7}])
         assert figures.keys() == {f"adapt/{name}" for name in AGGREGATES if name != "training_speedup"}
@@ -438,7 +453,7 @@ class TestFiles:
         class Remote(Notebook):
             log_dir = "s3://bucket/run"
 
-        assert metrics.save_traces([trace_of(["a"], [1], 2)], [Remote()]) == []
+        assert metrics.save_files({"trace.npz": trace_of(["a"], [1], 2)}, [Remote()]) == []
         assert not list(tmp_path.iterdir())
 
 

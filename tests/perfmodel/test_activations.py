@@ -9,12 +9,12 @@ from adapt.perfmodel import activation_sizes
 from recipes.common.models import MODELS
 
 
-def test_lenet5_hands_on_what_its_layers_put_out():
+def test_lenet5_outputs():
     sizes = activation_sizes(MODELS["lenet5"](10, (1, 28, 28)), torch.rand(3, 1, 28, 28))
     assert sizes == {"0": 6 * 28 * 28, "3": 16 * 10 * 10, "7": 120, "9": 84, "11": 10}
 
 
-def test_layers_that_answer_more_than_activations():
+def test_layers_that_return_more_than_activations():
     model = nn.LSTM(3, 5, batch_first=True)
     assert activation_sizes(model, torch.rand(2, 7, 3)) == {"": 7 * 5}
     packed = nn.utils.rnn.pack_sequence([torch.rand(9, 3), torch.rand(5, 3)])
@@ -35,7 +35,7 @@ def test_the_largest_of_several_calls_counts_and_unused_layers_do_not():
     assert activation_sizes(Twice(), torch.rand(2, 5, 4)) == {"layer": 20}
 
 
-def test_a_layer_with_a_computed_weight_hands_on_its_output_and_not_its_weight():
+def test_a_layer_with_a_computed_weight_counts_its_output_and_not_its_weight():
     model = nn.Sequential(nn.Linear(3, 5), parametrizations.weight_norm(nn.Linear(5, 4)))
     assert activation_sizes(model, torch.rand(2, 3)) == {"0": 5, "1": 4}
 

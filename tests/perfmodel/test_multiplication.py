@@ -85,7 +85,7 @@ def test_bad_input_is_refused(call, message):
 
 
 @pytest.mark.parametrize("wrong", [None, "8", True, [8, 4]], ids=str)
-def test_what_is_no_number_is_refused(wrong):
+def test_non_numbers_are_refused(wrong):
     with pytest.raises(TypeError, match="inputs must be a number, got"):
         dense_cost(1, wrong, 5, 16)
     with pytest.raises(TypeError, match="multiplication must be a number, got"):

@@ -12,18 +12,9 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
 import adapt
-from adapt.perfmodel import operations, rehearsal
+from adapt.perfmodel import operations
 from recipes.common.models import MODELS
-
-
-@pytest.fixture
-def only_meta(monkeypatch):
-    """Fail where a copy with real values would be made."""
-
-    def refuse(tensor):
-        raise AssertionError("the meta device was not enough")
-
-    monkeypatch.setattr(rehearsal, "_cloned", refuse)
+from tests.perfmodel.devices import Only, operations_on_meta, require
 
 
 class Forward(nn.Module):
@@ -46,14 +37,14 @@ def matrix(*shape):
 # Layers, against counts made by hand
 
 
-def test_linear_counts_every_position(only_meta):
-    assert operations(nn.Linear(3, 4), torch.rand(2, 3)) == {"weight": 12}
-    assert operations(nn.Linear(3, 4, bias=False), torch.rand(2, 5, 3)) == {"weight": 5 * 12}
+def test_linear_counts_every_position():
+    assert operations_on_meta(nn.Linear(3, 4), torch.rand(2, 3)) == {"weight": 12}
+    assert operations_on_meta(nn.Linear(3, 4, bias=False), torch.rand(2, 5, 3)) == {"weight": 5 * 12}
 
 
 @pytest.mark.parametrize("batch", [1, 2, 7])
-def test_counts_are_per_sample(only_meta, batch):
-    assert operations(nn.Conv2d(3, 8, 3, padding=1), torch.rand(batch, 3, 6, 6)) == {"weight": 36 * 8 * 27}
+def test_counts_are_per_sample(batch):
+    assert operations_on_meta(nn.Conv2d(3, 8, 3, padding=1), torch.rand(batch, 3, 6, 6)) == {"weight": 36 * 8 * 27}
 
 
 @pytest.mark.parametrize(
@@ -69,14 +60,14 @@ def test_counts_are_per_sample(only_meta, batch):
         (nn.Bilinear(3, 3, 5), None, 5 * 3 * 3),
     ],
 )
-def test_convolutions_and_their_kin(only_meta, layer, shape, count):
+def test_convolutions_and_bilinear_layers(layer, shape, count):
     inputs = [torch.rand(2, 3)] * 2 if shape is None else [torch.rand(2, *shape)]
-    assert operations(layer, *inputs) == {"weight": count}
+    assert operations_on_meta(layer, *inputs) == {"weight": count}
 
 
-def test_lenet5(only_meta):
+def test_lenet5():
     model = MODELS["lenet5"](10, (1, 28, 28))
-    assert operations(model, torch.rand(2, 1, 28, 28)) == {
+    assert operations_on_meta(model, torch.rand(2, 1, 28, 28)) == {
         "0.weight": 28 * 28 * 6 * 25,
         "3.weight": 10 * 10 * 16 * 6 * 25,
         "7.weight": 400 * 120,
@@ -85,7 +76,7 @@ def test_lenet5(only_meta):
     }
 
 
-def test_residual_block(only_meta):
+def test_residual_block():
     block = Forward(
         lambda self, x: F.relu(self.conv2(F.relu(self.norm(self.conv1(x)))) + self.shortcut(x)),
         conv1=nn.Conv2d(16, 32, 3, stride=2, padding=1, bias=False),
@@ -93,54 +84,52 @@ def test_residual_block(only_meta):
         conv2=nn.Conv2d(32, 32, 3, padding=1, bias=False),
         shortcut=nn.Conv2d(16, 32, 1, stride=2),
     )
-    assert operations(block, torch.rand(1, 16, 8, 8)) == {
+    assert operations_on_meta(block, torch.rand(1, 16, 8, 8)) == {
         "conv1.weight": 16 * 32 * 16 * 9,
         "conv2.weight": 16 * 32 * 32 * 9,
         "shortcut.weight": 16 * 32 * 16,
     }
 
 
-def test_resnet20_has_its_known_41_million(only_meta):
-    counts = operations(MODELS["resnet20"](10, (3, 32, 32)), torch.rand(2, 3, 32, 32))
+def test_resnet20_has_its_known_41_million():
+    counts = operations_on_meta(MODELS["resnet20"](10, (3, 32, 32)), torch.rand(2, 3, 32, 32))
     assert len(counts) == 20
     assert sum(counts.values()) == 40_551_040
 
 
-@pytest.mark.parametrize("on_meta", [True, False])
+@pytest.mark.parametrize("device", ["meta", "real"])
 @pytest.mark.parametrize(("kind", "gates"), [(nn.LSTM, 4), (nn.GRU, 3), (nn.RNN, 1)])
-def test_recurrent_layers_on_every_device(monkeypatch, kind, gates, on_meta):
-    if not on_meta:
-        monkeypatch.setattr(rehearsal, "_on_meta", lambda tensor: tensor.item())
+def test_recurrent_layers_on_every_device(kind, gates, device):
     layer = kind(3, 5, num_layers=2, bidirectional=True, batch_first=True)
     per_token = {"ih_l0": 3 * 5, "hh_l0": 5 * 5, "ih_l1": 10 * 5, "hh_l1": 5 * 5}
     expected = {f"weight_{name}{way}": 7 * gates * n for name, n in per_token.items() for way in ("", "_reverse")}
-    assert operations(layer, torch.rand(2, 7, 3)) == expected
+    assert operations(Only(device, layer), torch.rand(2, 7, 3)) == expected
     packed = nn.utils.rnn.pack_sequence([torch.rand(9, 3), torch.rand(5, 3)])
-    assert operations(layer, packed) == expected
+    assert operations(Only(device, layer), packed) == expected
 
 
-def test_lstm_with_a_projection_and_a_cell(only_meta):
+def test_lstm_with_a_projection_and_a_cell():
     projected = nn.LSTM(3, 5, proj_size=2)
-    counts = operations(projected, torch.rand(7, 2, 3), batch_size=2)
+    counts = operations_on_meta(projected, torch.rand(7, 2, 3), batch_size=2)
     assert counts == {"weight_ih_l0": 7 * 20 * 3, "weight_hh_l0": 7 * 20 * 2, "weight_hr_l0": 7 * 2 * 5}
-    assert operations(nn.LSTMCell(3, 5), torch.rand(2, 3)) == {"weight_ih": 20 * 3, "weight_hh": 20 * 5}
+    assert operations_on_meta(nn.LSTMCell(3, 5), torch.rand(2, 3)) == {"weight_ih": 20 * 3, "weight_hh": 20 * 5}
 
 
-def test_what_follows_a_recurrent_layer_is_counted(only_meta):
+def test_what_follows_a_recurrent_layer_is_counted():
     model = Forward(lambda self, x: self.out(self.rnn(x)[0]), rnn=nn.GRU(3, 5, batch_first=True), out=nn.Linear(5, 2))
-    assert operations(model, torch.rand(2, 7, 3))["out.weight"] == 7 * 10
+    assert operations_on_meta(model, torch.rand(2, 7, 3))["out.weight"] == 7 * 10
 
 
 @pytest.mark.parametrize("need_weights", [True, False])
-def test_multihead_attention_counts_projections_and_no_scores(only_meta, need_weights):
+def test_multihead_attention_counts_projections_and_no_scores(need_weights):
     model = Forward(
         lambda self, q, k: self.attention(q, k, k, need_weights=need_weights),
         attention=nn.MultiheadAttention(8, 2, batch_first=True),
     )
-    counts = operations(model, torch.rand(2, 3, 8), torch.rand(2, 5, 8))
+    counts = operations_on_meta(model, torch.rand(2, 3, 8), torch.rand(2, 5, 8))
     assert counts == {"attention.in_proj_weight": (3 + 5 + 5) * 64, "attention.out_proj.weight": 3 * 64}
     separate = nn.MultiheadAttention(8, 2, kdim=4, vdim=6, batch_first=True)
-    assert operations(separate, torch.rand(2, 3, 8), torch.rand(2, 5, 4), torch.rand(2, 5, 6)) == {
+    assert operations_on_meta(separate, torch.rand(2, 3, 8), torch.rand(2, 5, 4), torch.rand(2, 5, 6)) == {
         "q_proj_weight": 3 * 64,
         "k_proj_weight": 5 * 32,
         "v_proj_weight": 5 * 48,
@@ -148,12 +137,10 @@ def test_multihead_attention_counts_projections_and_no_scores(only_meta, need_we
     }
 
 
-@pytest.mark.parametrize("on_meta", [True, False])
-def test_transformer_layers_despite_their_fused_kernel(monkeypatch, on_meta):
-    if not on_meta:
-        monkeypatch.setattr(rehearsal, "_on_meta", lambda tensor: tensor.item())
+@pytest.mark.parametrize("device", ["meta", "real"])
+def test_transformer_layers_despite_their_fused_kernel(device):
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
-    assert operations(layer, torch.rand(2, 5, 8)) == {
+    assert operations(Only(device, layer), torch.rand(2, 5, 8)) == {
         "self_attn.in_proj_weight": 5 * 3 * 64,
         "self_attn.out_proj.weight": 5 * 64,
         "linear1.weight": 5 * 128,
@@ -165,15 +152,15 @@ def test_transformer_layers_despite_their_fused_kernel(monkeypatch, on_meta):
 # How weights are used
 
 
-def test_a_tied_weight_counts_once_per_use(only_meta):
+def test_a_tied_weight_counts_once_per_use():
     model = Forward(lambda self, ids: self.out(self.embed(ids)), embed=nn.Embedding(11, 4), out=nn.Linear(4, 11))
     model.out.weight = model.embed.weight
-    assert operations(model, torch.randint(11, (2, 5))) == {"embed.weight": 5 * 44}
+    assert operations_on_meta(model, torch.randint(11, (2, 5))) == {"embed.weight": 5 * 44}
 
 
-def test_a_module_called_twice_counts_twice(only_meta):
+def test_a_module_called_twice_counts_twice():
     model = Forward(lambda self, x: self.layer(F.relu(self.layer(x))), layer=nn.Linear(4, 4))
-    assert operations(model, torch.rand(3, 4)) == {"layer.weight": 32}
+    assert operations_on_meta(model, torch.rand(3, 4)) == {"layer.weight": 32}
 
 
 @pytest.mark.parametrize(
@@ -198,10 +185,10 @@ def test_a_module_called_twice_counts_twice(only_meta):
         lambda self, x: torch.stack([torch.stack([self.w.t() @ token for token in sample]) for sample in x]),
     ],
 )
-def test_weights_are_followed_through_functions(only_meta, function):
+def test_weights_are_followed_through_functions(function):
     model = Forward(function, w=matrix(3, 4))
     model.register_buffer("mask", torch.ones(3, 4))
-    assert operations(model, torch.rand(2, 5, 3)) == {"w": 5 * 12}
+    assert operations_on_meta(model, torch.rand(2, 5, 3)) == {"w": 5 * 12}
 
 
 def vmapped(self, x):
@@ -223,23 +210,23 @@ def vmapped(self, x):
         (vmapped, [10, 10, 10]),
     ],
 )
-def test_weights_that_are_put_together_share_the_count(only_meta, forward, widths):
+def test_weights_that_are_joined_share_the_count(forward, widths):
     model = Forward(forward, layers=nn.ModuleList(nn.Linear(3, width, bias=False) for width in widths))
     expected = {f"layers.{i}.weight": 3 * width for i, width in enumerate(widths)}
-    assert operations(model, torch.rand(2, 3)) == expected
+    assert operations_on_meta(model, torch.rand(2, 3)) == expected
 
 
-def test_a_weight_that_is_put_together_with_itself_counts_twice(only_meta):
+def test_a_weight_that_is_joined_with_itself_counts_twice():
     model = Forward(lambda self, x: x @ torch.cat([self.w, self.w, self.v], 1), w=matrix(3, 4), v=matrix(3, 5))
-    assert operations(model, torch.rand(2, 3)) == {"w": 24, "v": 15}
+    assert operations_on_meta(model, torch.rand(2, 3)) == {"w": 24, "v": 15}
 
 
-def test_weights_without_elements_may_be_put_together(only_meta):
+def test_weights_without_elements_may_be_joined():
     model = Forward(lambda self, x: x @ torch.cat([self.w, self.w], 1), w=matrix(3, 0))
-    assert operations(model, torch.rand(2, 3)) == {"w": 0}
+    assert operations_on_meta(model, torch.rand(2, 3)) == {"w": 0}
 
 
-def test_weights_that_only_shift_scale_or_look_up_cost_nothing(only_meta):
+def test_weights_that_only_shift_scale_or_look_up_cost_nothing():
     model = Forward(
         lambda self, ids: self.layer((self.embed(ids) + self.position) * self.scale),
         embed=nn.Embedding(11, 4),
@@ -247,36 +234,36 @@ def test_weights_that_only_shift_scale_or_look_up_cost_nothing(only_meta):
         scale=matrix(1, 4),
         layer=nn.Linear(4, 2),
     )
-    counts = operations(model, torch.randint(11, (2, 5)))
+    counts = operations_on_meta(model, torch.randint(11, (2, 5)))
     assert counts == {"embed.weight": 0, "position": 0, "scale": 0, "layer.weight": 5 * 8}
     assert list(counts) == [name for name, p in model.named_parameters() if p.ndim >= 2]
 
 
-def test_products_of_activations_belong_to_no_weight(only_meta):
+def test_products_of_activations_belong_to_no_weight():
     model = Forward(lambda self, x: torch.softmax(self.q(x) @ (x + self.shift).transpose(1, 2), -1) @ x)
     model.q, model.shift = nn.Linear(4, 4), matrix(5, 4)
-    assert operations(model, torch.rand(2, 5, 4)) == {"shift": 0, "q.weight": 5 * 16}
+    assert operations_on_meta(model, torch.rand(2, 5, 4)) == {"shift": 0, "q.weight": 5 * 16}
 
 
-def test_learned_queries_leave_their_scores_out(only_meta):
+def test_scores_of_learned_queries_are_not_counted():
     model = Forward(
         lambda self, x: self.attention(self.queries.expand(x.shape[0], -1, -1), x, x)[0],
         queries=matrix(1, 6, 8),
         attention=nn.MultiheadAttention(8, 2, batch_first=True),
     )
-    assert operations(model, torch.rand(2, 3, 8)) == {
+    assert operations_on_meta(model, torch.rand(2, 3, 8)) == {
         "queries": 0,
         "attention.in_proj_weight": (6 + 3 + 3) * 64,
         "attention.out_proj.weight": 6 * 64,
     }
 
 
-def test_unused_weights_appear_with_zero(only_meta):
+def test_unused_weights_appear_with_zero():
     model = Forward(lambda self, x: self.used(x), used=nn.Linear(3, 4), unused=nn.Linear(3, 4))
-    assert operations(model, torch.rand(2, 3)) == {"used.weight": 12, "unused.weight": 0}
+    assert operations_on_meta(model, torch.rand(2, 3)) == {"used.weight": 12, "unused.weight": 0}
 
 
-def test_parametrised_pruned_and_normalised_weights(only_meta):
+def test_parametrised_pruned_and_normalised_weights():
     class LowRank(nn.Module):
         def __init__(self):
             super().__init__()
@@ -288,31 +275,31 @@ def test_parametrised_pruned_and_normalised_weights(only_meta):
     x = torch.rand(2, 3, 5, 5)
     count = 9 * 8 * 27
     layer = parametrizations.weight_norm(nn.Conv2d(3, 8, 3))
-    assert operations(layer, x)["parametrizations.weight.original1"] == count
+    assert operations_on_meta(layer, x)["parametrizations.weight.original1"] == count
     layer = parametrizations.spectral_norm(nn.Conv2d(3, 8, 3))
     norm = 8 * 27  # once for the batch of two
-    assert operations(layer, x)["parametrizations.weight.original"] == count + norm / 2
+    assert operations_on_meta(layer, x)["parametrizations.weight.original"] == count + norm / 2
     layer = prune.l1_unstructured(nn.Conv2d(3, 8, 3), "weight", 0.5)
-    assert operations(layer, x)["weight_orig"] == count
+    assert operations_on_meta(layer, x)["weight_orig"] == count
     layer = nn.Conv2d(3, 8, 3)
     parametrize.register_parametrization(layer, "weight", LowRank())
-    assert operations(layer, x)["parametrizations.weight.original"] == count
+    assert operations_on_meta(layer, x)["parametrizations.weight.original"] == count
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
-def test_older_weight_norm(only_meta):
-    counts = operations(nn.utils.weight_norm(nn.Linear(3, 4)), torch.rand(2, 3))
+def test_older_weight_norm():
+    counts = operations_on_meta(nn.utils.weight_norm(nn.Linear(3, 4)), torch.rand(2, 3))
     assert counts == {"weight_g": 0, "weight_v": 12}
 
 
-def test_modules_reached_by_lists_and_bound_methods(only_meta):
+def test_modules_reached_by_lists_and_bound_methods():
     model = Forward(lambda self, x: self.last(self.steps[0](x)), first=nn.Linear(3, 4), second=nn.Linear(4, 2))
     model.steps, model.last = [model.first], model.second.forward
-    assert operations(model, torch.rand(2, 3)) == {"first.weight": 12, "second.weight": 8}
+    assert operations_on_meta(model, torch.rand(2, 3)) == {"first.weight": 12, "second.weight": 8}
 
 
 class CallsOriginal:
-    """Stands in for a module's forward as `adapt.execution` has it, which copies as the plain forward."""
+    """Replaces a module's forward as `adapt.execution` does, and copies as the plain forward."""
 
     def __init__(self, module):
         self.module, self.plain = module, False
@@ -358,27 +345,25 @@ def with_defaults(module):
         lambda module: torch.no_grad()(module.forward),
     ],
 )
-@pytest.mark.parametrize("on_meta", [True, False])
-def test_forwards_of_an_instance_run_on_the_copy(monkeypatch, stand_in, on_meta):
-    if not on_meta:
-        monkeypatch.setattr(rehearsal, "_on_meta", lambda tensor: tensor.item())
+@pytest.mark.parametrize("device", ["meta", "real"])
+def test_forwards_of_an_instance_run_on_the_copy(stand_in, device):
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
     for module in model:
         module.forward = stand_in(module)
     for counted in (model, copy.deepcopy(model)) if stand_in is CallsOriginal else (model,):
         statistics = copy.deepcopy(model.state_dict())
-        assert operations(counted, torch.rand(2, 3)) == {"0.weight": 12}
+        assert operations(Only(device, counted), torch.rand(2, 3)) == {"0.weight": 12}
         assert all(torch.equal(tensor, statistics[name]) for name, tensor in model.state_dict().items())
 
 
-def test_layers_that_run_in_a_short_type_count_as_they_do_in_float32(only_meta):
+def test_layers_that_run_in_a_short_type_count_as_they_do_in_float32():
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8 * 9, 4))
     inputs = torch.rand(2, 3, 5, 5)
-    expected = operations(model, inputs)
+    expected = operations_on_meta(model, inputs)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     adapt.attach(optimizer, model, adapt.Fixed(adapt.Precision(8, 6)), execution="bfloat16")
     before = copy.deepcopy(model.state_dict())
-    assert operations(model, inputs) == operations(copy.deepcopy(model), inputs) == expected
+    assert operations_on_meta(model, inputs) == operations_on_meta(copy.deepcopy(model), inputs) == expected
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
@@ -394,15 +379,13 @@ KNOWN = {}
         (SimpleNamespace(run=lambda x: KNOWN["model"](x)).run, "Sequential "),
     ],
 )
-@pytest.mark.parametrize("on_meta", [True, False])
-def test_a_forward_that_finds_the_model_itself_is_refused_before_it_runs(monkeypatch, forward, found, on_meta):
-    if not on_meta:
-        monkeypatch.setattr(rehearsal, "_on_meta", lambda tensor: tensor.item())
+@pytest.mark.parametrize("device", ["meta", "real"])
+def test_a_forward_that_finds_the_model_itself_is_refused_before_it_runs(monkeypatch, forward, found, device):
     model, inputs, calls = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)), torch.rand(2, 3), []
     before = copy.deepcopy(model.state_dict())
     handles = [module.register_forward_pre_hook(lambda *_: calls.append(1)) for module in model.modules()]
     monkeypatch.setitem(KNOWN, "model", model)
-    model.forward = forward
+    model.forward = lambda x: forward(require(device, x))
     with pytest.raises(RuntimeError, match=f"but its forward finds {found}in another way"):
         operations(model, inputs)
     assert not calls
@@ -435,10 +418,8 @@ def test_a_module_of_that_name_keeps_it():
     assert operations(model, torch.rand(2, 3)) == {"weight": 12, "module.weight": 20}
 
 
-@pytest.mark.parametrize("on_meta", [True, False])
-def test_nothing_is_touched(monkeypatch, on_meta):
-    if not on_meta:
-        monkeypatch.setattr(rehearsal, "_on_meta", lambda tensor: tensor.item())
+@pytest.mark.parametrize("device", ["meta", "real"])
+def test_nothing_changes(device):
 
     def never(*args):
         raise AssertionError("a hook of the model fired")
@@ -467,7 +448,7 @@ def test_nothing_is_touched(monkeypatch, on_meta):
     torch.set_rng_state(stream)
     values = x.clone()
 
-    assert operations(model, x)["conv.weight"] == 9 * 4 * 27
+    assert operations(Only(device, model), x)["conv.weight"] == 9 * 4 * 27
 
     assert torch.equal(torch.get_rng_state(), stream)
     assert others == (random.getstate(), np.random.get_state()[1].tolist())  # noqa: NPY002
@@ -485,7 +466,7 @@ def test_nothing_is_touched(monkeypatch, on_meta):
     assert torch.backends.mha.get_fastpath_enabled()
 
 
-def test_objects_are_not_asked_to_copy_themselves(only_meta):
+def test_objects_do_not_copy_themselves():
     class Unwilling:
         def __deepcopy__(self, memo):
             raise AssertionError("copied")
@@ -495,14 +476,14 @@ def test_objects_are_not_asked_to_copy_themselves(only_meta):
 
     model = nn.Linear(3, 4)
     model.other = Unwilling()
-    assert operations(model, torch.rand(2, 3)) == {"weight": 12}
+    assert operations_on_meta(model, torch.rand(2, 3)) == {"weight": 12}
 
 
-def test_a_large_model_needs_no_memory(only_meta):
+def test_a_large_model_needs_no_memory():
     with torch.device("meta"):
         model = nn.Sequential(nn.Linear(100_000, 100_000), nn.ReLU(), nn.Linear(100_000, 10))
         x = torch.empty(512, 100_000)
-    assert operations(model, x) == {"0.weight": 10**10, "2.weight": 10**6}
+    assert operations_on_meta(model, x) == {"0.weight": 10**10, "2.weight": 10**6}
 
 
 def test_in_place_models_leave_the_inputs_alone():
@@ -521,25 +502,25 @@ def test_control_flow_that_needs_values_runs_on_a_real_copy():
     assert operations(model, -torch.ones(2, 3)) == {"positive.weight": 0, "negative.weight": 24}
 
 
-def test_tensors_made_in_forward_follow_the_device(only_meta):
+def test_tensors_made_in_forward_follow_the_device():
     model = Forward(
         lambda self, ids: self.out(self.embed(ids) + self.position(torch.arange(ids.shape[1]))),
         embed=nn.Embedding(11, 4),
         position=nn.Embedding(5, 4),
         out=nn.Linear(4, 11),
     )
-    assert operations(model, torch.randint(11, (2, 5)))["out.weight"] == 5 * 44
+    assert operations_on_meta(model, torch.randint(11, (2, 5)))["out.weight"] == 5 * 44
 
 
 # Input
 
 
-def test_nested_inputs_and_another_batch_dimension(only_meta):
+def test_nested_inputs_and_another_batch_dimension():
     model = Forward(lambda self, inputs, scale: self.layer(inputs["x"][0] * scale), layer=nn.Linear(3, 4))
-    assert operations(model, {"x": [torch.rand(2, 3)]}, 2.0) == {"layer.weight": 12}
+    assert operations_on_meta(model, {"x": [torch.rand(2, 3)]}, 2.0) == {"layer.weight": 12}
     attention = nn.MultiheadAttention(8, 2)
     inputs = torch.rand(3, 2, 8), torch.rand(5, 2, 8), torch.rand(5, 2, 8)
-    assert operations(attention, *inputs, batch_size=2)["in_proj_weight"] == 13 * 64
+    assert operations_on_meta(attention, *inputs, batch_size=2)["in_proj_weight"] == 13 * 64
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ def test_the_last_row_alone_decides_size_and_inference():
     assert inference_speedup([1, 3], [first, last], 1.0) == 128 / (8 + 12)
 
 
-def test_layers_count_by_their_elements_where_they_are_given():
+def test_layers_are_weighted_by_their_elements_where_given():
     assert size_ratio([8, 32], [1, 1]) == 40 / 64
     assert size_ratio([8, 32], [1, 1], [3, 1]) == (3 * 8 + 32) / 128
     assert memory_ratio([8, 32], [1, 1], [3, 1]) == (3 * 40 + 64) / 128
@@ -105,6 +105,6 @@ def test_bad_input_is_refused(call, message):
     ("arguments", "name"),
     [(("eight", 0.5), "word_length"), ((8, [[1.0], [1.0, 1.0]]), "nonzero"), ((8, 0.5, {"a": 1}), "numel")],
 )
-def test_what_is_no_number_is_refused_by_the_argument_s_name(ratio, arguments, name):
+def test_non_numbers_are_refused_by_argument_name(ratio, arguments, name):
     with pytest.raises(TypeError, match=f"{name} must be a number or a regular array of numbers"):
         ratio(*arguments)

@@ -30,7 +30,7 @@ def counts(run):
 
 
 @given(runs(), st.sampled_from(["physical", "paper"]), st.integers(1, 4), st.integers(1, 256))
-def test_the_summary_is_what_the_functions_say(run, form, accumulation, batch_size):
+def test_the_summary_agrees_with_the_functions(run, form, accumulation, batch_size):
     summary = RunningSummary(counts(run), batch_size=batch_size, accumulation=accumulation, form=form).update(run)
     table = run.word_length, run.nonzero
     numel = run.numel if form == "physical" else None
@@ -52,7 +52,7 @@ def test_the_summary_is_what_the_functions_say(run, form, accumulation, batch_si
 
 
 @given(runs(), st.lists(st.integers(1, 5), max_size=4))
-def test_updates_while_it_grows_end_at_the_same_figures(run, stops):
+def test_updates_while_the_trace_grows_end_with_the_same_figures(run, stops):
     rows = len(run.step)
     running = RunningSummary(counts(run), batch_size=16)
     for stop in sorted(min(stop, rows) for stop in stops):
@@ -104,7 +104,7 @@ def test_a_real_trace_is_summarised():
     assert summary.mean_word_length == pytest.approx(trace.mean_word_length()[-1])
 
 
-def test_thinned_rows_stand_for_the_steps_between_them():
+def test_thinned_rows_represent_the_steps_between_them():
     other = OtherRun(steps=70, batch_size=4)
     figures = [
         RunningSummary({"a": 10, "b": 20}, batch_size=4, other=other, steps=steps).update(trace).training_speedup
@@ -149,7 +149,7 @@ def test_operations_without_names_are_refused():
         RunningSummary([1, 2], batch_size=1)
 
 
-def test_traces_that_do_not_fit_are_refused():
+def test_traces_that_do_not_match_are_refused():
     running = RunningSummary({"a": 1, "b": 1}, batch_size=1)
     with pytest.raises(ValueError, match="trace has 0 rows and 0 were read"):
         running.update(Trace(["a", "b"], [1, 1]))

@@ -59,7 +59,7 @@ def test_speedup_over_another_run_matches_the_loops(run, rival, accumulation, ac
         )
         for form in ("paper", "physical")
     }
-    # The equations sum over micro-batches, of which every row stands for `accumulation`.
+    # The equations sum over micro-batches, of which every row represents `accumulation`.
     ours = literal.switching_cost(*switch, accumulation) * accumulation
     expected = literal.paper_speedup(
         batch_other,
@@ -111,7 +111,7 @@ def test_the_order_of_layers_does_not_matter(run, random):
 
 
 @given(runs(), st.integers(2, 5))
-def test_every_kth_row_stands_for_k_steps(run, k):
+def test_every_kth_row_represents_k_steps(run, k):
     dense = [np.repeat(field, k, axis=0) for field in (run.word_length, run.nonzero, run.lookback, run.resolution)]
     other = OtherRun(steps=1000, batch_size=64)
     thin_overhead = switching_cost(run.numel, run.nonzero, run.lookback, run.resolution)
@@ -156,7 +156,7 @@ def test_half_the_steps_at_the_same_batch_is_twice_as_fast():
 
 @pytest.mark.parametrize(("memory", "speedup"), [(1.63, 1.20), (1.47, 1.42), (1.66, 1.13), (1.41, 1.32)])
 def test_the_papers_speedups_follow_from_its_memory_ratios(memory, speedup):
-    """Tables 3 and 4: MEM tells the mean of sp·WL, from which SU¹ follows but for the layers' weights."""
+    """Tables 3 and 4: MEM gives the mean of sp·WL, from which SU¹ follows, apart from the layers' sizes."""
     bits = (memory - 1) * 32
     overhead = switching_cost([36_864] * 20, 0.96, 70.0, 100)
     ours = training_speedup(
@@ -233,7 +233,7 @@ def test_bad_numbers_are_refused(call, message):
 
 
 @pytest.mark.parametrize("wrong", [None, "2", True, [2], 1j], ids=str)
-def test_what_is_no_number_is_refused(wrong):
+def test_non_numbers_are_refused(wrong):
     with pytest.raises(TypeError, match="accumulation must be a number, got"):
         training_cost([1], 8, 1, accumulation=wrong)
     with pytest.raises(TypeError, match="batch_size must be a number, got"):
@@ -245,11 +245,11 @@ def test_what_is_no_number_is_refused(wrong):
 
 
 @pytest.mark.parametrize("wrong", ["8", ["8", "4"], {"a": 8}, 1j, [8 + 1j], [[8], [8, 4]]], ids=str)
-def test_what_holds_no_numbers_is_refused(wrong):
+def test_non_numeric_arrays_are_refused(wrong):
     with pytest.raises(TypeError, match="word_length must be a number or a regular array of numbers, got"):
         training_cost([1, 2], wrong, 1)
 
 
-def test_what_is_no_other_run_is_refused():
+def test_another_kind_of_run_is_refused():
     with pytest.raises(TypeError, match="other must be an OtherRun or None, got 3"):
         training_speedup([1], 8, 1, batch_size=1, other=3)

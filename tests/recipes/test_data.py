@@ -215,5 +215,5 @@ def test_statistics_of_an_empty_channel_are_refused():
 
 @pytest.mark.parametrize("number", [0, -1, 1438])
 def test_subset_that_cannot_be_is_refused(number):
-    with pytest.raises(ValueError, match=f"number must lie between 1 and the 1437 pictures there are, got {number}"):
+    with pytest.raises(ValueError, match=f"number must lie between 1 and the 1437 pictures, got {number}"):
         data.digits()[0].first(number)

@@ -4,8 +4,8 @@ import pytest
 
 import adapt
 from recipes.common import methods
+from recipes.common.classification import ClassifierSettings, recommended
 from recipes.common.methods import METHODS, buffer_bits, description, signature
-from recipes.common.training import Settings, recommended
 
 
 def policy(name, bits=4):
@@ -15,7 +15,9 @@ def policy(name, bits=4):
 def test_every_method_can_be_run_with_its_own_rates():
     for name in METHODS:
         for model in ("resnet20", "alexnet", "lenet5"):
-            settings = Settings("cifar10", model, name, 1, 128, "onecycle", **recommended(model, name))
+            settings = ClassifierSettings(
+                data_set="cifar10", model=model, method=name, epochs=1, batch_size=128, **recommended(model, name)
+            )
             assert settings.lr > 0
 
 

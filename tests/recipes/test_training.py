@@ -5,47 +5,32 @@ import numpy as np
 import pytest
 import torch
 
+from recipes.cifar10.__main__ import write
 from recipes.common import training
+from recipes.common.batches import Batches
+from recipes.common.classification import ClassifierSettings, evaluate, make_schedule, train
+from recipes.common.costs import costs, table
 from recipes.common.data import digits
-from recipes.common.results import costs, report, table
-from recipes.common.training import Settings, evaluate, train
+from tests.recipes.small_runs import interrupt, timeless
 
-SETTINGS = Settings("digits", "small-cnn", "float32", 3, 32, "onecycle", 0.05, subset=320)
+SETTINGS = ClassifierSettings(
+    data_set="digits", model="small-cnn", method="float32", epochs=3, batch_size=32, lr=0.05, subset=320
+)
+DIGITS = digits()
 METHODS = ("float32", "adapt", "adapt-nearest", "muppet", "fixed8")
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def go(folder=None, **changes):
-    return train(dataclasses.replace(SETTINGS, **changes), digits(), folder, progress=False)
+    return train(dataclasses.replace(SETTINGS, **changes), DIGITS, folder, progress=False)
 
 
-def timeless(history):
-    return [{name: value for name, value in epoch.items() if "seconds" not in name} for epoch in history]
-
-
-@pytest.mark.parametrize("schedule", ["onecycle", "plateau"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("method", "schedule"),
+    [*((method, "onecycle") for method in METHODS), ("float32", "plateau"), ("adapt", "plateau")],
+)
 def test_an_interrupted_run_ends_as_the_uninterrupted_one(tmp_path, monkeypatch, method, schedule):
     expected = go(method=method, schedule=schedule)
-    calls = []
-
-    def stop_in_the_second_epoch(*arguments):
-        calls.append(arguments)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return evaluate(*arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(training, "evaluate", stop_in_the_second_epoch)
-        with pytest.raises(KeyboardInterrupt):
-            go(tmp_path, method=method, schedule=schedule)
+    interrupt(monkeypatch, lambda: go(tmp_path, method=method, schedule=schedule), epoch=2)
     torch.rand(7)  # a new process has another global stream
     resumed = go(tmp_path, method=method, schedule=schedule)
 
@@ -93,9 +78,19 @@ def test_a_checkpoint_that_would_run_code_is_refused(tmp_path):
 
 @pytest.mark.parametrize(("method", "lr"), [("float32", 0.05), ("adapt", 0.02), ("fixed8", 0.05)])
 def test_every_method_learns_the_digits(method, lr):
-    run = go(method=method, lr=lr, epochs=8, subset=None)
+    run = go(method=method, lr=lr, epochs=4, subset=None)
     assert run.history[-1]["accuracy"] > 0.93
     assert run.history[-1]["loss"] < run.history[0]["loss"] / 2
+
+
+def test_evaluation_leaves_the_network_as_it_was():
+    model = go(epochs=1).model
+    split = DIGITS[1]
+    batches = Batches(split, 100, *split.statistics())
+    scores = evaluate(model, batches)
+    assert model.training
+    assert scores == evaluate(model.eval(), batches)
+    assert not model.training
 
 
 def test_fixed_and_adapt_weights_are_on_their_grid():
@@ -110,7 +105,7 @@ def test_fixed_and_adapt_weights_are_on_their_grid():
 
 def test_plateau_lowers_the_rate_only_when_the_loss_stands_still():
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
-    schedule = training.make_schedule(dataclasses.replace(SETTINGS, schedule="plateau"), optimizer, 100)
+    schedule = make_schedule(dataclasses.replace(SETTINGS, schedule="plateau"), optimizer, 100)
     rates = []
     for loss in [5.0, 4.0, 3.0, *[3.0] * 6, 1.0]:
         schedule.step(loss)
@@ -128,6 +123,7 @@ def test_plateau_lowers_the_rate_only_when_the_loss_stands_still():
         ({"epochs": 0}, "epochs must be above 0, got 0"),
         ({"lr": float("nan")}, "lr must be above 0, got nan"),
         ({"seed": -1}, "seed must not be negative"),
+        ({"momentum": -0.1}, "momentum must not be negative, got -0.1"),
         ({"l1": 1e-5}, "l1 must be 0 for float32"),
     ],
 )
@@ -143,31 +139,33 @@ def test_a_diverging_run_stops_with_a_reason():
 
 def test_the_result_file_holds_all_that_the_table_shows(tmp_path):
     run = go(tmp_path, method="adapt")
-    result = report(run, tmp_path)
+    result = write(run, "small-cnn adapt", tmp_path)
     stored = json.loads((tmp_path / "result.json").read_text())
     assert stored == json.loads(json.dumps(result))
     assert stored["settings"]["method"] == "adapt"
     assert stored["command"].startswith("python")
     assert len(stored["history"]) == 3
     assert stored["parameters"] == 20_602
-    assert {p.name for p in tmp_path.iterdir()} == {"checkpoint.pt", "result.json", "trace.npz", "timeline.png"}
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "checkpoint.pt", "result.json", "trace.npz", "timeline.png", "word_length_heatmap.png",
+    }  # fmt: skip
     text = table([stored])
     assert f"{stored['accuracy']:.4f}" in text
     assert len({len(line) for line in text.splitlines()}) == 1
 
 
 def test_float32_costs_what_float32_costs():
-    figures = costs(go(epochs=1).model, (1, 8, 8), None, 32)
     run = go(epochs=1, method="adapt")
+    figures = costs(run.model, run.example, None, 32)
     assert figures["mean_word_length"] == 32
     assert figures["size_ratio"] == figures["training_speedup"] == figures["inference_speedup"] == 1
-    assert figures.keys() == costs(run.model, (1, 8, 8), run.trace, 32).keys()
+    assert figures.keys() == costs(run.model, run.example, run.trace, 32).keys()
 
 
 def test_constant_eight_bits_cost_a_quarter_of_what_is_not_zero():
     run = go(method="fixed8", epochs=1)
     trace = run.trace
-    figures = costs(run.model, (1, 8, 8), trace, 32)
+    figures = costs(run.model, run.example, trace, 32)
     share = float(trace.nonzero[-1] @ (trace.numel / trace.numel.sum()))
     assert figures["mean_word_length"] == 8
     assert figures["size_ratio"] == pytest.approx(share / 4, rel=1e-5)

@@ -9,7 +9,7 @@ from adapt.kernels.activation import DECAY
 
 
 def straight_through(x, gradient, precision):
-    """The gradient where x lies in [minimum, maximum], 0 elsewhere; NaN does not lie there."""
+    """The gradient where x lies in [minimum, maximum], 0 elsewhere; NaN does not."""
     passed = [
         g if precision.minimum <= value <= precision.maximum else 0.0
         for value, g in zip(x.flatten().tolist(), gradient.flatten().tolist(), strict=True)
@@ -18,7 +18,7 @@ def straight_through(x, gradient, precision):
 
 
 def next_range(before, peak):
-    """The running maximum after a step that met `peak`, 0 for a step that met nothing."""
+    """The running maximum after a step whose largest magnitude was `peak`, 0 if it had no values."""
     decayed = torch.tensor(before, dtype=torch.float32) * DECAY
     return max(peak, float(decayed)) if peak > 0 else before
 

@@ -1,4 +1,4 @@
-"""AdaPT's equations word by word, one weight and one bin at a time: what the fast versions must agree with."""
+"""AdaPT's equations taken literally, one weight and one bin at a time; the fast versions must agree with them."""
 
 import math
 from fractions import Fraction
@@ -17,7 +17,7 @@ def nearest(weight, word_length, fraction_length):
 
 
 def histogram(values, low, high, resolution):
-    """Counts per bin: bin i holds e_i ≤ value < e_(i+1), the first and last also what lies outside."""
+    """Counts per bin: bin i holds e_i ≤ value < e_(i+1), the first and last also hold what lies outside."""
     edges = [low + i * ((high - low) / resolution) for i in range(resolution + 1)]
     counts = np.zeros(resolution)
     for value in values:
@@ -56,7 +56,7 @@ def word_length(largest, fraction_length):
 
 
 def push_down(weights, resolution, tolerance):
-    """Alg. 3: bisect FL between the coarsest that sees the largest weight and the finest of 32 bits."""
+    """Alg. 3: bisect FL between the coarsest that resolves the largest weight and the finest of 32 bits."""
     weights = np.ravel(weights)
     largest = float(np.abs(weights).max()) if weights.size else 0.0
     if largest == 0:

@@ -1,4 +1,4 @@
-"""AdaPT-SGD word by word: algorithms 1 and 2 with stored gradients, one weight at a time, without torch."""
+"""A literal AdaPT-SGD: algorithms 1 and 2 with stored gradients, one weight at a time, without torch."""
 
 import math
 from fractions import Fraction
@@ -13,7 +13,7 @@ GOLDEN = 0x9E3779B97F4A7C15
 
 
 def stream_key(seed, step, name):
-    """The 64-bit key of one layer in one step: the name's digest, moved by the step, mixed (SplitMix64)."""
+    """The 64-bit key of one layer in one step: the name's digest plus a multiple of the step, mixed (SplitMix64)."""
     z = int.from_bytes(blake2b(f"{seed}:{name}".encode(), digest_size=8).digest(), "little")
     z = (z + step * GOLDEN) % 2**64
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
@@ -70,8 +70,8 @@ class Layer:
 class Algorithm1:
     """Trains `parameters`, a dict of float32 arrays, in which those with two dimensions or more are the layers.
 
-    `policy` is read as a bag of hyperparameters, an adapt.AdaPT; none of its methods is called. Sums and norms are
-    taken in float64 from the stored gradients, the update in float32 as torch's SGD does.
+    `policy` is an adapt.AdaPT of which only the hyperparameters are read; none of its methods is called. Sums and norms
+    are taken in float64 from the stored gradients; the update is in float32, as in torch's SGD.
     """
 
     def __init__(self, parameters, policy, *, lr, momentum=0.0, l1=0.0, l2=0.0, rounding="stochastic", seed=0):
@@ -128,7 +128,7 @@ class Algorithm1:
                 layer.lookback = equations.next_lookback(
                     layer.lookback, layer.diversity, policy.lookback, policy.lookback_momentum
                 )
-            # An average only ever comes near its goal; half a billionth of a gradient counts as there.
+            # The moving average only approaches its limit; within 5e-10 of a gradient it counts as reached.
             window = math.ceil(layer.lookback - 5e-10)
             layer.resolution = equations.next_resolution(layer.resolution, window, policy.resolution, policy.lookback)
             if len(layer.gradients) >= window:

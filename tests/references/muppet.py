@@ -1,4 +1,4 @@
-"""MuPPET word by word, as AdaPT 2.2 and its authors' program have it: every gradient kept, nothing clever."""
+"""A literal MuPPET, as in AdaPT 2.2 and its authors' program: every gradient is kept, and nothing is optimised."""
 
 import math
 from fractions import Fraction

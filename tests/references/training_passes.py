@@ -1,4 +1,4 @@
-"""What one element of a layer goes through around the optimizer step, in NumPy scalars, one operation at a time."""
+"""What happens to one element of a layer around the optimizer step, in NumPy scalars, one operation at a time."""
 
 import math
 

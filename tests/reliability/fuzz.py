@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 import adapt
-from adapt.run import checkpoint
+from adapt.engine import persistence
 from recipes.common import data as pictures
 from recipes.common import download
 
@@ -120,7 +120,7 @@ READERS = [
     ("trace members", archive, _trace),
     ("checkpoint", lambda content: content, _checkpoint),
     ("checkpoint pickle", pickled, _checkpoint),
-    ("sealed", lambda content: content, lambda path: checkpoint.opened(path.read_bytes())),
+    ("sealed", lambda content: content, lambda path: persistence.opened(path.read_bytes())),
     ("tar", lambda content: gzip.compress(content, 1), _extract),
     ("tar raw", lambda content: content, _extract),
     ("idx", lambda content: gzip.compress(content, 1), lambda path: pictures.read_idx(path, (3, 2, 2))),
@@ -176,7 +176,7 @@ def seeds():
         "trace members": members,
         "checkpoint": state,
         "checkpoint pickle": pickle,
-        "sealed": checkpoint.sealed(_controller().trace.state_dict()),
+        "sealed": persistence.sealed(_controller().trace.state_dict()),
         "tar": tar.getvalue(),
         "tar raw": gzip.compress(tar.getvalue(), mtime=0),
         "idx": idx,
@@ -200,7 +200,7 @@ def main():
         adapt.trace.archive,
         adapt.trace.columns,
         adapt.trace,
-        checkpoint,
+        persistence,
         zipfile,
         tarfile,
         gzip,

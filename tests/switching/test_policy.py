@@ -1,5 +1,6 @@
 """States of policies: carried to other layers, packed for a file, unpacked from one that may be wrong."""
 
+import dataclasses
 import io
 from dataclasses import dataclass, replace
 
@@ -107,11 +108,46 @@ def test_states_may_hold_a_row_for_each_layer():
     assert carried.count == 7
 
 
+@dataclass(frozen=True)
+class Taller(Tall):
+    """The same state in a later release."""
+
+    name: str = "unnamed"
+    spread: np.ndarray = dataclasses.field(default_factory=lambda: np.array(0.5))
+    lengths: np.ndarray = 7
+    path: tuple[float, ...] = (1.0,)
+
+
+def test_fields_that_a_state_lacks_take_their_defaults():
+    state = Tall((None, Precision(4, 2)), np.array([1, 2]), np.arange(6.0).reshape(2, 3), 7)
+    model = Taller(
+        (None,),
+        np.zeros(1, np.int64),
+        np.zeros((1, 3)),
+        spread=np.zeros((1, 2), np.float32),
+        lengths=np.zeros(1, np.int64),
+    )
+    later = unpack(pack(state), model, 2)
+    assert same(later, Taller(*vars(state).values(), spread=np.full((2, 2), 0.5, np.float32), lengths=np.array([7, 7])))
+    assert same(unpack(pack(later), model, 2), later)
+
+
+def test_a_state_of_a_later_release_is_refused_with_its_name():
+    state = {**pack(fresh(2)), "mass": 1, "charge": 2}
+    with pytest.raises(ValueError, match=r"holds 'charge', 'mass', which AdaPTState .* load it with adapt 0\.9, which"):
+        unpack(state, fresh(1), 2, release="0.9")
+    with pytest.raises(ValueError, match="load it with the release that wrote it or a later one"):
+        unpack(state, fresh(1), 2)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda p: p.pop("losses"), r"should have the fields \['divergence'.*got"),
-        (lambda p: p.update(extra=1), "should have the fields"),
+        (lambda p: p.pop("losses"), "state lacks 'losses', without which AdaPTState cannot go on"),
+        (
+            lambda p: p.update(extra=1),
+            "state holds 'extra', which AdaPTState of this release does not know: load it with",
+        ),
         (lambda p: p.update(formats=[[8, 4]]), "should list a format for each of 2 layers"),
         (lambda p: p.update(formats=None), "should list a format for each of 2 layers"),
         (lambda p: p.update(formats=[[8, 4], [8]]), r"a format should be packed as \[word length"),

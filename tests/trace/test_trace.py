@@ -1,6 +1,7 @@
 import copy
 import io
 import os
+import pydoc
 import struct
 import zipfile
 from pathlib import Path
@@ -12,10 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from adapt.trace import Trace, archive
+import adapt
+from adapt.trace import Column, Trace, archive
 
 FIELDS = ("word_length", "fraction_length", "nonzero", "lookback", "resolution", "diversity", "divergence")
-MEMBERS = ("version", "layers", "numel", "step", *FIELDS)
+MEMBERS = ("version", "release", "layers", "columns", "numel", "step", *FIELDS)
 
 
 def row(**changes):
@@ -141,6 +143,12 @@ class TestAppend:
         assert np.isinf(trace.diversity[0, 0])
         assert np.isnan(trace.divergence[0, 0])
 
+    def test_columns_must_be_those_of_the_trace(self):
+        with pytest.raises(TypeError, match="must be given a value for fraction_length, nonzero"):
+            small().append(5, word_length=8)
+        with pytest.raises(TypeError, match="the trace has no column mass; it has word_length"):
+            small().append(5, **row(mass=1))
+
     @pytest.mark.parametrize(
         ("step", "changes", "error", "words"),
         [
@@ -189,6 +197,124 @@ class TestAppend:
     def test_the_constructor_checks(self, layers, numel, error, words):
         with pytest.raises(error, match=words):
             Trace(layers, numel)
+
+
+MASS = Column(np.float64, 0, 9.5, float32=0, default=1, doc="of every layer")
+
+
+def with_mass() -> Trace:
+    trace = Trace(["conv.weight", "fc.weight"], [30, 10], {"mass": MASS})
+    trace.append(1, **row(mass=[2.5, 3.5]))
+    trace.append(2, **row())
+    return trace
+
+
+class TestOwnColumns:
+    """Columns that a policy brings."""
+
+    def test_are_read_by_name_and_fill_in_their_default(self):
+        trace = with_mass()
+        assert trace["mass"].tolist() == [[2.5, 3.5], [1, 1]]
+        assert not trace["mass"].flags.writeable
+        assert trace["word_length"].tolist() == trace.word_length.tolist()
+        assert [*trace.columns] == [*FIELDS, "mass"]
+        assert [*trace.own_columns] == ["mass"]
+        assert trace.columns["mass"] is MASS
+        with pytest.raises(KeyError, match=r"no column 'weight'; it has word_length, .*, mass"):
+            trace["weight"]
+
+    def test_go_into_files_and_states(self, tmp_path):
+        with_mass().save(tmp_path / "t.npz")
+        for trace in (Trace.load(tmp_path / "t.npz"), Trace.from_state_dict(with_mass().state_dict())):
+            assert_same(trace, with_mass())
+            assert trace["mass"].tolist() == with_mass()["mass"].tolist()
+            trace.append(3, **row(mass=0))
+            with pytest.raises(ValueError, match=r"mass must lie between 0 and 9\.5, got 10"):
+                trace.append(4, **row(mass=10))
+
+    def test_layers_and_orders_apply_to_them(self):
+        trace = with_mass()
+        trace.add_layers(["late"], [60])
+        assert trace["mass"].tolist() == [[2.5, 3.5, 0], [1, 1, 0]]
+        assert trace.reordered(["late", "fc.weight", "conv.weight"])["mass"].tolist() == [[0, 3.5, 2.5], [0, 1, 1]]
+
+    def test_may_be_added_to_rows_that_are_there(self):
+        trace = small()
+        trace.add_columns({"mass": MASS})
+        assert trace["mass"].tolist() == [[1, 1]] * 3
+        trace.append(9, **row(mass=[4, 5]))
+        assert trace["mass"].tolist() == [[1, 1]] * 3 + [[4, 5]]
+
+    def test_may_be_defined_anew_where_the_values_fit(self):
+        trace = with_mass()
+        trace.add_columns({"mass": Column(np.float32, 0, 99, float32=0, default=0)})
+        assert trace["mass"].dtype == np.float32
+        assert trace["mass"].tolist() == with_mass()["mass"].tolist()
+        trace.append(9, **row(mass=98))
+        with pytest.raises(ValueError, match=r"mass must lie between 0 and 9\.5, got 98"):
+            trace.add_columns({"other": MASS, "mass": MASS})
+        assert [*trace.own_columns] == ["mass"]
+
+    @pytest.mark.parametrize(
+        ("name", "column", "error", "words"),
+        [
+            ("nonzero", MASS, ValueError, "every trace has nonzero already"),
+            ("step", MASS, ValueError, "must have a name of up to 64 small letters"),
+            ("a/b", MASS, ValueError, "must have a name"),
+            ("mass", "float32", TypeError, r"mass must be an adapt\.trace\.Column"),
+            ("mass", Column(np.float32, 0, 1, float32=0), ValueError, "mass must have a default"),
+        ],
+    )
+    def test_what_cannot_be_one_is_refused(self, name, column, error, words):
+        with pytest.raises(error, match=words):
+            Trace(["a"], [1], {name: column})
+
+    @pytest.mark.parametrize(
+        ("arguments", "options", "error", "words"),
+        [
+            ((object, 0, 1), {}, TypeError, "dtype must be one of NumPy's int8"),
+            ((np.int8, 0, 200), {}, ValueError, "high must be a number that int8 can hold"),
+            ((np.float32, 1, 0), {}, ValueError, "low must be at most high"),
+            ((np.float32, 0, np.nan), {}, ValueError, "high must be a number"),
+            ((np.float32, 0, 1), {"default": 2}, ValueError, "default must lie between"),
+            ((np.float32, 0, 1), {"default": np.nan}, ValueError, "default must lie between"),
+            ((np.int8, 0, 1), {"nan": True}, ValueError, "nan must be True or False, and False for integers"),
+        ],
+    )
+    def test_a_column_checks_its_definition(self, arguments, options, error, words):
+        with pytest.raises(error, match=words):
+            Column(*arguments, float32=0, **options)
+
+    def test_columns_are_documented_attributes_that_cannot_be_set(self):
+        assert Trace.word_length.__doc__ == "WL, bits; int16 [rows, layers]."
+        with pytest.raises(AttributeError, match="read-only: add rows with append"):
+            small().word_length = 8
+
+    def test_help_fits_on_a_line(self):
+        text = pydoc.plain(pydoc.render_doc(Trace))
+        assert "AdaPT eq. 1, bits, at the layer's last switch" in text
+        assert max(map(len, text.splitlines())) < 140
+
+
+class TestVersions:
+    def test_a_column_that_a_file_lacks_gets_its_default(self, tmp_path):
+        path = tmp_path / "t.npz"
+        path.write_bytes(zipped({"lookback.npy": None, "divergence.npy": None}))
+        trace = Trace.load(path)
+        assert trace.lookback.tolist() == [[0, 0]] * 3
+        assert np.isnan(trace.divergence).all()
+        assert trace.word_length.tolist() == small().word_length.tolist()
+
+    def test_a_column_that_a_later_release_describes_is_kept(self, tmp_path):
+        path, mass = tmp_path / "t.npz", np.arange(6.0).reshape(3, 2)
+        path.write_bytes(described(*FIELDS, OWN, members={"mass.npy": packed(mass)}))
+        assert Trace.load(path)["mass"].tolist() == mass.tolist()
+
+    def test_a_file_names_the_release_that_wrote_it(self, tmp_path):
+        small().save(tmp_path / "t.npz")
+        with np.load(tmp_path / "t.npz") as file:
+            assert file["release"] == adapt.__version__
+            assert file["version"] == 2
 
 
 class TestAddLayers:
@@ -317,7 +443,7 @@ def header(text: str, version: bytes = b"\x01\x00") -> bytes:
 
 
 def zipped(changes: dict[str, bytes | None], compression: int = zipfile.ZIP_DEFLATED) -> bytes:
-    """A good file with some members replaced, added or (None) left out."""
+    """A good file of version 1 with some members replaced, added or (None) left out."""
     trace = small()
     arrays = {name: getattr(trace, name) for name in ("numel", "step", *FIELDS)}
     arrays |= {"version": np.array(1), "layers": np.array(trace.layers)}
@@ -328,6 +454,16 @@ def zipped(changes: dict[str, bytes | None], compression: int = zipfile.ZIP_DEFL
             if content is not None:
                 file.writestr(name, content)
     return buffer.getvalue()
+
+
+OWN = '{"name": "mass", "dtype": "float64", "low": 0.0, "high": 9.5, "float32": 0, "default": 1, "nan": false}'
+
+
+def described(*columns: str, members: dict[str, bytes] | None = None) -> bytes:
+    """A file of version 2 that describes these columns, given by name or as the text that stands in the file."""
+    texts = dict(zip(FIELDS, small().state_dict()["columns"], strict=True)) | {"mass": OWN}
+    array = np.array([texts.get(column, column) for column in columns])
+    return zipped({"version.npy": packed(np.array(2)), "columns.npy": packed(array), **(members or {})})
 
 
 def doubled() -> bytes:
@@ -356,7 +492,7 @@ HOSTILE = {
     ),
     "object layers": lambda: (zipped({"layers.npy": packed(np.array(["a", "b"], dtype=object))}), "expected text"),
     "no npy": lambda: (zipped({"nonzero.npy": b"hello"}), ""),
-    "huge shape": lambda: (zipped({"word_length.npy": header(HUGE)}), "has the shape"),
+    "huge shape": lambda: (zipped({"word_length.npy": header(HUGE)}), "header declares"),
     "huge step": lambda: (
         zipped({"step.npy": header(HUGE.replace("<i2", "<i8").replace(", 2", ","))}),
         "header declares",
@@ -380,10 +516,38 @@ HOSTILE = {
     ),
     "absolute path": lambda: (zipped({"/etc/passwd": b"x"}), "/etc/passwd"),
     "extra member": lambda: (zipped({"extra.npy": packed(np.zeros(1))}), "extra"),
-    "missing member": lambda: (zipped({"lookback.npy": None}), "lookback"),
+    "missing member": lambda: (zipped({"nonzero.npy": None}), "nonzero"),
     "same member twice": lambda: (doubled(), "something twice"),
     "other method": lambda: (zipped({}, zipfile.ZIP_LZMA), "packed by an unexpected method"),
-    "other version": lambda: (zipped({"version.npy": packed(np.array(2))}), "version is 2"),
+    "later version": lambda: (zipped({"version.npy": packed(np.array(3))}), "version is 3.*install the release that"),
+    "later version of a named release": lambda: (
+        zipped({"version.npy": packed(np.array(3)), "release.npy": packed(np.array("0.9"))}),
+        "version is 3, and adapt .* reads versions up to 2: install adapt 0.9, which wrote it, or a later one",
+    ),
+    "escape codes in the release": lambda: (
+        zipped({"version.npy": packed(np.array(3)), "release.npy": packed(np.array("\x1b[2J"))}),
+        "install the release that wrote it or a later one",
+    ),
+    "version 0": lambda: (zipped({"version.npy": packed(np.array(0))}), "version is 0"),
+    "two versions": lambda: (zipped({"version.npy": packed(np.array([1, 1]))}), "version holds"),
+    "a column that is not described": lambda: (described("word_length", "fraction_length", "nonzero"), "'lookback'"),
+    "a column that is only described": lambda: (described(*FIELDS, "mass"), "missing or too much: 'mass'"),
+    "a column without a name": lambda: (described('{"dtype": "int16"}'), "it describes a column as"),
+    "a column of objects": lambda: (described(OWN.replace("float64", "object")), "not the fields of a column"),
+    "a column with a number beyond its type": lambda: (
+        described(OWN.replace("9.5", "1" * 400)),
+        "high must be a number",
+    ),
+    "a column in a deep description": lambda: (described("[" * 1000), "it describes a column as"),
+    "a column with a name that is taken": lambda: (described(*FIELDS, OWN.replace("mass", "step")), ""),
+    "a column with a name that is no name": lambda: (
+        described(*FIELDS, OWN.replace("mass", "../mass"), members={"../mass.npy": packed(np.zeros((3, 2)))}),
+        "must have a name of",
+    ),
+    "a column outside its range": lambda: (
+        described(*FIELDS, OWN, members={"mass.npy": packed(np.full((3, 2), 10.0))}),
+        "mass must lie between 0 and 9.5",
+    ),
     "text version": lambda: (zipped({"version.npy": packed(np.array("1"))}), "version holds"),
     "no layers": lambda: (zipped({"layers.npy": packed(np.array([], dtype="<U1"))}), ""),
     "same layer twice": lambda: (zipped({"layers.npy": packed(np.array(["a", "a"]))}), "each name once"),
@@ -456,15 +620,18 @@ class TestHostileFiles:
     @pytest.mark.parametrize(
         ("changes", "error", "words"),
         [
-            ({"version": 2}, ValueError, "version is 2"),
+            ({"version": 3}, ValueError, "version is 3.*install adapt .*, which wrote it"),
+            ({"version": 3, "release": 7}, ValueError, "version is 3.*install the release that wrote it"),
             ({"version": True}, ValueError, "version is True"),
             ({"extra": 1}, ValueError, "extra"),
-            ({"step": [1, 2, 4]}, TypeError, r"state\['step'\] must be a tensor"),
-            ({"step": torch.tensor(1)}, ValueError, "one dimension"),
+            ({"step": [1, 2, 4]}, TypeError, r"step must be an array \(in a state, a tensor\), got list"),
+            ({"step": torch.tensor(1)}, ValueError, r"step has the shape \(\), expected \[rows\]"),
             ({"layers": ["a"]}, ValueError, "numel"),
-            ({"layers": "ab"}, TypeError, "sequence of names"),
+            ({"layers": "ab"}, TypeError, "layers must be a list of texts"),
+            ({"columns": [3]}, TypeError, "columns must be a list of texts"),
+            ({"columns": 3}, TypeError, "columns must be a list of texts, got 3"),
             ({"nonzero": torch.ones(2)}, ValueError, "nonzero has the shape"),
-            ({"word_length": torch.ones(3, 2)}, TypeError, "word_length must hold integers"),
+            ({"word_length": torch.ones(3, 2)}, ValueError, "word_length holds float32, expected int16"),
         ],
     )
     def test_a_foreign_state_is_refused(self, changes, error, words):
@@ -474,5 +641,5 @@ class TestHostileFiles:
 
 @pytest.mark.parametrize("state", [{}, {"layers": ["a"]}, {"version": 1}])
 def test_what_is_no_state_of_a_trace_is_refused(state):
-    with pytest.raises(ValueError, match=r"version|names"):
+    with pytest.raises(ValueError, match=r"no version|must hold exactly"):
         Trace.from_state_dict(state)

@@ -1,4 +1,4 @@
-"""The passes over activations for the CPU, compiled by Numba: one walk through the tensor, chunk by chunk.
+"""The passes over activations for the CPU, compiled by Numba: the tensor is read once, chunk by chunk.
 
 `adapt.kernels.activation.ActivationKernels` says what each function does.
 """
@@ -24,7 +24,7 @@ _DECAY = np.float32(DECAY)
 
 
 @compiled
-def _forward_alone(
+def _forward_on_one_thread(
     chunks: Any,
     source: int,
     output: int,
@@ -41,7 +41,7 @@ def _forward_alone(
     training: bool,
     replay: bool,
 ) -> bool:
-    """The whole of a forward pass on one thread: a small one takes no longer than its call."""
+    """A whole forward pass in one compiled call: several calls would take longer than a small pass itself."""
     count = len(chunks)
     grid, key, offset, noise = begin(formats, keys, drawn, site, width_out, numel, training, replay)
     tops, outside = np.empty(count, np.int32), np.empty(count, np.bool_)
@@ -54,7 +54,7 @@ def _forward_alone(
 
 
 @compiled
-def _backward_alone(
+def _backward_on_one_thread(
     chunks: Any,
     gradient: int,
     output: int,
@@ -68,7 +68,7 @@ def _backward_alone(
     site: int,
     numel: int,
 ) -> None:
-    """The whole of a backward pass on one thread."""
+    """A whole backward pass in one compiled call."""
     count = len(chunks)
     grid, key, offset, noise = begin(formats, keys, drawn, site, width, numel, True, False)
     tops = np.empty(count if site >= 0 else 0, np.int32)
@@ -92,7 +92,7 @@ def forward(
     bits = 0 if mask is None else mask.data_ptr()
     tensors = address_of(source), address_of(output), _BYTES[source.dtype], width, bits, bits + numel
     if _is_small(chunks):
-        return _forward_alone(chunks.table, *tensors, *sites.host, site, numel, training, replay)  # type: ignore[no-any-return]
+        return _forward_on_one_thread(chunks.table, *tensors, *sites.host, site, numel, training, replay)  # type: ignore[no-any-return]
     formats, keys, drawn, peaks = sites.host
     grid, key, offset, noise = begin(formats, keys, drawn, site, width, numel, training, replay)
     tops, outside = np.empty(len(chunks.table), np.int32), np.empty(len(chunks.table), np.bool_)
@@ -113,7 +113,7 @@ def backward(gradient: Tensor, output: Tensor, mask: Tensor | None, sites: Sites
     bits = 0 if mask is None else mask.data_ptr()
     tensors = address_of(gradient), address_of(output), width, bits, bits + numel
     if _is_small(chunks):
-        _backward_alone(chunks.table, *tensors, *sites.host, site, numel)
+        _backward_on_one_thread(chunks.table, *tensors, *sites.host, site, numel)
         return
     formats, keys, drawn, peaks = sites.host
     grid, key, offset, noise = begin(formats, keys, drawn, site, width, numel, True, False)
@@ -140,7 +140,7 @@ def _renew(
         formats[i, :4], formats[i, 4] = otherwise[i], mode
         word = words[i]
         if word and ranges[i] > _ZERO:
-            # 2^exponent is the smallest power of two above the range. Subnormal numbers end at the highest fraction.
+            # 2^exponent is the smallest power of two above the range. Subnormal ranges get the highest fraction length.
             exponent, mantissa = (bits_of(ranges[i]) >> 23) - 126, (bits_of(ranges[i]) & 0x7FFFFF) | 0x3F000000
             fraction = word - 1 - exponent
             if from_bits(np.int32(mantissa)) > _ONE - _power_of_two(-word):

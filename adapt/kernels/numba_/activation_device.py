@@ -1,7 +1,7 @@
-"""What the CPU does to the chunks of one activation or error, compiled by Numba: one walk through the tensor.
+"""The passes over the chunks of one activation or error on the CPU, compiled by Numba.
 
 `adapt.kernels.activation` says what a mask and the tables of the sites (`formats`, `keys`, `drawn`, `peaks`) hold.
-Addresses and numbers of elements come as integers; a width is that of an element in bytes, 4 for float32 and 2 for
+Addresses and numbers of elements are integers. A width is the size of an element in bytes: 4 for float32, 2 for
 bfloat16.
 """
 
@@ -16,10 +16,10 @@ from adapt.kernels.numba_.compiler import array, compiled, floats, prefetch
 from adapt.kernels.numba_.rounding import round_nearest, round_stochastic, uniform
 
 BLOCK = 256
-"""Elements that a pass takes through all that it does before the next. Those of a mask's flags are set together."""
+"""Elements that a pass processes completely before it goes on. The mask's flags of a block are set together."""
 
 AHEAD = 2 * BLOCK
-"""Elements between those that a pass works on and those that it asks the memory for."""
+"""Distance in elements at which a pass prefetches."""
 
 assert CHUNK % BLOCK == BLOCK % MASKED == 0, "every flag of a mask belongs to one block"
 
@@ -44,9 +44,9 @@ def _narrow(source: int, output: int, numel: int) -> None:
 
 @compiled
 def _round_and_measure(source: int, output: int, numel: int, grid: Any, key: Any, offset: int, stochastic: bool) -> Any:
-    """output ← Q(source), which do not overlap, and the bits of max|source|: one loop, so that loads hide behind work.
+    """output ← Q(source), which do not overlap; return the bits of max|source|, not finite if an element is not.
 
-    They are not those of a finite number where an element is not finite.
+    One loop does both, so that the arithmetic hides the latency of the loads.
     """
     scale, step, low, high = grid[0], grid[1], grid[2], grid[3]
     first, k0, k1 = np.uint32(offset), np.uint32(key), np.uint32(key >> np.uint64(32))
@@ -69,7 +69,7 @@ def _round_and_measure(source: int, output: int, numel: int, grid: Any, key: Any
 
 @compiled
 def _round_in_place(address: int, kept: int, numel: int, grid: Any, key: Any, offset: int, stochastic: bool) -> Any:
-    """The same of x ← Q(x); what x was goes to `kept`, for the little that storing it beside costs."""
+    """The same for x ← Q(x). `kept` receives the values before rounding, which costs little here."""
     scale, step, low, high = grid[0], grid[1], grid[2], grid[3]
     first, k0, k1 = np.uint32(offset), np.uint32(key), np.uint32(key >> np.uint64(32))
     x, k = floats(address, numel), floats(kept, numel)
@@ -93,7 +93,7 @@ def _round_in_place(address: int, kept: int, numel: int, grid: Any, key: Any, of
 
 @compiled
 def _largest_finite(address: int, numel: int) -> Any:
-    """The bits of max|x| over the finite elements."""
+    """Return the bits of max|x| over the finite elements."""
     x = floats(address, numel)
     top = _ZERO_BITS
     for i in range(numel):
@@ -118,10 +118,10 @@ def _keep(address: int, mask: int, numel: int) -> None:
 
 @compiled
 def begin(formats: Any, keys: Any, drawn: Any, site: int, width: int, numel: int, training: bool, replay: bool) -> Any:
-    """What a pass over a site needs: its grid, its key, its first draw's place in the stream, whether to draw at all.
+    """Return what a pass over a site needs: its grid, its key, the offset of its first draw, and whether to draw.
 
-    Moves on in the stream. The grid's upper bound is the largest that a type of `width` bytes holds; it is all zero,
-    and the rest idle, where there is no site.
+    Advances the site's stream. The grid's upper bound is reduced to what a type of `width` bytes can represent. Without
+    a site the grid is zero and nothing is drawn.
     """
     grid = np.zeros(4, np.float32)
     if site < 0:
@@ -139,7 +139,7 @@ def begin(formats: Any, keys: Any, drawn: Any, site: int, width: int, numel: int
 
 @compiled
 def remember(tops: Any, formats: Any, peaks: Any, site: int) -> None:
-    """Keep the largest finite magnitude."""
+    """Raise the site's peak to the largest finite magnitude."""
     if site >= 0 and formats[site, 4] != FROZEN:
         top = bits_of(peaks[site])
         for c in range(len(tops)):
@@ -169,7 +169,7 @@ def forward_pass(
     wide, beside = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
     saturated = array(flags, last * CHUNK // MASKED, np.uint8)
     minimum, maximum = grid[2] * grid[1], grid[3] * grid[1]
-    # A grid without a scale leaves values as they are: all lie inside.
+    # A grid whose scale is 0 leaves values as they are: all are inside.
     limit = _LARGEST_BITS if grid[0] == _ZERO else bits_of(maximum)
     for c in range(first, last):
         highest, beyond = _ZERO_BITS, False
@@ -214,7 +214,7 @@ def backward_pass(
     noise: bool,
     tops: Any,
 ) -> None:
-    """Where `tops` is empty nothing is measured, and nothing rounded: errors stay, but for what the mask takes away."""
+    """Where `tops` is empty nothing is measured or rounded: the mask zeroes errors, and the others stay."""
     wide, beside = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
     saturated = array(flags, last * CHUNK // MASKED, np.uint8)
     measure = len(tops) > 0

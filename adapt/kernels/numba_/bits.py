@@ -1,4 +1,4 @@
-"""float32 and bfloat16 numbers as their bits, in instructions that Numba has no functions for."""
+"""Operations on the bits of float32 and bfloat16 numbers, by instructions for which Numba has no functions."""
 
 from typing import Any
 
@@ -41,7 +41,7 @@ def times_sign_of(context: Any, factor: Any, x: Any) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator]
 def larger_magnitude(context: Any, x: Any, bits: Any) -> Any:
-    """The larger of |x| and a magnitude, both as float32 bits: their order is that of integers, NaN above all."""
+    """The larger of |x| and a magnitude, as float32 bits, which are ordered like integers; NaN is above all."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         word = ir.IntType(32)
@@ -53,7 +53,7 @@ def larger_magnitude(context: Any, x: Any, bits: Any) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator]
 def ordered(context: Any, x: Any) -> Any:
-    """A float32 as an integer: their orders are the same, −0 before 0, and NaN lies beyond the infinities."""
+    """Map a float32 to an integer, preserving order; −0 comes before 0, and NaN lies beyond the infinities."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         word = ir.IntType(32)
@@ -65,7 +65,7 @@ def ordered(context: Any, x: Any) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator]
 def number_at(context: Any, place: Any) -> Any:
-    """The float32 that `ordered` puts there."""
+    """The float32 that `ordered` maps to this integer."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         word = ir.IntType(32)

@@ -1,8 +1,9 @@
 """The passes over channelwise weights for the CPU, compiled by Numba: one call each way for all tensors of a network.
 
-`adapt.kernels.channels.ChannelKernels` says what they compute. Where a channel's elements are neighbours, as in linear
-layers and convolutions, a pass goes from run to run with the channel's row in registers; where channels are neighbours,
-as the columns of an embedding, it goes through the table's columns beside the elements.
+`adapt.kernels.channels.ChannelKernels` says what they compute. Where a channel's elements are contiguous, as in linear
+layers and convolutions, a pass goes from run to run with the channel's row in registers. Where neighbouring elements
+belong to different channels, as in an embedding whose channels are its columns, it reads the table's columns along
+with the elements.
 """
 
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from torch.autograd.graph import increment_version
 from adapt.kernels.channels import Layout
 from adapt.kernels.numba_.chunks import CHUNK, Chunks, addresses_of, run
 from adapt.kernels.numba_.compiler import compiled, floats
-from adapt.kernels.numba_.learned import (
+from adapt.kernels.numba_.learned_steps import (
     BLOCK,
     SIGNED,
     backward_block,
@@ -30,7 +31,7 @@ from adapt.kernels.stream import require_layout
 
 @lru_cache(maxsize=64)
 def _chunks(sizes: tuple[int, ...], layouts: tuple[Layout, ...]) -> Chunks:
-    """Pieces of tensors that share no channel, so that several threads can add up; of about CHUNK elements."""
+    """Cut tensors into pieces of about CHUNK elements that share no channel, so that threads can add to the sums."""
     table = []
     for i, (numel, layout) in enumerate(zip(sizes, layouts, strict=True)):
         once = numel == layout.stride * layout.channels and layout.groups == 1
@@ -48,13 +49,13 @@ def _row_of(element: int, layout: Any) -> Any:
 
 @compiled
 def _has_columns(layout: Any) -> Any:
-    """Whether neighbours in memory are of neighbouring channels."""
+    """Whether neighbouring elements belong to neighbouring channels."""
     return layout[1] == 1 and layout[2] > 1 and layout[3] % layout[2] == 0
 
 
 @compiled
 def _length_of_runs(layout: Any) -> Any:
-    """How many neighbours in memory are of one channel."""
+    """The number of consecutive elements that belong to one channel."""
     return layout[1] if layout[4] == 1 else min(layout[1], layout[3])
 
 
@@ -106,7 +107,7 @@ def _back_pass(
                 if columnwise:
                     backward_columns(g, x, f, numel, columns, row + at, signed, scaling, delta, sums)
                 else:
-                    # Through a copy in the cache: two arrays that overlap would not be vectorised.
+                    # By way of a buffer in the cache, because loops over arrays that overlap are not vectorised.
                     backward_block(g, x, held, f, numel, columns[:, row], signed, scaling, delta, sums, row)
                     g[:] = held[:numel]
 
@@ -137,5 +138,5 @@ def back_(
 
 
 def _tables(rows: Tensor, layouts: Sequence[Layout]) -> tuple[Any, Any]:
-    """The layouts, and the table column by column."""
+    """Return the layouts as an array, and the table transposed."""
     return np.array(layouts, np.int64).reshape(-1, 5), np.ascontiguousarray(rows.numpy().T)

@@ -1,8 +1,8 @@
-"""How the CPU's passes walk through memory: chunk by chunk, large ones on several threads.
+"""How the CPU's passes traverse memory: chunk by chunk, large tensors on several threads.
 
-Tensors are cut into chunks that fit the first-level cache; a pass takes one chunk at a time through all that it does,
-so memory is read and written once. Which thread has which chunk changes no result: sums are kept per chunk and added in
-the order of the chunks.
+Tensors are cut into chunks that fit the first-level cache. A pass finishes one chunk before the next, so memory is read
+and written once. The assignment of chunks to threads changes no result: sums are kept per chunk and added in the order
+of the chunks.
 """
 
 import os
@@ -19,19 +19,21 @@ from torch import Tensor
 
 CHUNK = 2048
 CHUNKS_PER_THREAD = 128
-"""Waking a thread costs some 20 µs; this many chunks take about as long."""
+"""Waking a thread takes some 20 µs; this many chunks take about as long."""
 
 
 class Chunks(NamedTuple):
+    """How tensors are cut into chunks."""
+
     table: NDArray[np.int64]
     """[chunks, 3]: layer, first element, number of elements."""
     ends: NDArray[np.int64]
-    """[layers]: the chunk after the layer's last."""
+    """[layers]: the index after the layer's last chunk."""
 
 
 @lru_cache(maxsize=64)
 def chunks_of(sizes: tuple[int, ...]) -> Chunks:
-    """How tensors of these sizes are cut."""
+    """Cut tensors of these sizes."""
     numel = np.array(sizes, np.int64)
     counts = -(-numel // CHUNK)
     ends = np.cumsum(counts)
@@ -52,12 +54,12 @@ os.register_at_fork(after_in_child=_forget_pool)
 
 
 def threads_for(chunks: Chunks) -> int:
-    """As many threads as torch uses and the work is worth."""
+    """Return the number of threads worth using for these chunks, at most as many as torch uses."""
     return max(min(torch.get_num_threads(), len(chunks.table) // CHUNKS_PER_THREAD), 1)
 
 
 def run(kernel: Callable[..., None], chunks: Chunks, *arguments: Any) -> int:
-    """Run a pass over all chunks, on as many threads as `threads_for` says; answers how many."""
+    """Run a pass over all chunks on `threads_for(chunks)` threads, and return their number."""
     global _pool
     count, threads = len(chunks.table), threads_for(chunks)
     ends = [count * (thread + 1) // threads for thread in range(threads)]
@@ -72,7 +74,7 @@ def run(kernel: Callable[..., None], chunks: Chunks, *arguments: Any) -> int:
 
 
 def addresses_of(*lists: Sequence[Tensor | None]) -> NDArray[np.int64]:
-    """A row for each list; 0 where there is no tensor.
+    """Return the addresses of tensors, a row for each list; 0 where there is no tensor.
 
     Raises:
         RuntimeError: a tensor has no memory, as on the meta device.
@@ -86,7 +88,7 @@ def addresses_of(*lists: Sequence[Tensor | None]) -> NDArray[np.int64]:
 
 
 def address_of(tensor: Tensor) -> int:
-    """Where a tensor begins in memory.
+    """Return the address of a tensor.
 
     Raises:
         RuntimeError: it has no memory, as on the meta device.

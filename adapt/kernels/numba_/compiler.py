@@ -1,4 +1,4 @@
-"""How functions are compiled for the CPU by Numba, and what all of them need: arrays at addresses, and sums."""
+"""Compilation for the CPU by Numba, and what all compiled functions need: arrays at addresses, sums and prefetching."""
 
 from collections.abc import Callable, Collection
 from functools import partial
@@ -17,13 +17,13 @@ if numba.config.DISABLE_JIT:
 def compiled(
     function: Callable[..., Any], *, fastmath: Collection[str] = (), inline: str = "never"
 ) -> Callable[..., Any]:
-    """Compile without the interpreter lock, and keep the result on disk where a folder can be written.
+    """Compile a function that releases the interpreter lock, and cache the result on disk where a folder is writable.
 
-    Operations are exact unless `fastmath` names what LLVM may do to those of this very function. With inline="always"
-    it becomes part of its callers before they are compiled; otherwise LLVM decides that.
+    Arithmetic is exact unless `fastmath` names what LLVM may change in this very function. With inline="always" the
+    function becomes part of its callers before they are compiled; otherwise LLVM decides.
 
-    Numba takes a result from disk as long as the function's own file has not changed: after changing functions that
-    are called from another file, remove what is kept for that one (`adapt/kernels/numba_/__pycache__`).
+    Numba uses a cached result as long as the function's own file has not changed. After changing a function that is
+    called from another file, delete the cache of that file (in `adapt/kernels/numba_/__pycache__`).
     """
     options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": set(fastmath) or False}
     options["inline"] = inline
@@ -35,21 +35,21 @@ def compiled(
 
 @partial(compiled, fastmath={"reassoc"})
 def add(total: Any, term: Any) -> Any:
-    """For a sum whose order the compiler may choose, which it needs to use vector registers; it is left no other."""
+    """Add to a sum whose order the compiler may change, so that it can use vector registers, and nothing else."""
     return total + term
 
 
 @partial(compiled, fastmath={"reassoc", "contract"})
 def add_square(total: Any, term: Any) -> Any:
-    """The same for the square of a widened float32 number: it is exact in float64, so fusing changes nothing."""
+    """The same for the square of a widened float32 number, which is exact in float64: fusing changes nothing."""
     return total + term * term
 
 
 @intrinsic  # type: ignore[untyped-decorator]
 def _pointer(context: Any, address: Any, kind: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        # For Intel's processors LLVM takes half of a vector register where it is not told otherwise. llvmlite knows no
-        # attributes with values; it prints what is among the others.
+        # On Intel's processors LLVM by default uses half of a vector register. llvmlite does not support attributes
+        # with values, but prints whatever is in this set.
         set.add(builder.function.attributes, '"prefer-vector-width"="512"')
         return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
 
@@ -58,7 +58,7 @@ def _pointer(context: Any, address: Any, kind: Any) -> Any:
 
 @partial(compiled, inline="always")
 def array(address: int, numel: int, kind: Any) -> Any:
-    """The array of a NumPy type that starts at an address. Loops over it may use the widest registers there are."""
+    """The array of a NumPy type that starts at an address. Loops over it may use the widest vector registers."""
     return numba.carray(_pointer(address, kind), numel)
 
 
@@ -69,7 +69,7 @@ def floats(address: int, numel: int) -> Any:
 
 
 LINE = 64
-"""Bytes that travel between memory and the caches together."""
+"""Bytes in a cache line."""
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -87,10 +87,10 @@ def _prefetch_line(context: Any, address: Any) -> Any:
 
 @compiled
 def prefetch(address: int, size: int) -> None:
-    """Ask for so many bytes of memory ahead of their use; they need not belong to anything.
+    """Fetch `size` bytes into the caches before they are used; the address need not be valid.
 
-    Where much is computed with each element, the processor looks too few elements ahead by itself, and not beyond the
-    end of a page.
+    Where each element takes much computation, the processor's own prefetching looks too few elements ahead, and never
+    beyond the end of a page.
     """
     for line in range(0, size, LINE):
         _prefetch_line(address + line)

@@ -1,10 +1,10 @@
 """Counting for the CPU, compiled by Numba: one pass over the values, without a copy of them.
 
-The range of the thresholds is cut into equal cells, and the values of each cell are counted. Only those that share
-their cell with a threshold are compared with it. Rounding cannot break this: thresholds are rounded to the type of the
-values and find their cells by the same arithmetic, which never decreases. A value in a cell before that of a threshold
-is therefore below the rounded threshold, by at least the distance of two numbers of its type, and so below the
-threshold itself; likewise behind it.
+The range of the thresholds is divided into equal cells, and the values in each cell are counted. Only values that share
+a cell with a threshold are compared with it. Rounding cannot break this: thresholds are rounded to the type of the
+values and assigned to cells by the same non-decreasing arithmetic. A value in an earlier cell than a threshold is
+therefore below the rounded threshold, by at least the distance of two numbers of its type, and so below the threshold
+itself; likewise for a later cell.
 """
 
 from typing import Any
@@ -18,12 +18,12 @@ from adapt.kernels.numba_.compiler import compiled, floats
 _FEWEST_CELL_BITS, _MOST_CELL_BITS = 10, 15
 _BLOCK = 1024
 _MIXED = 1 << 30
-"""Below zero, by so much, begins the tally of a cell in which a threshold lies: one look tells both."""
+"""The tally of a cell that holds a threshold starts at −_MIXED, so that its sign marks the cell."""
 
 
 def count(values: NDArray[np.floating], thresholds: NDArray[np.float64]) -> NDArray[np.int64]:
     """`adapt.kernels.counting.count_at_most` for values [n] in memory."""
-    # A cell for every four values: with fewer, more values share theirs; with more, the tables outgrow the caches.
+    # A cell for every four values: with fewer, more values share a threshold's; with more, tables outgrow the caches.
     bits = min(max((len(values) // 4).bit_length(), _FEWEST_CELL_BITS), _MOST_CELL_BITS)
     counts = np.empty(thresholds.size, np.int64)
     with np.errstate(over="ignore"):
@@ -35,7 +35,7 @@ def count(values: NDArray[np.floating], thresholds: NDArray[np.float64]) -> NDAr
 
 @compiled
 def extremes(address: int, numel: int) -> tuple[float, float]:
-    """The smallest and the largest of float32 numbers, one at least; one of them is NaN where one of those is."""
+    """Return the smallest and the largest of at least one float32 number; one of them is NaN if a number is."""
     x = floats(address, numel)
     low = high = ordered(x[0])
     for i in range(numel):
@@ -47,9 +47,9 @@ def extremes(address: int, numel: int) -> tuple[float, float]:
 
 @compiled
 def _cell(value: Any, origin: Any, scale: Any, last: Any) -> np.int32:
-    """Number of the cell, not decreasing in the value; the end cells hold what lies outside, infinities too.
+    """The index of a value's cell, non-decreasing in the value; the end cells hold what lies outside, even infinities.
 
-    All four are of the values' type.
+    All four arguments are of the values' type.
     """
     place = (value - origin) * scale
     place = place if place > 0 else origin - origin
@@ -58,7 +58,7 @@ def _cell(value: Any, origin: Any, scale: Any, last: Any) -> np.int32:
 
 @compiled
 def _below(value: float, ascending: NDArray[np.float64], starts: NDArray[np.int32], cell: int) -> np.int64:
-    """How many thresholds lie below the value, which is in this cell; the last threshold, ∞, never does."""
+    """The number of thresholds below the value, which is in this cell; the last threshold, ∞, never is."""
     index = np.int64(starts[cell])
     while ascending[index] < value:
         index += 1
@@ -79,7 +79,7 @@ def _reach(thresholds: NDArray[np.floating]) -> tuple[float, float]:
 def _sorted_by_cell(
     thresholds: NDArray[np.float64], cell_of: NDArray[np.int32], starts: NDArray[np.int32]
 ) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
-    """The thresholds in ascending order, and which one each of them is. Few share a cell: each is moved past them."""
+    """Return the thresholds in ascending order, and their original indices: an insertion sort within each cell."""
     count = len(thresholds)
     ascending, order = np.empty(count + 1, np.float64), np.empty(count, np.int32)
     ascending[count] = np.inf
@@ -108,7 +108,7 @@ def _count(
     first, end = _reach(rounded)
     origin, scale, last = kind(first), kind(cells / (end - first)), kind(cells - 1)
     if not (np.isfinite(scale) and scale > 0):
-        # No two finite thresholds apart: one cell holds everything, and every value is compared.
+        # No two distinct finite thresholds: one cell holds everything, and every value is compared.
         origin, scale = kind(0), kind(0)
 
     cell_of = np.empty(len(thresholds), np.int32)
@@ -122,7 +122,7 @@ def _count(
         starts[cell + 1] += starts[cell]
     ascending, order = _sorted_by_cell(thresholds, cell_of, starts)
 
-    # Loops of one task each: the first is vectorised, the second free of branches, and only the third mispredicts.
+    # Three loops, because the first is then vectorised and the second has no branches; only the third mispredicts.
     at_index = np.zeros(len(ascending), np.int64)
     own_cell, shared = np.empty(_BLOCK, np.int32), np.empty(_BLOCK, np.int32)
     for begin in range(0, len(values), _BLOCK):
@@ -142,7 +142,7 @@ def _count(
         if tallies[cell] >= 0:
             at_index[starts[cell]] += tallies[cell]
 
-    # Equal thresholds stand together, and no value lies between them: each counts what the last of them does.
+    # Equal thresholds are adjacent and no value lies between them, so each gets the same count.
     total = 0
     for index in range(len(order)):
         total += at_index[index]

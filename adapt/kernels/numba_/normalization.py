@@ -1,8 +1,8 @@
-"""Batch normalisation of bfloat16 activations on the CPU, by Numba: two walks through memory, two back.
+"""Batch normalisation of bfloat16 activations on the CPU, by Numba: two passes forward, two backward.
 
-Activations lie in memory as rows of C channels. A block holds as many whole rows as fit some 1024 elements, so the
-compiler's loops are long whatever C is; parameters are repeated row by row to the length of a block. Sums are float32
-within a chunk and float64 over chunks, in the order of the chunks, so no result depends on the number of threads.
+Activations lie in memory as rows of C channels. A block consists of as many whole rows as fit in 1024 elements, so that
+the inner loops are long whatever C is; parameters are repeated to the length of a block. Sums are float32 within a
+chunk and float64 over chunks, in the order of the chunks, so no result depends on the number of threads.
 """
 
 from functools import lru_cache
@@ -23,7 +23,7 @@ BLOCK, CHUNK = 1024, 16384
 
 @compiled
 def _moments_pass(first: int, last: int, chunks: Any, address: int, block: int, pivot: Any, sums: Any) -> None:
-    """Σ(x − pivot) and Σ(x − pivot)² of each place in a block, for one chunk after the other."""
+    """Σ(x − pivot) and Σ(x − pivot)² of every chunk: first for each position in a block, then for each channel."""
     ones, squares = np.empty(block, np.float32), np.empty(block, np.float32)
     for c in range(first, last):
         ones[:], squares[:] = _ZERO, _ZERO
@@ -41,7 +41,7 @@ def _moments_pass(first: int, last: int, chunks: Any, address: int, block: int, 
 def _products_pass(
     first: int, last: int, chunks: Any, error: int, address: int, block: int, pivot: Any, sums: Any
 ) -> None:
-    """Σg and Σg·(x − pivot) of each place in a block, for one chunk after the other."""
+    """Σg and Σg·(x − pivot) of every chunk, likewise."""
     ones, products = np.empty(block, np.float32), np.empty(block, np.float32)
     for c in range(first, last):
         ones[:], products[:] = _ZERO, _ZERO
@@ -58,7 +58,7 @@ def _products_pass(
 
 @compiled
 def _gather(one: Any, other: Any, sums: Any, c: int) -> None:
-    """The sums over a block's rows, channel by channel, as row c of `sums`."""
+    """sums[c] ← the sums over a block's rows, for each channel."""
     channels = sums.shape[2]
     sums[c] = 0.0
     for start in range(0, len(one), channels):
@@ -95,8 +95,8 @@ def _combine_pass(
 
 
 @lru_cache(maxsize=64)
-def _plan(numel: int, channels: int) -> tuple[int, Chunks]:
-    """Elements of a block, and the chunks, of which each holds whole blocks."""
+def _blocks_and_chunks(numel: int, channels: int) -> tuple[int, Chunks]:
+    """Return the elements in a block, and the chunks, each of which consists of whole blocks."""
     block = channels * max(BLOCK // channels, 1)
     span = block * max(CHUNK // block, 1)
     start = np.arange(0, numel, span)
@@ -109,14 +109,14 @@ def _repeated(values: NDArray[np.floating], block: int) -> NDArray[np.float32]:
 
 
 def moments(x: Tensor, pivot: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean and variance (over all, not all but one) of each channel.
+    """Return the mean and the biased variance of each channel.
 
     Args:
         x: bfloat16, rows of C channels in memory.
-        pivot: float32 [C], numbers near the means, against cancellation.
+        pivot: float32 [C], estimates of the means, which prevent cancellation.
     """
     numel, channels = x.numel(), len(pivot)
-    block, chunks = _plan(numel, channels)
+    block, chunks = _blocks_and_chunks(numel, channels)
     sums = np.empty((len(chunks.table), 2, channels))
     run(_moments_pass, chunks, x.data_ptr(), block, _repeated(pivot, block), sums)
     first, second = sums.sum(axis=0) * (channels / numel)
@@ -124,16 +124,16 @@ def moments(x: Tensor, pivot: NDArray[np.float32]) -> tuple[NDArray[np.float64],
 
 
 def scale(x: Tensor, output: Tensor, a: NDArray[np.floating], b: NDArray[np.floating]) -> None:
-    """output ← a·x + b, with a and b [C], in float32, rounded once."""
-    block, chunks = _plan(x.numel(), len(a))
+    """output ← a·x + b, with a and b [C], computed in float32 and rounded once."""
+    block, chunks = _blocks_and_chunks(x.numel(), len(a))
     run(_scale_pass, chunks, x.data_ptr(), output.data_ptr(), block, _repeated(a, block), _repeated(b, block))
 
 
 def product_sums(
     error: Tensor, x: Tensor, pivot: NDArray[np.floating]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Σg and Σg·(x − pivot) of each channel, laid out alike in memory."""
-    block, chunks = _plan(x.numel(), len(pivot))
+    """Return Σg and Σg·(x − pivot) of each channel; g and x have the same memory layout."""
+    block, chunks = _blocks_and_chunks(x.numel(), len(pivot))
     sums = np.empty((len(chunks.table), 2, len(pivot)))
     run(_products_pass, chunks, error.data_ptr(), x.data_ptr(), block, _repeated(pivot, block), sums)
     first, second = sums.sum(axis=0)
@@ -148,7 +148,7 @@ def combine(
     b: NDArray[np.floating],
     d: NDArray[np.floating],
 ) -> None:
-    """output ← a·g + b·x + d, with a, b and d [C], in float32, rounded once. The output may be the error."""
-    block, chunks = _plan(x.numel(), len(a))
+    """output ← a·g + b·x + d, with a, b and d [C], in float32 and rounded once. The output may be the error."""
+    block, chunks = _blocks_and_chunks(x.numel(), len(a))
     tiles = (_repeated(values, block) for values in (a, b, d))
     run(_combine_pass, chunks, error.data_ptr(), x.data_ptr(), output.data_ptr(), block, *tiles)

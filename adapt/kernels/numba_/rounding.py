@@ -1,6 +1,6 @@
-"""Rounding to a grid on the CPU, compiled by Numba: the stream's draws, one element, one chunk.
+"""Rounding to a grid on the CPU, compiled by Numba: the random stream, one element, one chunk.
 
-A grid is a row (2^FL, 2^−FL, low, high) of `adapt.rounding.grid`; scale 0 leaves values as they are.
+A grid is a row (scale 2^FL, step 2^−FL, low, high) of `adapt.rounding.grid`; scale 0 leaves values as they are.
 """
 
 from typing import Any
@@ -18,7 +18,7 @@ _ZERO, _ONE = np.float32(0), np.float32(1)
 
 @intrinsic  # type: ignore[untyped-decorator]
 def uniform(context: Any, first: Any, i: Any, k0: Any, k1: Any) -> Any:
-    """The stream's draw for element first + i. Written in 32-bit instructions: Numba's own uint32 widens to 64 bits."""
+    """The stream's draw for element first + i, in 32-bit instructions, because Numba widens its uint32 to 64 bits."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         first, i, k0, k1 = arguments
@@ -37,7 +37,7 @@ def uniform(context: Any, first: Any, i: Any, k0: Any, k1: Any) -> Any:
 
 @compiled
 def _clamped(r: Any, step: Any, low: Any, high: Any) -> Any:
-    # Two comparisons that NaN fails, so that it stays.
+    # NaN fails both comparisons and so stays NaN.
     r = high if r > high else r
     r = low if r < low else r
     return r * step
@@ -73,7 +73,7 @@ def _nonzeros(address: int, numel: int) -> np.int32:
 
 @compiled
 def round_chunk(source: int, output: int, numel: int, grid: Any, key: Any, offset: int, stochastic: bool) -> np.int32:
-    """output ← Q(source) for one chunk, and how many results are not zero."""
+    """output ← Q(source) for one chunk; return the number of results that are not zero."""
     scale, step, low, high = grid[0], grid[1], grid[2], grid[3]
     first, k0, k1 = np.uint32(offset), np.uint32(key), np.uint32(key >> np.uint64(32))
     s, o = floats(source, numel), floats(output, numel)
@@ -93,7 +93,7 @@ def round_chunk(source: int, output: int, numel: int, grid: Any, key: Any, offse
                 r = round_nearest(s[i], scale, step, low, high)
                 o[i] = r
                 count = np.int32(count + (r != _ZERO))
-    # In place, the same loops over one array: over two that overlap they would not be vectorised.
+    # In place the same loops over one array, because loops over arrays that overlap are not vectorised.
     elif stochastic:
         for i in range(numel):
             r = round_stochastic(o[i], uniform(first, i, k0, k1), scale, step, low, high)

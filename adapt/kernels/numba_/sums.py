@@ -1,6 +1,6 @@
-"""Norms and sums of a network's tensors on the CPU, compiled by Numba: chunk by chunk, then of whole layers.
+"""Norms and sums of a network's tensors on the CPU, compiled by Numba: first of chunks, then of whole layers.
 
-Arguments are those of `adapt.kernels.numba_.weights_device`. Every sum is taken in float64 in the order of the chunks.
+For the arguments see `adapt.kernels.numba_.weights_device`. Every sum is taken in float64 in the order of the chunks.
 """
 
 from typing import Any
@@ -21,7 +21,7 @@ def _squared_norm(address: int, numel: int) -> float:
 
 @compiled
 def norms(address: int, numel: int) -> tuple[float, float]:
-    """‖m‖₁ and ‖m‖₂² of one chunk."""
+    """Return ‖m‖₁ and ‖m‖₂² of one chunk."""
     m = floats(address, numel)
     absolute, squares = 0.0, 0.0
     for i in range(numel):
@@ -33,7 +33,7 @@ def norms(address: int, numel: int) -> tuple[float, float]:
 
 @compiled
 def _add(total: int, gradient: int, numel: int) -> float:
-    """sum ← sum + g for one chunk; ‖sum‖₂²."""
+    """total += gradient for one chunk; return ‖total‖₂²."""
     s, g = floats(total, numel), floats(gradient, numel)
     squares = 0.0
     for i in range(numel):
@@ -44,7 +44,7 @@ def _add(total: int, gradient: int, numel: int) -> float:
 
 @compiled
 def add_up(partial: Any, ends: Any, out: Any) -> None:
-    """out[layer] ← the sum of the rows of its chunks, whose last are those before ends[layer], in their order."""
+    """out[layer] ← the sum, in order, of the rows of its chunks, the last of which is ends[layer] − 1."""
     row = 0
     for layer in range(len(ends)):
         out[layer] = 0.0
@@ -56,14 +56,14 @@ def add_up(partial: Any, ends: Any, out: Any) -> None:
 
 @compiled
 def end_of_pass(first: int, last: int, partial: Any, ends: Any, out: Any) -> None:
-    """Add up what a pass over all chunks has measured; of several passes nobody knows who is the last."""
+    """Add up what a pass has measured if it ran over all chunks; otherwise the caller does it after the last thread."""
     if last - first == len(partial):
         add_up(partial, ends, out)
 
 
 @compiled
 def _norm(first: int, last: int, chunks: Any, tensors: Any, partial: Any) -> None:
-    """‖x‖₂² of each chunk; 0 where there is no tensor."""
+    """partial ← ‖x‖₂² of each chunk; 0 where there is no tensor."""
     for c in range(first, last):
         i, start, numel = chunks[c, 0], chunks[c, 1], chunks[c, 2]
         partial[c, 0] = _squared_norm(tensors[i] + 4 * start, numel) if tensors[i] else 0.0
@@ -71,7 +71,7 @@ def _norm(first: int, last: int, chunks: Any, tensors: Any, partial: Any) -> Non
 
 @compiled
 def _add_all(first: int, last: int, chunks: Any, sums: Any, gradients: Any, squared: Any, partial: Any) -> None:
-    """sums += gradients where there is one and it is finite, and ‖sum‖₂² of each chunk; 0 where there is no sum."""
+    """sums += gradients where there are finite ones; partial ← ‖sum‖₂² of each chunk, 0 where there is no sum."""
     for c in range(first, last):
         i, start, numel = chunks[c, 0], chunks[c, 1], chunks[c, 2]
         total = sums[i] + 4 * start
@@ -97,7 +97,7 @@ def add_pass(
 
 @compiled
 def accumulate_pass(chunks: Any, sums: Any, gradients: Any, ends: Any, squared: Any, squared_sums: Any) -> None:
-    """Both passes, layer by layer, so that the second finds in the cache what the first has read."""
+    """Both passes, layer by layer, so that the second finds the gradients in the cache."""
     own, partial = np.empty((len(chunks), 1)), np.empty((len(chunks), 1))
     start = 0
     for layer in range(len(ends)):

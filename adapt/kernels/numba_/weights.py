@@ -1,6 +1,6 @@
 """The passes over weights and gradients for the CPU, compiled by Numba: one call for all tensors of a network.
 
-`adapt.kernels.Kernels` says what each function does, `adapt.kernels.numba_.chunks` how memory is walked.
+`adapt.kernels.Kernels` says what each function does, `adapt.kernels.numba_.chunks` how memory is traversed.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ from adapt.kernels.stream import present, require_layout, set_missing
 
 
 def _measure(out: Tensor, kernel: Callable[..., None], chunks: Chunks, *arguments: Any) -> None:
-    """Run a pass that measures each chunk, and add up into `out`, float64 [layers] or [layers, figures]."""
+    """Run a pass that measures each chunk, and add up the layers' chunks in `out`, float64 [layers] or [layers, n]."""
     figures = _columns(out)
     partial = np.empty((len(chunks.table), figures.shape[1]))
     if run(kernel, chunks, *arguments, partial, chunks.ends, figures) > 1:

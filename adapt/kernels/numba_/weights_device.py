@@ -1,8 +1,7 @@
-"""What the CPU does to the chunks of a network's tensors, compiled by Numba.
+"""The passes over the chunks of a network's tensors on the CPU, compiled by Numba.
 
-Addresses and numbers of elements come as integers, since a list of arrays would cost more to hand over than a small
-network takes to round. A pass works on the rows `first` … `last` − 1 of the table of chunks: layer, first element,
-number of elements.
+Addresses and numbers of elements are integers, because passing a list of arrays would take longer than rounding a small
+network. A pass works on the rows `first` … `last` − 1 of the table of chunks: layer, first element, number of elements.
 """
 
 from typing import Any
@@ -15,7 +14,7 @@ from adapt.kernels.numba_.rounding import copy_chunk, round_chunk
 from adapt.kernels.numba_.sums import end_of_pass, norms
 
 TILE = 256
-"""Elements that a pass takes through all that it does before the next, where that is much."""
+"""Elements that a pass with much arithmetic processes completely before it goes on."""
 
 _LARGEST = np.float32(np.finfo(np.float32).max)
 _ZERO, _ONE = np.float32(0), np.float32(1)
@@ -23,7 +22,7 @@ _ZERO, _ONE = np.float32(0), np.float32(1)
 
 @compiled
 def _treated(g: Any, m: Any, factor: Any, l1: Any, l2: Any) -> Any:
-    """g·factor + (l1·sign(m) + l2·m), without the bracket where there is no penalty."""
+    """g·factor + (l1·sign(m) + l2·m), without the term in parentheses where there is no penalty."""
     g = g * factor
     if l1 != _ZERO or l2 != _ZERO:
         g += (times_sign_of(l1, m) if m != _ZERO else _ZERO) + m * l2
@@ -39,7 +38,7 @@ def _treat(gradient: int, master: int, numel: int, factor: Any, l1: Any, l2: Any
 
 @compiled
 def _factor(squared: float, normalize: bool) -> Any:
-    """What a gradient is multiplied with; 0 stands for one that is not finite."""
+    """The factor that multiplies a gradient; 0 for one that is not finite."""
     if not np.isfinite(squared):
         return _ZERO
     if normalize and squared > 0.0:

@@ -1,7 +1,7 @@
-"""The passes over activations in plain torch operations: slow, on every device, and the reference for others' bits.
+"""The passes over activations in plain torch operations: slow, on every device, and the reference for the others' bits.
 
-`adapt.kernels.activation.ActivationKernels` says what each function does. The sites are read on the host, which waits
-for a device.
+`adapt.kernels.activation.ActivationKernels` says what each function does. The host reads the sites, which waits for a
+device.
 """
 
 import math
@@ -18,7 +18,7 @@ from adapt.numerics import HIGHEST_FRACTION, LOWEST_FRACTION
 
 
 def _begin(sites: Sites, site: int, numel: int, *, training: bool, replay: bool) -> tuple[int, int, bool]:
-    """The key, the first element's place in the stream and whether to draw at all; moves on in the stream."""
+    """Return the key, the stream offset of the first element and whether to draw; advance the site's stream."""
     mode, offset = int(sites.formats[site, 4]), int(sites.drawn[site])
     if replay:
         offset -= numel
@@ -34,7 +34,7 @@ def _remember(x: Tensor, sites: Sites, site: int) -> None:
 
 
 def _grid(sites: Sites, site: int, dtype: torch.dtype) -> NDArray[np.float32]:
-    """The row of a site, its bounds cut to what the type holds."""
+    """The row of a site, its bounds reduced to what the type can represent."""
     row = sites.formats[site, :4].cpu().numpy().copy()
     scale, step, low, high = row.tolist()
     if scale and dtype != torch.float32:
@@ -80,7 +80,7 @@ def backward(gradient: Tensor, output: Tensor, mask: Tensor | None, sites: Sites
 
 
 def _unflagged(mask: Tensor, numel: int) -> Tensor:
-    """The elements that no flag speaks of."""
+    """The elements whose flag is 0."""
     return (mask[numel:] == 0).repeat_interleave(MASKED)[:numel]
 
 
@@ -95,7 +95,7 @@ def renew(
     mode: int,
     ended: bool,
 ) -> None:
-    # A compiled program may hold the tables for its backward pass, and needs their content then, not their version.
+    # Through .data: a compiled program may save the tables for its backward pass, which must not find a newer version.
     sites.keys.data.copy_(torch.from_numpy(keys.view(np.int64)))
     if ended:
         sites.drawn.data.zero_()
@@ -113,5 +113,5 @@ def renew(
 
 
 def _power_of_two(exponent: Tensor) -> Tensor:
-    """2^exponent for int32 from −126 to 127, made of its bits: no library's function is trusted to be exact."""
+    """2^exponent for int32 from −126 to 127, built from bits, because library functions may be inexact."""
     return ((exponent + 127) << 23).view(torch.float32)

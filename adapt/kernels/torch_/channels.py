@@ -9,20 +9,19 @@ import torch
 from torch import Tensor
 
 from adapt.kernels.channels import Layout
-from adapt.kernels.learned import SCALINGS
+from adapt.kernels.learned_steps import SCALINGS, Row, partials, rounded
 from adapt.kernels.stream import flat, require_layout
-from adapt.kernels.torch_.learned import Row, partials, rounded
 
 
 def _split(tensor: Tensor, layout: Layout) -> Tensor:
-    """A view of the elements in memory order whose second and fourth dimension count groups and channels."""
+    """A view of the elements in memory order; its second and fourth dimension are groups and channels, outer first."""
     outer, inner = sorted(((layout.group_stride, layout.groups), (layout.stride, layout.size)), reverse=True)
     between = outer[0] // (inner[0] * inner[1])
     return flat(tensor).view(-1, outer[1], between, inner[1], inner[0])
 
 
 def _broadcast(table: Tensor, layout: Layout) -> Tensor:
-    """The layout's rows [formats, k], as [k, …] whose parts broadcast with `_split`."""
+    """The columns of the layout's rows, each in a shape that broadcasts with `_split`."""
     columns: Tensor = table[layout.first : layout.first + layout.channels].t()
     columns = columns.reshape(-1, layout.groups, layout.size)
     if layout.stride > layout.group_stride:
@@ -54,7 +53,7 @@ def back_(
     for gradient, master, norm, layout in zip(gradients, masters, squared, layouts, strict=True):
         if gradient is None or not gradient.numel():
             continue
-        # Not a product with zero, which leaves NaN.
+        # Not a product with zero, which would keep NaN.
         g = torch.where(norm.isfinite(), _split(gradient, layout), 0)
         back = partials(g, _split(master, layout), Row(*_broadcast(rows, layout)), SCALINGS[scaling], delta)
         if sums is not None:

@@ -17,8 +17,8 @@ from adapt.kernels.stream import FIRST_MULTIPLIER, SECOND_MULTIPLIER, UNIFORM_ST
 
 def uniform(numel: int, key: int, offset: int, *, dtype: torch.dtype, device: torch.device) -> Tensor:
     """The stream's draws for elements offset … offset + numel − 1: [numel] in [0, 1)."""
-    # Torch has no complete uint32 arithmetic. The low 32 bits of int32 products are the same, and a mask turns its
-    # arithmetic right shift into a logical one.
+    # torch's uint32 arithmetic is incomplete. int32 products have the same low 32 bits, and a mask turns an arithmetic
+    # right shift into a logical one.
     x = torch.arange(offset, offset + numel, dtype=torch.int64, device=device).to(torch.int32)
     x ^= _signed(key & 0xFFFFFFFF)
     x ^= (x >> 16) & 0xFFFF
@@ -35,13 +35,13 @@ def _signed(bits: int) -> int:
 
 
 def rounded(x: Tensor, grid: NDArray[np.floating], key: int, offset: int, stochastic: bool) -> Tensor:
-    """Q(x) for a vector x, as a new one."""
+    """Q(x) for a vector x, as a new tensor."""
     scale, step, low, high = grid.tolist()
     if scale == 0:
         return x.clone()
     v = x * scale
     if stochastic:
-        # Comparing u with the fraction is exact; floor(v + u) would round the sum and move values that are on the grid.
+        # Comparing u with the fraction is exact. The sum in floor(v + u) is rounded, which moves values on the grid.
         floor = v.floor()
         u = uniform(x.numel(), key, offset, dtype=x.dtype, device=x.device)
         r = torch.where(u < v - floor, floor + 1, floor)
@@ -137,7 +137,7 @@ def descend_(
     for i, (master, gradient, buffer) in enumerate(zip(masters, gradients, buffers, strict=True)):
         if gradient is None:
             continue
-        # Separate products and sums: torch's add with alpha fuses them and would round once instead of twice.
+        # Separate products and sums: torch's add with alpha fuses them and rounds once instead of twice.
         rate, sign, decay, momentum, kept, nesterov = np.asarray(rates[i], np.float32).tolist()
         direction = _treated(gradient, master, factors[i], treatment, i) * sign
         if decay:
@@ -150,7 +150,7 @@ def descend_(
 
 
 def _treated(gradient: Tensor, master: Tensor, factor: Tensor, treatment: Treatment, i: int) -> Tensor:
-    """What the optimizer sees of the i-th gradient, whose factor is this: a new tensor."""
+    """The i-th gradient after its treatment, as a new tensor."""
     treated = gradient * factor.to(gradient.dtype)
     l1, l2 = float(np.float32(treatment.l1[i])), float(np.float32(treatment.l2[i]))
     if l1 or l2:
@@ -159,9 +159,9 @@ def _treated(gradient: Tensor, master: Tensor, factor: Tensor, treatment: Treatm
 
 
 def _factors(treatment: Treatment) -> Tensor:
-    """What each gradient is multiplied with, float32 [L]; 0 stands for one that is not finite.
+    """The factor that multiplies each gradient, float32 [L]; 0 for one that is not finite.
 
-    The cap keeps a vanishing norm from making it infinite.
+    It is capped at the largest float32 number: a vanishing norm must not make it infinite.
     """
     squared = treatment.squared
     factors = torch.ones_like(squared, dtype=torch.float32)

@@ -1,7 +1,7 @@
-"""The passes over activations for CUDA, compiled by Triton: one launch each, the sites read where they lie.
+"""The passes over activations for CUDA, compiled by Triton. The sites are read on the device.
 
-`adapt.kernels.activation.ActivationKernels` says what each function does. No call waits for the device, and none hands
-over a number that changes from step to step, so a CUDA graph may capture them.
+`adapt.kernels.activation.ActivationKernels` says what each function does. No call waits for the device or passes a
+number that changes from step to step, so a CUDA graph may capture them.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from adapt.kernels.activation import MASKED, Sites
 from adapt.kernels.torch_.activation import renew
-from adapt.kernels.triton_.activation_device import backward_pass, forward_pass, move_on
+from adapt.kernels.triton_.activation_device import advance_stream, backward_pass, forward_pass
 
 __all__ = ["backward", "forward", "renew"]
 
@@ -22,7 +22,7 @@ _HALVES = {torch.float32: 0, torch.float16: 16, torch.bfloat16: 19}
 
 
 def _launch(
-    kernel: Any, x: Tensor, output: Tensor, mask: Tensor | None, sites: Sites, site: int, *, moves: bool, **flags: bool
+    kernel: Any, x: Tensor, output: Tensor, mask: Tensor | None, sites: Sites, site: int, *, draws: bool, **flags: bool
 ) -> None:
     numel = x.numel()
     if not numel:
@@ -33,7 +33,7 @@ def _launch(
     if x.device.type == "cuda":
         on_device = torch.cuda.device(x.device)
     with on_device:
-        # A fused multiply-add would round once where the other back ends round twice.
+        # No fused multiply-add, which would round once where the other back ends round twice.
         kernel[-(-numel // BLOCK),](
             x,
             output,
@@ -47,17 +47,17 @@ def _launch(
             BLOCK=BLOCK,
             enable_fp_fusion=False,
         )
-        if moves:
-            move_on[1,](tables[0], tables[2], numel)
+        if draws:
+            advance_stream[1,](tables[0], tables[2], numel)
 
 
 def forward(
     source: Tensor, output: Tensor, mask: Tensor | None, sites: Sites, site: int, *, training: bool, replay: bool
 ) -> bool:
-    moves = training and not replay
-    _launch(forward_pass, source, output, mask, sites, site, moves=moves, TRAINING=training, REPLAY=replay)
+    draws = training and not replay
+    _launch(forward_pass, source, output, mask, sites, site, draws=draws, TRAINING=training, REPLAY=replay)
     return mask is not None
 
 
 def backward(gradient: Tensor, output: Tensor, mask: Tensor | None, sites: Sites, site: int) -> None:
-    _launch(backward_pass, gradient, output, mask, sites, site, moves=site >= 0, ROUND=site >= 0)
+    _launch(backward_pass, gradient, output, mask, sites, site, draws=site >= 0, ROUND=site >= 0)

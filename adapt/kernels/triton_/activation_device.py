@@ -1,7 +1,7 @@
-"""What one program does to one block of an activation or an error, in Triton.
+"""The passes over one block of an activation or an error, in Triton.
 
-The pointers to the state are those of the site. HALF names the type of the output: 0 float32, 16 float16, 19 bfloat16.
-FULL says that the block lies within the tensor.
+The pointers to the tables of the sites point to the entries of one site. HALF is the type of the output: 0 for float32,
+16 for float16, 19 for bfloat16. FULL says that the whole block lies within the tensor.
 """
 
 import triton
@@ -20,7 +20,7 @@ _HALF_STEPS = tl.constexpr(2.0**24)  # the smallest step of float16 is 2^-24
 
 @triton.jit
 def _bounds(row, HALF: tl.constexpr):
-    """(scale, step, low, high) of a site, the bounds cut to what the type holds."""
+    """(scale, step, low, high) of a site, the bounds reduced to what the type can represent."""
     scale, step, low, high = tl.load(row), tl.load(row + 1), tl.load(row + 2), tl.load(row + 3)
     if HALF == 16:
         ends = tl.minimum(_LARGEST_HALF * scale, _LONGEST).to(tl.int64).to(tl.float32)
@@ -38,11 +38,11 @@ def _bounds(row, HALF: tl.constexpr):
 def _rounded(x, index, scale, step, low, high, key, noise):
     v = x * scale
     nearest = nearest_integer(v)
-    # The device's own floor flushes subnormal numbers to zero: that of −1e−40 would be 0.
+    # The device's floor flushes subnormal numbers to zero: floor(−1e−40) would be 0.
     floor = tl.where(nearest > v, nearest - 1.0, nearest)
     drawn = tl.where(uniform(index, key) < v - floor, floor + 1.0, floor)
     r = tl.where(noise, drawn, nearest)
-    # Two comparisons that NaN fails, so that it stays.
+    # NaN fails both comparisons and so stays NaN.
     r = tl.where(r > high, high, r)
     r = tl.where(r < low, low, r)
     return tl.where(scale == 0.0, x, r * step)
@@ -50,7 +50,7 @@ def _rounded(x, index, scale, step, low, high, key, noise):
 
 @triton.jit
 def _record(x, position, numel, peak, mode):
-    """Keep the largest finite magnitude: as bits, numbers that are not negative are ordered as integers."""
+    """Raise the peak to the largest finite magnitude. The bits of non-negative numbers are ordered like integers."""
     bits = tl.abs(x).to(tl.int32, bitcast=True)
     bits = tl.where((position < numel) & (bits < _INFINITE_BITS), bits, 0)
     top = tl.where(mode == _FROZEN, 0, tl.max(bits, axis=0))
@@ -191,7 +191,7 @@ def backward_pass(
 
 
 @triton.jit
-def move_on(formats, drawn, numel):
-    """A launch of its own: all of the programs of the pass must have read where the stream stood."""
+def advance_stream(formats, drawn, numel):
+    """Advance a site's stream: in a launch of its own, after all programs of the pass have read its position."""
     if tl.load(formats + 4) != _FROZEN:
         tl.store(drawn, tl.load(drawn) + numel)

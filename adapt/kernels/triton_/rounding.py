@@ -1,6 +1,6 @@
-"""Rounding to a grid in Triton: the stream's draws and one element, as in `adapt.kernels.numba_.rounding`.
+"""Rounding to a grid in Triton: the random stream and one block, as in `adapt.kernels.numba_.rounding`.
 
-FULL says that a block lies within its tensor.
+FULL says that the whole block lies within its tensor.
 """
 
 import triton
@@ -16,7 +16,7 @@ _INTEGERS_FROM = tl.constexpr(2.0**23)  # every float32 number from here on is a
 
 @triton.jit
 def load(pointer, position, numel, FULL: tl.constexpr):
-    # Without a mask neighbouring elements travel together.
+    # Without a mask the compiler can load several neighbouring elements at once.
     if FULL:
         return tl.load(pointer + position)
     return tl.load(pointer + position, mask=position < numel, other=0.0)
@@ -42,7 +42,7 @@ def uniform(index, key):
 
 @triton.jit
 def nearest_integer(v):
-    """Half to even, with the sign of v. From 2^23 on float32 has no fractions: adding that and taking it off rounds."""
+    """Round half to even, keeping the sign of v: adding 2^23, where float32 has no fractions, and subtracting it."""
     magnitude = tl.abs(v)
     rounded = (magnitude + _INTEGERS_FROM) - _INTEGERS_FROM
     rounded = tl.where(magnitude < _INTEGERS_FROM, rounded, magnitude)
@@ -52,19 +52,19 @@ def nearest_integer(v):
 
 @triton.jit
 def round_block(x, position, row, GRID: tl.constexpr, STOCHASTIC: tl.constexpr):
-    """Q(x) for one block. Columns GRID … GRID + 3 hold the offset, the key and the grid's row in float32."""
+    """Q(x) for one block. Columns GRID … GRID + 3 of the row hold the offset, the key, and the grid in float32."""
     grid = (row + GRID + 2).to(tl.pointer_type(tl.float32))
     scale, step, low, high = tl.load(grid), tl.load(grid + 1), tl.load(grid + 2), tl.load(grid + 3)
     v = x * scale
     if STOCHASTIC:
         nearest = nearest_integer(v)
-        # The device's own floor flushes subnormal numbers to zero: that of −1e−40 would be 0.
+        # The device's floor flushes subnormal numbers to zero: floor(−1e−40) would be 0.
         floor = tl.where(nearest > v, nearest - 1.0, nearest)
         u = uniform(position + tl.load(row + GRID), tl.load(row + GRID + 1))
         r = tl.where(u < v - floor, floor + 1.0, floor)
     else:
         r = nearest_integer(v)
-    # Two comparisons that NaN fails, so that it stays.
+    # NaN fails both comparisons and so stays NaN.
     r = tl.where(r > high, high, r)
     r = tl.where(r < low, low, r)
     return tl.where(scale == 0.0, x, r * step)

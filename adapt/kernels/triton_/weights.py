@@ -1,8 +1,8 @@
 """The kernels for CUDA, compiled by Triton: one launch per pass over all tensors, one more where sums are taken.
 
-`adapt.kernels.Kernels` says what each function does. Every program of a launch takes one block of one tensor; a table
-with a row per tensor (addresses, keys, grids) travels to the device in one asynchronous copy per call. Each program
-leaves its sums in a buffer, which a second launch adds up in the order of the blocks, so the results do not depend
+`adapt.kernels.Kernels` says what each function does. Every program of a launch processes one block of one tensor. A
+table with a row per tensor (addresses, keys, grids) is copied to the device once per call, asynchronously. Each program
+writes its sums to a buffer, which a second launch adds up in the order of the blocks, so the results do not depend
 on the order in which the programs ran. A CUDA graph must not capture these calls: it would replay the same table, and
 with it the same keys.
 """
@@ -36,9 +36,9 @@ BLOCK = 2048
 class _Blocks(NamedTuple):
     number: int
     table: Tensor
-    """int64 [number, 2]: the layer, and which of its blocks."""
+    """int64 [number, 2]: the layer, and the block's index in it."""
     ends: Tensor
-    """int64 [layers + 1]: where each layer's blocks begin, and the end of the last."""
+    """int64 [layers + 1]: the first block of each layer, and the number of blocks."""
 
 
 @lru_cache(maxsize=64)
@@ -58,9 +58,9 @@ def _run(
     out: Tensor | None = None,
     **constants: bool,
 ) -> None:
-    """One program of the kernel per block of the first list's tensors, and the sums of what they leave into `out`.
+    """Run one program of the kernel per block of the first list's tensors, and add up their sums in `out`.
 
-    The table's row of a tensor holds its number of elements, the addresses, and then `columns`.
+    A tensor's row of the table holds its number of elements, the addresses, and then `columns`.
     """
     sizes = require_layout(torch.float32, **tensors)
     first = next(iter(tensors.values()))
@@ -75,7 +75,7 @@ def _run(
     aligned = not any((column % 16).any() for column in addresses)
     on_device: AbstractContextManager[Any] = nullcontext()
     if device.type == "cuda":
-        # From pinned memory the copy does not wait; torch keeps that memory until the copy is done.
+        # A copy from pinned memory does not wait; torch keeps that memory until the copy is done.
         table, on_device = table.pin_memory().to(device, non_blocking=True), torch.cuda.device(device)
     with on_device:
         sums = None
@@ -83,7 +83,7 @@ def _run(
             sums = torch.empty((blocks.number, *out.shape[1:]), dtype=torch.float64, device=device)
         options = {"WIDTH": table.shape[1], "ALIGNED": aligned, "BLOCK": BLOCK, **constants}
         if blocks.number:
-            # A fused multiply-add would round once where the other back ends round twice.
+            # No fused multiply-add, which would round once where the other back ends round twice.
             kernel[blocks.number,](blocks.table, table, *arguments, sums, **options, enable_fp_fusion=False)
         if out is not None:
             numbers = out.shape[1:].numel()

@@ -1,8 +1,8 @@
-"""What one program does to one block of one tensor, in Triton.
+"""The passes over one block of one tensor, in Triton.
 
-A pass finds its block in `blocks` (layer, which of its blocks) and the layer's row in `table`: the number of elements,
-the addresses of the tensors in the order of the pass's arguments (0 where there is none), then further columns.
-ALIGNED says that all addresses are multiples of 16 bytes, FULL that the block lies within the tensor.
+A pass finds its block in `blocks` (the layer, the block's index in it) and the layer's row in `table`: the number of
+elements, the addresses of the tensors in the order of the pass's arguments (0 where there is none), then more columns.
+ALIGNED says that all addresses are multiples of 16 bytes, FULL that the whole block lies within the tensor.
 """
 
 import numpy as np
@@ -16,7 +16,7 @@ _LARGEST = tl.constexpr(float(np.finfo(np.float32).max))
 
 @triton.jit
 def _pointer(row, column: tl.constexpr, ALIGNED: tl.constexpr):
-    """The tensor whose address stands in a column of the table."""
+    """The tensor whose address is in a column of the table."""
     pointer = tl.load(row + column).to(tl.pointer_type(tl.float32))
     if ALIGNED:
         pointer = tl.multiple_of(pointer, 16)
@@ -25,9 +25,9 @@ def _pointer(row, column: tl.constexpr, ALIGNED: tl.constexpr):
 
 @triton.jit
 def _place(blocks, table, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
-    """What this program works on: the table's row, its layer, the elements' positions, their number, are all there."""
+    """This program's row, layer and positions, the tensor's number of elements, and whether the block is full."""
     layer = tl.load(blocks + 2 * tl.program_id(0))
-    # The compiler must see that the first position is a multiple of the block to move more than one element at a time.
+    # The compiler loads several elements at once only if it sees that the first position is a multiple of BLOCK.
     start = tl.load(blocks + 2 * tl.program_id(0) + 1) * BLOCK
     row = table + layer * WIDTH
     numel = tl.load(row)
@@ -47,7 +47,7 @@ def _count(rounded, position, numel):
 
 @triton.jit
 def _measure(rounded, source, position, numel, partial):
-    """The three figures of one block: non-zeros of what was rounded, ‖source‖₁ and ‖source‖₂²."""
+    """The three figures of one block: the number of rounded elements that are not zero, ‖source‖₁ and ‖source‖₂²."""
     tl.store(partial, _count(rounded, position, numel))
     tl.store(partial + 1, tl.sum(tl.abs(source).to(tl.float64)))
     tl.store(partial + 2, _squares(source))
@@ -97,7 +97,7 @@ def store_pass(
 
 @triton.jit
 def norm_pass(blocks, table, partial, WIDTH: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr):
-    """‖x‖₂² of each block; 0 where there is no tensor."""
+    """partial ← ‖x‖₂² of each block; 0 where there is no tensor."""
     row, _, position, numel, full = _place(blocks, table, WIDTH, BLOCK)
     pointer, partial = _pointer(row, 2, ALIGNED), partial + tl.program_id(0)
     if tl.load(row + 2) == 0:
@@ -119,7 +119,7 @@ def _add_block(row, position, numel, squared, partial, ALIGNED: tl.constexpr, FU
 
 @triton.jit
 def add_pass(blocks, table, squared, partial, WIDTH: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr):
-    """‖sum‖₂² of each block too; 0 where there is no sum."""
+    """sums += gradients, and partial ← ‖sum‖₂² of each block; 0 where there is no sum."""
     row, layer, position, numel, full = _place(blocks, table, WIDTH, BLOCK)
     norm, partial = tl.load(squared + layer), partial + tl.program_id(0)
     if tl.load(row + 2) == 0:
@@ -132,7 +132,7 @@ def add_pass(blocks, table, squared, partial, WIDTH: tl.constexpr, ALIGNED: tl.c
 
 @triton.jit
 def _treated(gradient, master, row, squared, PENALTIES: tl.constexpr, NORMALIZE: tl.constexpr):
-    """What the optimizer sees of a gradient. Column PENALTIES holds l1 and l2 in float32."""
+    """A gradient after its treatment. Column PENALTIES of the row holds l1 and l2 in float32."""
     treated = tl.zeros_like(master)
     if squared < float("inf"):
         treated = gradient
@@ -224,7 +224,7 @@ def descend_pass(
     ALIGNED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Columns: four tensors, the penalties, three of rates, then what `_round` needs."""
+    """The further columns are one of penalties, three of rates, then those of `round_block`."""
     row, layer, position, numel, full = _place(blocks, table, WIDTH, BLOCK)
     norm, partial = tl.load(squared + layer), partial + 3 * tl.program_id(0)
     if full:

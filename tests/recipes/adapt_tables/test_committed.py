@@ -7,16 +7,16 @@ from pathlib import Path
 import pytest
 
 import recipes
-from recipes.adapt_tables.evidence import gather
+from recipes.adapt_tables.experiments import gather
 from recipes.adapt_tables.report import DOCUMENT, summary, write
-from recipes.common.marks import marked
+from recipes.common.markdown import inserted
 
 RESULTS = Path(recipes.__file__).parent / "results"
 README = RESULTS.parent.parent / "README.md"
 
 
 def test_readme_shows_what_the_committed_results_give():
-    assert marked("adapt_tables", README) == summary(gather(RESULTS))
+    assert inserted("adapt_tables", README) == summary(gather(RESULTS))
 
 
 def test_the_report_is_rebuilt_from_the_committed_files_alone(tmp_path):

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from recipes.adapt_tables import figures
-from recipes.adapt_tables.evidence import gather
-from tests.recipes.adapt_tables.made import line, store, trace
+from recipes.adapt_tables.experiments import gather
+from tests.recipes.adapt_tables.samples import line, store, trace
 
 
 def test_memory_and_cost_follow_the_formats():
@@ -18,8 +18,8 @@ def test_layers_are_drawn_as_the_trace_has_them(tmp_path):
     run = line()
     run["trace"] = "traces/a.npz"
     store(tmp_path, run)
-    (group,) = gather(tmp_path)
-    figure = figures.by_layer(group, tmp_path, figures.word_lengths, "bits", 32)
+    (experiment,) = gather(tmp_path)
+    figure = figures.by_layer(experiment, tmp_path, figures.word_lengths, "bits", 32)
     axes = figure.axes[0]
     mesh = axes.collections[0]
     assert np.array_equal(mesh.get_array().reshape(2, 20), trace().word_length.T)
@@ -33,6 +33,6 @@ def test_cifar100_and_longer_schedules_are_preferred(tmp_path):
         run["trace"] = f"traces/{i}.npz"
     store(tmp_path, *runs)
     ordered = sorted(gather(tmp_path), key=figures._preference)
-    assert [(group.key[0], group.settings["epochs"]) for group in ordered] == [
+    assert [(experiment.key[0], experiment.settings["epochs"]) for experiment in ordered] == [
         ("cifar100", 1), ("cifar10", 3), ("cifar10", 2),
     ]  # fmt: skip

@@ -1,10 +1,10 @@
 import pytest
 
 from recipes.adapt_tables import tables
-from recipes.adapt_tables.evidence import gather
+from recipes.adapt_tables.experiments import gather
 from recipes.adapt_tables.report import document, summary, write
-from recipes.common.marks import END, put, start
-from tests.recipes.adapt_tables.made import line, store
+from recipes.common.markdown import END, insert, start
+from tests.recipes.adapt_tables.samples import line, store
 
 
 @pytest.fixture
@@ -45,10 +45,10 @@ def test_table_3_counts_in_every_way(results):
 
 
 def test_tables_5_and_6(results):
-    groups = gather(results)
-    assert cells(tables.sparsities(groups, "cifar10"), "ResNet-20, AdaPT, ours") == ["0.10", "0.05"]
-    assert cells(tables.sparsities(groups, "cifar100"), "AlexNet, AdaPT, the paper") == ["0.44", "0.35"]
-    text = tables.inference(groups, "cifar10")
+    experiments = gather(results)
+    assert cells(tables.sparsities(experiments, "cifar10"), "ResNet-20, AdaPT, ours") == ["0.10", "0.05"]
+    assert cells(tables.sparsities(experiments, "cifar100"), "AlexNet, AdaPT, the paper") == ["0.44", "0.35"]
+    text = tables.inference(experiments, "cifar10")
     assert cells(text, "ResNet-20, AdaPT, ours") == ["0.45 ± 0.05", "0.70", "2.00"]
     assert cells(text, "AlexNet, AdaPT, the paper") == ["–", "0.54", "3.56"]
 
@@ -114,7 +114,7 @@ def test_the_summary_goes_between_the_marks(results, command, tmp_path):
     command("report", "--out", str(results), "--readme", str(readme))
     text = readme.read_text()
     assert text == f"before\n\n{start('adapt_tables')}\n\n{summary(gather(results))}\n\n{END}\n\nafter\n"
-    put(summary(gather(results)), "adapt_tables", readme)
+    insert(summary(gather(results)), "adapt_tables", readme)
     assert readme.read_text() == text
 
 

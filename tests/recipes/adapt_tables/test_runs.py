@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 
 import adapt
-from recipes.adapt_tables import runs
 from recipes.adapt_tables.__main__ import main
 from recipes.adapt_tables.rows import ROWS
-from recipes.common import ledger, training
+from recipes.common import ledger
+from recipes.common.classification import ClassifierSettings, recommended
 from recipes.common.methods import METHODS
+from tests.recipes.small_runs import count_epochs, interrupt, timeless
 
 
 def lines(tmp_path):
@@ -60,12 +61,7 @@ def test_the_command_of_a_line_makes_the_same_line(command, tmp_path):
     assert words[:3] == ["python", "-m", "recipes.adapt_tables"]
     main([*words[3:], "--data", str(tmp_path / "data"), "--out", str(tmp_path / "again"), "--no-download"])
     (second,) = ledger.read(tmp_path / "again" / "adapt_tables.jsonl")
-    for line in (first, second):
-        line.pop("seconds")
-        for epoch in line["history"]:
-            epoch.pop("seconds")
-            epoch.pop("processor_seconds")
-    assert second == first
+    assert timeless(second) == timeless(first)
 
 
 def test_finished_runs_are_skipped_and_new_ones_made(command, tmp_path, monkeypatch, capsys):
@@ -78,7 +74,7 @@ def test_finished_runs_are_skipped_and_new_ones_made(command, tmp_path, monkeypa
     )
     command("cifar10-lenet5", "--methods", "float32", "adapt", "--seeds", "0", "1")
     assert [(settings.method, settings.seed) for settings in made] == [("float32", 1), ("adapt", 1)]
-    assert capsys.readouterr().out.count("finished before") == 2
+    assert capsys.readouterr().out.count("already finished") == 2
     for changes in (["--epochs", "3"], ["--subset", "64"], ["--schedule", "plateau"], ["--batch-size", "32"]):
         made.clear()
         command("cifar10-lenet5", "--methods", "adapt", "--seeds", "0", *changes)
@@ -88,11 +84,12 @@ def test_finished_runs_are_skipped_and_new_ones_made(command, tmp_path, monkeypa
 
 def test_a_run_of_another_policy_is_not_taken_for_this_one(command, tmp_path, monkeypatch):
     command("cifar10-lenet5", "--methods", "adapt", "--seeds", "0")
-    other = runs.Settings("cifar10", "lenet5", "adapt", 2, 64, "onecycle", **training.recommended("lenet5", "adapt"))
-    same = runs.identity(other, 192)
-    assert ledger.is_finished(lines(tmp_path), same)
+    settings = ClassifierSettings(
+        data_set="cifar10", model="lenet5", method="adapt", epochs=2, batch_size=64, **recommended("lenet5", "adapt")
+    )
+    assert ledger.is_finished(lines(tmp_path), settings.identity(3))
     monkeypatch.setitem(METHODS, "adapt", METHODS["adapt-tolerance-1"])
-    assert not ledger.is_finished(lines(tmp_path), runs.identity(other, 192))
+    assert not ledger.is_finished(lines(tmp_path), settings.identity(3))
 
 
 def test_a_run_that_was_cut_goes_on_and_ends_the_same(command, tmp_path, monkeypatch):
@@ -101,32 +98,15 @@ def test_a_run_that_was_cut_goes_on_and_ends_the_same(command, tmp_path, monkeyp
     (expected,) = lines(tmp_path)
     (tmp_path / "out").rename(tmp_path / "uncut")
 
-    trained, calls = training.train_epoch, []
-
-    def cut(*given):
-        calls.append(given)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return trained(*given)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(training, "train_epoch", cut)
-        with pytest.raises(KeyboardInterrupt):
-            command(*arguments)
+    interrupt(monkeypatch, lambda: command(*arguments), epoch=2)
     assert lines(tmp_path) == []
     assert len(list((tmp_path / "out" / "runs").glob("*/checkpoint.pt"))) == 1
 
-    epochs = []
-    monkeypatch.setattr(training, "train_epoch", lambda *given: epochs.append(1) or trained(*given))
+    epochs = count_epochs(monkeypatch)
     command(*arguments)
     (line,) = lines(tmp_path)
     assert len(epochs) == 2
-    for run in (line, expected):
-        run.pop("seconds")
-        for epoch in run["history"]:
-            epoch.pop("seconds")
-            epoch.pop("processor_seconds")
-    assert line == expected
+    assert timeless(line) == timeless(expected)
 
 
 def test_the_rows_are_those_of_the_paper_and_their_methods_exist():

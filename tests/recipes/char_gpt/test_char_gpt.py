@@ -1,55 +1,36 @@
 import json
 import math
-import sys
 
 import numpy as np
 import pytest
 import torch
 
 import adapt
-from recipes.char_gpt import training
 from recipes.char_gpt.__main__ import main
-from recipes.char_gpt.model import CharGPT
-from recipes.char_gpt.text import Text
-from recipes.char_gpt.training import Settings, bits_per_character, train
+from recipes.char_gpt.training import GPTSettings, bits_per_character, train
 from recipes.common import ledger
+from recipes.common.gpt import CharGPT
+from recipes.common.text import Text
+from tests.recipes.small_runs import interrupt, timeless
 
 CONTENT = "".join(f"{i % 7} times {i % 3} is {(i % 7) * (i % 3)}.\n" for i in range(150))
 SMALL = {"epochs": 2, "steps_per_epoch": 30, "batch_size": 4, "context": 16, "layers": 1, "width": 16}
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
-def command(tmp_path, monkeypatch):
+def command(tmp_path):
     (tmp_path / "text").write_text(CONTENT)
 
     def run(*arguments):
         fixed = ["--data", str(tmp_path / "text"), "--out", str(tmp_path / "out"), "--threads", "1", "--device", "cpu"]
         small = [word for name, value in SMALL.items() for word in (f"--{name.replace('_', '-')}", str(value))]
-        monkeypatch.setattr(sys, "argv", ["char_gpt", *fixed, *small, *arguments])
-        main()
+        main([*fixed, *small, *arguments])
 
     return run
 
 
 def lines(tmp_path):
     return ledger.read(tmp_path / "out" / "char_gpt.jsonl")
-
-
-def timeless(line):
-    return {
-        **{name: value for name, value in line.items() if name != "seconds"},
-        "history": [
-            {name: value for name, value in epoch.items() if "seconds" not in name} for epoch in line["history"]
-        ],
-    }
 
 
 def test_the_network_looks_back_only():
@@ -68,13 +49,14 @@ def test_bits_per_character_of_a_guess_at_random_are_those_of_the_alphabet():
     model = CharGPT(len(text.alphabet), context=16, layers=1, width=16, heads=4)
     torch.nn.init.zeros_(model.head.weight)
     torch.nn.init.zeros_(model.head.bias)
-    assert bits_per_character(model, text, 16) == pytest.approx(math.log2(len(text.alphabet)), rel=1e-5)
+    scores = bits_per_character(model, text, 16)
+    assert scores == {"bits_per_character": pytest.approx(math.log2(len(text.alphabet)), rel=1e-5)}
 
 
 @pytest.mark.parametrize("method", ["float32", "adapt", "compact", "muppet", "fixed8"])
 def test_every_method_learns(method):
     text = Text.of(CONTENT)
-    run = train(Settings(text.digest, method, **{**SMALL, "epochs": 4}), text, None, progress=False)
+    run = train(GPTSettings(text=text.digest, method=method, **{**SMALL, "epochs": 4}), text, None, progress=False)
     assert run.history[-1]["bits_per_character"] < 0.6 * math.log2(len(text.alphabet))
     if method != "float32":
         assert run.trace.layers == (
@@ -101,7 +83,7 @@ def test_runs_leave_lines_and_the_same_command_skips_them(command, tmp_path, cap
     assert trace.step[-1] == 60
     capsys.readouterr()
     command("--methods", "float32", "adapt", "--seeds", "0", "1")
-    assert capsys.readouterr().out.count("finished before") == 4
+    assert capsys.readouterr().out.count("already finished") == 4
     assert lines(tmp_path) == found
     assert not list((tmp_path / "out" / "runs").iterdir())
 
@@ -119,18 +101,7 @@ def test_a_run_that_was_cut_goes_on_and_ends_the_same(command, tmp_path, monkeyp
     (expected,) = lines(tmp_path)
     full = adapt.Trace.load(tmp_path / "out" / expected["trace"])
     (tmp_path / "out").rename(tmp_path / "uncut")
-    trained, calls = training.train_epoch, []
-
-    def cut(*given):
-        calls.append(given)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return trained(*given)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(training, "train_epoch", cut)
-        with pytest.raises(KeyboardInterrupt):
-            command(*arguments)
+    interrupt(monkeypatch, lambda: command(*arguments), epoch=2)
     assert lines(tmp_path) == []
     command(*arguments)
     (line,) = lines(tmp_path)

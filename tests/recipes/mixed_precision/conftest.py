@@ -1,44 +1,33 @@
-import dataclasses
-import sys
-
 import pytest
-import torch
 
-from recipes.common import data
 from recipes.mixed_precision.__main__ import main
-from tests.recipes.test_data import records
+from tests.recipes.small_runs import write_cifar
 
 
 @pytest.fixture
 def command(tmp_path, monkeypatch):
     """Runs the recipe on a small data set in CIFAR-10's layout; its results lie in tmp_path / "out"."""
-    small = dataclasses.replace(data.DATA_SETS["cifar10"], train={"data_batch_1.bin": 192}, test={"test_batch.bin": 64})
-    monkeypatch.setitem(data.DATA_SETS, "cifar10", small)
-    folder = tmp_path / "data" / small.folder
-    folder.mkdir(parents=True)
-    for seed, (file, number) in enumerate([*small.train.items(), *small.test.items()]):
-        (folder / file).write_bytes(records(number, small.label_bounds, seed)[0])
-    threads = torch.get_num_threads()
+    return command_in(tmp_path, monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def all_methods(tmp_path_factory):
+    """The folder of a run of every kind of method, at 4 and at 2 bits, with the seed 5."""
+    folder = tmp_path_factory.mktemp("all_methods")
+    with pytest.MonkeyPatch.context() as patch:
+        command_in(folder, patch)("--bits", "4", "2", "--seeds", "5")
+    return folder
+
+
+def command_in(folder, monkeypatch):
+    """A function that runs the recipe with its data and results in `folder`."""
+    write_cifar("cifar10", folder / "data", monkeypatch)
 
     def run(*arguments):
-        fixed = ["--models", "lenet5", "--data", str(tmp_path / "data"), "--out", str(tmp_path / "out")]
-        fixed += [
-            "--no-download",
-            "--threads",
-            "1",
-            "--device",
-            "cpu",
-            "--start-epochs",
-            "1",
-            "--epochs",
-            "2",
-            "--batch-size",
-            "32",
-            "--subset",
-            "0",
-        ]
-        monkeypatch.setattr(sys, "argv", ["mixed_precision", *fixed, *arguments])
-        main()
+        main([
+            "--models", "lenet5", "--data", str(folder / "data"), "--out", str(folder / "out"), "--no-download",
+            "--threads", "1", "--device", "cpu", "--start-epochs", "1", "--epochs", "2", "--batch-size", "32",
+            "--subset", "0", *arguments,
+        ])  # fmt: skip
 
-    yield run
-    torch.set_num_threads(threads)
+    return run

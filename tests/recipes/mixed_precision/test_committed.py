@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import recipes
-from recipes.common.marks import marked
+from recipes.common.markdown import inserted
 from recipes.mixed_precision.report import DOCUMENT, gather, summary, write
 from recipes.mixed_precision.runs import LEDGER
 
@@ -22,4 +22,4 @@ def test_the_report_is_rebuilt_from_the_committed_file_alone(tmp_path):
 
 
 def test_readme_shows_what_the_committed_results_give():
-    assert marked("mixed_precision", RESULTS.parent.parent / "README.md") == summary(gather(RESULTS))
+    assert inserted("mixed_precision", RESULTS.parent.parent / "README.md") == summary(gather(RESULTS))

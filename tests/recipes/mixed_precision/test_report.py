@@ -1,10 +1,10 @@
 import pytest
 
-from recipes.common.marks import END, marked
-from recipes.common.marks import start as start_of
-from recipes.mixed_precision import picture
+from recipes.common.markdown import END, inserted
+from recipes.common.markdown import start as start_of
+from recipes.mixed_precision import figure
 from recipes.mixed_precision.report import gather, summary, table
-from tests.recipes.mixed_precision.made import line, start, store
+from tests.recipes.mixed_precision.samples import line, start, store
 
 
 @pytest.fixture
@@ -31,8 +31,8 @@ def cells(text, start):
 
 
 def test_learned_widths_are_compared_with_lsq_of_their_bytes_and_seed(results):
-    (group,) = gather(results)
-    text = table(group)
+    (experiment,) = gather(results)
+    text = table(experiment)
     assert cells(text, "start")[0] == "76.00 ± 1.00"
     assert cells(text, "float32") == [
         "81.00 ± 1.00", "–", "–", "320.0", "160.0", "480.0", "32.00, 32.00", "–", "–", "–", "2",
@@ -75,14 +75,14 @@ def test_networks_and_schedules_are_kept_apart(results):
     assert first.title == ("ResNet-20 on 25,000 pictures of CIFAR-10: 8 epochs in float32, then 2 of tuning, batch 128")
     assert second.title.startswith("MobileNetV2 with a quarter of the channels on 25,000")
     assert third.title.endswith("then 5 of tuning, batch 128")
-    assert [list(group.starts) for group in (first, second, third)] == [[0, 1], [0], [0, 1]]
+    assert [list(experiment.starts) for experiment in (first, second, third)] == [[0, 1], [0], [0, 1]]
     assert list(second.methods) == ["lsq4"]
 
 
 def test_a_run_made_again_in_another_way_replaces_those_before(results):
     store(results, line("learned4", 0, 0.9, policy={"name": "LearnedWidths", "update_every": 5}))
-    (group,) = gather(results)
-    assert {seed: run["accuracy"] for seed, run in group.runs("learned4").items()} == {0: 0.9}
+    (experiment,) = gather(results)
+    assert {seed: run["accuracy"] for seed, run in experiment.runs("learned4").items()} == {0: 0.9}
 
 
 def test_on_a_device_the_clock_counts(results):
@@ -100,7 +100,7 @@ def test_the_report_lies_beside_the_results_and_its_summary_goes_between_the_mar
     page = tmp_path / "page.md"
     page.write_text(f"before\n{start_of('mixed_precision')}\nold\n{END}\nafter\n")
     command("report", "--out", str(results), "--readme", str(page))
-    assert capsys.readouterr().out.strip() == summary(gather(results)) == marked("mixed_precision", page)
+    assert capsys.readouterr().out.strip() == summary(gather(results)) == inserted("mixed_precision", page)
     assert page.read_text().startswith("before\n")
     assert page.read_text().endswith(f"{END}\nafter\n")
     text = (results / "mixed_precision.md").read_text()
@@ -109,9 +109,8 @@ def test_the_report_lies_beside_the_results_and_its_summary_goes_between_the_mar
     assert (results / "figures" / "mixed_precision.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_picture_shows_every_point(results):
-    figure = picture.draw(gather(results))
-    (axes,) = figure.axes
+def test_the_figure_shows_every_point(results):
+    (axes,) = figure.draw(gather(results)).axes
     assert axes.get_title(loc="left") == "ResNet-20"
     by_label = {handle.get_label(): handle for handle in axes.containers}
     learned = by_label["learned widths"].lines[0]
@@ -122,12 +121,12 @@ def test_the_picture_shows_every_point(results):
 
 def test_the_front_holds_what_nothing_beats():
     points = [(10.0, 70.0), (20.0, 69.0), (20.0, 80.0), (30.0, 80.0), (40.0, 81.0)]
-    assert picture.pareto(points) == [True, False, True, False, True]
+    assert figure.pareto(points) == [True, False, True, False, True]
 
 
 def test_labels_of_sizes_do_not_touch():
-    assert picture._apart([44.4, 45.0, 59.2, 60.0, 118.4, 120.0]) == [120.0, 60.0, 45.0]
-    assert picture._apart([]) == []
+    assert figure.spaced([44.4, 45.0, 59.2, 60.0, 118.4, 120.0]) == [120.0, 60.0, 45.0]
+    assert figure.spaced([]) == []
 
 
 def test_a_damaged_file_is_told(results, command):

@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from adapt.learned import Widths
-from recipes.common import ledger, training
+from recipes.common import ledger
 from recipes.common.models import MODELS
 from recipes.mixed_precision.__main__ import main
-from recipes.mixed_precision.points import METHODS, Settings, chosen, course, kind_of, phases, plan
-from recipes.mixed_precision.runs import identity, input_sizes
+from recipes.mixed_precision.methods import METHODS, TuningSettings, chosen, kind_of, phases, rate
+from recipes.mixed_precision.runs import input_sizes
+from tests.recipes.small_runs import count_epochs, interrupt, timeless
 
 pytestmark = pytest.mark.filterwarnings("ignore:no bit width moved")  # in so few steps
 
@@ -19,38 +20,27 @@ BIASES = 236
 INPUTS = 3 * 32 * 32 + 6 * 14 * 14 + 400 + 120 + 84
 
 
-def lines(tmp_path, folder="out"):
-    return ledger.read(tmp_path / folder / "mixed_precision.jsonl")
+def lines(folder, name="out"):
+    return ledger.read(folder / name / "mixed_precision.jsonl")
 
 
-def timeless(line):
-    kept = {name: value for name, value in line.items() if name != "seconds"}
-    kept["history"] = [
-        {name: value for name, value in epoch.items() if "seconds" not in name} for epoch in line["history"]
-    ]
-    return kept
-
-
-def test_runs_of_a_seed_share_their_start_and_leave_a_line_each(command, tmp_path, capsys):
-    command("--bits", "4", "3", "--seeds", "5")
-    start, *found = lines(tmp_path)
+def test_runs_of_a_seed_share_their_start_and_leave_a_line_each(all_methods):
+    start, *found = lines(all_methods)
     assert start["settings"]["epochs"] == 1
     assert [line["settings"]["method"] for line in found] == [
-        "float32", "lsq4", "learned4", "lsq3", "learned3", "compact",
+        "float32", "lsq4", "learned4", "lsq2", "learned2", "compact",
     ]  # fmt: skip
     for line in found:
         assert line["settings"]["start_epochs"] == 1
         assert line["accuracy"] == line["history"][-1]["accuracy"]
         assert len(line["history"]) == 2
-        assert str(tmp_path) not in json.dumps(line)
-    assert capsys.readouterr().out.count("accuracy 0.") == len(found)
-    (kept,) = (tmp_path / "out" / "runs").iterdir()
+        assert str(all_methods) not in json.dumps(line)
+    (kept,) = (all_methods / "out" / "runs").iterdir()
     assert kept.name.startswith("cifar10-lenet5-float32-5-")
 
 
-def test_sizes_are_counted_for_all_methods_alike(command, tmp_path):
-    command("--bits", "4", "2", "--seeds", "0")
-    sizes = {line["settings"]["method"]: line for line in lines(tmp_path)[1:]}
+def test_sizes_are_counted_for_all_methods_alike(all_methods):
+    sizes = {line["settings"]["method"]: line for line in lines(all_methods)[1:]}
     for name, bits in (("float32", 32), ("lsq4", 4), ("lsq2", 2)):
         assert sizes[name]["weight_kilobytes"] == pytest.approx((WEIGHTS + BIASES) * bits / 8000)
         assert sizes[name]["activation_kilobytes"] == pytest.approx(INPUTS * bits / 8000)
@@ -82,7 +72,7 @@ def test_learned_widths_are_kept_by_channel(command, tmp_path):
 @pytest.mark.parametrize("name", ["resnet20", "mobilenet-v2-quarter"])
 def test_inputs_are_those_that_the_layers_meet(name):
     model = MODELS[name](10, (3, 32, 32))
-    found = input_sizes(model, (3, 32, 32))
+    found = input_sizes(model, torch.zeros(1, 3, 32, 32))
     assert set(found) == {key for key, p in model.named_parameters() if p.ndim > 1}
     first, *_, last = found.values()
     assert (first, last) == (3 * 32 * 32, {"resnet20": 64, "mobilenet-v2-quarter": 320}[name])
@@ -92,6 +82,7 @@ def test_inputs_are_those_that_the_layers_meet(name):
 
 def test_finished_runs_are_skipped_and_new_ones_made(command, tmp_path, monkeypatch, capsys):
     command("--methods", "float32", "lsq", "--bits", "4", "--seeds", "0")
+    assert capsys.readouterr().out.count("accuracy 0.") == 2
     before = lines(tmp_path)
     made = []
     monkeypatch.setattr(
@@ -102,7 +93,7 @@ def test_finished_runs_are_skipped_and_new_ones_made(command, tmp_path, monkeypa
     )
     command("--methods", "float32", "lsq", "--bits", "4", "--seeds", "0", "1")
     assert [(settings.method, settings.seed) for settings in made] == [("float32", 1), ("lsq4", 1)]
-    assert capsys.readouterr().out.count("finished before") == 2
+    assert capsys.readouterr().out.count("already finished") == 2
     for changes in (["--epochs", "3"], ["--subset", "64"], ["--start-epochs", "2"], ["--batch-size", "16"]):
         made.clear()
         command("--methods", "float32", "--seeds", "0", *changes)
@@ -112,8 +103,7 @@ def test_finished_runs_are_skipped_and_new_ones_made(command, tmp_path, monkeypa
 
 def test_a_start_is_trained_once_and_told_once(command, tmp_path, monkeypatch):
     command("--methods", "float32", "--seeds", "0")
-    trained, epochs = training.train_epoch, []
-    monkeypatch.setattr(training, "train_epoch", lambda *given: epochs.append(1) or trained(*given))
+    epochs = count_epochs(monkeypatch)
     command("--methods", "lsq", "--bits", "4", "--seeds", "0")
     assert len(epochs) == 2
     # A start that was told of but lost is trained again, and nothing else changes.
@@ -129,21 +119,9 @@ def test_a_run_that_was_cut_goes_on_and_ends_the_same(command, tmp_path, monkeyp
     command(*arguments)
     expected = lines(tmp_path)
     (tmp_path / "out").rename(tmp_path / "uncut")
-    trained, calls = training.train_epoch, []
-
-    def cut(*given):
-        calls.append(given)
-        if len(calls) == 3:  # the second epoch of the tuning
-            raise KeyboardInterrupt
-        return trained(*given)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(training, "train_epoch", cut)
-        with pytest.raises(KeyboardInterrupt):
-            command(*arguments)
+    interrupt(monkeypatch, lambda: command(*arguments), epoch=3)  # the second epoch of the tuning
     assert len(lines(tmp_path)) == 1
-    epochs = []
-    monkeypatch.setattr(training, "train_epoch", lambda *given: epochs.append(1) or trained(*given))
+    epochs = count_epochs(monkeypatch)
     command(*arguments)
     assert len(epochs) == 2
     assert [timeless(line) for line in lines(tmp_path)] == [timeless(line) for line in expected]
@@ -160,19 +138,19 @@ def test_the_command_of_a_line_makes_the_same_line(command, tmp_path):
     assert list(map(timeless, lines(tmp_path, "again"))) == list(map(timeless, lines(tmp_path)))
 
 
-def test_every_method_has_a_plan_of_its_name():
+def test_every_method_has_a_policy_of_its_name():
     assert chosen(("compact", "learned", "float32", "lsq"), (3, 4)) == [
         "float32", "learned3", "lsq3", "learned4", "lsq4", "compact",
     ]  # fmt: skip
     assert kind_of("float32") == ("float32", 32)
     kinds = {"lsq": "FixedWidths", "learned": "LearnedWidths", "compact": "AdaPT"}
     for name in METHODS:
-        settings = Settings("resnet20", name)
+        settings = TuningSettings(model="resnet20", method=name)
         kind, bits = kind_of(name)
         if kind == "float32":
-            assert plan(settings, 100) is None
+            assert settings.policy(100) is None
             continue
-        decided = identity(settings, 50_000)["policy"]
+        decided = settings.identity(390)["policy"]
         assert decided["name"] == kinds[kind]
         if kind == "lsq":
             assert decided["weight_bits"] == decided["activation_bits"] == bits
@@ -183,7 +161,7 @@ def test_every_method_has_a_plan_of_its_name():
 @pytest.mark.parametrize("steps", [1, 2, 3, 10, 585])
 def test_phases_fill_the_steps_and_one_cosine_goes_over_all_of_them(steps):
     assert phases(steps).total == steps
-    shares = [course(steps, step) for step in range(steps + 1)]
+    shares = [rate(steps, step) for step in range(steps + 1)]
     assert all(0 < share <= 1 for share in shares[:steps])
     assert max(shares) == 1
     if steps == 585:

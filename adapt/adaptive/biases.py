@@ -1,0 +1,65 @@
+"""Biases and norm parameters that are quantised too, each in the word length of the layer that it follows."""
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from adapt.adaptive.masters import FixedPointMasters
+from adapt.distributed.sharding import extremes
+from adapt.engine import persistence
+from adapt.numerics import BlockFloat, LayerFormat, Precision, pack_formats, unpack_formats
+
+
+class Biases:
+    """Masters of biases, and their formats: their leader's word length, with the fraction length that fits them.
+
+    A bias that follows a layer in block floating point is in block floating point itself.
+
+    Args:
+        masters: their masters.
+        leaders: index of the layer that each follows.
+    """
+
+    def __init__(self, masters: FixedPointMasters, leaders: Sequence[int]) -> None:
+        self.masters = masters
+        self._leaders = leaders
+        self._formats: list[LayerFormat] = [None] * len(leaders)
+
+    def use(self, formats: Sequence[LayerFormat], changed: Collection[int]) -> None:
+        """Choose new formats for the biases that follow a layer in `changed`; `formats` are those of all layers."""
+        for i, (leader, weight) in enumerate(zip(self._leaders, self.masters.weights, strict=True)):
+            if leader in changed:
+                form = formats[leader]
+                if isinstance(form, Precision):
+                    form = BlockFloat(form.word_length).precision(*extremes([weight])[0])
+                self._formats[i] = form
+        self.masters.use(self._formats)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return masters and formats by name, in plain containers."""
+        names = self.masters.names
+        return {
+            "followers": persistence.copied(names, self.masters.weights),
+            "follower_formats": dict(zip(names, pack_formats(self._formats), strict=True)),
+        }
+
+    def check(self, state: Mapping[str, Any], *, strict: bool) -> None:
+        """Refuse a state that `load` could not take.
+
+        Raises:
+            ValueError: a tensor or format is missing or of another kind.
+        """
+        unpack_formats(state["follower_formats"].values())
+        ours = dict(zip(self.masters.names, self.masters.weights, strict=True))
+        wanted = ours if strict else {name: w for name, w in ours.items() if name in state["follower_formats"]}
+        persistence.check_tensors("followers", state["followers"], wanted)
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state_dict` for the names that both have."""
+        formats: Mapping[str, LayerFormat] = dict(
+            zip(state["follower_formats"], unpack_formats(state["follower_formats"].values()), strict=True)
+        )
+        for i, name in enumerate(self.masters.names):
+            if name in formats:
+                self.masters.load(i, state["followers"])
+                self._formats[i] = formats[name]
+        self.masters.use(self._formats)

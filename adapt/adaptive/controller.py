@@ -1,0 +1,72 @@
+"""`Controller`, what a user sees of a run that a policy decides."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from adapt.adaptive.run import AdaptiveRun
+from adapt.distributed.sharding import whole
+from adapt.engine.engine import Engine
+from adapt.numerics import LONGEST_WORD, Precision
+from adapt.switching.policy import Policy
+
+
+class Controller(Engine):
+    """Keeps an optimizer's layers on a fixed-point grid and lets a policy move their precision. `attach` makes it.
+
+    The figures of a step (norms, loss) stay on the device until a layer can switch and are then replayed: decisions
+    are those of a look at every step, without waiting for the device in each.
+    """
+
+    _run: AdaptiveRun
+
+    @property
+    def policy(self) -> Policy[Any]:
+        """The policy that decides. One of the same kind, with other hyperparameters, may take its place between steps.
+
+        Raises:
+            TypeError: the new policy is of another kind, or needs other tensors of every layer.
+        """
+        return self._run.decisions.policy
+
+    @policy.setter
+    def policy(self, policy: Policy[Any]) -> None:
+        before = self.policy
+        needs = ("sums_gradients", "samples_gradients", "keeps_gradients")
+        if type(policy) is not type(before) or any(getattr(policy, n) != getattr(before, n) for n in needs):
+            raise TypeError(f"policy must be one like {before!r}, whose state it takes over, got {policy!r}")
+        self._run.change_policy(policy)
+
+    @property
+    def precisions(self) -> dict[str, Precision]:
+        """The format of every layer, by the weight's name. A layer that a policy runs in float32 has None.
+
+        For a layer in block floating point, the format in which its weights are now.
+        """
+        return dict(zip(self._run.layers.names, self._run.layers.grids.precisions, strict=True))  # type: ignore[arg-type]
+
+    @property
+    def activation_precisions(self) -> dict[str, Precision]:
+        """The format of every input, output and error that is quantised, by the weight's name and ".input" and so on.
+
+        None where values stay float32. Reading it waits for the device. Empty without `activations`.
+        """
+        return {} if self._run.activations is None else self._run.activations.precisions  # type: ignore[return-value]
+
+    @property
+    def skipped(self) -> dict[str, int]:
+        """How many gradients of each layer were not finite: zero to the optimizer, and left out of the statistics."""
+        self._run.settle()
+        return dict(zip(self._run.layers.names, self._run.decisions.skipped.tolist(), strict=True))
+
+    def penalty(self) -> Tensor:
+        """Return α‖W‖₁ + β/2·‖W‖₂² + P as it stands, a 0-dim tensor. It has no gradient: the step itself applies it."""
+        layers = self._run.layers
+        numel = torch.as_tensor(np.maximum(layers.numel, 1), device=layers.device)
+        words = torch.as_tensor(self._run.decisions.word_lengths, dtype=torch.float64, device=layers.device)
+        total = (words * layers.nonzeros / numel).mean() / LONGEST_WORD
+        for alpha, weight in zip(self._run.l1_of_layers, layers.weights, strict=True):
+            total = total + alpha * whole(weight.abs().sum()) + self._run.options.l2 / 2 * whole(weight.square().sum())
+        return total.to(torch.float32)

@@ -1,0 +1,206 @@
+"""What the policy decides: shows it the figures that waited on the device, step by step, and writes the trace."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from adapt import penalties, user_warnings
+from adapt.adaptive.step_figures import Figures, Slot, StepFigures
+from adapt.distributed.sharding import Whole
+from adapt.numerics import LONGEST_WORD, LayerFormat
+from adapt.switching.policy import Observation, Policy, State
+from adapt.trace import Trace
+
+CAPACITY = 128
+"""Steps whose figures may wait on the device before they are fetched, however patient the policy is."""
+
+
+class Decisions:
+    """A policy, its state and its history. Figures of steps in which no layer can switch wait on the device.
+
+    Args:
+        policy: the policy.
+        device: where the figures are measured.
+        trace_every: write every k-th step.
+    """
+
+    state: State
+    trace: Trace
+    skipped: NDArray[np.int64]
+
+    def __init__(self, policy: Policy[Any], device: torch.device, *, trace_every: int) -> None:
+        self.policy = policy
+        self._device, self._trace_every = device, trace_every
+        self._warned: set[str] = set()
+
+    def start(self, state: State, trace: Trace) -> None:
+        """Begin with this state of the policy and this trace; drop what waits."""
+        self.state, self.trace = state, trace
+        self.skipped = np.zeros(len(trace.layers), np.int64)
+        self._sizes = np.maximum(trace.numel, 1)
+        self._formats: tuple[LayerFormat, ...] | None = None
+        self._pending = StepFigures(len(trace.layers), 0, self._device)
+        self._hosts: list[tuple[int, NDArray[np.bool_], NDArray[np.int64], bool]] = []
+        self._open_row: tuple[int, dict[str, NDArray[Any]]] | None = None
+        self._closed_rows: list[tuple[int, dict[str, NDArray[Any]]]] = []
+        self._wait()
+
+    def change_policy(self, policy: Policy[Any]) -> None:
+        """Let a policy of the same kind decide from now on. The caller must have settled all steps."""
+        self.policy = policy
+        self._wait()
+
+    @property
+    def formats(self) -> tuple[LayerFormat, ...]:
+        """The format of every layer."""
+        return self.state.formats
+
+    @property
+    def word_lengths(self) -> NDArray[np.int64]:
+        """Bits per weight, [layers]; 32 for a layer in float32."""
+        if self._formats is not self.formats:
+            self._formats = self.formats
+            words = [LONGEST_WORD if form is None else form.word_length for form in self.formats]
+            self._words = np.array(words, np.int64)
+        return self._words
+
+    @property
+    def can_switch(self) -> bool:
+        """Whether the next step may be one in which a layer switches."""
+        return len(self._pending) >= self._patience
+
+    @property
+    def due(self) -> bool:
+        """Whether the newest step may be one in which a layer switches, so that it cannot wait."""
+        return len(self._pending) > self._patience or self._pending.full or self.policy.keeps_gradients
+
+    @property
+    def slot(self) -> Slot:
+        """Where the figures of the next step go, on the device. `add` completes the step."""
+        return self._pending.slot
+
+    def add(self, step: int, active: NDArray[np.bool_], fraction_lengths: NDArray[np.int64], loss_shown: bool) -> None:
+        """Count the slot, which has been filled in, as the next step.
+
+        Args:
+            step: the step's number, above all before it.
+            active: which layers have a gradient, bool [layers].
+            fraction_lengths: bits behind the binary point of the Ŵ that the step's forward pass saw, [layers]; 0 in
+                float32.
+            loss_shown: whether the loss was filled in.
+        """
+        self._hosts.append((step, active, fraction_lengths, loss_shown))
+        self._pending.add()
+
+    def settle(
+        self,
+        weights: Sequence[Tensor],
+        sums: Sequence[Tensor],
+        windows: Sequence[list[Tensor]],
+        l1: NDArray[np.float64],
+        l2: float,
+    ) -> list[int]:
+        """Show the policy all steps that wait, and return the layers whose window ended.
+
+        Args:
+            weights: the master weights.
+            sums: the running sums of the gradients, where the policy asks for them.
+            windows: the gradients of each layer's window, the newest included.
+            l1: α of each layer.
+            l2: β.
+        """
+        if not len(self._pending):
+            return []
+        can_end = len(self._pending) > self._patience
+        figures = self._pending.take()
+        hosts, self._hosts = self._hosts, []
+        # Only the newest step can switch a layer, so all steps ran in these words.
+        words = self.word_lengths
+        norms, norms_of_sums = np.sqrt(figures.squared), np.sqrt(figures.squared_sums)
+        seen, sound = np.isfinite(figures.squared), np.isfinite(figures.squared_weights)
+        all_well = seen.all() and sound.all() and figures.nonzeros.all()
+        losses = (
+            figures.losses
+            + penalties.elastic_net(figures.l1_norms, figures.squared_weights, l1, l2)
+            + penalties.word_length_sparsity(words, figures.nonzeros / self._sizes)
+        ).tolist()
+        for i, (step, active, fraction_lengths, loss_shown) in enumerate(hosts):
+            # The forward pass of this step used the weights that the step before left.
+            self.close_row(figures.nonzeros[i], fraction_lengths)
+            if not all_well:
+                self._check(figures, i, active, windows)
+            observation = Observation(
+                loss=losses[i] if loss_shown else None,
+                norms=norms[i],
+                norms_of_sums=norms_of_sums[i],
+                seen=seen[i],
+                sound=sound[i],
+                weights=weights,
+                sums=sums,
+                windows=Whole(windows),
+                l1=l1,
+                l2=l2,
+            )
+            before = self.state.gradients
+            self.state = self.policy.advance(self.state, observation)
+            self._open_row = (step, self.policy.record(self.state))
+        self._wait()
+        if not can_end:
+            return []
+        return np.flatnonzero((self.state.gradients == 0) & (seen[-1] | (before > 0))).tolist()
+
+    def _wait(self) -> None:
+        """Ask the policy how many steps certainly switch nothing, and make room for their figures."""
+        self._patience = self.policy.patience(self.state)
+        rows = min(self._patience + 1, CAPACITY)
+        if rows > self._pending.capacity:
+            self._pending = StepFigures(len(self.trace.layers), rows, self._device)
+
+    def close_row(self, nonzeros: NDArray[np.float64], fraction_lengths: NDArray[np.int64]) -> None:
+        """Complete the newest step's row of the trace, once the Ŵ that it left is known."""
+        if self._open_row is None:
+            return
+        (step, record), self._open_row = self._open_row, None
+        if step % self._trace_every == 0:
+            record["word_length"] = self.word_lengths
+            record["fraction_length"] = fraction_lengths
+            record["nonzero"] = nonzeros / self._sizes
+            self._closed_rows.append((step, record))
+        if len(self._closed_rows) == CAPACITY:
+            self.write()
+
+    def write(self) -> None:
+        """Append the completed rows to the trace: a block costs hardly more than a row."""
+        if self._closed_rows:
+            steps, records = zip(*self._closed_rows, strict=True)
+            self._closed_rows.clear()
+            self.trace.append(steps, **{field: np.stack([record[field] for record in records]) for field in records[0]})
+
+    def _check(self, figures: Figures, i: int, active: NDArray[np.bool_], windows: Sequence[list[Tensor]]) -> None:
+        """Count gradients that are not finite, and warn once about each layer that has a problem."""
+        names = self.trace.layers
+        for layer in np.flatnonzero(active & ~np.isfinite(figures.squared[i])).tolist():
+            self.skipped[layer] += 1
+            if windows[layer]:
+                windows[layer].pop()
+            self.warn(
+                f"the gradient of {names[layer]} is not finite: it counts as zero, now and whenever it happens again "
+                "(controller.skipped counts)"
+            )
+        for layer in np.flatnonzero(~np.isfinite(figures.squared_weights[i])).tolist():
+            self.warn(f"the master weights of {names[layer]} are not finite: its precision stays as it is")
+        for layer in np.flatnonzero((figures.nonzeros[i] == 0) & (self.trace.numel > 0)).tolist():
+            self.warn(
+                f"every quantised weight of {names[layer]} is zero, so the layer passes nothing on: "
+                "lower l1, or start with a longer fraction"
+            )
+
+    def warn(self, message: str) -> None:
+        """Warn, once for each message."""
+        if message not in self._warned:
+            self._warned.add(message)
+            user_warnings.warn(message)

@@ -1,0 +1,63 @@
+"""The grid on which each parameter lies: its own format, or the one that block floating point gives its values."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from adapt import rounding
+from adapt.distributed.sharding import extremes
+from adapt.numerics import BlockFloat, LayerFormat, Precision
+
+
+class Grids:
+    """The formats of some parameters as the kernels need them.
+
+    A fixed-point format is its own grid; the grid of block floating point follows the values.
+
+    Args:
+        formats: the format of each parameter.
+        weights: the master of each.
+
+    Attributes:
+        precisions: fixed point, or None for float32, as of the masters' latest rounding.
+        fraction_lengths: bits behind the binary point, int64 [parameters]; 0 in float32.
+        table: a row of `adapt.rounding.grid` for each, float32 [parameters, 4].
+    """
+
+    def __init__(self, formats: Sequence[LayerFormat], weights: Sequence[Tensor]) -> None:
+        self._formats = list(formats)
+        self._in_blocks = any(isinstance(form, BlockFloat) for form in formats)
+        self._take(self._resolved(range(len(formats)), weights))
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether every parameter is in fixed point, so that no grid depends on the values."""
+        return all(isinstance(form, Precision) for form in self._formats)
+
+    def follow(self, indices: Sequence[int], tensors: Sequence[Tensor]) -> None:
+        """Let block floating point follow the values that these parameters' masters have, or are about to have."""
+        if self._in_blocks:
+            fresh = dict(zip(indices, self._resolved(indices, tensors), strict=True))
+            self._take([fresh.get(i, precision) for i, precision in enumerate(self.precisions)])
+
+    def of(self, indices: Sequence[int], tensors: Sequence[Tensor]) -> NDArray[np.floating]:
+        """Return the rows for other tensors than the masters, in the formats of the parameters `indices`."""
+        if not self._in_blocks:
+            return self.table[indices]
+        return np.stack([rounding.grid(precision) for precision in self._resolved(indices, tensors)])
+
+    def _resolved(self, indices: Sequence[int], tensors: Sequence[Tensor]) -> list[Precision | None]:
+        """The fixed-point formats of these tensors in the formats of the parameters `indices`."""
+        formats = [self._formats[i] for i in indices]
+        blocks = [(at, form) for at, form in enumerate(formats) if isinstance(form, BlockFloat)]
+        found = extremes([tensors[at] for at, _ in blocks]) if blocks else []
+        for (at, form), ends in zip(blocks, found, strict=True):
+            formats[at] = form.precision(*ends)
+        return formats  # type: ignore[return-value]
+
+    def _take(self, precisions: Sequence[Precision | None]) -> None:
+        self.precisions = tuple(precisions)
+        self.fraction_lengths = np.array([0 if p is None else p.fraction_length for p in precisions], np.int64)
+        self.table = np.stack([rounding.grid(precision) for precision in precisions])

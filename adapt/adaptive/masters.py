@@ -1,0 +1,177 @@
+"""Masters of weights whose formats a policy chooses: fixed point, block floating point, or float32."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from adapt import rounding
+from adapt.adaptive.grids import Grids
+from adapt.kernels import Rounding, Treatment, Update
+from adapt.numerics import Format, LayerFormat
+from adapt.rounding import Noise
+from adapt.weights.masters import Masters
+
+
+class FixedPointMasters(Masters):
+    """W and Ŵ of parameters that each have one format.
+
+    Args:
+        parameters: the parameters by name; their present values become the masters.
+        noise: how training rounds; evaluation rounds to nearest.
+        old: masters whose tensors to take over for the parameters that they already keep.
+
+    Attributes:
+        grids: what each parameter is rounded to.
+        figures: the non-zeros of Ŵ, ‖W‖₁ and ‖W‖₂² of each parameter as of the latest rounding, float64
+            [parameters, 3].
+
+    Raises:
+        ValueError: a parameter's memory has gaps or overlaps.
+    """
+
+    def __init__(self, parameters: Mapping[str, Tensor], noise: Noise, old: "FixedPointMasters | None" = None) -> None:
+        super().__init__(parameters, old)
+        self._noise = noise
+        self.figures = torch.zeros(len(self.parameters), 3, dtype=torch.float64, device=self.device)
+        self._offsets = np.zeros(len(self.parameters), np.int64)
+        self._keys = np.zeros(len(self.parameters), np.uint64)
+        self.use([None] * len(self.parameters))
+
+    @property
+    def is_stochastic(self) -> bool:
+        """Whether training rounds stochastically."""
+        return self._noise.stochastic
+
+    @property
+    def nonzeros(self) -> Tensor:
+        """How many elements of each Ŵ are not zero, float64 [parameters]."""
+        return self.figures[:, 0]
+
+    @property
+    def formats(self) -> dict[str, Format]:
+        """The format of each parameter by name; none for one in float32."""
+        pairs = zip(self.names, self.grids.precisions, strict=True)
+        return {name: Format.of(precision) for name, precision in pairs if precision is not None}
+
+    def use(self, formats: Sequence[LayerFormat]) -> None:
+        """Round to these formats from now on, one for each parameter; the parameters change with the next `store`."""
+        self.grids = Grids(formats, self.weights)
+
+    def accumulate(
+        self,
+        gradients: Sequence[Tensor | None],
+        sums: Sequence[Tensor | None] | None,
+        squared: Tensor,
+        squared_sums: Tensor,
+        *,
+        quantize: bool = False,
+        step: int = 0,
+    ) -> None:
+        """‖G‖₂² and ‖ΣG‖₂² of each parameter into float64 [parameters], after ΣG += G.
+
+        A gradient that is not finite is left out of the sum; where there is none its norm becomes NaN.
+
+        Args:
+            gradients: G of each parameter; None where there is none.
+            sums: ΣG of each parameter, or of none.
+            squared, squared_sums: where the norms go.
+            quantize: round the gradients first, stochastically and in place, in their parameters' formats. The norm of
+                one that was not finite stays so.
+            step: whose random key to round them with.
+        """
+        totals = [None] * len(self.parameters) if sums is None else sums
+        kernels = self._kernels
+        if not quantize:
+            kernels.accumulate_(totals, gradients, squared, squared_sums)
+            return
+        kernels.squared_norms_(gradients, squared)
+        raw = squared.clone()
+        active = [i for i, gradient in enumerate(gradients) if gradient is not None]
+        tensors = [gradient for gradient in gradients if gradient is not None]
+        keys = rounding.stream_keys(self._noise.seed, step, [f"{self.names[i]}.grad" for i in active])
+        grids = self.grids.of(active, tensors)
+        kernels.quantize_(tensors, tensors, Rounding(grids, keys, self._offsets[active], stochastic=True))
+        kernels.squared_norms_(gradients, squared)
+        squared.copy_(torch.where(torch.isfinite(raw), squared, raw))
+        kernels.add_(totals, gradients, squared, squared_sums)
+
+    def restore(self, gradients: Sequence[Tensor | None], treatment: Treatment) -> None:
+        """p ← W, and G ← G/‖G‖ + α·sign(W) + β·W: what an optimizer then finds. One that is not finite becomes zero.
+
+        Args:
+            gradients: G of each parameter, changed in place; None where there is none.
+            treatment: what becomes of them.
+        """
+        aliased = self._alias()
+        self._kernels.restore_(None if aliased else self.parameters, self.weights, gradients, treatment)
+        self.views = ["masters"] * len(self.parameters)
+
+    def restore_only(self) -> None:
+        """p ← W; a gradient stays as it is, but one that is not finite is replaced by zero."""
+        gradients, count = self.gradients(), len(self.parameters)
+        squared = torch.empty(count, dtype=torch.float64, device=self.device)
+        self._kernels.squared_norms_(gradients, squared)
+        self.restore(gradients, Treatment(squared, np.zeros(count), np.zeros(count), normalize=False))
+
+    def store(self, step: int) -> None:
+        """W ← p, p ← Q(W) with the random key of `step`, and measure Ŵ and W, in one pass."""
+        self.grids.follow(range(len(self.parameters)), self.parameters)
+        how = self._begin(step)
+        if self._aliases:
+            self._aliases.end(range(len(self.parameters)), updated=True)
+            self._kernels.quantize_(self.weights, self.parameters, how, self.figures)
+        else:
+            self._kernels.store_(self.parameters, self.weights, how, self.figures)
+        self.views = ["training"] * len(self.parameters)
+
+    def descend(self, gradients: Sequence[Tensor | None], treatment: Treatment, update: Update, step: int) -> None:
+        """W ← SGD(W, treated G), p ← Q(W) with the random key of `step`, and measure Ŵ and W, in one pass.
+
+        For fixed point only: block floating point has to look at the weights between update and rounding.
+
+        Args:
+            gradients: G of each parameter, which stays as it is; None where there is none.
+            treatment: what becomes of it before the update.
+            update: the update's rates and buffers.
+        """
+        self._kernels.descend_(
+            self.parameters,
+            self.weights,
+            gradients,
+            update.buffers,
+            treatment,
+            update.rates,
+            self._begin(step),
+            self.figures,
+        )
+        self.views = ["training"] * len(self.parameters)
+
+    @torch.no_grad()
+    def round_parameters(self) -> None:
+        """Round what the parameters hold now to nearest, in place."""
+        grids = self.grids.of(range(len(self.parameters)), self.parameters)
+        how = Rounding(grids, self._keys, self._offsets, stochastic=False)
+        self._kernels.quantize_(self.parameters, self.parameters, how)
+
+    def _begin(self, step: int) -> Rounding:
+        """How training rounds, with the random key of `step` from now on."""
+        self._keys = rounding.stream_keys(self._noise.seed, step, self.names)
+        return Rounding(self.grids.table, self._keys, self._offsets, self.is_stochastic)
+
+    def _measure(self, index: int) -> None:
+        weight, figures = self.weights[index], self.figures.new_empty(1, 3)
+        self.grids.follow([index], [weight])
+        how = self._rounding([index], stochastic=self.is_stochastic)
+        self._kernels.quantize_([weight], [torch.empty_like(weight)], how, figures)
+        self.figures[index] = figures[0]
+
+    def _rounding(self, indices: Sequence[int], *, stochastic: bool) -> Rounding:
+        """How the masters of the parameters `indices` are rounded now."""
+        at = np.asarray(indices, np.intp)
+        return Rounding(self.grids.table[at], self._keys[at], self._offsets[at], stochastic)
+
+    def _round(self, indices: Sequence[int], outputs: Sequence[Tensor], *, stochastic: bool) -> None:
+        how = self._rounding(indices, stochastic=stochastic)
+        self._kernels.quantize_([self.weights[i] for i in indices], outputs, how)

@@ -1,0 +1,89 @@
+"""The options of `adapt.attach` beside the policy: their types for every face that takes them, defaults and checks."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, TypedDict
+
+from adapt.activations import MODES
+from adapt.arguments import check_flags, check_number, is_whole
+from adapt.execution import EXECUTIONS
+from adapt.layers import choice
+from adapt.numerics import LONGEST_WORD, SHORTEST_WORD
+
+Rounding = Literal["stochastic", "nearest"]
+ActivationMode = Literal["layer", "range"]
+ShortType = Literal["bfloat16", "float16"]
+
+
+class CommonOptions(TypedDict, total=False):
+    """Keyword options of `adapt.attach`, `adapt.ASGD` and `adapt.lightning.AdaptivePrecision`.
+
+    `adapt.attach` says what each means; `Settings` has the defaults.
+    """
+
+    rounding: Rounding
+    seed: int
+    layers: choice.Choice
+    quantize_biases: bool
+    l1_by_word_length: bool
+    trace_every: int
+    activations: ActivationMode | int | None
+    quantize_errors: bool
+    execution: ShortType | None
+    execution_backward: bool
+
+
+class Options(CommonOptions, total=False):
+    """The same with the penalties, which `AdaptivePrecision` takes by position too."""
+
+    l1: float
+    l2: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """`Options`, complete and checked.
+
+    Raises:
+        TypeError, ValueError: an option has a wrong type or value.
+    """
+
+    l1: float = 0.0
+    l2: float = 0.0
+    rounding: Rounding = "stochastic"
+    seed: int = 0
+    layers: choice.Choice = choice.is_matrix
+    quantize_biases: bool = False
+    l1_by_word_length: bool = False
+    trace_every: int = 1
+    activations: ActivationMode | int | None = None
+    quantize_errors: bool = False
+    execution: ShortType | None = None
+    execution_backward: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("l1", "l2"):
+            value = getattr(self, name)
+            check_number(name, value)
+            if not 0 <= float(value) < math.inf:
+                raise ValueError(f"{name} must be a finite number ≥ 0, got {value!r}")
+        if not callable(self.layers):
+            raise TypeError(f"layers must be a function of (name, parameter), got {self.layers!r}")
+        if self.rounding not in ("stochastic", "nearest"):
+            raise ValueError(f'rounding must be "stochastic" or "nearest", got {self.rounding!r}')
+        check_flags(self, "quantize_biases", "l1_by_word_length", "quantize_errors", "execution_backward")
+        if not is_whole(self.seed):
+            raise TypeError(f"seed must be an integer, got {self.seed!r}")
+        if not is_whole(self.trace_every) or self.trace_every < 1:
+            raise ValueError(f"trace_every must be a whole number of steps ≥ 1, got {self.trace_every!r}")
+        words = range(SHORTEST_WORD, LONGEST_WORD + 1)
+        mode = self.activations
+        if not (mode is None or mode in MODES or (is_whole(mode) and mode in words)):
+            raise ValueError(
+                f'activations must be None, "layer", "range" or a word length of {SHORTEST_WORD} to {LONGEST_WORD} '
+                f"bits, got {self.activations!r}"
+            )
+        if self.quantize_errors and self.activations is None:
+            raise ValueError('quantize_errors=True needs activations="layer", "range" or a word length')
+        if self.execution is not None and self.execution not in EXECUTIONS:
+            raise ValueError(f'execution must be None, "bfloat16" or "float16", got {self.execution!r}')

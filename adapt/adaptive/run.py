@@ -1,0 +1,336 @@
+"""A run whose formats a policy chooses: what it remembers between two steps, and what a step does to it."""
+
+import math
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from adapt import penalties
+from adapt.activations import Activations, check_state
+from adapt.adaptive.biases import Biases
+from adapt.adaptive.decisions import Decisions
+from adapt.adaptive.masters import FixedPointMasters
+from adapt.adaptive.options import Settings
+from adapt.adaptive.windows import Windows
+from adapt.distributed.sharding import Whole
+from adapt.engine import persistence
+from adapt.engine.fused_sgd import TakeOver
+from adapt.engine.run import Hooked, Run
+from adapt.execution import Execution
+from adapt.kernels import Treatment
+from adapt.layers import choice
+from adapt.numerics import Format
+from adapt.rounding import Noise
+from adapt.switching.policy import Policy, carry, columns_of, pack, unpack
+from adapt.trace import Trace
+from adapt.trace.archive import release_of
+from adapt.weights.masters import Masters
+
+
+class AdaptiveRun(Run):
+    """Masters, formats and history of a run that a policy decides.
+
+    Args:
+        policy: what decides on the formats.
+        options: the options of `adapt.attach`.
+        layers: the layers by name; their present values become the masters.
+
+    Attributes:
+        options: as given. A loaded state may round otherwise: see `noise`.
+        noise: how everything in this run rounds in training.
+        layers: masters and copies of the layers' weights.
+        windows: the layers' gradients since their last switches.
+        biases: masters and formats of the biases, if they are quantised.
+        activations: what rounds activations, if they are quantised.
+        execution: what runs products in a short type, if that is wanted.
+        decisions: the policy, its state and the trace.
+    """
+
+    fuses_sgd = True
+
+    def __init__(self, policy: Policy[Any], options: Settings, layers: Mapping[str, Tensor]) -> None:
+        super().__init__(options.layers)
+        self.options = options
+        self.noise = Noise(options.seed, stochastic=options.rounding == "stochastic")
+        self.layers = FixedPointMasters(layers, self.noise)
+        self.windows = Windows(sums=policy.sums_gradients)
+        self.windows.begin(self.layers.weights)
+        self.biases: Biases | None = None
+        self.activations: Activations | None = None
+        self.execution: Execution | None = None
+        self.decisions = Decisions(policy, self.layers.device, trace_every=options.trace_every)
+        # The first state, and the pattern that a loaded one must fit.
+        self._fresh = policy.start(Whole(self.layers.weights))
+        self.decisions.start(self._fresh, Trace(self.layers.names, self.layers.numel, columns_of(policy)))
+
+    @property
+    def banks(self) -> list[Masters]:
+        """The masters of the layers and, if they are quantised too, of the biases."""
+        return [self.layers] if self.biases is None else [self.layers, self.biases.masters]
+
+    @property
+    def hooked(self) -> list[Hooked]:
+        """What acts on the module's layers by hooks."""
+        return [part for part in (self.activations, self.execution) if part is not None]
+
+    @property
+    def formats(self) -> dict[str, Format]:
+        """Formats of weights, biases and activations: see `adapt.engine.engine.Engine.formats`."""
+        activations = {} if self.activations is None else self.activations.formats
+        biases = {} if self.biases is None else self.biases.masters.formats
+        return self.layers.formats | biases | activations
+
+    @property
+    def trace(self) -> Trace:
+        """What happened in every step so far. Reading it waits for the device."""
+        self.settle()
+        self.decisions.close_row(self.layers.nonzeros.cpu().numpy(), self.layers.grids.fraction_lengths)
+        self.decisions.write()
+        return self.decisions.trace
+
+    # Which tensors take part
+
+    def join(self, layers: Mapping[str, Tensor]) -> None:
+        """Take in the layers that are new in `layers`, which begins with the present ones."""
+        old, trace, skipped = self.layers, self.trace, self.decisions.skipped
+        count = len(old.names)
+        self.layers = FixedPointMasters(layers, self.noise, old)
+        self.windows.begin(self.layers.weights[count:])
+        if len(layers) > count:
+            trace.add_layers(self.layers.names[count:], self.layers.numel[count:])
+        self._fresh = self.decisions.policy.start(Whole(self.layers.weights))
+        self.decisions.start(carry(self.decisions.state, self._fresh, {i: i for i in range(count)}), trace)
+        self.decisions.skipped[: len(skipped)] = skipped
+
+    def follow(self, parameters: Mapping[str, Tensor], optimizer: Optimizer, module: nn.Module | None) -> None:
+        """Let biases, and what acts on the module by hooks, follow the present layers."""
+        options = self.options
+        if options.quantize_biases and (found := choice.followers(parameters, self.layers.names, optimizer)):
+            tensors = {name: parameter for name, (parameter, _) in found.items()}
+            old = None if self.biases is None else self.biases.masters
+            masters = FixedPointMasters(tensors, self.noise, old)
+            self.biases = Biases(masters, [leader for _, leader in found.values()])
+        places = {id(p): i for i, p in enumerate(self.layers.parameters)}
+        if options.activations is not None and module is not None:
+            before = self.activations
+            self.activations = Activations(
+                module,
+                places,
+                mode=options.activations,
+                errors=options.quantize_errors,
+                noise=self.noise,
+                pin=self.pin,
+                device=self.layers.device,
+                old=before,
+            )
+            if before is not None:
+                before.remove()
+        if options.execution is not None and module is not None:
+            self.execution = Execution(
+                module,
+                places,
+                execution=options.execution,
+                backward=options.execution_backward,
+                pin=self.pin,
+                old=self.execution,
+            )
+        self._use_formats(range(len(self.layers.names)))
+        self.renew()
+
+    def change_policy(self, policy: Policy[Any]) -> None:
+        """Let a policy of the same kind, with other hyperparameters, decide from the next step on."""
+        self.settle()
+        self.trace.add_columns(columns_of(policy))
+        self.decisions.change_policy(policy)
+
+    # One step
+
+    def before_update(self, take_over: TakeOver | None) -> bool:
+        """One step between backward and the end of the update: see the numbered comments."""
+        masters, policy, decisions = self.layers, self.decisions.policy, self.decisions
+        # 1. What was measured on the way here, and the loss, wait on the device for the policy.
+        gradients = masters.gradients()
+        loss_shown = len(self.losses) > 0
+        figures = decisions.slot
+        figures.masters.copy_(masters.figures)
+        self._note_loss(figures.loss)
+        # 2. ‖G‖ and, if the policy asks for it, ΣG += G.
+        masters.accumulate(
+            gradients,
+            self.windows.sums if decisions.can_switch or not policy.samples_gradients else None,
+            figures.squared,
+            figures.squared_sums,
+            quantize=policy.quantize_gradients,
+            step=self.step,
+        )
+        if policy.keeps_gradients:
+            self.windows.keep(gradients)
+        if self.biases is not None:
+            self.biases.masters.restore_only()
+        # Penalties are those of the words in which the forward pass ran, whatever the policy decides now. The norms are
+        # copied, because settling may hand their buffer to the next step.
+        treatment = Treatment(figures.squared.clone(), self.l1_of_layers, self.l2_of_layers, policy.normalize_gradients)
+        # 3. The policy's turn, if a layer may switch in this step.
+        self.step += 1
+        active = np.array([gradient is not None for gradient in gradients])
+        decisions.add(self.step, active, masters.grids.fraction_lengths, loss_shown)
+        if decisions.due:
+            self.settle()
+        # 4. p ← W and the treated gradients for the optimizer, or the whole update up to p ← Q(W).
+        update = take_over(gradients) if take_over is not None and masters.grids.is_fixed else None
+        if update is None:
+            masters.restore(gradients, treatment)
+        else:
+            masters.descend(gradients, treatment, update, self.step)
+        return update is not None
+
+    def after_update(self) -> None:
+        """W ← p, p ← Ŵ, where that is not done yet."""
+        self._store(ended=True)
+
+    def renew(self) -> None:
+        """p ← Ŵ from the masters, whatever p holds."""
+        for masters in self.banks:
+            masters.show("masters", anew=True)
+        self._store(ended=False)
+
+    def _store(self, *, ended: bool) -> None:
+        for masters in self.banks:
+            if "masters" in masters.views:
+                masters.store(self.step)
+        if self.activations is not None:
+            self.activations.renew(self.step, ended=ended)
+        if self.execution is not None:
+            # Block floating point has followed the weights.
+            self.execution.use(self.layers.grids.precisions)
+
+    def _note_loss(self, out: Tensor) -> None:
+        """Write the step's loss into `out`; NaN if it was not shown."""
+        if self.losses:
+            self.losses.average_into(out)
+            return
+        out.fill_(math.nan)
+        if self.decisions.policy.uses_loss:
+            self.decisions.warn(
+                "the controller never saw the loss of this step, so the push-up strategy stays where it is: pass a "
+                "closure to step(), or call controller.observe(loss) before it"
+            )
+
+    def settle(self) -> None:
+        """Let the policy see the steps that wait, and do what it decides."""
+        before = self.decisions.formats
+        ended = self.decisions.settle(
+            Whole(self.layers.weights),
+            Whole(self.windows.sums),
+            self.windows.gradients,
+            self.l1_of_layers,
+            self.options.l2,
+        )
+        self.windows.clear(ended)
+        if ended or before != self.decisions.formats:
+            changed = [i for i, f in enumerate(self.decisions.formats) if f != before[i]]
+            self._use_formats({*ended, *changed})
+
+    def _use_formats(self, changed: Collection[int]) -> None:
+        """Round to the present formats from now on; biases that follow a changed layer get a new fraction length."""
+        formats, words = self.decisions.formats, self.decisions.word_lengths
+        self.layers.use(formats)
+        if self.activations is not None:
+            self.activations.use(formats)
+        if self.biases is not None:
+            self.biases.use(formats, changed)
+        l1 = self.options.l1
+        by_word_length = self.options.l1_by_word_length
+        self.l1_of_layers = penalties.l1_by_word_length(l1, words) if by_word_length else np.full(len(words), l1)
+        self.l2_of_layers = np.full(len(words), self.options.l2)
+
+    # Persistence
+
+    def state_dict(self, optimized: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Return all of it in plain containers, numbers and tensors: see `Run.state_dict`."""
+        trace, masters, windows = self.trace, self.layers, self.windows
+        biases, activations = self.biases, self.activations
+        gradients = (p.grad for p in optimized.values())
+        return {
+            "version": persistence.VERSION,
+            "step": self.step,
+            "seed": self.noise.seed,
+            "stochastic": self.noise.stochastic,
+            "policy": type(self.decisions.policy).__name__,
+            "layers": list(masters.names),
+            "state": pack(self.decisions.state),
+            "masters": persistence.copied(masters.names, masters.weights),
+            "sums": persistence.copied(masters.names, windows.sums),
+            "windows": {n: [g.clone() for g in w] for n, w in zip(masters.names, windows.gradients, strict=True)},
+            "skipped": dict(zip(masters.names, self.decisions.skipped.tolist(), strict=True)),
+            **({"followers": {}, "follower_formats": {}} if biases is None else biases.state_dict()),
+            "micro_losses": self.losses.state(),
+            "gradients": persistence.copied(optimized, gradients) if self.losses else {},
+            "activations": {} if activations is None else activations.state_dict(),
+            "trace": persistence.sealed(trace.state_dict()),
+            persistence.FORMATS: persistence.sealed(persistence.pack_formats(self.formats)),
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Any], optimized: Mapping[str, Tensor], *, strict: bool) -> None:
+        """Go on from `state_dict`: see `Run.load_state_dict`."""
+        masters, decisions = self.layers, self.decisions
+        policy, biases, activations = decisions.policy, self.biases, self.activations
+        names = masters.names
+        state = persistence.upgraded(state)
+        persistence.check(
+            state,
+            policy=type(policy).__name__,
+            weights=dict(zip(names, masters.weights, strict=True)),
+            sums=policy.sums_gradients,
+            strict=strict,
+        )
+        old_names = list(state["layers"])
+        saved_trace = persistence.opened(state["trace"])
+        old = unpack(state["state"], self._fresh, len(old_names), release=release_of(saved_trace))
+        places = {i: old_names.index(name) for i, name in enumerate(names) if name in old_names}
+        # A state that has all layers replaces everything: no weight is looked at, not even one that is not finite.
+        fresh = self._fresh if len(places) == len(names) else policy.start(Whole(masters.weights))
+        policy_state = carry(old, fresh, places)
+        if policy.keeps_gradients:
+            persistence.check_windows(state["windows"], dict(zip(old_names, old.gradients.tolist(), strict=True)))
+        # A layer that joined late comes last in its own run, but not in one that begins with it.
+        same = sorted(old_names) == sorted(names)
+        trace = Trace.from_state_dict(saved_trace) if same else Trace(names, masters.numel)
+        trace.add_columns(columns_of(policy))
+        if trace.layers != names:
+            trace = trace.reordered(names)
+        if len(trace) and trace.step[-1] > state["step"]:
+            raise ValueError(f"the precision state is of step {state['step']}, but its trace goes to {trace.step[-1]}")
+        gradients = {name: p for name, p in optimized.items() if name in state["gradients"]}
+        persistence.check_tensors("gradients", state["gradients"], gradients)
+        if biases is not None:
+            biases.check(state, strict=strict)
+        elif strict and state["followers"]:
+            raise ValueError("the precision state holds quantised biases: attach with quantize_biases=True")
+        if activations is not None:
+            check_state(state["activations"], activations.names, strict=strict)
+        elif strict and state["activations"]:
+            raise ValueError("the precision state rounds activations: attach with the same activations")
+
+        self.step = state["step"]
+        self.noise.seed, self.noise.stochastic = state["seed"], state["stochastic"]
+        decisions.start(policy_state, trace)
+        for i in places:
+            name = names[i]
+            masters.load(i, state["masters"])
+            self.windows.load(i, state["sums"].get(name), state["windows"].get(name, ()), like=masters.weights[i])
+            decisions.skipped[i] = state["skipped"].get(name, 0)
+        self._use_formats(range(len(names)))
+        if biases is not None:
+            biases.load(state)
+        if activations is not None:
+            activations.load_state_dict(state["activations"], strict=strict)
+        self.losses.load(state["micro_losses"])
+        for name, parameter in gradients.items():
+            parameter.grad = state["gradients"][name].to(parameter.device, copy=True)
+        self.renew()

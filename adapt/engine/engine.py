@@ -1,0 +1,339 @@
+"""Hooks on the user's own optimizer and modules that move a run from step to step.
+
+One step flows one way: forward and backward at Ŵ → the loss is noted → the run sees (W, G, loss) and chooses formats
+→ p ← W, penalties and normalisation on G → the optimizer steps → W ← p → p ← Q(W) → one row of the trace. Where the
+optimizer is torch's SGD, the run does all that lies between the gradients and Q(W) in one pass.
+"""
+
+import contextlib
+from collections.abc import Collection, Iterator, Mapping
+from numbers import Real
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from adapt import user_warnings
+from adapt.engine import persistence
+from adapt.engine.fused_sgd import FusedSGD
+from adapt.engine.members import Members
+from adapt.engine.run import Run
+from adapt.engine.steps import Steps, unscale
+from adapt.engine.views import Views
+from adapt.layers import choice, optimizers
+from adapt.layers.hooks import remove_all
+from adapt.layers.view import View
+from adapt.numerics import Format
+from adapt.trace import Trace
+from adapt.weights.masters import Masters
+
+
+class Engine:
+    """Drives a run by hooks on an optimizer and its modules. `Controller` and `Learner` are what users see of it.
+
+    Between steps every layer's parameter holds quantised values; the run keeps the float32 masters. Evaluation sees the
+    masters rounded to nearest, training sees them as training rounds them: hooks on the modules swap the two when a
+    module's mode changes. What anyone else writes into a layer's parameter between two steps is overwritten by the
+    next, except by `load_state_dict`, whose values become the masters.
+
+    Attributes:
+        optimizer: the optimizer.
+    """
+
+    def __init__(
+        self, optimizer: Optimizer, module: nn.Module | None, parameters: Mapping[str, Tensor], run: Run
+    ) -> None:
+        self.optimizer = optimizer
+        self._module, self._run = module, run
+        self._members = Members(optimizer, module, parameters)
+        self._views = Views(module, run.pin, self._adopt)
+        self._steps = Steps(
+            optimizer,
+            before_update=self._before_update,
+            after_update=self._after_update,
+            undo=self._renew,
+        )
+        self._fused: FusedSGD | None = None
+        self._restored = False
+        self._handles: list[Any] = []
+
+    def attach(self) -> None:
+        """Register the hooks and round the weights. A call that fails leaves everything as it was."""
+        handles: list[Any] = []
+        try:
+            handles += self._steps.hook()
+            handles.append(self.optimizer.register_state_dict_post_hook(self._save_into))
+            handles.append(self.optimizer.register_load_state_dict_pre_hook(self._load_from))
+            self._follow()
+        except BaseException:
+            remove_all(handles)
+            self._release("masters")
+            raise
+        self._handles = handles
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            f"a {type(self).__name__} belongs to its optimizer and modules and cannot be copied or pickled: copy or "
+            "save what it keeps by its state_dict(), or the optimizer's"
+        )
+
+    def __repr__(self) -> str:
+        state = f"{self.step} steps" if self.is_attached else f"detached after {self.step} steps"
+        words = [form.word_length for name, form in self.formats.items() if name in self.layers]
+        bits = sorted({int(word) for array in words for word in array.flat})
+        span = "" if not bits else f", {bits[0]} bits" if len(bits) == 1 else f", {bits[0]} to {bits[-1]} bits"
+        return f"<{type(self).__name__} of {type(self.optimizer).__name__}: {len(self.layers)} layers{span}, {state}>"
+
+    # What a user sees
+
+    @property
+    def layers(self) -> dict[str, Tensor]:
+        """The parameters whose precision moves, by name."""
+        return dict(zip(self.banks[0].names, self.banks[0].parameters, strict=True))
+
+    @property
+    def masters(self) -> dict[str, Tensor]:
+        """The float32 master weights of the layers, by the weight's name: the tensors themselves, not copies."""
+        return dict(zip(self.banks[0].names, self.banks[0].weights, strict=True))
+
+    @property
+    def formats(self) -> dict[str, Format]:
+        """The number format of everything that is quantised, as evaluation uses it.
+
+        Weights, biases and norm parameters go by the parameter's name, activations by the path of their module and
+        ".input" or ".output". What runs in float32 is not among them. Reading it may wait for the device.
+        """
+        return self._run.formats
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps begun so far."""
+        return self._run.step
+
+    @property
+    def trace(self) -> Trace:
+        """What happened in every step so far. Reading it waits for the device."""
+        return self._run.trace
+
+    def observe(self, loss: Tensor | float) -> None:
+        """Show the loss of a micro-batch before `step()`; those of several micro-batches are averaged.
+
+        After `detach` this does nothing.
+
+        Raises:
+            TypeError: the loss is no number.
+            ValueError: the loss is not a single number.
+        """
+        if self.is_attached:
+            self._run.losses.observe(loss)
+
+    def forget_losses(self) -> None:
+        """Drop the losses observed since the last step: for gradients that are thrown away, as when a scaler skips."""
+        self._run.losses.forget()
+
+    def master_weights(self) -> contextlib.AbstractContextManager[None]:
+        """Within the context the parameters hold the float32 masters, afterwards what they held before."""
+        return self._pinned("masters")
+
+    def evaluation_weights(self) -> contextlib.AbstractContextManager[None]:
+        """Within the context the parameters hold the masters rounded to nearest, whatever mode the modules are in.
+
+        Use it to copy a model or to read its parameters between two steps. Passes of a module in evaluation mode see
+        these weights anyway, unless no module was given to `attach` or the module's hooks do not run, as in a module
+        that was compiled in place or after attaching.
+        """
+        return self._pinned("evaluation")
+
+    @contextlib.contextmanager
+    def _pinned(self, view: View) -> Iterator[None]:
+        self._require_attached()
+        try:
+            with self._views.pinned(view):
+                self._follow_pin()
+                yield
+        finally:
+            self._follow_pin()
+
+    def _follow_pin(self) -> None:
+        for part in self._run.hooked:
+            part.follow_pin()
+
+    @torch.no_grad()
+    def quantize_(self) -> None:
+        """Round what the parameters hold now to nearest, in place and in the present formats; no master changes.
+
+        For values from elsewhere, such as the mean of masters that weight averaging evaluates. They stay until
+        something shows the masters' own values again, as a pass in another mode does: use `evaluation_weights()`.
+        """
+        for masters in self.banks:
+            masters.round_parameters()
+        self._views.renew()
+
+    def detach(self, view: View = "evaluation") -> None:
+        """Remove the hooks for good. `trace` and `masters` can still be read.
+
+        Args:
+            view: what the parameters keep: the masters rounded to nearest, or the "masters" themselves.
+
+        Raises:
+            ValueError: there is no such view.
+            RuntimeError: within `master_weights()` or `evaluation_weights()`.
+        """
+        if view not in ("evaluation", "masters"):
+            raise ValueError(f'view must be "evaluation" or "masters", got {view!r}')
+        if not self.is_attached:
+            return
+        self._require_no_context("detach()")
+        remove_all(self._handles)
+        self._handles.clear()
+        self._release(view)
+
+    def _release(self, view: View) -> None:
+        """Leave the parameters in this view, and remove the hooks on the modules."""
+        for masters in self.banks:
+            masters.hand_over(view)
+        self._views.renew()
+        self._views.remove()
+        if self._fused is not None:
+            self._fused.forget()
+        for part in self._run.hooked:
+            part.remove()
+
+    # Following optimizer and modules
+
+    @property
+    def banks(self) -> list[Masters]:
+        """The masters of the layers and, where they are quantised too, of the biases."""
+        return self._run.banks
+
+    @property
+    def is_attached(self) -> bool:
+        """Whether the hooks are in place: until `detach`."""
+        return bool(self._handles)
+
+    def _require_attached(self) -> None:
+        if not self.is_attached:
+            raise RuntimeError(
+                "this controller was detached: its masters stay in controller.masters, but it keeps the parameters no "
+                "longer, so attach a new one"
+            )
+
+    def _require_no_context(self, what: str) -> None:
+        if self._run.pin.view is not None:
+            raise RuntimeError(f"{what} within master_weights() or evaluation_weights(): leave the context first")
+
+    @torch.no_grad()
+    def _follow(self) -> None:
+        """Let the run, the fused update and the hooks on the modules follow the present layers."""
+        self._members.look()
+        self._run.follow(self._members.known, self.optimizer, self._module)
+        for masters in self.banks:
+            masters.may_alias = optimizers.updates_in_place(self.optimizer)
+        if self._run.fuses_sgd:
+            self._fused = FusedSGD(self.optimizer, self.banks[0].parameters, self._steps.is_watched)
+        self._views.hook(self.banks)
+        self._views.renew()
+
+    def _adopt(self) -> None:
+        """Take in the layers that have joined the optimizer, or were unfrozen."""
+        if self._members.changed:
+            self._take_in()
+
+    # A forward pass may notice a new layer in inference mode, but the tensors created here are written in training.
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _take_in(self, frozen: Collection[str] = ()) -> None:
+        """Take in what has joined, and the frozen layers of these names."""
+        self._views.renew()
+        self._members.name()
+        found = choice.choose(self.optimizer, self._members.known, self._run.choice, frozen)
+        self._run.join(self.layers | found)
+        self._follow()
+
+    @torch.no_grad()
+    def _before_update(self, loss: Any) -> None:
+        """Between backward and update; `loss` is what the closure returned, if there was one."""
+        if not self.is_attached:
+            # The closure detached.
+            return
+        self._require_no_context("optimizer.step()")
+        if not self._run.losses and isinstance(loss, Tensor | Real):
+            self.observe(loss)  # type: ignore[arg-type]
+        self._restored = False
+        self._adopt()
+        unscale(self.optimizer)
+        if self._fused is None:
+            self._run.before_update(None)
+            return
+        self._fused.forget()
+        if self._run.before_update(self._fused.take_over):
+            self._fused.hide()
+
+    @torch.no_grad()
+    def _after_update(self) -> None:
+        if self._fused is not None:
+            self._fused.show()
+        self._run.after_update()
+        self._views.renew()
+
+    @torch.no_grad()
+    def _renew(self) -> None:
+        self._run.renew()
+        self._views.renew()
+
+    # Persistence
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that a resumed run needs, in plain containers, numbers and tensors.
+
+        `optimizer.state_dict()` holds it. Between the micro-batches of a step it includes the gradients so far, if
+        their losses were observed.
+        """
+        return self._run.state_dict(self._members.present)
+
+    def load_state_dict(self, state: Mapping[str, Any], *, strict: bool = True) -> None:
+        """Go on from where `state_dict` was taken. Nothing changes unless all of it fits.
+
+        Seed and rounding are those of the state, as the noise is that of the run that wrote it; the policy stays.
+
+        Args:
+            state: what `state_dict` returned.
+            strict: refuse a state whose layers are not exactly these. Otherwise layers are matched by name: what the
+                state lacks starts afresh, what it has beyond these is left out, and the trace starts anew.
+
+        Raises:
+            ValueError: the state is of another kind, version, policy or network.
+            RuntimeError: the controller was detached, or is within `master_weights()` or `evaluation_weights()`.
+        """
+        self._require_attached()
+        self._require_no_context("loading a state")
+        self._adopt()
+        self._take_in_frozen(state)
+        self._run.load_state_dict(state, self._members.present, strict=strict)
+        self._restored = True
+        self._steps.forget()
+        self._views.renew()
+
+    def _take_in_frozen(self, state: Mapping[str, Any]) -> None:
+        """Take in the layers of a state that are frozen here, because the run that wrote it had unfrozen them."""
+        layers = state.get("layers") if isinstance(state, Mapping) else None
+        wanted = {name for name in layers if isinstance(name, str)} if isinstance(layers, list) else set()
+        frozen = {name for name, p in self._members.present.items() if name in wanted and not p.requires_grad}
+        if frozen - set(self.banks[0].names):
+            self._take_in(frozen)
+
+    def _save_into(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
+        state_dict[persistence.KEY] = self.state_dict()
+        return state_dict
+
+    def _load_from(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
+        if persistence.KEY not in state_dict:
+            if not self._restored:
+                user_warnings.warn(
+                    "the optimizer's state was saved without a controller: formats and masters stay as they are",
+                )
+            return state_dict
+        persistence.check_groups(state_dict, optimizer.param_groups)
+        self.load_state_dict(state_dict[persistence.KEY])
+        return {key: value for key, value in state_dict.items() if key != persistence.KEY}

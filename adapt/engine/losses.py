@@ -1,0 +1,58 @@
+"""The losses of a step's micro-batches, and their mean."""
+
+from collections.abc import Iterable
+from numbers import Real
+
+from torch import Tensor
+
+from adapt.distributed import ranks
+
+
+class MicroLosses:
+    """The losses observed since the last step, one for each micro-batch. Tensors stay on the device."""
+
+    def __init__(self) -> None:
+        self._shown: list[Tensor | float] = []
+
+    def __len__(self) -> int:
+        return len(self._shown)
+
+    def observe(self, loss: Tensor | float) -> None:
+        """Note the loss of one more micro-batch.
+
+        Raises:
+            TypeError: the loss is no number.
+            ValueError: the loss is not a single number.
+        """
+        if isinstance(loss, Tensor):
+            if loss.numel() != 1:
+                raise ValueError(f"loss must be a single number, got shape {tuple(loss.shape)}: reduce it first")
+            # Copied, because the caller may change the loss in place, as by dividing it by the number of micro-batches.
+            self._shown.append(loss.detach().reshape(()).clone())
+        elif isinstance(loss, Real):
+            self._shown.append(float(loss))
+        else:
+            raise TypeError(f"loss must be a tensor or a number, got {type(loss).__name__}")
+
+    def forget(self) -> None:
+        """Drop the losses observed so far."""
+        self._shown = []
+
+    def average_into(self, out: Tensor) -> None:
+        """Write their mean over all processes into a 0-dim tensor, and forget them.
+
+        There must be at least one.
+        """
+        shown, self._shown = self._shown, []
+        out.fill_(shown[0] if len(shown) == 1 else 0.0)
+        for loss in shown if len(shown) > 1 else ():
+            out += (loss.to(out) if isinstance(loss, Tensor) else loss) / len(shown)
+        ranks.average_(out)
+
+    def state(self) -> list[float]:
+        """Return them as plain numbers."""
+        return [float(loss) for loss in self._shown]
+
+    def load(self, state: Iterable[float]) -> None:
+        """Go on from `state`."""
+        self._shown = list(state)

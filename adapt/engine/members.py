@@ -1,0 +1,61 @@
+"""The parameters of an optimizer by name, and whether some have joined since the last look."""
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from adapt.layers.naming import plain_names
+from adapt.layers.optimizers import optimized
+
+
+class Members:
+    """Names the parameters of an optimizer, including those that join later, and notices when some have joined.
+
+    Args:
+        optimizer: the optimizer.
+        module: gives names to parameters that join; a parameter that it does not contain is numbered.
+        parameters: the parameters that have a name already; they may be more than the optimizer's.
+
+    Attributes:
+        known: every named parameter.
+    """
+
+    def __init__(self, optimizer: Optimizer, module: nn.Module | None, parameters: Mapping[str, Tensor]) -> None:
+        self._optimizer, self._module = optimizer, module
+        self.known = dict(parameters)
+        self.look()
+
+    def look(self) -> None:
+        """Remember what is there now."""
+        self._members = self._identities()
+        self._frozen = [p for p in optimized(self._optimizer) if not p.requires_grad]
+
+    @property
+    def changed(self) -> bool:
+        """Whether parameters have joined the optimizer, or were unfrozen, since the last look."""
+        return self._identities() != self._members or any(p.requires_grad for p in self._frozen)
+
+    @property
+    def present(self) -> dict[str, Tensor]:
+        """The parameters of the optimizer that have a name."""
+        inside = {id(p) for p in optimized(self._optimizer)}
+        return {name: p for name, p in self.known.items() if id(p) in inside}
+
+    def name(self) -> None:
+        """Give a name to every parameter of the optimizer."""
+        names = {id(p): name for name, p in self.known.items()}
+        if self._module is not None:
+            found = dict(self._module.named_parameters())
+            plain = plain_names(found)
+            names |= {id(p): plain[name] for name, p in found.items()}
+        for parameter in optimized(self._optimizer):
+            name = names.setdefault(id(parameter), f"parameter_{len(names)}")
+            # A module may have been replaced by one of the same name while the optimizer keeps the parameters of both.
+            while self.known.get(name, parameter) is not parameter:
+                name += "'"
+            self.known[name] = parameter
+
+    def _identities(self) -> list[int]:
+        """Compared by identity, which no other parameter can inherit: `known` keeps every parameter alive."""
+        return [id(parameter) for group in self._optimizer.param_groups for parameter in group["params"]]

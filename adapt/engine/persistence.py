@@ -1,0 +1,211 @@
+"""A run's state inside of the optimizer's, whether a loaded one fits, and states of earlier versions."""
+
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adapt.numerics import Format, pack, unpack
+
+KEY = "adapt"
+"""Where the controller's state lies in `optimizer.state_dict()`."""
+
+FORMATS = "tensor_formats"
+"""Where a run's state keeps the formats of all tensors, sealed."""
+
+VERSION = 2
+"""Version 2 added the formats of all tensors; everything else is as in version 1."""
+
+_FIELDS = {
+    "version": int,
+    "step": int,
+    "seed": int,
+    "stochastic": bool,
+    "policy": str,
+    "layers": list,
+    "state": Mapping,
+    "masters": Mapping,
+    "sums": Mapping,
+    "windows": Mapping,
+    "skipped": Mapping,
+    "followers": Mapping,
+    "follower_formats": Mapping,
+    "micro_losses": list,
+    "gradients": Mapping,
+    "activations": Mapping,
+    "trace": bytes,
+    FORMATS: bytes,
+}
+
+
+def copied(names: Iterable[str], tensors: Iterable[Tensor | None]) -> dict[str, Tensor]:
+    """Return copies of those tensors that are not None, by name."""
+    return {name: t.detach().clone() for name, t in zip(names, tensors, strict=True) if t is not None}
+
+
+def sealed(value: Any) -> bytes:
+    """Return a tree whose tensors grow during a run as one value.
+
+    `torch.distributed.checkpoint` reads into the tensors that exist already, so their shapes must not change.
+    """
+    file = io.BytesIO()
+    torch.save(value, file)
+    return file.getvalue()
+
+
+def opened(content: bytes) -> Any:
+    """Return what `sealed` packed; nothing in it is executed.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    try:
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises half a dozen kinds
+        raise ValueError(f"the precision state is damaged: {error!s:.200}") from error
+
+
+def pack_formats(formats: Mapping[str, Format]) -> dict[str, Any]:
+    """Return the formats as numbers and lists by name."""
+    return {name: pack(form) for name, form in formats.items()}
+
+
+def unpack_formats(packed: Any) -> dict[str, Format]:
+    """Return the formats that `pack_formats` packed.
+
+    Raises:
+        ValueError: they are no formats by name.
+    """
+    if not isinstance(packed, Mapping) or not all(isinstance(name, str) for name in packed):
+        raise ValueError(f"formats should be packed by name, got {packed!r:.80}")
+    return {name: unpack(form) for name, form in packed.items()}
+
+
+def is_state(value: Any) -> bool:
+    """Whether something is the state of a run, of whatever version."""
+    return isinstance(value, Mapping) and {"version", "masters", "layers"} <= set(value)
+
+
+def upgraded(state: Any) -> Any:
+    """Return a state of an earlier version as the present version would have written it.
+
+    Anything else is returned as it is, for `check` to refuse.
+    """
+    if not (isinstance(state, Mapping) and type(state.get("version")) is int and state["version"] == 1):
+        return state
+    if isinstance(state.get("trace"), Mapping):
+        # The first release kept no gradients between micro-batches, rounded no activations and did not seal the trace.
+        state = {"gradients": {}, "activations": {}, **state, "trace": sealed(state["trace"])}
+    return {FORMATS: b"", **state, "version": VERSION}
+
+
+def check(state: Any, *, policy: str, weights: Mapping[str, Tensor], sums: bool, strict: bool) -> None:
+    """Refuse a state of a policy's run that cannot be loaded completely.
+
+    Args:
+        state: the state to look at.
+        policy: name of the policy that is to go on.
+        weights: the layers' master weights, by name.
+        sums: whether the policy keeps running sums.
+        strict: refuse missing and surplus layers too.
+
+    Raises:
+        ValueError: the state is of another kind, version, policy or network.
+    """
+    if not isinstance(state, Mapping) or "version" not in state:
+        raise ValueError("the precision state is no state of a controller: it has no version")
+    if type(state["version"]) is not int or state["version"] != VERSION:
+        raise ValueError(
+            f"the precision state has version {state['version']!r:.80}, but this package reads versions up to {VERSION}"
+        )
+    if "kind" in state:
+        raise ValueError("the precision state is of another kind of controller, one of learned widths")
+    for name, kind in _FIELDS.items():
+        value = state.get(name)
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            raise ValueError(f"the precision state should hold {name!r} as {kind.__name__}, got {value!r:.80}")
+    if not 0 <= state["step"] < 2**62:
+        raise ValueError(f"the precision state should count steps from 0, got {state['step']}")
+    if state["policy"] != policy:
+        raise ValueError(f"the precision state was written by the policy {state['policy']:.80}, not by {policy}")
+    layers = state["layers"]
+    if not all(isinstance(name, str) for name in layers) or len(set(layers)) < len(layers):
+        raise ValueError(f"the precision state should list each layer's name once, got {layers!r:.80}")
+    missing, surplus = sorted(set(weights) - set(layers)), sorted(set(layers) - set(weights))
+    if strict and (missing or surplus):
+        raise ValueError(
+            "the precision state is of another network: "
+            + "; ".join(
+                f"{len(names)} layers are {word} ({', '.join(names[:4])}{', …' if len(names) > 4 else ''})"
+                for word, names in (("missing", missing), ("unknown", surplus))
+                if names
+            )
+            + ". Load it with strict=False to match layers by name"
+        )
+    both = {name: weight for name, weight in weights.items() if name in layers}
+    for field in ("masters", "sums") if sums else ("masters",):
+        check_tensors(field, state[field], both)
+    for name, weight in both.items():
+        window = state["windows"].get(name, [])
+        if not isinstance(window, list):
+            raise ValueError(f"the precision state should list the window of {name}, got {window!r:.80}")
+        for gradient in window:
+            check_tensors("windows", {name: gradient}, {name: weight})
+    if not all(type(count) is int and 0 <= count < 2**63 for count in state["skipped"].values()):
+        raise ValueError(f"the precision state should count skipped gradients, got {state['skipped']!r:.80}")
+    if not all(type(loss) is float for loss in state["micro_losses"]):
+        raise ValueError(f"the precision state should list losses as numbers, got {state['micro_losses']!r:.80}")
+
+
+def check_tensors(field: str, tensors: Mapping[str, Any], like: Mapping[str, Tensor]) -> None:
+    """Refuse tensors that do not have the names, shapes and types of `like`.
+
+    Raises:
+        ValueError: one is missing or different.
+    """
+    for name, model in like.items():
+        tensor = tensors.get(name)
+        if (
+            not isinstance(tensor, Tensor)
+            or tensor.layout != torch.strided
+            or tensor.shape != model.shape
+            or tensor.dtype != model.dtype
+        ):
+            found = f"{tensor.dtype} {list(tensor.shape)}" if isinstance(tensor, Tensor) else f"{tensor!r:.80}"
+            raise ValueError(
+                f"the precision state should hold {field!r} of {name} as {model.dtype} {list(model.shape)}, got {found}"
+            )
+
+
+def check_windows(windows: Mapping[str, Sequence[Tensor]], gradients: Mapping[str, int]) -> None:
+    """Refuse windows that do not hold as many gradients as their layers' running sums do.
+
+    Raises:
+        ValueError: one does not, as after `torch.distributed.checkpoint`, which leaves out lists of another length.
+    """
+    for name, count in gradients.items():
+        if len(windows.get(name, ())) != count:
+            raise ValueError(
+                f"the precision state should hold the {count} gradients in the window of {name}, "
+                f"got {len(windows.get(name, ()))}"
+            )
+
+
+def check_groups(state: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse an optimizer's state that torch would refuse, before anything of the controller has changed.
+
+    Raises:
+        ValueError: it is no optimizer's state, or one with other parameter groups.
+    """
+    saved = state.get("param_groups")
+    if not isinstance(state.get("state"), Mapping) or not isinstance(saved, list):
+        raise ValueError("the optimizer's state should hold 'state' and 'param_groups': it is no optimizer's state")
+    sizes = [len(group["params"]) for group in groups]
+    found = [len(g["params"]) if isinstance(g, Mapping) and isinstance(g.get("params"), list) else None for g in saved]
+    if found != sizes:
+        raise ValueError(
+            f"the optimizer's state is of groups with {found} parameters, but this optimizer has {sizes}: "
+            "load a state of the same network"
+        )

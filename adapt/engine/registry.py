@@ -1,0 +1,55 @@
+"""The runs that are attached: one for each optimizer, and no parameter in two of them."""
+
+import gc
+import weakref
+from collections.abc import Mapping
+from typing import TypeVar
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from adapt.engine.engine import Engine
+from adapt.layers.optimizers import optimized
+
+Kind = TypeVar("Kind", bound=Engine)
+
+_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+
+
+def attached(optimizer: Optimizer) -> Engine | None:
+    """Return what is attached to the optimizer, if anything is."""
+    return next((engine for engine in _attached() if engine.optimizer is optimizer), None)
+
+
+def register(engine: Kind) -> Kind:
+    """Attach an engine, and remember it for as long as it lives."""
+    engine.attach()
+    _engines.add(engine)
+    return engine
+
+
+def check_free(optimizer: Optimizer, parameters: Mapping[str, Tensor]) -> None:
+    """Refuse an optimizer or parameters that something is attached to.
+
+    Raises:
+        ValueError: the optimizer, or another one of these parameters, has a controller.
+    """
+    if attached(optimizer) is not None:
+        raise ValueError("optimizer has a controller already: call the controller's detach() before attaching again")
+    mine = {id(parameter) for parameter in optimized(optimizer)}
+    taken = [name for name, parameter in parameters.items() if id(parameter) in mine & _kept()]
+    if taken:
+        # An optimizer and its controller refer to each other, so one that was just dropped may still be there.
+        gc.collect()
+    for name in taken:
+        if id(parameters[name]) in _kept():
+            raise ValueError(f"params holds {name}, which another optimizer's controller keeps: detach() that first")
+
+
+def _attached() -> list[Engine]:
+    return [engine for engine in list(_engines) if engine.is_attached]
+
+
+def _kept() -> set[int]:
+    """The identities of all parameters that something attached keeps masters of."""
+    return {id(p) for engine in _attached() for masters in engine.banks for p in masters.parameters}

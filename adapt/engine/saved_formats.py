@@ -1,0 +1,91 @@
+"""The number formats of a run, also from what it saved."""
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch.optim import Optimizer
+
+from adapt import files
+from adapt.engine import persistence
+from adapt.engine.engine import Engine
+from adapt.engine.registry import attached
+from adapt.numerics import Format
+
+WEIGHTS_ONLY_KEY = "adapt_formats"
+"""Where a checkpoint without optimizer states keeps its formats, beside the weights."""
+
+Source = Engine | Optimizer | Mapping[str, Any] | str | os.PathLike[str]
+
+
+def formats(source: Source) -> dict[str, Format]:
+    """Return the number format of everything that is quantised, as evaluation uses it.
+
+    Weights, biases and norm parameters go by the parameter's name, activations by the path of their module and ".input"
+    or ".output". What runs in float32 is not among them. The formats of the best checkpoint are those with which its
+    accuracy was measured; those at the end of the run are others.
+
+    Args:
+        source: a controller or learner, an optimizer that has one, an optimizer's `state_dict()`, a checkpoint that
+            holds such states at whatever depth, or the path of a checkpoint's file: ours, or one of Lightning's, with
+            `save_weights_only=True` too.
+
+    Raises:
+        OSError: the file cannot be opened.
+        TypeError: the source is something else.
+        ValueError: the file is no checkpoint, or the source holds no formats, several that contradict each other, or
+            those of a version that did not save them.
+    """
+    if isinstance(source, Optimizer):
+        engine = attached(source)
+        if engine is None:
+            raise ValueError("source is an optimizer without a controller: attach one, or pass a checkpoint")
+        return engine.formats
+    if isinstance(source, Engine):
+        return source.formats
+    where = "source"
+    if isinstance(source, str | os.PathLike):
+        where = str(Path(source))
+        source = files.load(source)
+    if not isinstance(source, Mapping):
+        raise TypeError(
+            f"source must be a controller, an optimizer, its state_dict(), or a checkpoint, got {type(source).__name__}"
+        )
+    found: dict[str, Format] = {}
+    for packed in _packed(source, where):
+        for name, form in persistence.unpack_formats(packed).items():
+            if found.setdefault(name, form) != form:
+                raise ValueError(f"{where} holds two formats of {name}: pass the state of one optimizer")
+    if not found:
+        raise ValueError(f"{where} holds no formats: it was saved without a controller")
+    return found
+
+
+def _packed(tree: Any, where: str) -> Iterator[Any]:
+    """The packed formats of every state in a tree of mappings and lists."""
+    if isinstance(tree, Mapping):
+        if WEIGHTS_ONLY_KEY in tree:
+            yield tree[WEIGHTS_ONLY_KEY]
+            return
+        state = tree.get(persistence.KEY)
+        if persistence.is_state(state):
+            yield from _of_state(state, where)
+            return
+        if persistence.is_state(tree):
+            yield from _of_state(tree, where)
+            return
+        tree = list(tree.values())
+    if isinstance(tree, list | tuple):
+        for branch in tree:
+            yield from _packed(branch, where)
+
+
+def _of_state(state: Any, where: str) -> Iterator[Any]:
+    content = state.get(persistence.FORMATS)
+    if not isinstance(content, bytes) or not content:
+        raise ValueError(
+            f"{where} was saved by a version of adapt that did not write the formats into it: resume the run and save "
+            "it again"
+        )
+    yield persistence.opened(content)

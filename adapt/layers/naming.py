@@ -1,0 +1,86 @@
+"""What parameters are called: as their module names them, without what was wrapped around it."""
+
+from collections.abc import Container, Iterable, Iterator, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+Parameters = nn.Module | Mapping[str, Tensor] | Iterable[tuple[str, Tensor]] | Iterable[Tensor]
+
+
+def plain_names(names: Iterable[str]) -> dict[str, str]:
+    """Return each parameter's name without the prefixes of torch.compile, DistributedDataParallel or weight averaging.
+
+    Where only some names begin with "module.", that is an attribute of the model itself.
+    """
+    plain = {name: name.replace("_orig_mod.", "") for name in names}
+    wrapped = all(name.startswith("module.") for name in plain.values())
+    return {name: short.removeprefix("module.") if wrapped else short for name, short in plain.items()}
+
+
+def plain_name(name: str) -> str:
+    """Return one parameter's name without such prefixes."""
+    return plain_names([name])[name]
+
+
+def owners(module: nn.Module, kinds: tuple[type[nn.Module], ...], weights: Container[int]) -> Iterator[tuple[str, Any]]:
+    """Yield the modules of these kinds whose weight is one of some parameters, each with its weight's plain name.
+
+    Args:
+        weights: the parameters' identities.
+    """
+    plain = plain_names(name for name, _ in module.named_parameters(remove_duplicate=False))
+    for path, owner in module.named_modules():
+        weight = owner._parameters.get("weight")
+        if isinstance(owner, kinds) and weight is not None and id(weight) in weights:
+            yield plain[f"{path}.weight" if path else "weight"], owner
+
+
+def named(params: Parameters) -> dict[str, Tensor]:
+    """Return every parameter by its name: the module's, the given one, or its position where there is none.
+
+    Raises:
+        TypeError: `params` is something else, or holds something that is no tensor.
+        ValueError: two parameters have one name.
+    """
+    if isinstance(params, Tensor):
+        raise TypeError(
+            "params must be a module, named parameters or parameters, got a single tensor: wrap it in a list"
+        )
+    pairs: Iterable[object]
+    if isinstance(params, nn.Module):
+        pairs = params.named_parameters()
+    elif isinstance(params, Mapping):
+        pairs = params.items()
+    elif isinstance(params, Iterable):
+        pairs = params
+    else:
+        raise TypeError(f"params must be a module, named parameters or parameters, got {type(params).__name__}")
+    found: list[tuple[str, Tensor]] = []
+    for position, pair in enumerate(pairs):
+        name, parameter = pair if isinstance(pair, tuple) and len(pair) == 2 else (f"parameter_{position}", pair)
+        if not isinstance(name, str) or not isinstance(parameter, Tensor):
+            raise TypeError(
+                f"params must hold parameters or (name, parameter) pairs, got {type(pair).__name__} at {position}"
+                + (": make the optimizer of these groups and use adapt.attach" if isinstance(pair, dict) else "")
+            )
+        found.append((name, parameter))
+    plain = plain_names(name for name, _ in found)
+    result: dict[str, Tensor] = {}
+    known: set[int] = set()
+    for name, parameter in found:
+        name = plain[name]
+        if result.get(name, parameter) is not parameter:
+            raise ValueError(f"params names two parameters {name!r}: give each its own name")
+        # A tied parameter goes by the first of its names.
+        if id(parameter) not in known:
+            known.add(id(parameter))
+            result[name] = parameter
+    return result
+
+
+def module_site(site: str) -> str:
+    """Return "conv1.input" for the site "conv1.weight.input", which is named after its layer's weight."""
+    weight, _, kind = site.rpartition(".")
+    path, _, _ = weight.rpartition(".")
+    return f"{path}.{kind}" if path else kind

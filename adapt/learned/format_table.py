@@ -1,0 +1,250 @@
+"""Step and range of every learned format of a network: of each channel of a weight, and of each activation tensor."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from adapt.kernels.learned_steps import SUMS, Row
+from adapt.learned import lsq
+from adapt.learned.quantizer import is_sign, limit, range_gradients, range_row, word_length
+from adapt.numerics import Format
+
+STEPS = {"weight": (2.0**-12, 1.0), "activation": (2.0**-12, 8.0)}
+"""Bounds of d (Schaefer et al.)."""
+
+RANGES = (2.0**-8, 127.0)
+"""Bounds of q₊."""
+
+LN2 = float(np.log(2.0))
+
+
+class FormatTable:
+    """d and q₊ of F formats, the kernels' table that follows from them, and the sums that come back.
+
+    Weights come first, tensor by tensor and channel by channel, then activations, one format each.
+
+    Args:
+        names: of the tensors.
+        channels: formats of each tensor.
+        numel: elements behind each format, int64 [F]; 0 for a tensor that is never met, whose values stay as they are.
+        signed: whether a format has both signs, bool [F].
+        weights: how many of the formats are weights'.
+        floor: the fewest bits.
+        fixed: LSQ's word lengths of weights and of activations; None where word lengths are learned.
+        device: where the tensors are.
+
+    Attributes:
+        step, maximum: d and q₊, float32 [F] on the device.
+        rows: the kernels' table, float32 [F, 5] on the device.
+        sums: what backward passes left since the last update, float64 [F, 4] on the device.
+        bits: word lengths, int64 [F] on the host.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        channels: Sequence[int],
+        numel: NDArray[np.int64],
+        signed: NDArray[np.bool_],
+        *,
+        weights: int,
+        floor: int,
+        fixed: tuple[int, int] | None = None,
+        device: torch.device,
+    ) -> None:
+        self.names, self.channels = tuple(names), tuple(channels)
+        self.numel, self.weights, self.floor, self.fixed = numel, weights, floor, fixed
+        count = len(numel)
+        ends = np.cumsum(channels, dtype=np.int64)
+        self.places = {n: slice(int(e - c), int(e)) for n, c, e in zip(names, channels, ends, strict=True)}
+        self.signed = torch.from_numpy(signed.copy()).to(device)
+        self.step = torch.ones(count, device=device)
+        self.maximum = torch.ones(count, device=device)
+        self.rows = torch.zeros(count, 5, device=device)
+        self.sums = torch.zeros(count, SUMS, dtype=torch.float64, device=device)
+        self.bits = np.full(count, floor, np.int64)
+        bounds = np.array([STEPS["weight" if i < weights else "activation"] for i in range(count)], np.float32)
+        self._lowest, self._highest = torch.from_numpy(bounds.reshape(-1, 2)).to(device).unbind(1)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return self.step.device
+
+    @property
+    def is_weight(self) -> NDArray[np.bool_]:
+        """Which formats are weights', bool [F]."""
+        return np.arange(len(self.numel)) < self.weights
+
+    @torch.no_grad()
+    def set_sizes(self, numel: NDArray[np.int64], signed: Tensor) -> None:
+        """Use these sizes and signs, [F]. A tensor without elements is not rounded."""
+        self.numel[:] = numel
+        self.signed.copy_(signed)
+        self._derive()
+
+    @torch.no_grad()
+    def set(self, step: Tensor, maximum: Tensor) -> None:
+        """Use these d and q₊, within their bounds and with d ≤ q₊, from the next pass on.
+
+        d = q₊ is what two bits with a sign hold: −d, 0, d. With floor 1 the d of a signed format may grow to 4·q₊; from
+        2·q₊ on the values are ±q₊, and d, which they do not depend on, has no other bound.
+        """
+        self.maximum.copy_(maximum.clamp(*RANGES))
+        most = torch.where(self.signed, 4.0, 1.0) * self.maximum if self.floor == 1 else self.maximum
+        self.step.copy_(torch.minimum(step.clamp(self._lowest, self._highest_steps(step, self.maximum)), most))
+        self._derive()
+
+    def _highest_steps(self, step: Tensor, maximum: Tensor) -> Tensor:
+        """The bounds of d from above; none where one signed bit is left."""
+        return torch.where(is_sign(step, maximum, self.signed, self.floor), torch.inf, self._highest)
+
+    @torch.no_grad()
+    def shift(self, octaves: Tensor) -> None:
+        """Move d and q₊ together, as far as both stay within their bounds: no width changes.
+
+        Args:
+            octaves: how far, [F].
+        """
+        step, maximum, bits = self.step.clone(), self.maximum.clone(), self.bits
+        least = torch.maximum(self._lowest / step, RANGES[0] / maximum)
+        most = torch.minimum(self._highest_steps(step, maximum) / step, RANGES[1] / maximum)
+        factor = octaves.exp2().to(step).clamp(least, most)
+        self.set(step * factor, maximum * factor)
+        # Where q₊/d lies at the very end of a word, rounding alone may push it beyond.
+        carried = torch.from_numpy(self.bits != bits).to(self.device)
+        if carried.any():
+            self.set(torch.where(carried, step, self.step), torch.where(carried, maximum, self.maximum))
+
+    @torch.no_grad()
+    def set_steps(self, step: Tensor) -> None:
+        """Use LSQ's formats with steps d, kept above 2⁻²⁰, from the next pass on."""
+        self.step.copy_(step.clamp(min=2.0**-20))
+        self._derive()
+
+    def lsq_groups(self) -> list[tuple[int, bool, Tensor]]:
+        """Return each width and sign of LSQ's formats with the mask of the formats that have them."""
+        assert self.fixed is not None
+        weights = torch.from_numpy(self.is_weight).to(self.device)
+        return [
+            (bits, signed, of_kind & (self.signed == signed))
+            for bits, of_kind in zip(self.fixed, (weights, ~weights), strict=True)
+            for signed in (True, False)
+        ]
+
+    def _derive(self) -> None:
+        """Bring the kernels' table and the word lengths up to date with steps, ranges, signs and sizes."""
+        if self.fixed is None:
+            row = range_row(self.step, self.maximum, self.signed, floor=self.floor)
+            self.bits = word_length(self.step, self.maximum, self.signed, floor=self.floor).cpu().numpy()
+        else:
+            row = Row(*(torch.empty_like(self.step) for _ in Row._fields))
+            for bits, signed, mask in self.lsq_groups():
+                for column, values in zip(row, lsq.lsq_row(self.step, bits, signed=signed), strict=True):
+                    column.copy_(torch.where(mask, values, column))
+            self.bits = np.where(self.is_weight, *self.fixed)
+        # In place, because hooks and NumPy views hold the table.
+        self.rows.copy_(torch.stack(list(row), dim=1))
+        self.rows[torch.from_numpy(self.numel == 0).to(self.device), 0] = 0
+        if self.fixed is not None:
+            self.maximum.copy_(self.rows[:, 3] * self.rows[:, 1])
+
+    @torch.no_grad()
+    def set_widths(self, bits: NDArray[np.int64], chosen: NDArray[np.bool_], maximum: Tensor) -> None:
+        """Give the chosen formats these widths of up to 16 bits: the q₊ nearest to `maximum` that has them, and its d.
+
+        A step has bounds too, so a width bounds q₊: were d cut by itself, the width would be another one.
+        """
+        wanted = torch.from_numpy(chosen).to(self.device)
+        top = limit(torch.from_numpy(bits).to(self.device), self.signed)
+        within = torch.where(top > 0, maximum.clamp(top * self._lowest, top * self._highest), maximum).clamp(*RANGES)
+        step = torch.where(top > 0, within / top.clamp(min=1), 4 * within)
+        self.set(torch.where(wanted, step, self.step), torch.where(wanted, within, self.maximum))
+
+    def figures(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the gradients to log₂ d and log₂ q₊, and Σg², float64 [F] each, per step of the `count` summed."""
+        sums = (self.sums / max(count, 1)).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+        step, maximum = self.step.double(), self.maximum.double()
+        back = range_gradients(tuple(sums[:, :3].unbind(1)), step, maximum, self.signed, floor=self.floor)
+        return LN2 * step * back[0], LN2 * maximum * back[1], sums[:, 3]
+
+    def lsq_gradients(self, count: int) -> Tensor:
+        """Return LSQ's gradients to d with its gradient scale, per step of the `count` summed, float64 [F]."""
+        sums = (self.sums / max(count, 1)).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+        parts = tuple(sums[:, :3].unbind(1))
+        result = torch.zeros_like(parts[0])
+        numel = torch.from_numpy(self.numel).to(self.device).clamp(min=1).double()
+        for bits, signed, mask in self.lsq_groups():
+            scale = torch.rsqrt(numel * lsq.bounds(bits, signed=signed)[1])
+            result = torch.where(mask, lsq.lsq_gradient(parts, bits, signed=signed) * scale, result)
+        return result
+
+    def ratios(self) -> Tensor:
+        """The derivative of log₂(q₊/d + 1) by log₂(q₊/d): q₊/(q₊ + d), float64 [F]."""
+        return (self.maximum / (self.maximum + self.step)).double()
+
+    def averages(self, names: Sequence[str]) -> tuple[list[float], list[float]]:
+        """Return the word length and the fraction length −log₂ d of the average element of each of these tensors."""
+        steps = self.rows[:, 1].log2().cpu().numpy()
+        places = [self.places[name] for name in names]
+        shares = [self.numel[p] / max(int(self.numel[p].sum()), 1) for p in places]
+        words = [float(self.bits[p] @ s) for p, s in zip(places, shares, strict=True)]
+        fractions = [float(-steps[p] @ s) for p, s in zip(places, shares, strict=True)]
+        return words, fractions
+
+    def state_dict(self) -> dict[str, Any]:
+        """Steps, ranges and sums, copies of the tensors."""
+        names = ("step", "maximum", "signed", "sums")
+        return {"numel": torch.from_numpy(self.numel.copy())} | {name: getattr(self, name).clone() for name in names}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict`, which `check_state` has accepted."""
+        self.set_sizes(state["numel"].cpu().numpy(), state["signed"])
+        self.sums.copy_(state["sums"])
+        if self.fixed is None:
+            self.set(state["step"].to(self.device), state["maximum"].to(self.device))
+        else:
+            self.set_steps(state["step"].to(self.device))
+
+    def check_state(self, state: Any) -> None:
+        """Refuse a state that `load_state_dict` could not take.
+
+        Raises:
+            ValueError: a tensor is missing, of another kind or size, or not finite.
+        """
+        for name, like in {"numel": torch.from_numpy(self.numel), **self.state_dict()}.items():
+            value = state.get(name) if isinstance(state, dict) else None
+            if not isinstance(value, Tensor) or value.shape != like.shape or value.dtype != like.dtype:
+                raise ValueError(
+                    f"the state of the formats should hold {name!r} as {like.dtype} {list(like.shape)}, "
+                    f"got {value!r:.80}"
+                )
+        if not bool((state["step"] > 0).all() and (state["maximum"] > 0).all() and (state["numel"] >= 0).all()):
+            raise ValueError("the state of the formats should hold steps and ranges above 0")
+        if not bool(torch.isfinite(state["step"]).all() and torch.isfinite(state["maximum"]).all()):
+            raise ValueError("the state of the formats should hold finite steps and ranges")
+        weights = slice(0, self.weights)
+        if not np.array_equal(state["numel"][weights].cpu().numpy(), self.numel[weights]):
+            raise ValueError("the state of the formats should hold the sizes of this network's weights")
+
+    def format_of(self, name: str, *, axis: int | None, groups: int = 1) -> Format:
+        """Return the format of one tensor.
+
+        Args:
+            axis: the dimension along which its channels lie; None if it has one format.
+            groups: blocks of its first dimension: see `adapt.numerics.Format`.
+        """
+        place = self.places[name]
+        rows, bits = self.rows[place].cpu().numpy().astype(np.float64), self.bits[place]
+        signed = self.signed[place].cpu().numpy()
+        # One signed bit is the word −1 or 1; its row has the levels ±½ of twice that step.
+        sign = signed & (bits == 1)
+        low, high = (np.where(sign, end, np.rint(rows[:, column])) for end, column in ((-1, 2), (1, 3)))
+        step = np.where(sign, rows[:, 1] / 2, rows[:, 1])
+        chosen: Any = slice(None) if axis is not None else 0
+        return Format(bits[chosen], step[chosen], signed[chosen], low[chosen], high[chosen], axis, groups)

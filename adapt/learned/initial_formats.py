@@ -1,0 +1,171 @@
+"""What a run begins with: masters, the table of formats, and the first steps and ranges."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from adapt import user_warnings
+from adapt.distributed import ranks
+from adapt.distributed.sharding import is_sharded
+from adapt.layers.view import Pin
+from adapt.learned.activations import InputQuantizers, SiteStatistics
+from adapt.learned.budget import LONGEST
+from adapt.learned.calibration import gaussian_range
+from adapt.learned.format_table import FormatTable
+from adapt.learned.lsq import initial_step
+from adapt.learned.masters import LearnedMasters, channels_of
+from adapt.learned.options import FixedWidths, Plan
+
+HEADROOM = 2
+"""Bits above the budget's average at which all formats begin."""
+
+
+def prepare(
+    plan: Plan, layers: Mapping[str, Tensor], module: nn.Module, pin: Pin
+) -> tuple[LearnedMasters, FormatTable, InputQuantizers | None]:
+    """Return the masters of the layers, a table without steps and ranges yet, and what rounds activations, if anything.
+
+    Args:
+        plan: what the user chose.
+        layers: weights and quantised biases by name; their values now are the masters.
+        module: what owns them.
+        pin: the view that a context asks for.
+
+    Raises:
+        NotImplementedError: a weight lies on several processes.
+        ValueError: no layer whose activations could be quantised.
+    """
+    for name, weight in layers.items():
+        if is_sharded(weight):
+            raise NotImplementedError(
+                f"{name} lies on several processes, but learned formats need whole channels: "
+                "use DistributedDataParallel"
+            )
+    owners: dict[int, nn.Module] = {}
+    for part in module.modules():
+        for parameter in part.parameters(recurse=False):
+            owners.setdefault(id(parameter), part)
+    channels = [channels_of(w, owners.get(id(w)), per_channel=plan.per_channel) for w in layers.values()]
+    counts = [c.count for c in channels]
+    sites = InputQuantizers(module, {id(w): n for n, w in layers.items()}, pin) if plan.with_activations else None
+    names = () if sites is None else sites.names
+    numel = np.repeat([w.numel() // c for w, c in zip(layers.values(), counts, strict=True)], counts)
+    formats = FormatTable(
+        [*layers, *names],
+        [*counts, *[1] * len(names)],
+        np.concatenate([numel, np.zeros(len(names))]).astype(np.int64),
+        np.ones(len(numel) + len(names), np.bool_),
+        weights=len(numel),
+        floor=plan.floor,
+        fixed=(plan.weight_bits, plan.activation_bits or 1) if isinstance(plan, FixedWidths) else None,
+        device=next(iter(layers.values())).device,
+    )
+    return LearnedMasters(layers, channels, formats), formats, sites
+
+
+def first_bits(plan: Plan, formats: FormatTable, averages: Sequence[float]) -> NDArray[np.int64]:
+    """Return ⌊average of the budget⌋ + 2 bits, 16 at most, for all weights and likewise for all activations.
+
+    LSQ's widths are given.
+
+    Args:
+        averages: the budgets in bits, of weights and of activations; infinite where there is none.
+    """
+    if isinstance(plan, FixedWidths):
+        bits = [plan.weight_bits, plan.activation_bits or 1]
+    else:
+        bits = [
+            formats.floor if np.isinf(a) else min(max(int(a + 1e-9), formats.floor) + HEADROOM, LONGEST)
+            for a in averages
+        ]
+    return np.where(formats.is_weight, *bits).astype(np.int64)
+
+
+@torch.no_grad()
+def begin_weights(plan: Plan, formats: FormatTable, layers: LearnedMasters, bits: NDArray[np.int64]) -> None:
+    """Set the weights' first formats: by Gaussian calibration, or by the maximum where a channel is one number.
+
+    LSQ's steps follow from the mean magnitude.
+    """
+    step, maximum = torch.ones_like(formats.step), torch.ones_like(formats.maximum)
+    for i, name in enumerate(layers.names):
+        rows, place = layers.rows(i), formats.places[name]
+        if isinstance(plan, FixedWidths):
+            step[place] = initial_step(rows.abs().mean(1), plan.weight_bits, signed=True)
+        elif rows.shape[1] > 1:
+            maximum[place] = gaussian_range(rows.mean(1), rows.std(1, correction=0))
+        elif rows.numel():
+            maximum[place] = rows.abs().amax(1)
+    _take(plan, formats, step, maximum, bits, formats.is_weight)
+
+
+@torch.no_grad()
+def measure_activations(
+    formats: FormatTable, sites: Sequence[str], statistics: Sequence[SiteStatistics]
+) -> dict[str, tuple[float, float]]:
+    """Take over the sizes and signs of the activations that calibration met.
+
+    Args:
+        sites: the activations' names.
+        statistics: what calibration met at each.
+
+    Returns:
+        The range and the mean magnitude of each activation that was met, by its name.
+
+    Raises:
+        ValueError: calibration met no activation, or one without a finite value.
+    """
+    missed = [name for name, one in zip(sites, statistics, strict=True) if not one.elements]
+    if len(missed) == len(sites):
+        raise ValueError(
+            "the calibration batches met no quantised layer's input: pass batches as the module's forward takes them, "
+            "or leave the activations in float32"
+        )
+    if missed:
+        user_warnings.warn(
+            f"the calibration batches did not reach {', '.join(missed)}: these activations stay as they are",
+        )
+    unknown = [name for name, one in zip(sites, statistics, strict=True) if one.elements and not one.percentiles]
+    if unknown:
+        raise ValueError(
+            f"the calibration batches brought no finite value to {', '.join(unknown[:3])}: leave out batches with NaN"
+        )
+    # Processes may meet other shapes, but all must count alike.
+    elements = torch.tensor([one.elements for one in statistics], dtype=torch.float64, device=formats.device)
+    ranks.maximum_(elements)
+    numel, signed, met = formats.numel.copy(), formats.signed.clone(), {}
+    for name, one, most in zip(sites, statistics, elements.tolist(), strict=True):
+        i = formats.places[name].start
+        if one.elements:
+            numel[i] = max(round(most), 1)
+            signed[i] = ranks.average(float(one.negative)) > 0
+            met[name] = ranks.average(float(np.mean(one.percentiles))), ranks.average(float(np.mean(one.means)))
+    formats.set_sizes(numel, signed)
+    return met
+
+
+@torch.no_grad()
+def begin_activations(
+    plan: Plan, formats: FormatTable, met: Mapping[str, tuple[float, float]], bits: NDArray[np.int64]
+) -> None:
+    """Set the first formats of activations from their ranges, or LSQ's steps from their mean magnitudes."""
+    step, maximum = formats.step.clone(), formats.maximum.clone()
+    for name, (top, mean) in met.items():
+        i = formats.places[name].start
+        maximum[i] = top
+        if isinstance(plan, FixedWidths):
+            step[i] = initial_step(torch.tensor(mean), plan.activation_bits or 1, signed=bool(formats.signed[i]))
+    _take(plan, formats, step, maximum, bits, ~formats.is_weight)
+
+
+def _take(
+    plan: Plan, formats: FormatTable, step: Tensor, maximum: Tensor, bits: NDArray[np.int64], chosen: NDArray[np.bool_]
+) -> None:
+    """Begin with these steps (LSQ) or ranges (otherwise) where `chosen` is True."""
+    if isinstance(plan, FixedWidths):
+        formats.set_steps(torch.where(torch.from_numpy(chosen).to(step.device), step, formats.step))
+    else:
+        formats.set_widths(bits, chosen, maximum)

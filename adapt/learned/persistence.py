@@ -1,0 +1,127 @@
+"""Whether a saved state of learned formats fits the run that is to go on from it."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from adapt.engine import persistence
+from adapt.learned.widths import Widths
+from adapt.trace import Trace
+
+VERSION = 2
+"""Version 2 added the formats of all tensors; everything else is as in version 1."""
+
+_KINDS: dict[str, type] = {
+    "step": int,
+    "count": int,
+    "frozen": bool,
+    "settled": bool,
+    "gradients": list,
+    "rule": bytes,
+    "log": bytes,
+    "trace": bytes,
+    "widths": bytes,
+    persistence.FORMATS: bytes,
+}
+
+
+def upgraded(state: Any) -> Any:
+    """Return a state of an earlier version as the present version would have written it.
+
+    Anything else is returned as it is, for `check` to refuse.
+    """
+    if isinstance(state, Mapping) and type(state.get("version")) is int and state["version"] == 1:
+        return {persistence.FORMATS: b"", **state, "version": VERSION}
+    return state
+
+
+def check(
+    state: Any,
+    *,
+    kind: str,
+    layers: Sequence[str],
+    names: Sequence[str],
+    masters: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor],
+    optimized: Mapping[str, Tensor],
+) -> None:
+    """Refuse a state that `LearnedRun.load_state_dict` could not take in whole.
+
+    Args:
+        state: the state to look at.
+        kind: name of the plan that is to go on.
+        layers: the layers' names.
+        names: the formats' names.
+        masters: the masters, by the layers' names.
+        tensors: what else must be there, by the state's names.
+        optimized: every parameter of the optimizer, by name.
+
+    Raises:
+        ValueError: the state is of another kind, version or network.
+    """
+    if not isinstance(state, Mapping) or state.get("kind") != kind:
+        found = state.get("kind", "another kind of controller") if isinstance(state, Mapping) else "nothing readable"
+        raise ValueError(f"the precision state is of {found!s:.80}, not of {kind}: attach what saved it")
+    if state.get("version") != VERSION:
+        found = f"{state.get('version')!r:.80}"
+        raise ValueError(f"the precision state has version {found}, but this package reads versions up to {VERSION}")
+    for field, expected in (("layers", layers), ("names", names)):
+        saved = state.get(field)
+        if not isinstance(saved, list) or saved != list(expected):
+            raise ValueError(
+                "the precision state is of another network, or was saved with other options: its "
+                f"{field} should be {len(expected)}, beginning with {', '.join(expected[:3])}, got {saved!r:.160}"
+            )
+    for field, type_ in _KINDS.items():
+        value = state.get(field)
+        if type(value) is not type_:
+            raise ValueError(f"the precision state should hold {field!r} as {type_.__name__}, got {value!r:.80}")
+    for field in ("step", "count"):
+        if not 0 <= state[field] < 2**63:
+            raise ValueError(f"the precision state should hold {field!r} as a number of steps ≥ 0, got {state[field]}")
+    if state["frozen"] and not state["settled"] and kind == "LearnedWidths":
+        raise ValueError("the precision state should hold 'settled' as True where 'frozen' is True, got False")
+    for field in ("gradients", "micro_losses"):
+        values = state.get(field, [])
+        if not isinstance(values, list) or not all(type(value) is float for value in values):
+            raise ValueError(f"the precision state should hold {field!r} as a list of numbers, got {values!r:.80}")
+    micro = state.get("micro_gradients", {})
+    if not isinstance(micro, Mapping):
+        raise ValueError(f"the precision state should hold 'micro_gradients' by name, got {micro!r:.80}")
+    persistence.check_tensors("micro_gradients", micro, {name: p for name, p in optimized.items() if name in micro})
+    saved = state.get("masters")
+    persistence.check_tensors("masters", saved if isinstance(saved, Mapping) else {}, masters)
+    for name, model in tensors.items():
+        persistence.check_tensors(name, {name: state.get(name)}, {name: model})
+
+
+def histories(state: Mapping[str, Any], trace: Trace, widths: Widths) -> tuple[Trace, Widths]:
+    """The trace and the widths of a state that `check` and `Formats.check_state` let pass.
+
+    Args:
+        state: the state.
+        trace, widths: those of the run that is to go on.
+
+    Raises:
+        ValueError: one is damaged, of another network, or of steps that the state has not made yet.
+    """
+    try:
+        old_trace = Trace.from_state_dict(persistence.opened(state["trace"]))
+        old_widths = Widths.from_state_dict(persistence.opened(state["widths"]))
+    except Exception as error:  # of foreign contents, half a dozen kinds
+        raise ValueError(f"the trace or the widths of the precision state are damaged: {error!s:.200}") from error
+    numel = state["formats"]["numel"].cpu().numpy()
+    fits = {
+        "trace": old_trace.layers == trace.layers and np.array_equal(old_trace.numel, trace.numel),
+        "widths": old_widths.names == widths.names
+        and np.array_equal(old_widths.channels, widths.channels)
+        and np.array_equal(old_widths.numel, numel),
+    }
+    for (field, same), steps in zip(fits.items(), (old_trace.step, old_widths.step), strict=True):
+        if not same:
+            raise ValueError(f"the precision state should hold the {field} of this network, got those of another one")
+        if len(steps) and steps[-1] > state["step"]:
+            raise ValueError(f"the precision state is of step {state['step']}, but its {field} go on to {steps[-1]}")
+    return old_trace, old_widths

@@ -1,0 +1,54 @@
+"""From learned widths to widths within the budgets."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from adapt.learned.budget import Load, project
+from adapt.learned.calibration import best_range
+from adapt.learned.format_table import FormatTable
+from adapt.learned.masters import LearnedMasters
+from adapt.learned.quantizer import limit
+
+NARROWER = 0.85
+"""What is left of an activation's range for each bit that is taken: about the ratio at which the best range of a normal
+variable shrinks from b to b − 1 bits, 2 ≤ b ≤ 6."""
+
+
+@torch.no_grad()
+def settle(
+    formats: FormatTable, layers: LearnedMasters, energy: Tensor, loads: Sequence[Load], targets: Sequence[float]
+) -> dict[str, float]:
+    """Bring the sizes to their budgets (see `adapt.learned.budget.project`), and return by how much they missed them.
+
+    Widths that go, or come, change their step; the range of a weight's channel is then the one of least squared error
+    (see `adapt.learned.calibration.best_range`), that of an activation shrinks by `NARROWER` for each bit taken.
+
+    Args:
+        formats: the formats.
+        layers: the masters of the weights among them.
+        energy: Σg² of each format, float64 [F].
+        loads: sizes of the weights' formats, and of the activations'.
+        targets: their budgets in kB; infinite where there is none.
+    """
+    before, first = formats.bits.copy(), formats.weights
+    losses = (energy * formats.step.double().square()).cpu().numpy()
+    bits, missed = before.copy(), {}
+    for load, target, part in zip(loads, targets, (slice(0, first), slice(first, None)), strict=True):
+        if np.isfinite(target):
+            missed[f"{load.what}_budget"] = target
+            missed[f"{load.what}_missed_by"] = load.size(before[part]) / target - 1
+            bits[part] = project(load, before[part], losses[part], target, floor=formats.floor)
+    chosen = bits != before
+    maximum = formats.maximum * torch.from_numpy(NARROWER ** np.maximum(before - bits, 0)).to(formats.maximum)
+    top = limit(torch.from_numpy(bits), True).to(formats.device)
+    # One signed bit has its level amid the values, so it does not say how far they reach.
+    reach = torch.where(torch.from_numpy(before == 1).to(formats.device), torch.inf, formats.maximum)
+    for i, name in enumerate(layers.names):
+        place = formats.places[name]
+        if chosen[place].any():
+            maximum[place] = best_range(layers.rows(i), reach[place], top[place])
+    formats.set_widths(bits, chosen, maximum)
+    return missed

@@ -1,0 +1,212 @@
+"""How steps and ranges move from one update to the next."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, get_args
+
+import torch
+from torch import Tensor
+
+from adapt.engine import persistence
+from adapt.learned.budget import Load, beta_of, penalty_slope
+from adapt.learned.format_table import FormatTable
+from adapt.learned.options import FixedWidths, LearnedWidths
+from adapt.learned.phases import Name, pressure, rate
+
+TRAVEL, BRISK = 12.0, 0.5
+"""At the default rate, the octaves that d and q₊ could go in learning if all updates agreed, and at most in one."""
+
+SETTLING_TRAVEL = 2.0
+"""The octaves that d and q₊ could go together, where widths stay."""
+
+MEAN, SQUARE = 0.5, 0.9
+"""What an update keeps of the running means of gradients and of their squares: there are few updates."""
+
+_KINDS = ("", *get_args(Name), "settling")
+"""What a rule may be in the middle of; nothing before the first update."""
+
+
+def move(
+    mean: Tensor, square: Tensor, count: int, gradient: Tensor, penalty: Tensor, step: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One update of log₂ d and log₂ q₊: Adam, with a penalty that leaves no trace in the running means.
+
+    Were the penalty in the means, its size while the budget is far would make what comes later vanish. The move is
+    −step·clip((mean + penalty)/√square, −1, 1), so no parameter goes further than `step`, whatever its scale.
+
+    Args:
+        mean, square: running means of the gradient and of its square.
+        count: updates before this one.
+        gradient: of the task.
+        penalty: of the budget.
+        step: octaves.
+
+    Returns:
+        the move, the new mean and the new mean square.
+    """
+    mean = MEAN * mean + (1 - MEAN) * gradient
+    square = SQUARE * square + (1 - SQUARE) * gradient.square()
+    seen = count + 1
+    direction = mean / (1 - MEAN**seen) + penalty
+    scaled = direction / (square / (1 - SQUARE**seen)).sqrt().clamp(min=1e-30)
+    return -step * scaled.clamp(-1, 1), mean, square
+
+
+class WidthRule:
+    """Learned widths: d and q₊ in octaves, by the mean of their gradients over the steps since the last update.
+
+    In pre-training, and again once the widths are settled, d and q₊ move together and the widths stay. In learning
+    each has its own gradient and the penalty's. An update of learning that would jump below the budget from above is
+    shortened to land on it.
+
+    Args:
+        loads: sizes of the weights' formats, and of the activations'.
+        targets: their budgets in kB; infinite where there is none.
+    """
+
+    def __init__(self, loads: tuple[Load, Load], targets: tuple[float, float]) -> None:
+        self._loads, self._targets = loads, targets
+        self._means: dict[str, Tensor] = {}
+        self._kind, self._count = "", 0
+
+    def update(self, plan: LearnedWidths, formats: FormatTable, count: int, step: int, *, settled: bool) -> Tensor:
+        """Move the formats by their sums over `count` steps, the last of which has the number `step` (from 0).
+
+        Returns:
+            The gradients to log₂ d and log₂ q₊ without the penalty's, float64 [2, F].
+        """
+        phase, at, length = plan.phases.at(step)
+        found = torch.stack(formats.figures(count)[:2])
+        free = phase == "learning" and not settled
+        self._start(found, "settling" if settled else phase)
+        gradient = found if free else found.sum(0).expand(2, -1)
+        penalty = self._penalties(plan, formats, at, length) if free else torch.zeros_like(found)
+        octaves = _octaves(plan, step, free=free, settled=settled)
+        moved, self._means["mean"], self._means["square"] = move(
+            self._means["mean"], self._means["square"], self._count, gradient, penalty, octaves
+        )
+        self._count += 1
+        if free:
+            self._land(formats, torch.stack([formats.step, formats.maximum]), moved)
+        else:
+            formats.shift(moved[0])
+        return found
+
+    def _penalties(self, plan: LearnedWidths, formats: FormatTable, at: int, length: int) -> Tensor:
+        """Eq. 2's gradient to log₂ d and log₂ q₊, straight through the rounding up; none for a width at its floor."""
+        slopes = []
+        parts = formats.bits[: formats.weights], formats.bits[formats.weights :]
+        for load, target, bits in zip(self._loads, self._targets, parts, strict=True):
+            slope = 0.0
+            if math.isfinite(target):
+                slope = penalty_slope(load.excess(bits, target), beta_of(plan.beta, target) * pressure(at, length))
+            slopes.append(torch.from_numpy(slope * load.shares(bits) * (bits > formats.floor)))
+        to_width = torch.cat(slopes).to(formats.device) * formats.ratios()
+        return torch.stack([-to_width, to_width])
+
+    def _land(self, formats: FormatTable, before: Tensor, moved: Tensor) -> None:
+        """Move, but where that would go from above a budget to below it, only as far as the budget."""
+        parts = slice(0, formats.weights), slice(formats.weights, None)
+        above = [
+            load.size(formats.bits[part]) > target
+            for load, part, target in zip(self._loads, parts, self._targets, strict=True)
+        ]
+        share = [1.0, 1.0]
+        self._try(formats, before, moved, share)
+        for i, (load, part, target) in enumerate(zip(self._loads, parts, self._targets, strict=True)):
+            if not above[i] or load.size(formats.bits[part]) >= target:
+                continue
+            low, high = 0.0, 1.0
+            for _ in range(10):
+                share[i] = (low + high) / 2
+                self._try(formats, before, moved, share)
+                low, high = (low, share[i]) if load.size(formats.bits[part]) < target else (share[i], high)
+            share[i] = high
+            self._try(formats, before, moved, share)
+
+    def _try(self, formats: FormatTable, before: Tensor, moved: Tensor, share: Sequence[float]) -> None:
+        part = torch.full_like(moved[0], share[1])
+        part[: formats.weights] = share[0]
+        formats.set(*(before * (moved * part).exp2().to(before)))
+
+    def _start(self, like: Tensor, kind: str) -> None:
+        """Fresh means at the beginning of each phase: what moved steps alone says nothing of widths."""
+        if kind != self._kind:
+            self._means = {"mean": torch.zeros_like(like), "square": torch.zeros_like(like)}
+            self._kind, self._count = kind, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs."""
+        return {"kind": self._kind, "count": self._count} | {name: t.clone() for name, t in self._means.items()}
+
+    def check_state(self, state: Any, formats: FormatTable) -> None:
+        """Refuse a state that `load_state_dict` could not take.
+
+        Raises:
+            ValueError: it is no state of this rule, or one of another network.
+        """
+        kind, count = (state.get(name) for name in ("kind", "count")) if isinstance(state, dict) else (None, None)
+        if kind not in _KINDS or type(count) is not int or count < 0:
+            raise ValueError(f"the precision state should hold the rule's kind and count, got {state!r:.80}")
+        if kind:
+            like = torch.empty(2, len(formats.numel), dtype=torch.float64)
+            persistence.check_tensors("rule", state, {"mean": like, "square": like})
+
+    def load_state_dict(self, state: dict[str, Any], formats: FormatTable) -> None:
+        """Go on from `state_dict`, which `check_state` has accepted."""
+        self._kind, self._count = state["kind"], state["count"]
+        self._means = {name: state[name].to(formats.device) for name in ("mean", "square") if name in state}
+
+
+def _octaves(plan: LearnedWidths, step: int, *, free: bool, settled: bool) -> float:
+    """How far an update may go."""
+    phases, every = plan.phases, plan.update_every
+    _, at, length = phases.at(step)
+    if free:
+        default = min(TRAVEL * every / max(phases.learned, 1), BRISK)
+        peak = default if plan.width_rate is None else plan.width_rate
+        return peak * rate(min(at, phases.learned - 1), phases.learned, plan.warmup)
+    if settled:
+        # What is settled stays so, even where phases that have changed since put this step before the settling.
+        at, length = max(step - phases.settling, 0), phases.learning - phases.learned
+    return min(SETTLING_TRAVEL * every / max(length, 1), BRISK) * rate(at, length, 0.0)
+
+
+class StepRule:
+    """LSQ: stochastic gradient descent with momentum on d, at the rate at which the weights are trained."""
+
+    def __init__(self) -> None:
+        self._velocity: Tensor | None = None
+
+    def update(self, plan: FixedWidths, formats: FormatTable, count: int, rate: float) -> Tensor:
+        """Move the steps by their sums over `count` steps at this learning rate.
+
+        Returns:
+            The gradients to d, with LSQ's scale, float64 [F].
+        """
+        found = formats.lsq_gradients(count)
+        self._velocity = found if self._velocity is None else plan.momentum * self._velocity + found
+        # Half at most: a step that jumps past zero would be lost.
+        steps = torch.maximum(formats.step - rate * self._velocity, formats.step / 2)
+        formats.set_steps(steps.to(formats.step))
+        return found
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs."""
+        return {} if self._velocity is None else {"velocity": self._velocity.clone()}
+
+    def check_state(self, state: Any, formats: FormatTable) -> None:
+        """Refuse a state that `load_state_dict` could not take.
+
+        Raises:
+            ValueError: it is no state of this rule, or one of another network.
+        """
+        if not isinstance(state, dict):
+            raise ValueError(f"the precision state should hold the rule's velocity, got {state!r:.80}")
+        if state:
+            like = torch.empty(len(formats.numel), dtype=torch.float64)
+            persistence.check_tensors("rule", state, {"velocity": like})
+
+    def load_state_dict(self, state: dict[str, Any], formats: FormatTable) -> None:
+        """Go on from `state_dict`, which `check_state` has accepted."""
+        self._velocity = state["velocity"].to(formats.device) if "velocity" in state else None

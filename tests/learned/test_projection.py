@@ -1,0 +1,95 @@
+"""Widths that are settled within the budgets, whatever the size of weights and inputs, and stay as they are."""
+
+import numpy as np
+import pytest
+import torch
+
+from adapt.learned import Budget, attach
+from adapt.learned.projection import settle
+from tests.learned.networks import PHASES, Reader, build, learning, pictures, train
+
+SETTLING = PHASES.pretraining + PHASES.learned
+
+
+def large(weights, inputs):
+    """The network with larger weights, and larger pictures for it."""
+    model, optimizer = build()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(weights)
+
+    def data(step):
+        x, targets = pictures(step)
+        return x * inputs, targets
+
+    return model, optimizer, data
+
+
+@pytest.mark.parametrize(("floor", "bits"), [(2, 2.0), (2, 4.0), (2, 12.0), (1, 1.2), (1, 2.0)])
+@pytest.mark.parametrize(("weights", "inputs"), [(1, 1), (10, 1), (1, 100), (10, 100)])
+def test_sizes_are_within_the_budgets_and_stay(weights, inputs, floor, bits):
+    model, optimizer, data = large(weights, inputs)
+    budget = Budget(bits=bits)
+    options = {"weight_budget": budget, "activation_budget": budget, "phases": PHASES, "floor": floor}
+    learner = attach(optimizer, model, [data(900)[0]], update_every=2, **options)
+    train(model, optimizer, SETTLING, data=data)
+    formats = learner._run.table
+    settled, step = formats.bits.copy(), formats.step.clone()
+    for size, target in zip(learner._run.sizes.kilobytes, learner._run.sizes.targets, strict=True):
+        assert size <= target * (1 + 1e-9)
+    for at in range(SETTLING, PHASES.total):
+        train(model, optimizer, 1, first=at, data=data)
+        assert np.array_equal(formats.bits, settled)
+    assert not torch.equal(formats.step, step)
+
+
+@pytest.mark.parametrize("weights", [1, 10])
+@pytest.mark.parametrize(("floor", "bits"), [(2, 2.0), (1, 1.5)])
+def test_embeddings_are_within_the_budget(floor, bits, weights):
+    torch.manual_seed(0)
+    model = Reader()
+    with torch.no_grad():
+        model.words.weight.mul_(weights)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    options = {"weight_budget": Budget(bits=bits), "phases": PHASES, "floor": floor}
+    learner = attach(optimizer, model, update_every=2, **options)
+
+    def words(step):
+        generator = torch.Generator().manual_seed(step)
+        return torch.randint(11, (4, 5), generator=generator), torch.randint(3, (4,), generator=generator)
+
+    train(model, optimizer, SETTLING, data=words)
+    settled = learner._run.table.bits.copy()
+    assert learner.size.weight_bits <= bits * (1 + 1e-9)
+    train(model, optimizer, PHASES.total - SETTLING, first=SETTLING, data=words)
+    assert np.array_equal(learner._run.table.bits, settled)
+
+
+@pytest.mark.parametrize(("bits", "expected"), [(8, 10), (14, 16), (40, 16)])
+def test_all_begin_with_the_same_width(bits, expected):
+    _, _, learner = learning(bits=bits)
+    assert (learner._run.table.bits == expected).all()
+
+
+def test_one_bit_settles_at_the_mean_magnitude_of_its_channel():
+    _, _, learner = learning(bits=1.0, floor=1, activation_budget=None, quantize_biases=False)
+    run = learner._run
+    assert (run.table.bits == 3).all()
+    settle(run.table, run.layers, run.energy, run.sizes.loads, run.sizes.targets)
+    assert (run.table.bits == 1).all()
+    for i, name in enumerate(learner.masters):
+        expected = run.layers.rows(i).abs().mean(1)
+        torch.testing.assert_close(run.table.maximum[run.table.places[name]], expected)
+
+
+def test_a_channel_that_grows_from_one_bit_gets_a_range_that_reaches_further():
+    _, _, learner = learning(bits=2.0, floor=1, activation_budget=None, quantize_biases=False)
+    run = learner._run
+    means = torch.cat([run.layers.rows(i).abs().mean(1) for i in range(len(learner.masters))])
+    ones = np.ones(len(means), np.int64)
+    run.table.set_widths(ones, ones > 0, means)
+    settle(run.table, run.layers, run.energy, run.sizes.loads, run.sizes.targets)
+    grown = torch.from_numpy(run.table.bits == 2)
+    assert grown.sum() > 10
+    assert (run.table.maximum / means)[grown].median() > 1.2
