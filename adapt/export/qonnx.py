@@ -38,7 +38,8 @@ def to_qonnx(exported: Exported, path: str | os.PathLike[str], inputs: Any, *, b
         ValueError: batch_norm is unknown, or a format has channels that a Quant has not; the message names the layer.
         OSError: the folder does not exist or cannot be written.
     """
-    needs("onnx", "fpga")
+    onnx = needs("onnx", "fpga")
+    needs("onnx.shape_inference", "fpga")
     needs("onnxscript", "fpga")
     check_arithmetic(batch_norm)
     inputs = inputs if isinstance(inputs, tuple) else (inputs,)
@@ -51,7 +52,11 @@ def to_qonnx(exported: Exported, path: str | os.PathLike[str], inputs: Any, *, b
     if batch_norm == "exact":
         onnx_graph.order_means(graph)
     graph.drop_unread()
+    # qonnx runs nothing whose shapes it does not know, and ONNX's own inference does not know Quant.
+    shapes = list(model.graph.value_info)
     onnx_graph.strip_metadata(model)
+    model.graph.value_info.extend(shapes)
+    model = onnx.shape_inference.infer_shapes(model)
     with files.replacing(Path(path)) as file:
         file.write(model.SerializeToString())
 
@@ -80,8 +85,10 @@ class Quant(nn.Module):
         lowest = -largest - (not self.narrow) if self.signed else 0.0 * largest
         self.clips = bool(np.any(form.high != largest) or np.any(form.low != lowest)) and not _is_sign(form)
         self.bounds = float(np.max(form.minimum)), float(np.min(form.maximum))
-        for name, values in (("step", form.step), ("zero", 0 * form.step), ("bits", form.word_length)):
+        # qonnx takes one number of bits alone.
+        for name, values in (("step", form.step), ("zero", 0 * form.step)):
             self.register_buffer(name, torch.from_numpy(np.array(values, np.float32).reshape(shape)))
+        self.register_buffer("bits", torch.tensor(float(np.max(form.word_length))))
 
     def forward(self, x: Tensor) -> Tensor:
         """Q(x), of the shape of x."""
