@@ -47,9 +47,7 @@ def capture(source: Any, module: nn.Module | None = None, *, inputs: Any = None)
         if module is None:
             raise ValueError("a checkpoint holds no architecture: pass an instance of the trained network as module=")
         if inputs is not None:
-            raise ValueError(
-                "a checkpoint has no attached model to compare outputs with: leave inputs out"
-            )
+            raise ValueError("a checkpoint has no attached model to compare outputs with: leave inputs out")
         structure = plain_copy(unwrapped(module))
         return _exported(structure, load_into(structure, source), {"checkpoint": Path(source).name})
     controller = controller_of(source)

@@ -24,8 +24,8 @@ ARITHMETIC = ("exact", "operator")
 OPSET = 21
 """The first that has words of 4 and 16 bits."""
 
-_LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 def to_onnx(
@@ -139,7 +139,7 @@ def check_activations(exported: Exported) -> None:
 def exact_norms(network: nn.Module) -> None:
     """Put `BatchNorm` in the place of batch normalisations."""
     for path, norm in list(network.named_modules()):
-        if isinstance(norm, _NORMS) and norm.running_var is not None:
+        if isinstance(norm, NORMS) and norm.running_var is not None:
             replace(network, path, BatchNorm(norm))
 
 
@@ -149,30 +149,37 @@ def replace(network: nn.Module, path: str, module: nn.Module) -> None:
     setattr(network.get_submodule(parent), name, module)
 
 
-def store_words(network: nn.Module, exported: Exported, stored: Callable[[Tensor, Format], nn.Module]) -> None:
-    """Let every quantised matrix be what `stored` makes of its words and their format.
+def store_words(
+    network: nn.Module,
+    exported: Exported,
+    stored: Callable[[Tensor, Format], nn.Module],
+    *,
+    biases: bool = False,
+) -> None:
+    """Let every quantised matrix, and on demand the layers' biases, be what `stored` makes of words and format.
 
     Raises:
         ValueError: a format has channels that no operator has; the message names the layer.
     """
     for name, words in exported.words.items():
         form = exported.formats[name]
-        if words.ndim < 2:
+        path, _, leaf = name.rpartition(".")
+        layer = network.get_submodule(path)
+        if words.ndim < 2 and not (biases and isinstance(layer, LAYERS)):
             continue
         if form.groups > 1:
             raise ValueError(
                 f"{name} has a format for each channel of {form.groups} groups, which no operator of ONNX has: train "
                 "this transposed convolution with one format for the whole layer"
             )
-        path, _, leaf = name.rpartition(".")
-        parametrize.register_parametrization(network.get_submodule(path), leaf, stored(words, form), unsafe=True)
+        parametrize.register_parametrization(layer, leaf, stored(words, form), unsafe=True)
 
 
 def store_biases(network: nn.Module, exported: Exported) -> None:
     """Let every bias be a word of 32 bits times input step × weight step, or be added behind its layer."""
     for path, layer in list(network.named_modules()):
         bias = layer._parameters.get("bias")
-        if not isinstance(layer, _LAYERS) or bias is None:
+        if not isinstance(layer, LAYERS) or bias is None:
             continue
         steps = _product_steps(exported, path, layer)
         words = None if steps is None else _whole(bias, steps)

@@ -1,6 +1,7 @@
 """`to_qonnx`, a captured network as a QONNX file: ONNX with Quant operators, whose words have any number of bits."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,18 +39,22 @@ def to_qonnx(exported: Exported, path: str | os.PathLike[str], inputs: Any, *, b
         ValueError: batch_norm is unknown, or a format has channels that a Quant has not; the message names the layer.
         OSError: the folder does not exist or cannot be written.
     """
+    check_arithmetic(batch_norm)
+    write(exported, Path(path), inputs, norms=exact_norms if batch_norm == "exact" else None)
+
+
+def write(exported: Exported, path: Path, inputs: Any, *, norms: Callable[[nn.Module], None] | None = None) -> None:
+    """Write a QONNX file; `norms` puts something else in the place of a network's batch normalisations."""
     onnx = needs("onnx", "fpga")
     needs("onnx.shape_inference", "fpga")
     needs("onnxscript", "fpga")
-    check_arithmetic(batch_norm)
-    inputs = inputs if isinstance(inputs, tuple) else (inputs,)
     network = exported.module(rounding=Quant)
-    if batch_norm == "exact":
-        exact_norms(network)
-    store_words(network, exported, lambda words, form: Quantized(form.values(words), form))
-    model = program(network, inputs, free_batch=False)
+    if norms is not None:
+        norms(network)
+    store_words(network, exported, lambda words, form: Quantized(form.values(words), form), biases=True)
+    model = program(network, inputs if isinstance(inputs, tuple) else (inputs,), free_batch=False)
     graph = onnx_graph.Graph(model)
-    if batch_norm == "exact":
+    if norms is exact_norms:
         onnx_graph.order_means(graph)
     graph.drop_unread()
     # qonnx runs nothing whose shapes it does not know, and ONNX's own inference does not know Quant.
@@ -57,7 +62,7 @@ def to_qonnx(exported: Exported, path: str | os.PathLike[str], inputs: Any, *, b
     onnx_graph.strip_metadata(model)
     model.graph.value_info.extend(shapes)
     model = onnx.shape_inference.infer_shapes(model)
-    with files.replacing(Path(path)) as file:
+    with files.replacing(path) as file:
         file.write(model.SerializeToString())
 
 
