@@ -72,11 +72,12 @@ def to_hls4ml(
     hls4ml = needs("hls4ml", "fpga")
     check_formats(exported)
     model = simplified(exported, inputs[:1] if isinstance(inputs, Tensor) else inputs)
+    types = precisions(Graph(model.model))
     config = hls4ml.utils.config_from_onnx_model(
         model, granularity="name", backend=backend, default_precision=_UNROUNDED
     )
-    for name, types in precisions(Graph(model.model)).items():
-        config["LayerName"].setdefault(name, {"Precision": {}})["Precision"].update(types)
+    for name, own in types.items():
+        config["LayerName"].setdefault(name, {"Precision": {}})["Precision"].update(own)
     project = hls4ml.converters.convert_from_onnx_model(
         model, hls_config=config, output_dir=os.fspath(path), backend=backend, io_type=io_type
     )
