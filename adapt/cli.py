@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from adapt import __version__
+from adapt.export import command
 from adapt.trace import Trace
 
 
@@ -19,12 +20,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
     try:
-        _report(options)
+        options.act(options)
         sys.stdout.flush()
     except BrokenPipeError:
         # A reader such as `head` has closed the pipe. Python's own flush at exit would fail on it again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, TypeError, NotImplementedError, ImportError) as error:
         print(f"adapt {options.command}: {_one_line(error)}", file=sys.stderr)
         return 1
     return 0
@@ -50,7 +51,9 @@ def find_trace(run: Path) -> Path:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="adapt", description="Look at training runs at adaptive precision.")
+    parser = argparse.ArgumentParser(
+        prog="adapt", description="Training runs at adaptive precision: what happened, and what comes of them."
+    )
     parser.add_argument("--version", action="version", version=f"adapt {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     report = commands.add_parser(
@@ -60,23 +63,33 @@ def _parser() -> argparse.ArgumentParser:
     )
     report.add_argument("run", type=Path, metavar="RUN", help="a trace (.npz), or the folder that holds one")
     report.add_argument("--pictures", type=Path, metavar="DIR", help="also draw PNG pictures into this folder")
+    report.set_defaults(act=_report)
+    command.add_export(commands)
+    command.add_show(commands, _table)
     return parser
 
 
 def _report(options: argparse.Namespace) -> None:
-    from adapt.report import save_pictures, table
+    from adapt.report import save_pictures
 
     if options.pictures is not None and options.pictures.is_file():
         raise ValueError(f"--pictures {options.pictures} is a file: name a folder for the pictures")
-    path = find_trace(options.run)
+    print(_table(options.run))
+    if options.pictures is not None:
+        for picture in save_pictures(Trace.load(find_trace(options.run)), options.pictures):
+            print(f"drawn: {picture}")
+
+
+def _table(run: Path) -> str:
+    """The table of a trace, or of a folder that holds one."""
+    from adapt.report import table
+
+    path = find_trace(run)
     trace = Trace.load(path)
     try:
-        print(table(trace))
+        return table(trace)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    if options.pictures is not None:
-        for picture in save_pictures(trace, options.pictures):
-            print(f"drawn: {picture}")
 
 
 def _one_line(error: Exception) -> str:

@@ -22,7 +22,7 @@ FLOORS = (
     ("weights", "activations", "execution"),
     ("engine",),
     ("adaptive", "learned"),
-    ("report", "tensorboard"),
+    ("report", "tensorboard", "export"),
     ("lightning", "cli"),
     ("__main__",),
 )

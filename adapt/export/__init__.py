@@ -3,7 +3,7 @@
 from adapt.export.capture import capture
 from adapt.export.exported import Exported
 from adapt.export.integer import IntegerNetwork
-from adapt.export.packed import load
+from adapt.export.loading import load
 from adapt.export.verification import Verification, verify
 
 __all__ = ["Exported", "IntegerNetwork", "Verification", "capture", "load", "verify"]

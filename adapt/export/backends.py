@@ -15,7 +15,7 @@ from adapt.engine.registry import attached
 from adapt.execution.overrides import Override
 from adapt.export.exported import Exported
 from adapt.export.integer import IntegerNetwork
-from adapt.export.packed import load
+from adapt.export.loading import load
 from adapt.export.structure import unwrapped
 
 

@@ -4,12 +4,22 @@ import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from adapt.numerics.format import Format
 
 _BLOCK = 2**16
 """Words that are packed together: a multiple of 8 that stays in the processor's cache."""
+
+
+def smallest_type(form: Format) -> torch.dtype:
+    """Return the smallest of int8, int16 and int32 that holds every word of a format."""
+    for dtype in (torch.int8, torch.int16):
+        held = torch.iinfo(dtype)
+        if (form.low >= held.min).all() and (form.high <= held.max).all():
+            return dtype
+    return torch.int32
 
 
 def pack_words(words: NDArray[np.signedinteger], form: Format) -> bytes:

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from adapt.engine.engine import Engine
 from adapt.export.backends import Attached, controller_of
+from adapt.export.bits import smallest_type
 from adapt.export.checkpoints import load_into
-from adapt.export.exported import Exported, smallest_type
+from adapt.export.exported import Exported
 from adapt.export.structure import plain_copy, require_layers, unwrapped
 from adapt.export.verification import verify
 from adapt.numerics.format import Format

@@ -8,8 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from adapt.export.bits import pack_words, packed_size, unpack_words
-from adapt.export.exported import smallest_type
+from adapt.export.bits import pack_words, packed_size, smallest_type, unpack_words
 from adapt.export.extras import needs
 from adapt.numerics.format import Format
 

@@ -5,9 +5,9 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor, nn
 
+from adapt.export import packed
 from adapt.export.rounding import Rounding, add_rounding, keep_unfused
 from adapt.numerics.format import Format
 
@@ -88,9 +88,7 @@ class Exported:
             ModuleNotFoundError: safetensors or zstandard are missing: pip install 'adapt-precision[export]'.
             OSError: the folder does not exist or cannot be written.
         """
-        from adapt.export import packed
-
-        packed.save(self, path)
+        packed.write(packed.Contents(self.words, self.formats, self.tensors, self.aliases, self.origin), path)
 
     def _ends(self) -> dict[str, dict[str, Format]]:
         """The formats of the rounded activations, by the layer's path and "input" or "output"."""
@@ -99,12 +97,3 @@ class Exported:
             path, _, end = name.rpartition(".")
             layers.setdefault(path, {})[end] = form
         return layers
-
-
-def smallest_type(form: Format) -> torch.dtype:
-    """Return the smallest of int8, int16 and int32 that holds every word of a format."""
-    for dtype in (torch.int8, torch.int16):
-        held = torch.iinfo(dtype)
-        if (form.low >= held.min).all() and (form.high <= held.max).all():
-            return dtype
-    return torch.int32

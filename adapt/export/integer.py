@@ -97,7 +97,8 @@ def _product(operation: Callable[..., Tensor]) -> Callable[..., Dyadic]:
 
     def compute(x: Dyadic, weight: Dyadic, bias: Dyadic | None = None, *rest: Any) -> Dyadic:
         (words, scale), (weights, step) = x.on_grid(), weight.on_grid()
-        peak = torch.full_like(words, int(words.abs().max()))
+        # Of one sample, as all have the same bound.
+        peak = torch.full_like(words[:1], int(words.abs().max()))
         if int(operation(peak, weights.abs(), None, *rest).max()) >= 1 << SIGNIFICAND:
             raise ValueError(
                 "its sums may need more than 24 bits, which float32 rounds in an order that no reference knows"

@@ -17,18 +17,18 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+import adapt
 from adapt.export.columns import packed_formats, unpacked_formats
 from adapt.export.encoding import decoded, encoded
-from adapt.export.exported import Exported
 from adapt.export.extras import needs
-from adapt.export.structure import structured
 from adapt.files import replacing
+from adapt.numerics import Format
 
 VERSION = 1
 KEY = "adapt"
@@ -37,64 +37,62 @@ KIND = "adapt.packed"
 _FORMATS = ":formats"
 
 
-def save(exported: Exported, path: str | os.PathLike[str]) -> None:
-    """Write a captured network as a packed file. What was there stays until the new file is complete.
+class Contents(NamedTuple):
+    """What a packed file holds: the attributes of `adapt.export.Exported` without the architecture."""
+
+    words: Mapping[str, Tensor]
+    formats: Mapping[str, Format]
+    tensors: Mapping[str, Tensor]
+    aliases: Mapping[str, str]
+    origin: Mapping[str, str]
+
+
+def write(contents: Contents, path: str | os.PathLike[str]) -> None:
+    """Write a packed file. What was there stays until the new file is complete.
 
     Raises:
         ModuleNotFoundError: safetensors or zstandard are missing.
         OSError: the folder does not exist or cannot be written.
     """
     safetensors = needs("safetensors.torch", "export")
-    import adapt
-
-    tensors: dict[str, Tensor] = {name: tensor.contiguous() for name, tensor in exported.tensors.items()}
+    tensors: dict[str, Tensor] = {name: tensor.contiguous() for name, tensor in contents.tensors.items()}
     header: dict[str, Any] = {"format": KIND, "version": VERSION, "adapt": adapt.__version__}
     header["words"] = {}
-    for name, words in exported.words.items():
-        encoding, content = encoded(words.numpy(), exported.formats[name])
+    for name, words in contents.words.items():
+        encoding, content = encoded(words.numpy(), contents.formats[name])
         header["words"][name] = {"encoding": encoding, "shape": list(words.shape)}
         tensors[name] = _bytes(content)
-    header["formats"], columns = packed_formats(exported.formats)
+    header["formats"], columns = packed_formats(contents.formats)
     if columns:
         tensors[_FORMATS] = _bytes(columns)
-    header["aliases"] = dict(exported.aliases)
-    header["origin"] = dict(exported.origin)
+    header["aliases"] = dict(contents.aliases)
+    header["origin"] = dict(contents.origin)
     header["checksum"] = _checksum(header, tensors)
     content = safetensors.save(tensors, {KEY: json.dumps(header, ensure_ascii=False, separators=(",", ":"))})
     with replacing(Path(path)) as file:
         file.write(content)
 
 
-def load(path: str | os.PathLike[str], module: nn.Module | None = None) -> Exported:
+def read(path: str | os.PathLike[str]) -> Contents:
     """Read a packed file. Nothing in it is executed.
-
-    The file holds no architecture: code does that better than a serialised graph, which ties a network to one shape of
-    inputs and to one version of torch. Where the code is not at hand, an ONNX file carries both.
-
-    Args:
-        path: the file.
-        module: an instance of the trained network's class, with any weights, which is copied. Without it the result
-            has words, formats and tensors, but `Exported.module()` raises.
 
     Raises:
         ModuleNotFoundError: safetensors or zstandard are missing.
         OSError: the file cannot be opened.
-        ValueError: it is truncated, damaged, altered, of a later version or no packed file; or it is of another network
-            than the module.
+        ValueError: it is truncated, damaged, altered, of a later version, or no packed file.
     """
     header, tensors = _read(path)
     try:
-        exported = _unpacked(header, tensors)
+        return _unpacked(header, tensors)
     except (ValueError, TypeError, KeyError, OverflowError, MemoryError, RecursionError) as error:
         raise ValueError(f"{path} is not a readable packed file: {error!s:.300}") from error
-    return exported if module is None else structured(exported, module)
 
 
 def stored_bytes(path: str | os.PathLike[str]) -> dict[str, tuple[str, int]]:
     """Return for every tensor of words in a packed file its encoding and the bytes that it takes.
 
     Raises:
-        OSError, ValueError: as `load`.
+        OSError, ValueError: as `read`.
     """
     header, tensors = _read(path)
     return {name: (str(entry["encoding"]), tensors[name].numel()) for name, entry in header["words"].items()}
@@ -129,7 +127,7 @@ def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tenso
     return header, tensors
 
 
-def _unpacked(header: Mapping[str, Any], tensors: dict[str, Tensor]) -> Exported:
+def _unpacked(header: Mapping[str, Any], tensors: dict[str, Tensor]) -> Contents:
     columns = tensors.pop(_FORMATS, None)
     formats = unpacked_formats(_mapping(header, "formats"), b"" if columns is None else columns.numpy().tobytes())
     words = {}
@@ -146,7 +144,7 @@ def _unpacked(header: Mapping[str, Any], tensors: dict[str, Tensor]) -> Exported
         raise ValueError("its aliases and its origin must be text")
     if set(aliases) & known or not set(aliases.values()) <= known:
         raise ValueError("its aliases do not stand for what it holds")
-    return Exported(words, formats, tensors, aliases, None, origin)
+    return Contents(words, formats, tensors, aliases, origin)
 
 
 def _mapping(header: Mapping[str, Any], name: str) -> dict[str, Any]:

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from adapt.arguments import check_flags, is_number, is_whole
-from adapt.numerics import Precision
+from adapt.numerics import LayerFormat, Precision
 from adapt.switching.diversity import diversity
 from adapt.switching.frugality import fewest_integer_bits, push_up_by_loss, rounding_cost
-from adapt.switching.policy import Format, Observation, State
+from adapt.switching.policy import Observation, State
 from adapt.switching.pushdown import lowest_precision
 from adapt.switching.pushup import checked_strategy, push_up, push_up_by_diversity
 from adapt.switching.tempo import next_lookback, next_resolution, next_strategy
@@ -263,7 +263,7 @@ class AdaPT:
         return Precision(fewest_integer_bits(weights, fraction_length) + fraction_length, fraction_length)
 
     def _switch(
-        self, window: Window, resolution: int, current: Format, observation: Observation
+        self, window: Window, resolution: int, current: LayerFormat, observation: Observation
     ) -> tuple[Precision, float]:
         weights = observation.weights[window.layer]
         lowest, given_up = lowest_precision(weights, resolution=resolution, tolerance=self.kl_tolerance)

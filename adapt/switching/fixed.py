@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from adapt.arguments import check_flags
-from adapt.numerics import Precision
-from adapt.switching.policy import Format, Observation, State
+from adapt.numerics import LayerFormat, Precision
+from adapt.switching.policy import Observation, State
 
 FOREVER = 2**62
 
@@ -52,7 +52,7 @@ class Fixed:
         formats = self._formats(state)
         return state if state.formats == formats else replace(state, formats=formats)
 
-    def _formats(self, state: State) -> tuple[Format, ...]:
+    def _formats(self, state: State) -> tuple[LayerFormat, ...]:
         return (self.precision,) * len(state.formats)
 
     def record(self, state: State) -> dict[str, NDArray[Any]]:

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from adapt import arguments
 from adapt.arguments import check_flags, is_number, is_whole
-from adapt.numerics import LONGEST_WORD, SHORTEST_WORD, BlockFloat
+from adapt.numerics import LONGEST_WORD, SHORTEST_WORD, BlockFloat, LayerFormat
 from adapt.switching.fixed import FOREVER
-from adapt.switching.policy import Format, Observation, State
+from adapt.switching.policy import Observation, State
 
 
 @dataclass(frozen=True)
@@ -226,5 +226,5 @@ def switching_threshold(epoch: int, offset: float = 1.0, amplitude: float = 1.5,
     return least + excess * math.exp(-rate * epochs)
 
 
-def _format(word_length: int) -> Format:
+def _format(word_length: int) -> LayerFormat:
     return None if word_length == LONGEST_WORD else BlockFloat(word_length)

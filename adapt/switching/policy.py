@@ -1,4 +1,4 @@
-"""What a policy is, what it is shown of a training step, and what it answers."""
+"""What a policy is, what it sees of a training step, and what it returns."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields, replace
@@ -12,8 +12,6 @@ from torch import Tensor
 from adapt.numerics import LayerFormat, pack_formats, unpack_formats
 from adapt.trace import Column
 
-Format = LayerFormat
-
 
 @dataclass(frozen=True)
 class State:
@@ -24,11 +22,11 @@ class State:
         gradients: finite gradients that each layer's running sum holds, int64 [layers]; 0 after a switch.
     """
 
-    formats: tuple[Format, ...]
+    formats: tuple[LayerFormat, ...]
     gradients: NDArray[np.int64]
 
     def check(self) -> None:
-        """Refuse, by a ValueError, what no run comes to: a state may come out of a file."""
+        """Raise ValueError for a state that no run can reach; it may come from a file."""
 
 
 @dataclass(frozen=True)
@@ -36,15 +34,15 @@ class Observation:
     """One optimizer step as a policy sees it.
 
     Attributes:
-        loss: the step's loss, penalties included, averaged over micro-batches; None when it was not shown.
+        loss: the step's loss, penalties included, averaged over micro-batches; None if it was not observed.
         norms: ‖G‖₂ of each layer, float64 [layers]; meaningless where `seen` is False.
         norms_of_sums: ‖ΣG‖₂ of each layer's running sum, this gradient included, float64 [layers].
         seen: True where the layer got a finite gradient, bool [layers].
         sound: True where the layer's master weights are all finite, bool [layers].
-        weights: the master weights. They belong to the newest step: a policy may read them only in a step that
-            its `patience` named as one in which a layer can switch.
-        sums: the running sums ΣG, this gradient included, where `sums_gradients` asks for them; read them as `weights`.
-        windows: the gradients behind each running sum, oldest first, where `keeps_gradients` asks for them.
+        weights: the master weights. They are those of the newest step, so a policy may read them only in a step in
+            which, by its `patience`, a layer can switch.
+        sums: the running sums ΣG, this gradient included, if `sums_gradients` asks for them; to be read as `weights`.
+        windows: the gradients behind each running sum, oldest first, if `keeps_gradients` asks for them.
         l1, l2: α of each layer, [layers], and β of the penalties that the loss includes and the gradients do not.
     """
 
@@ -87,7 +85,7 @@ class Policy(Protocol[S]):
 
     @property
     def samples_gradients(self) -> bool:
-        """Add to ΣG only the gradients of steps in which, by `patience`, a layer can switch, instead of all."""
+        """Add to ΣG only the gradients of steps in which, by `patience`, a layer can switch, not all."""
 
     @property
     def keeps_gradients(self) -> bool:
@@ -98,13 +96,13 @@ class Policy(Protocol[S]):
         """Whether the loss matters to the policy."""
 
     def start(self, weights: Sequence[Tensor]) -> S:
-        """Answer the state in which training starts, for master weights `weights`."""
+        """Return the state in which training starts, for these master weights."""
 
     def patience(self, state: S) -> int:
-        """Answer how many of the next steps certainly switch no layer, whatever their gradients."""
+        """Return how many of the next steps certainly switch no layer, whatever their gradients."""
 
     def advance(self, state: S, observation: Observation) -> S:
-        """Answer the state after one step. A layer's `gradients` is 0 where its window ended in this step."""
+        """Return the state after one step. A layer's `gradients` is 0 where its window ended in this step."""
 
     def record(self, state: S) -> dict[str, NDArray[Any]]:
         """Return values of the trace, each [layers]: of its lookback, resolution, diversity, divergence and `columns`.
@@ -120,7 +118,7 @@ def columns_of(policy: Policy[Any]) -> Mapping[str, Column[Any]]:
 
 
 def carry(old: S, fresh: S, places: Mapping[int, int]) -> S:
-    """Answer `fresh` with all that is not per layer, and the layers in `places`, taken over from `old`.
+    """Return `fresh` with everything that is not per layer, and the layers in `places`, taken over from `old`.
 
     Args:
         old: the state to keep.

@@ -2,12 +2,12 @@
 
     python -m recipes.adapt_tables cifar10-resnet20 --epochs 10 --subset 25000 --seeds 0 1 2   # one row
     python -m recipes.adapt_tables all                                                         # every row
-    python -m recipes.adapt_tables report --readme README.md                                   # tables and figures
+    python -m recipes.adapt_tables report --page docs/results.md                                   # tables and figures
 
 A row trains one network on one data set by each method with each seed. Every finished run is appended as one line to
 adapt_tables.jsonl under --out, and its thinned trace goes to traces/. The same command given again skips finished runs
 and continues interrupted ones from their last whole epoch. `report` needs these files alone: it writes adapt_tables.md
-and figures/ beside them and prints a summary, which --readme inserts into the marked part of a Markdown file.
+and figures/ beside them and prints a summary, which --page inserts into the marked part of a Markdown file.
 """
 
 import argparse
@@ -46,8 +46,8 @@ def carry_out(options: argparse.Namespace) -> None:
     if options.what == "report":
         summary = write(options.out)
         print(summary)
-        if options.readme is not None:
-            markdown.insert(summary, "adapt_tables", options.readme)
+        if options.page is not None:
+            markdown.insert(summary, "adapt_tables", options.page)
         return
     for row in ROWS.values() if options.what == "all" else (ROWS[options.what],):
         plan = [

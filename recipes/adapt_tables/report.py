@@ -1,4 +1,4 @@
-"""The report: a Markdown file with the figures beside it, and the table of the README."""
+"""The report: a Markdown file with the figures beside it, and the table of the results page."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,7 +30,7 @@ TARGETS = {
 
 
 def summary(experiments: Sequence[Experiment]) -> str:
-    """The table of the README, and below it the schedules and the rows that were not run."""
+    """The table of the results page, and below it the schedules and the rows that were not run."""
     shown = {"float32": "float32", **tables.METHODS}
     rows, schedules = [], []
     for experiment in experiments:

@@ -40,7 +40,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--address", help="a folder on the network that has input.txt")
     parser.add_argument("--no-download", action="store_true", help="stop with an error where the text is missing")
-    commands.add_results(parser, readme=False)
+    commands.add_results(parser, page=False)
     return parser.parse_args(arguments)
 
 

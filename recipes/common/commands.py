@@ -28,11 +28,11 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-download", action="store_true", help="stop with an error where the data are missing")
 
 
-def add_results(parser: argparse.ArgumentParser, *, readme: bool = True) -> None:
+def add_results(parser: argparse.ArgumentParser, *, page: bool = True) -> None:
     """Add the options that say where results and summary go."""
     parser.add_argument("--out", type=Path, default=Path("recipes/results"), help="folder of the results")
-    if readme:
-        parser.add_argument("--readme", type=Path, help="with report: a Markdown file whose marked part is the summary")
+    if page:
+        parser.add_argument("--page", type=Path, help="with report: a Markdown file whose marked part is the summary")
 
 
 def run(recipe: str, options: argparse.Namespace, action: Callable[[argparse.Namespace], None]) -> None:

@@ -1,4 +1,4 @@
-"""Markdown: tables, paragraphs, and the parts of README.md that a recipe's report writes."""
+"""Markdown: tables, paragraphs, and the marked parts of a page that a recipe's report writes."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path

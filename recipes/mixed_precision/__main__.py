@@ -9,7 +9,7 @@ float32 itself, LSQ at the given bits for all weights and activations, learned w
 AdaPT's compact preset. First and last layers are layers like the others. Every finished run is appended as one line to
 mixed_precision.jsonl under --out. The same command given again skips finished runs and continues interrupted ones from
 their last whole epoch. `report` needs these lines alone: it writes mixed_precision.md and figures/mixed_precision.png
-beside them and prints a summary, which --readme inserts into the marked part of a Markdown file.
+beside them and prints a summary, which --page inserts into the marked part of a Markdown file.
 
 The defaults are a schedule for two CPU cores: half of the pictures, and a MobileNetV2 of a quarter of the channels.
 """
@@ -48,8 +48,8 @@ def carry_out(options: argparse.Namespace) -> None:
     if options.what == "report":
         summary = write(options.out)
         print(summary)
-        if options.readme is not None:
-            markdown.insert(summary, "mixed_precision", options.readme)
+        if options.page is not None:
+            markdown.insert(summary, "mixed_precision", options.page)
         return
     schedule = {name: getattr(options, name) for name in ("start_epochs", "epochs", "batch_size")}
     plan = [

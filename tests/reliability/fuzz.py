@@ -4,9 +4,11 @@ pip install atheris
 python -m tests.reliability.fuzz NEW_CORPUS tests/reliability/corpus -max_total_time=600
 """
 
+import functools
 import gzip
 import inspect
 import io
+import json
 import os
 import sys
 import tarfile
@@ -19,9 +21,12 @@ import torch
 from torch import nn
 
 import adapt
+from adapt import export
 from adapt.engine import persistence
+from adapt.export import bits, columns, encoding, packed
 from recipes.common import data as pictures
 from recipes.common import download
+from tests.export import earlier
 
 SEPARATOR = b"\xfeMEMBER\xfe"
 FORBIDDEN = ("os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen", "socket.connect", "pty.spawn")
@@ -115,6 +120,46 @@ def _extract(path):
         assert not any(p.is_symlink() for p in room.rglob("*"))
 
 
+def packed_file(content):
+    """A packed file with a right checksum whose header is the input, and which holds words, columns and a bias."""
+    from safetensors.torch import save
+
+    try:
+        header = json.loads(content)
+    except (ValueError, RecursionError):
+        header = None
+    if not isinstance(header, dict):
+        return save(_parts(), {packed.KEY: content.decode("latin1")})
+    header["checksum"] = packed._checksum({k: v for k, v in header.items() if k != "checksum"}, _parts())
+    return save(_parts(), {packed.KEY: json.dumps(header)})
+
+
+def _valid_packed():
+    """The bytes of a packed file with every kind of format."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "packed")
+        earlier.network().save(path)
+        return path.read_bytes()
+
+
+def _packed_header():
+    content = _valid_packed()
+    length = int.from_bytes(content[:8], "little")
+    return json.loads(content[8 : 8 + length])["__metadata__"][packed.KEY].encode()
+
+
+@functools.cache
+def _parts():
+    from safetensors.torch import load
+
+    return load(_valid_packed())
+
+
+def _packed(path):
+    export.load(path)
+    json.dumps(packed.stored_bytes(path))
+
+
 READERS = [
     ("trace", lambda content: content, _trace),
     ("trace members", archive, _trace),
@@ -126,6 +171,8 @@ READERS = [
     ("idx", lambda content: gzip.compress(content, 1), lambda path: pictures.read_idx(path, (3, 2, 2))),
     ("idx raw", lambda content: content, lambda path: pictures.read_idx(path, (3, 2, 2))),
     ("cifar", lambda content: content, lambda path: pictures.read_cifar(path, 1, (10,))),
+    ("packed", lambda content: content, _packed),
+    ("packed header", packed_file, _packed),
 ]
 
 
@@ -182,6 +229,8 @@ def seeds():
         "idx": idx,
         "idx raw": gzip.compress(idx, mtime=0),
         "cifar": bytes(3073),
+        "packed": _valid_packed(),
+        "packed header": _packed_header(),
     }
     return {name: bytes([i]) + contents[name] for i, (name, _, _) in enumerate(READERS)}
 
@@ -200,6 +249,10 @@ def main():
         adapt.trace.archive,
         adapt.trace.columns,
         adapt.trace,
+        packed,
+        columns,
+        encoding,
+        bits,
         persistence,
         zipfile,
         tarfile,

@@ -50,11 +50,13 @@ def test_damaged_files_are_refused_or_read_in_peace(data):
     fuzz.examine(bytes(content))
 
 
-@pytest.mark.parametrize("reader", ["trace members", "idx", "tar"])
+@pytest.mark.parametrize("reader", ["trace members", "idx", "tar", "packed header"])
 def test_memory_follows_what_a_file_holds_not_what_it_declares(reader):
     content = SEEDS[reader]
     if reader == "trace members":
         content = content.replace(b"'shape': (5,)", b"'shape': (9999999999,)")
+    elif reader == "packed header":
+        content = content.replace(b'"shape":[32,32]', b'"shape":[99999,99999]')
     elif reader == "idx":
         content = content[:5] + b"\x7f\xff\xff\xff" + content[9:]
     else:

@@ -1,4 +1,4 @@
-"""The committed results give the committed report, and README's table is theirs."""
+"""The committed results give the committed report, and the table on the results page is theirs."""
 
 import re
 import shutil
@@ -12,11 +12,11 @@ from recipes.adapt_tables.report import DOCUMENT, summary, write
 from recipes.common.markdown import inserted
 
 RESULTS = Path(recipes.__file__).parent / "results"
-README = RESULTS.parent.parent / "README.md"
+PAGE = RESULTS.parent.parent / "docs" / "results.md"
 
 
-def test_readme_shows_what_the_committed_results_give():
-    assert inserted("adapt_tables", README) == summary(gather(RESULTS))
+def test_the_page_shows_what_the_committed_results_give():
+    assert inserted("adapt_tables", PAGE) == summary(gather(RESULTS))
 
 
 def test_the_report_is_rebuilt_from_the_committed_files_alone(tmp_path):

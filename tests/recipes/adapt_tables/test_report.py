@@ -111,7 +111,7 @@ def test_without_traces_there_are_tables_alone(results):
 def test_the_summary_goes_between_the_marks(results, command, tmp_path):
     readme = tmp_path / "page.md"
     readme.write_text(f"before\n\n{start('adapt_tables')}\nold\n{END}\n\nafter\n")
-    command("report", "--out", str(results), "--readme", str(readme))
+    command("report", "--out", str(results), "--page", str(readme))
     text = readme.read_text()
     assert text == f"before\n\n{start('adapt_tables')}\n\n{summary(gather(results))}\n\n{END}\n\nafter\n"
     insert(summary(gather(results)), "adapt_tables", readme)
@@ -124,5 +124,5 @@ def test_what_cannot_be_reported_ends_in_one_sentence(command, results, tmp_path
     page = tmp_path / "page.md"
     page.write_text("no marks")
     with pytest.raises(SystemExit, match=r"page\.md must hold the lines"):
-        command("report", "--out", str(results), "--readme", str(page))
+        command("report", "--out", str(results), "--page", str(page))
     assert page.read_text() == "no marks"

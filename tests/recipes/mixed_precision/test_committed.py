@@ -1,4 +1,4 @@
-"""The committed results give the committed report, and README's table is theirs."""
+"""The committed results give the committed report, and the table on the results page is theirs."""
 
 import shutil
 from pathlib import Path
@@ -21,5 +21,5 @@ def test_the_report_is_rebuilt_from_the_committed_file_alone(tmp_path):
     assert (tmp_path / DOCUMENT).read_text(encoding="utf-8") == (RESULTS / DOCUMENT).read_text(encoding="utf-8")
 
 
-def test_readme_shows_what_the_committed_results_give():
-    assert inserted("mixed_precision", RESULTS.parent.parent / "README.md") == summary(gather(RESULTS))
+def test_the_page_shows_what_the_committed_results_give():
+    assert inserted("mixed_precision", RESULTS.parent.parent / "docs" / "results.md") == summary(gather(RESULTS))

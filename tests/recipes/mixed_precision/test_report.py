@@ -99,7 +99,7 @@ def test_on_a_device_the_clock_counts(results):
 def test_the_report_lies_beside_the_results_and_its_summary_goes_between_the_marks(results, command, capsys, tmp_path):
     page = tmp_path / "page.md"
     page.write_text(f"before\n{start_of('mixed_precision')}\nold\n{END}\nafter\n")
-    command("report", "--out", str(results), "--readme", str(page))
+    command("report", "--out", str(results), "--page", str(page))
     assert capsys.readouterr().out.strip() == summary(gather(results)) == inserted("mixed_precision", page)
     assert page.read_text().startswith("before\n")
     assert page.read_text().endswith(f"{END}\nafter\n")

@@ -1,0 +1,189 @@
+"""`adapt export` and `adapt show`: artefacts from the command line, and what is in a file."""
+
+import argparse
+import importlib
+import json
+import os
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from adapt import export
+from adapt.engine.saved_formats import formats
+from adapt.export import packed
+from adapt.export.backends import OPENERS
+from adapt.export.described import as_json, describe_formats, describe_packed, float32_bytes
+from adapt.export.exported import Exported
+
+TARGETS = ("packed", "onnx", "qonnx", "hls4ml", "json")
+
+
+def add_export(commands: Any) -> None:
+    """Add `adapt export` to a parser's commands."""
+    command = commands.add_parser(
+        "export",
+        help="write a checkpoint's network for a device, and prove that it computes the same",
+        description="Write the network of a checkpoint, or of a packed file, for a device. Print its bytes beside "
+        "those of float32, and what came of running it beside the captured network.",
+    )
+    command.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint, or a packed file")
+    command.add_argument(
+        "--model",
+        metavar="MODULE:FUNCTION",
+        help="a function without arguments that makes the network, such as mypackage.models:resnet20; this imports and "
+        "runs it. Needed for all but json",
+    )
+    command.add_argument("--to", choices=TARGETS, default="packed", help="what to write (default: packed)")
+    command.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="where to write it")
+    command.add_argument(
+        "--inputs", type=Path, metavar="NPY", help="a batch of inputs to prove equality with, a NumPy file (.npy)"
+    )
+    command.add_argument(
+        "--shape", metavar="N,…", help="prove it with random inputs of this shape instead, such as 64,3,32,32"
+    )
+    command.set_defaults(act=run_export)
+
+
+def add_show(commands: Any, show_trace: Callable[[Path], str]) -> None:
+    """Add `adapt show` to a parser's commands.
+
+    Args:
+        commands: the parser's commands.
+        show_trace: makes the table of a trace, or of a folder that holds one.
+    """
+    command = commands.add_parser(
+        "show",
+        help="print what is in a trace, a checkpoint or a packed file",
+        description="Print the table of a trace, the formats in a checkpoint, or what a packed file holds. Nothing in "
+        "the file is executed.",
+    )
+    command.add_argument(
+        "file", type=Path, metavar="FILE", help="a trace, a checkpoint, a packed file, or a run's folder"
+    )
+    command.set_defaults(act=lambda options: print(show(options.file, show_trace)))
+
+
+def show(path: Path, show_trace: Callable[[Path], str]) -> str:
+    """Return what is in a trace, a checkpoint or a packed file, as text.
+
+    Raises:
+        OSError: the file cannot be opened.
+        ValueError: it is none of these, or damaged.
+    """
+    if path.is_dir() or path.suffix == ".npz":
+        return show_trace(path)
+    with path.open("rb") as file:
+        is_packed = file.read(9)[8:] == b"{"
+    if is_packed:
+        return describe_packed(packed.read(path), packed.stored_bytes(path), path.stat().st_size)
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            is_trace = all(name.endswith(".npy") for name in archive.namelist())
+        return show_trace(path) if is_trace else describe_formats(formats(path))
+    raise ValueError(f"{path} is no trace, checkpoint or packed file")
+
+
+def run_export(options: argparse.Namespace) -> None:
+    """Write what the options ask for, and print its bytes and the proof.
+
+    Raises:
+        OSError, ValueError, TypeError, ImportError: an argument does not fit, or a file cannot be read or written.
+    """
+    if options.to == "json":
+        content = json.dumps(as_json(_formats(options.checkpoint)), indent=2, ensure_ascii=False)
+        options.output.write_text(content + "\n", encoding="utf-8")
+        print(f"{options.output}: {len(content):,} bytes")
+        return
+    inputs = _inputs(options)
+    exported = _exported(options)
+    if options.to == "packed":
+        exported.save(options.output)
+    else:
+        if inputs is None:
+            raise ValueError(f"--to {options.to} needs to know what the network is given: pass --inputs or --shape")
+        getattr(export, f"to_{options.to}")(exported, options.output, inputs)
+    size, before = _bytes(options.output), float32_bytes(exported)
+    print(f"{options.output}: {size:,} bytes, {before / size:.2f} times smaller than the {before:,} of float32")
+    if inputs is not None and (options.to == "packed" or options.output.suffix in OPENERS):
+        print(export.verify(exported, inputs, options.output))
+    elif options.to == "packed":
+        _check_words(exported, options.output)
+        print("all words, formats and tensors are equal when read again; --inputs or --shape compare outputs too")
+
+
+def _formats(path: Path) -> Any:
+    return packed.read(path).formats if _is_packed(path) else formats(path)
+
+
+def _is_packed(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(9)[8:] == b"{"
+
+
+def _exported(options: argparse.Namespace) -> Exported:
+    if options.model is None:
+        raise ValueError("--model is needed: a checkpoint holds no architecture")
+    model = _model(options.model)
+    if _is_packed(options.checkpoint):
+        return export.load(options.checkpoint, model)
+    return export.capture(options.checkpoint, model)
+
+
+def _model(place: str) -> nn.Module:
+    """The network that a function makes.
+
+    Raises:
+        ValueError, ImportError, TypeError: there is no such function, or it makes something else.
+    """
+    name, _, function = place.partition(":")
+    if not name or not function:
+        raise ValueError(f"--model must be MODULE:FUNCTION, got {place!r}")
+    # As `python -m` does: what lies in the present folder can be imported.
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.insert(0, "")
+    make = getattr(importlib.import_module(name), function, None)
+    if not callable(make):
+        raise ValueError(f"--model {place}: {name} has no function {function}")
+    model = make()
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"--model {place} made a {type(model).__name__}, not a torch.nn.Module")
+    return model
+
+
+def _inputs(options: argparse.Namespace) -> torch.Tensor | None:
+    if options.inputs is not None:
+        return torch.from_numpy(np.load(options.inputs, allow_pickle=False))
+    if options.shape is None:
+        return None
+    try:
+        shape = [int(size) for size in options.shape.split(",")]
+        return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(f"--shape must be whole numbers such as 64,3,32,32, got {options.shape!r}") from error
+
+
+def _check_words(exported: Exported, path: Path) -> None:
+    """Read a packed file again and compare all that it holds.
+
+    Raises:
+        ValueError: something differs.
+    """
+    read = packed.read(path)
+    for ours, theirs in ((exported.words, read.words), (exported.tensors, read.tensors)):
+        for name, tensor in ours.items():
+            if not torch.equal(tensor, theirs[name]):
+                raise ValueError(f"{path} holds other values of {name} than were written: try again on another disk")
+    if read.formats != exported.formats:
+        raise ValueError(f"{path} holds other formats than were written: try again on another disk")
+
+
+def _bytes(path: Path) -> int:
+    """The size of a file, or of all files in a folder."""
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())

@@ -1,0 +1,87 @@
+"""Formats and packed files in words, and as JSON for other tools."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from adapt.export.exported import Exported
+from adapt.export.packed import Contents
+from adapt.numerics import Format
+
+
+def as_json(formats: Mapping[str, Format]) -> dict[str, Any]:
+    """Return formats by name for other tools: plain numbers, and lists of them where a format has channels.
+
+    Each has word_length and integer_length in bits (the sign included; null where the step is no power of two),
+    fraction_length, step, signed, minimum, maximum, and the axis of its channels.
+    """
+    return {"format": "adapt.formats", "version": 1, "formats": {name: _fields(form) for name, form in formats.items()}}
+
+
+def _fields(form: Format) -> dict[str, Any]:
+    fraction = form.fraction_length
+    return {
+        "word_length": form.word_length.tolist(),
+        "integer_length": None if fraction is None else (form.word_length - fraction).tolist(),
+        "fraction_length": None if fraction is None else fraction.tolist(),
+        "step": form.step.tolist(),
+        "signed": form.signed.tolist(),
+        "minimum": form.minimum.tolist(),
+        "maximum": form.maximum.tolist(),
+        "axis": form.axis,
+        **({"groups": form.groups} if form.groups > 1 else {}),
+    }
+
+
+def describe_formats(formats: Mapping[str, Format]) -> str:
+    """Return a line for every format, as text."""
+    return "\n".join(_aligned([(name, str(form)) for name, form in formats.items()]))
+
+
+def describe_packed(contents: Contents, stored: Mapping[str, tuple[str, int]], size: int) -> str:
+    """Return what a packed file holds, as text: a line for every tensor of words, and for every rounded activation.
+
+    Args:
+        contents: what was read.
+        stored: the encoding and the bytes of every tensor of words.
+        size: the bytes of the file.
+    """
+    lines: list[tuple[str, ...]] = [("weights", "shape", "format", "entropy", "stored as", "bytes", "bits each")]
+    for name, words in contents.words.items():
+        encoding, taken = stored[name]
+        each = 8 * taken / max(words.numel(), 1)
+        shape = "×".join(map(str, words.shape))
+        form = str(contents.formats[name])
+        lines.append((name, shape, form, f"{entropy(words):.2f}", encoding, f"{taken:,}", f"{each:.2f}"))
+    sites = [(name, str(form)) for name, form in contents.formats.items() if name not in contents.words]
+    others = sum(tensor.nbytes for tensor in contents.tensors.values())
+    packed = sum(taken for _, taken in stored.values())
+    parts = f"{packed:,} of words, {others:,} of other tensors, {size - packed - others:,} to describe them"
+    summary = [
+        ("file", f"{size:,} bytes: {parts}"),
+        *contents.origin.items(),
+        *((name, f"the same as {first}") for name, first in contents.aliases.items()),
+    ]
+    tables: list[Sequence[tuple[str, ...]]] = [lines, [("activations", "format"), *sites] if sites else [], summary]
+    return "\n\n".join("\n".join(_aligned(table)) for table in tables if table)
+
+
+def entropy(words: torch.Tensor) -> float:
+    """Return the bits that a word takes at least, on average, if words are stored one by one: −Σ p·log₂ p."""
+    _, counts = np.unique(words.numpy(), return_counts=True)
+    shares = counts / max(words.numel(), 1)
+    return float(-(shares * np.log2(shares)).sum())
+
+
+def float32_bytes(exported: Exported) -> int:
+    """Return the bytes that the network's state_dict takes with its words in float32."""
+    words = sum(4 * tensor.numel() for tensor in exported.words.values())
+    return words + sum(tensor.nbytes for tensor in exported.tensors.values())
+
+
+def _aligned(lines: Sequence[tuple[str, ...]]) -> list[str]:
+    """Columns next to each other, the first to the left."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
