@@ -2,12 +2,15 @@
 
 import os
 import tempfile
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
+from adapt.export.backends import OPENERS
 from adapt.export.extras import needs
 
 
@@ -52,16 +55,39 @@ def session(path: str | os.PathLike[str], *, optimized: bool = True, threads: in
     return opened
 
 
-def run(opened: Any, inputs: Any) -> list[np.ndarray[Any, Any]]:
-    """Return a session's outputs.
+def runner(path: str | os.PathLike[str], *, optimized: bool = True) -> Callable[..., list[Tensor]]:
+    """Return a function of the network's inputs that runs an ONNX file in a `session`, or a QONNX file in qonnx.
+
+    It is what `adapt.export.verify` takes: `verify(exported, inputs, runner(path, optimized=False))`.
 
     Args:
-        opened: what `session` returned.
-        inputs: a tensor or a tuple of tensors, in the order of the network's arguments.
+        path: the file.
+        optimized: as in `session`. qonnx runs the operators one by one in any case.
     """
-    inputs = inputs if isinstance(inputs, tuple) else (inputs,)
-    feed = {
-        slot.name: x.detach().cpu().numpy() if isinstance(x, Tensor) else np.asarray(x)
-        for slot, x in zip(opened.get_inputs(), inputs, strict=True)
-    }
-    return list(opened.run(None, feed))
+    domains = {imported.domain for imported in needs("onnx", "onnx").load(path).opset_import}
+    run = _in_qonnx(path) if "qonnx.custom_op.general" in domains else _in_session(path, optimized)
+
+    def outputs(*inputs: Any) -> list[Tensor]:
+        arrays = [x.detach().cpu().numpy() if isinstance(x, Tensor) else np.asarray(x) for x in inputs]
+        return [torch.from_numpy(np.array(array)) for array in run(arrays)]
+
+    return outputs
+
+
+def _in_session(path: str | os.PathLike[str], optimized: bool) -> Callable[[list[Any]], Iterable[Any]]:
+    opened = session(path, optimized=optimized)
+    names = [slot.name for slot in opened.get_inputs()]
+    return lambda arrays: opened.run(None, dict(zip(names, arrays, strict=True)))
+
+
+def _in_qonnx(path: str | os.PathLike[str]) -> Callable[[list[Any]], Iterable[Any]]:
+    needs("qonnx", "fpga")
+    from qonnx.core.modelwrapper import ModelWrapper
+    from qonnx.core.onnx_exec import execute_onnx
+
+    model = ModelWrapper(os.fspath(path))
+    names = [value.name for value in model.graph.input]
+    return lambda arrays: execute_onnx(model, dict(zip(names, arrays, strict=True))).values()
+
+
+OPENERS[".onnx"] = lambda path, _: runner(path)

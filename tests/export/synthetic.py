@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from adapt.export.exported import Exported, smallest_type
+from adapt.export.bits import smallest_type
+from adapt.export.exported import Exported
 from adapt.numerics import Precision
 from adapt.numerics.format import Format
 

@@ -6,16 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from adapt.export.onnx import to_onnx
+from adapt.export import runner, session, to_onnx, verify
 from adapt.numerics import Precision
 from adapt.numerics.format import Format
-from tests.export.synthetic import Chars, ConvNet, captured, mlp, outputs_of
+from tests.export.synthetic import Chars, ConvNet, captured, mlp
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
-
-from adapt.export import runtime  # noqa: E402
 
 PICTURES = torch.randn(300, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 ROWS = torch.randn(2000, 12, generator=torch.Generator().manual_seed(1))
@@ -24,10 +22,7 @@ TEXT = torch.randint(0, 11, (40, 7), generator=torch.Generator().manual_seed(1))
 
 def differing(exported, inputs, path: Path, *, optimized: bool) -> int:
     """How many outputs of ONNX Runtime differ from torch's."""
-    (found,) = runtime.run(runtime.session(path, optimized=optimized), inputs)
-    expected = outputs_of(exported, inputs)
-    assert found.shape == expected.shape
-    return int((found != expected).sum())
+    return verify(exported, inputs, runner(path, optimized=optimized)).differing
 
 
 def some(first: list[int], others: list[int]) -> list[object]:
@@ -66,9 +61,8 @@ def test_a_transformer_runs_with_any_batch(tmp_path):
     exported = captured(Chars(), weights=5, activations=8)
     for form in ("qdq", "weights"):
         to_onnx(exported, tmp_path / "a.onnx", TEXT[:1], form=form)
-        (found,) = runtime.run(runtime.session(tmp_path / "a.onnx"), TEXT)
         # Softmax, GELU and layer norm differ in their last bits, so a rounding may fall one step aside.
-        assert np.mean(found != outputs_of(exported, TEXT)) < 0.01
+        assert verify(exported, TEXT, tmp_path / "a.onnx").share > 0.99
 
 
 @pytest.mark.parametrize(("form", "words"), [(Format.of(Precision(20, 10)), "20 bits"), (None, "one signed bit")])
@@ -89,3 +83,29 @@ def test_an_unknown_form_and_a_missing_folder_are_refused(tmp_path):
         to_onnx(exported, tmp_path / "a.onnx", ROWS[:2], form="int4")
     with pytest.raises(FileNotFoundError):
         to_onnx(exported, tmp_path / "none" / "a.onnx", ROWS[:2])
+
+
+def test_words_of_4_bits_do_not_become_products_that_round_activations(tmp_path):
+    exported = captured(Chars(), weights=4, activations=None)
+    to_onnx(exported, tmp_path / "a.onnx", TEXT[:2], form="weights")
+    with torch.no_grad():
+        expected = exported.module()(TEXT)
+    (found,) = runner(tmp_path / "a.onnx")(TEXT)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_file_that_rounds_activations_in_its_products_is_refused(tmp_path):
+    helper, constant = onnx.helper, onnx.numpy_helper.from_array
+    options = {"K": 32, "N": 1, "bits": 4, "block_size": 32, "domain": "com.microsoft"}
+    node = helper.make_node("MatMulNBits", ["x", "words", "steps"], ["y"], **options)
+    graph = helper.make_graph(
+        [node],
+        "products",
+        [helper.make_tensor_value_info("x", 1, [1, 32])],
+        [helper.make_tensor_value_info("y", 1, [1, 1])],
+        [constant(np.zeros((1, 1, 16), np.uint8), "words"), constant(np.ones(1, np.float32), "steps")],
+    )
+    domains = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
+    onnx.save(helper.make_model(graph, opset_imports=domains, ir_version=10), tmp_path / "a.onnx")
+    with pytest.raises(RuntimeError, match="MatMulNBits"):
+        session(tmp_path / "a.onnx")
