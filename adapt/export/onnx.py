@@ -81,7 +81,9 @@ def to_onnx(
     if batch_norm == "exact":
         onnx_graph.order_means(graph)
     onnx_graph.transpose_weights(graph)
+    onnx_graph.absorb_relus(graph)
     onnx_graph.merge_roundings(graph)
+    onnx_graph.separate_roundings(graph)
     onnx_graph.separate_zeros(graph)
     onnx_graph.shorten_words(graph)
     graph.drop_unread()

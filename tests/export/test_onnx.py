@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from adapt.export import runner, session, to_onnx, verify
 from adapt.numerics import Precision
@@ -43,6 +44,18 @@ def test_a_convolutional_network_gives_the_same_bits(tmp_path, bits, form):
 @pytest.mark.parametrize("activations", some([8], [2, 3, 4, 5, 6, 7, *range(9, 17)]))
 def test_a_dense_network_gives_the_same_bits(tmp_path, activations, options):
     exported = captured(mlp(), weights=4, activations=activations, **options)
+    to_onnx(exported, tmp_path / "a.onnx", ROWS[:2])
+    assert differing(exported, ROWS, tmp_path / "a.onnx", optimized=False) == 0
+    assert differing(exported, ROWS, tmp_path / "a.onnx", optimized=True) == 0
+
+
+@pytest.mark.parametrize(("first", "second"), [(4, 5), (4, 3), (4, 4), pytest.param(11, 10, marks=pytest.mark.long)])
+@pytest.mark.parametrize("between", [nn.ReLU(), nn.Identity()])
+def test_two_roundings_that_follow_each_other_both_happen(tmp_path, between, first, second):
+    exported = captured(nn.Sequential(nn.Linear(12, 16), between, nn.Linear(16, 5)), weights=4)
+    word = 8 if first < 8 else 16
+    exported.formats["0.output"] = Format.of(Precision(word, first))
+    exported.formats["2.input"] = Format.of(Precision(word, second))
     to_onnx(exported, tmp_path / "a.onnx", ROWS[:2])
     assert differing(exported, ROWS, tmp_path / "a.onnx", optimized=False) == 0
     assert differing(exported, ROWS, tmp_path / "a.onnx", optimized=True) == 0
