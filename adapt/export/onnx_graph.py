@@ -281,14 +281,24 @@ def clip(graph: Graph, rounding: Rounding, low: int, high: int) -> None:
 
 
 def absorb_relus(graph: Graph) -> None:
-    """Clip words at zero instead of applying ReLU to values, which would keep the products around it in float32."""
+    """Clip words at zero instead of applying ReLU to values, which would keep the products around it in float32.
+
+    A ReLU behind a rounding, or in front of it, sets the same words to zero.
+    """
     for rounding in roundings(graph):
-        relu = graph.only_reader(rounding.result)
-        if relu is None or relu.op_type != "Relu" or rounding.zero.dtype != np.uint8:
+        if rounding.zero.dtype != np.uint8:
             continue
-        if rounding.low < rounding.zero:
+        behind, before = graph.only_reader(rounding.result), graph.writer.get(rounding.source)
+        if before is not None and (before.op_type != "Relu" or graph.only_reader(rounding.source) is None):
+            before = None
+        if behind is not None and behind.op_type != "Relu":
+            behind = None
+        if (behind is not None or before is not None) and rounding.low < rounding.zero:
             clip(graph, rounding, int(rounding.zero), rounding.high)
-        graph.remove(relu, instead=rounding.result)
+        if behind is not None:
+            graph.remove(behind, instead=rounding.result)
+        if before is not None:
+            graph.remove(before, instead=before.input[0])
 
 
 def merge_roundings(graph: Graph) -> None:

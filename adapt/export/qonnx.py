@@ -13,7 +13,7 @@ from adapt import files
 from adapt.export import onnx_graph
 from adapt.export.exported import Exported
 from adapt.export.extras import needs
-from adapt.export.onnx import check_arithmetic, exact_norms, program, store_words
+from adapt.export.onnx import exact_norms, program, store_words
 from adapt.export.onnx_operators import operator
 from adapt.numerics.format import Format
 
@@ -39,7 +39,8 @@ def to_qonnx(exported: Exported, path: str | os.PathLike[str], inputs: Any, *, b
         ValueError: batch_norm is unknown, or a format has channels that a Quant has not; the message names the layer.
         OSError: the folder does not exist or cannot be written.
     """
-    check_arithmetic(batch_norm)
+    if batch_norm not in ("exact", "operator"):
+        raise ValueError(f"batch_norm must be exact or operator, got {batch_norm!r}")
     write(exported, Path(path), inputs, norms=exact_norms if batch_norm == "exact" else None)
 
 

@@ -82,6 +82,8 @@ def artefacts(name: str, folder: Path) -> Iterator[tuple[str, Artefact]]:
     yield "float32 ORT", _file(float32)
     yield "int8 ONNX", _ours(long, folder / "int8.onnx", batches)
     yield "int4 ONNX", _ours(short, folder / "int4.onnx", batches)
+    if any(isinstance(part, nn.BatchNorm2d) for part in plain.modules()):
+        yield "int8 ONNX, folded", _ours(long, folder / "folded.onnx", batches, batch_norm="folded")
     yield "ORT static", _static(float32, folder / "static.onnx", batches)
     for kind in ("int8", "folded"):
         if (folder / f"{kind}.onnx").exists() and (opened := _openvino(folder / f"{kind}.onnx")):

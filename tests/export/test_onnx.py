@@ -61,6 +61,34 @@ def test_two_roundings_that_follow_each_other_both_happen(tmp_path, between, fir
     assert differing(exported, ROWS, tmp_path / "a.onnx", optimized=True) == 0
 
 
+def test_folded_batch_norm_keeps_words_and_says_how_far_it_is(tmp_path, capsys):
+    exported = captured(ConvNet(), weights=8, activations=8)
+    with torch.no_grad():
+        exported.words["conv1.weight"].clamp_(min=-127)
+        exported.structure.conv1.weight.copy_(exported.values("conv1.weight"))
+        exported.structure.norm1.weight[::2] *= -1
+    path = tmp_path / "a.onnx"
+    to_onnx(exported, path, PICTURES, batch_norm="folded")
+    assert "of outputs differ from the captured network's, by up to" in capsys.readouterr().out
+    assert not any(node.op_type == "BatchNormalization" for node in onnx.load(path).graph.node)
+    with torch.no_grad():
+        expected = exported.module()(PICTURES)
+    for optimized in (False, True):
+        (found,) = runner(path, optimized=optimized)(PICTURES)
+        assert (found - expected).abs().mean() < 0.05 * expected.std()
+
+
+def test_a_word_without_its_negative_keeps_its_batch_norm(tmp_path):
+    exported = captured(ConvNet(), weights=8, activations=8)
+    exported.words["conv1.weight"][0, 0, 0, 0] = -128
+    with torch.no_grad():
+        exported.structure.norm1.weight[0] = -1.0
+        exported.structure.conv1.weight.copy_(exported.values("conv1.weight"))
+    to_onnx(exported, tmp_path / "a.onnx", PICTURES, batch_norm="folded")
+    norms = [node for node in onnx.load(tmp_path / "a.onnx").graph.node if node.op_type == "BatchNormalization"]
+    assert len(norms) == 1
+
+
 def test_words_are_stored_in_the_bits_they_need(tmp_path):
     kinds = {4: onnx.TensorProto.INT4, 8: onnx.TensorProto.INT8, 16: onnx.TensorProto.INT16}
     for bits, kind in kinds.items():
