@@ -18,7 +18,7 @@ def session(path: str | os.PathLike[str], *, optimized: bool = True, threads: in
     """Open an ONNX file in ONNX Runtime on the CPU, so that it computes what the file says.
 
     Two options keep it to that: files that round no activation are run without fusing their DequantizeLinear, which
-    would round activations to 8 bits, and processors without VNNI get products that do not saturate.
+    could round activations to 8 bits, and processors without VNNI get products that do not saturate.
 
     Args:
         path: the file.
@@ -40,7 +40,8 @@ def session(path: str | os.PathLike[str], *, optimized: bool = True, threads: in
     options.graph_optimization_level = getattr(
         runtime.GraphOptimizationLevel, "ORT_ENABLE_ALL" if optimized else "ORT_DISABLE_ALL"
     )
-    options.add_session_config_entry("session.x64quantprecision", "1")
+    if not has_vnni():
+        options.add_session_config_entry("session.x64quantprecision", "1")
     if "QuantizeLinear" not in kinds:
         options.add_session_config_entry("session.disable_quant_qdq", "1")
     with tempfile.TemporaryDirectory() as folder:
@@ -53,6 +54,12 @@ def session(path: str | os.PathLike[str], *, optimized: bool = True, threads: in
             "optimized=False, or export it again"
         )
     return opened
+
+
+def has_vnni() -> bool:
+    """Whether the processor adds products of 8 bits in 32 bits. Others add pairs in 16 bits, which saturates."""
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_vnni") or capabilities.get("avx_vnni"))
 
 
 def runner(path: str | os.PathLike[str], *, optimized: bool = True) -> Callable[..., list[Tensor]]:

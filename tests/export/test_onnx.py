@@ -1,5 +1,8 @@
 """ONNX files: equal to torch in ONNX Runtime, and nothing in them but words."""
 
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -150,3 +153,24 @@ def test_a_file_that_rounds_activations_in_its_products_is_refused(tmp_path):
     onnx.save(helper.make_model(graph, opset_imports=domains, ir_version=10), tmp_path / "a.onnx")
     with pytest.raises(RuntimeError, match="MatMulNBits"):
         session(tmp_path / "a.onnx")
+
+
+@pytest.mark.long
+@pytest.mark.skipif(shutil.which("qemu-x86_64") is None, reason="there is no emulator of other processors")
+def test_processors_without_vnni_give_the_same_bits_with_the_option_of_our_sessions(tmp_path):
+    exported = captured(nn.Sequential(nn.Linear(256, 64), nn.ReLU(), nn.Linear(64, 10)), weights=8, activations=8)
+    # Sums so large that pairs of products exceed 16 bits, and outputs that hold them.
+    exported.formats["0.output"] = Format.of(Precision(8, -2))
+    exported.formats["2.output"] = Format.of(Precision(8, -1))
+    inputs = 6 * torch.randn(500, 256, generator=torch.Generator().manual_seed(1))
+    to_onnx(exported, tmp_path / "a.onnx", inputs[:2])
+    with torch.no_grad():
+        np.savez(tmp_path / "a.npz", inputs=inputs.numpy(), outputs=exported.module()(inputs).numpy())
+    script = Path(__file__).with_name("avx2.py")
+    differing = []
+    for precise in ("0", "1"):
+        command = ["qemu-x86_64", "-cpu", "Haswell", sys.executable, script, tmp_path / "a.onnx", tmp_path / "a.npz"]
+        run = subprocess.run([*command, precise], capture_output=True, text=True, check=True)
+        differing.append(int(run.stdout.split()[-1]))
+    assert differing[0] > 0, "this emulator does not saturate, so it shows nothing"
+    assert differing[1] == 0
