@@ -54,10 +54,13 @@ class Substitutes:
 
     @torch.inference_mode(False)
     def end(self, index: int) -> None:
-        """Give a parameter its own memory and version again."""
-        parameter, (memory, version) = self._parameters[index], self._own.pop(index)
+        """Give a parameter its own memory and version again, if it is away. An interrupted call can be repeated."""
+        if index not in self._own:
+            return
+        parameter, (memory, version) = self._parameters[index], self._own[index]
         parameter.data = memory
         _set_version(parameter, version)
+        del self._own[index]
 
 
 def _set_version(parameter: Tensor, version: int) -> None:
