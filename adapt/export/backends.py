@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from adapt.engine.engine import Engine
 from adapt.engine.registry import attached
-from adapt.execution.overrides import Override
+from adapt.execution.reduced_layer import ReducedLayer
 from adapt.export.exported import Exported
 from adapt.export.integer import IntegerNetwork
 from adapt.export.loading import load
@@ -95,14 +95,15 @@ def _attached(controller: Engine, module: nn.Module | None, paths: Collection[st
 def _evaluating(model: nn.Module) -> Iterator[None]:
     """Within the context the model is in evaluation mode and computes its products in float32."""
     modes = {part: part.training for part in model.modules()}
-    overrides = [f for part in modes if isinstance(f := part.__dict__.get("forward"), Override) and f.active]
+    reduced = [f for part in modes if isinstance(f := part.__dict__.get("forward"), ReducedLayer)]
     with ExitStack() as restoring:
         for part, mode in modes.items():
             restoring.callback(setattr, part, "training", mode)
             part.training = False
-        for override in overrides:
-            restoring.callback(setattr, override, "active", True)
-            override.active = False
+        for layer in reduced[:1]:
+            # All of them share these flags.
+            restoring.callback(layer.fits.copy_, layer.fits.clone())
+            layer.fits.zero_()
         yield
 
 

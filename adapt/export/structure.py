@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from adapt.distributed.sharding import is_sharded
-from adapt.execution.overrides import Override
+from adapt.execution.reduced_layer import ReducedLayer
 from adapt.export.exported import Exported
 
 
@@ -49,7 +49,7 @@ def plain_copy(module: nn.Module, *, without: Iterable[object] = ()) -> nn.Modul
     for parameter in copied.parameters():
         parameter.grad = None
     for part in copied.modules():
-        if isinstance(part.__dict__.get("forward"), Override):
+        if isinstance(part.__dict__.get("forward"), ReducedLayer):
             del part.__dict__["forward"]
         for attribute, hooks in list(vars(part).items()):
             if attribute.endswith("_hooks") and hooks:
