@@ -10,6 +10,7 @@ from adapt.initialization import tnvs_
 from adapt.numerics import Format, Precision
 from adapt.rounding import quantize
 from adapt.switching.adapt import AdaPT
+from adapt.switching.cyclic import CyclicPrecision
 from adapt.switching.fixed import Fixed
 from adapt.switching.muppet import MuPPET
 from adapt.trace import Trace
@@ -20,6 +21,7 @@ __all__ = [
     "ASGD",
     "AdaPT",
     "Controller",
+    "CyclicPrecision",
     "Fixed",
     "Format",
     "MuPPET",

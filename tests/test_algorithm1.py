@@ -45,8 +45,12 @@ SETTINGS = {
     "quantised gradients": ({"quantize_gradients": True, "lookback_momentum": 0.6}, {"seed": -1}),
     "algorithm 4": ({"push_up": "diversity", "lookback": (6, 12)}, {"momentum": 0.5}),
     "compact": (
-        {"initial": None, "push_up": "loss", "kl_tolerance": 2.0, "normalize_gradients": False, "loss_tolerance": 1e-4},
+        {"initial": None, "push_up": "loss", "normalize_gradients": False, "loss_tolerance": 1e-4},
         {"momentum": 0.5, "l1": 1e-3, "l2": 1e-2, "rounding": "nearest"},
+    ),
+    "compact within a budget": (
+        {"initial": None, "push_up": "loss", "normalize_gradients": False, "bits": 4.5, "lookback": (1, 8)},
+        {"momentum": 0.9, "rounding": "nearest"},
     ),
     "loose tolerance": ({"initial": None, "kl_tolerance": 0.3, "buffer_bits": 0, "resolution": (5, 9)}, {"l2": 1e-3}),
     "equal histograms": ({"kl_tolerance": 0.0, "lookback": (7, 7), "lookback_momentum": 1.0}, {}),

@@ -23,13 +23,14 @@ NUMBERS = {
         "lookback_bounds": (25, 100),
     },
     "next_strategy": {"strategy": "min", "loss": 1.0, "previous_losses": [1.0, 2.0]},
-    "push_up_by_loss": {"lowest": Precision(8, 4), "current": Precision(8, 5), "cost": 0.1, "allowed": 0.2},
+    "next_bits": {"bits": 4.5, "cost": 0.1, "allowed": 0.2},
+    "cyclic_word_length": {"step": 3, "period": 12.5, "bits": (3, 8)},
     "switching_threshold": {"epoch": 3, "offset": 1.0, "amplitude": 1.5, "decay": 0.1},
 }
 EQUATIONS = {
     **NUMBERS,
     "divergence": {"weights": WEIGHTS, "quantized": WEIGHTS, "resolution": 60},
-    "fewest_integer_bits": {"weights": WEIGHTS, "fraction_length": 4},
+    "squared_error": {"weights": WEIGHTS, "precision": Precision(4, 2)},
 }
 NO_NUMBER = (None, "x", "1", [1.0], True, 1 + 2j, object(), torch.tensor([1, 2]))
 
@@ -39,7 +40,9 @@ NO_NUMBER = (None, "x", "1", [1.0], True, 1 + 2j, object(), torch.tensor([1, 2])
 def test_invalid_arguments_are_named(name, argument, wrong):
     if argument in ("weights", "quantized") and isinstance(wrong, torch.Tensor):
         wrong = torch.tensor([True])
-    if argument.endswith("bounds") and isinstance(wrong, torch.Tensor):
+    if (argument.endswith("bounds") or (name, argument) == ("cyclic_word_length", "bits")) and isinstance(
+        wrong, torch.Tensor
+    ):
         wrong = torch.tensor([1.5, 2.5])
     if argument == "previous_losses" and isinstance(wrong, list | torch.Tensor):
         wrong = ["x"]

@@ -26,12 +26,15 @@ class Biases:
 
     def use(self, formats: Sequence[LayerFormat], changed: Collection[int]) -> None:
         """Choose new formats for the biases that follow a layer in `changed`; `formats` are those of all layers."""
-        for i, (leader, weight) in enumerate(zip(self._leaders, self.masters.weights, strict=True)):
-            if leader in changed:
-                form = formats[leader]
-                if isinstance(form, Precision):
-                    form = BlockFloat(form.word_length).precision(*extremes([weight])[0])
-                self._formats[i] = form
+        self.fit([i for i, leader in enumerate(self._leaders) if leader in changed], formats)
+
+    def fit(self, indices: Collection[int], formats: Sequence[LayerFormat]) -> None:
+        """Choose new formats for these biases, which fit their present values; `formats` are those of all layers."""
+        indices = list(indices)
+        found = extremes([self.masters.weights[i] for i in indices]) if indices else []
+        for i, ends in zip(indices, found, strict=True):
+            form = formats[self._leaders[i]]
+            self._formats[i] = BlockFloat(form.word_length).precision(*ends) if isinstance(form, Precision) else form
         self.masters.use(self._formats)
 
     def state_dict(self) -> dict[str, Any]:

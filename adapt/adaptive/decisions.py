@@ -1,6 +1,6 @@
 """What the policy decides: shows it the figures that waited on the device, step by step, and writes the trace."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,11 +12,14 @@ from adapt import penalties, user_warnings
 from adapt.adaptive.step_figures import Figures, Slot, StepFigures
 from adapt.distributed.sharding import Whole
 from adapt.numerics import LONGEST_WORD, LayerFormat
-from adapt.switching.policy import Observation, Policy, State
+from adapt.switching.policy import Observation, Policy, State, carry
 from adapt.trace import Trace
 
 CAPACITY = 128
 """Steps whose figures may wait on the device before they are fetched, however patient the policy is."""
+
+_MANY_SATURATE = 0.25
+"""A share of saturated master weights that calls for a warning: the best ranges of two bits leave out less."""
 
 
 class Decisions:
@@ -42,11 +45,24 @@ class Decisions:
         self.state, self.trace = state, trace
         self.skipped = np.zeros(len(trace.layers), np.int64)
         self._sizes = np.maximum(trace.numel, 1)
+        self._saturated = np.zeros(len(trace.layers))
+        self._told_of_saturation = np.zeros(len(trace.layers), bool)
         self._formats: tuple[LayerFormat, ...] | None = None
         self._pending = StepFigures(len(trace.layers), 0, self._device)
         self._hosts: list[tuple[int, NDArray[np.bool_], NDArray[np.int64], bool]] = []
         self._open_row: tuple[int, dict[str, NDArray[Any]]] | None = None
         self._closed_rows: list[tuple[int, dict[str, NDArray[Any]]]] = []
+        self._wait()
+
+    def begin_anew(self, layers: Sequence[int], weights: Sequence[Tensor]) -> None:
+        """Start the policy anew for these layers, with these weights. The caller must have settled all steps."""
+        if len(layers) == len(weights):
+            self.state = self.policy.start(weights)
+        else:
+            for layer in layers:
+                only = self.policy.start([weights[layer]])
+                # The layer's from its own start, the others' and what belongs to no layer from the present state.
+                self.state = carry(self.state, carry(only, self.state, {layer: 0}), {})
         self._wait()
 
     def change_policy(self, policy: Policy[Any]) -> None:
@@ -103,6 +119,7 @@ class Decisions:
         windows: Sequence[list[Tensor]],
         l1: NDArray[np.float64],
         l2: float,
+        saturated: Callable[[], NDArray[np.float64]],
     ) -> list[int]:
         """Show the policy all steps that wait, and return the layers whose window ended.
 
@@ -112,6 +129,7 @@ class Decisions:
             windows: the gradients of each layer's window, the newest included.
             l1: α of each layer.
             l2: β.
+            saturated: measures the share of each layer's master weights outside of its format's range, [layers].
         """
         if not len(self._pending):
             return []
@@ -144,6 +162,7 @@ class Decisions:
                 windows=Whole(windows),
                 l1=l1,
                 l2=l2,
+                measure_saturation=saturated,
             )
             before = self.state.gradients
             self.state = self.policy.advance(self.state, observation)
@@ -196,8 +215,25 @@ class Decisions:
         for layer in np.flatnonzero((figures.nonzeros[i] == 0) & (self.trace.numel > 0)).tolist():
             self.warn(
                 f"every quantised weight of {names[layer]} is zero, so the layer passes nothing on: "
-                "lower l1, or start with a longer fraction"
+                "start with a longer fraction, and lower l1 if it is above 0"
             )
+
+    def watch_saturation(self, shares: NDArray[np.float64]) -> None:
+        """Warn once about each layer of which many master weights stay outside of its format's range.
+
+        Args:
+            shares: the share of each layer's master weights outside, at one look after the other, [looks, layers].
+        """
+        for share in shares:
+            stays = (share > _MANY_SATURATE) & (self._saturated > _MANY_SATURATE)
+            for layer in np.flatnonzero(stays & ~self._told_of_saturation).tolist():
+                self._told_of_saturation[layer] = True
+                self.warn(
+                    f"{share[layer]:.0%} of the master weights of {self.trace.layers[layer]} stay outside of the range "
+                    f"of their format {self.formats[layer]}, so they saturate: give the layer more bits before the "
+                    "binary point (a shorter fraction, or a longer word), or a smaller learning rate"
+                )
+            self._saturated = share
 
     def warn(self, message: str) -> None:
         """Warn, once for each message."""

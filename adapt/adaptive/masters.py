@@ -8,10 +8,15 @@ from torch import Tensor
 
 from adapt import rounding
 from adapt.adaptive.grids import Grids
+from adapt.distributed.sharding import whole
 from adapt.kernels import Rounding, Treatment, Update
+from adapt.kernels.stream import flat
 from adapt.numerics import Format, LayerFormat
 from adapt.rounding import Noise
-from adapt.weights.masters import Masters
+from adapt.weights.masters import Masters, differ
+
+_SAMPLE = 4096
+"""Elements of a parameter that are compared with what it should hold."""
 
 
 class FixedPointMasters(Masters):
@@ -54,6 +59,14 @@ class FixedPointMasters(Masters):
         """The format of each parameter by name; none for one in float32."""
         pairs = zip(self.names, self.grids.precisions, strict=True)
         return {name: Format.of(precision) for name, precision in pairs if precision is not None}
+
+    def saturated(self) -> Tensor:
+        """Return the share of each master outside of the range of its format, float64 [parameters]; 0 in float32."""
+        shares = []
+        for weight, (scale, step, low, high) in zip(self.weights, self.grids.table.tolist(), strict=True):
+            outside = weight.clamp(low * step, high * step) != weight if scale else torch.zeros_like(weight)
+            shares.append(whole(outside.sum()).double() / max(weight.numel(), 1))
+        return torch.stack(shares)
 
     def use(self, formats: Sequence[LayerFormat]) -> None:
         """Round to these formats from now on, one for each parameter; the parameters change with the next `store`."""
@@ -107,6 +120,7 @@ class FixedPointMasters(Masters):
         aliased = self._alias()
         self._kernels.restore_(None if aliased else self.parameters, self.weights, gradients, treatment)
         self.views = ["masters"] * len(self.parameters)
+        self._disown()
 
     def restore_only(self) -> None:
         """p ← W; a gradient stays as it is, but one that is not finite is replaced by zero."""
@@ -124,7 +138,7 @@ class FixedPointMasters(Masters):
             self._kernels.quantize_(self.weights, self.parameters, how, self.figures)
         else:
             self._kernels.store_(self.parameters, self.weights, how, self.figures)
-        self.views = ["training"] * len(self.parameters)
+        self._settle("training")
 
     def descend(self, gradients: Sequence[Tensor | None], treatment: Treatment, update: Update, step: int) -> None:
         """W ← SGD(W, treated G), p ← Q(W) with the random key of `step`, and measure Ŵ and W, in one pass.
@@ -146,7 +160,7 @@ class FixedPointMasters(Masters):
             self._begin(step),
             self.figures,
         )
-        self.views = ["training"] * len(self.parameters)
+        self._settle("training")
 
     @torch.no_grad()
     def round_parameters(self) -> None:
@@ -154,6 +168,7 @@ class FixedPointMasters(Masters):
         grids = self.grids.of(range(len(self.parameters)), self.parameters)
         how = Rounding(grids, self._keys, self._offsets, stochastic=False)
         self._kernels.quantize_(self.parameters, self.parameters, how)
+        self._disown()
 
     def _begin(self, step: int) -> Rounding:
         """How training rounds, with the random key of `step` from now on."""
@@ -166,6 +181,15 @@ class FixedPointMasters(Masters):
         how = self._rounding([index], stochastic=self.is_stochastic)
         self._kernels.quantize_([weight], [torch.empty_like(weight)], how, figures)
         self.figures[index] = figures[0]
+
+    def _differs(self, index: int) -> Tensor:
+        held = flat(self.parameters[index].detach())[:_SAMPLE]
+        shown = flat(self.weights[index])[:_SAMPLE]
+        if self.views[index] != "masters":
+            weight, shown = shown, torch.empty_like(shown)
+            how = self._rounding([index], stochastic=self.is_stochastic and self.views[index] == "training")
+            self._kernels.quantize_([weight], [shown], how)
+        return differ(held, shown)
 
     def _rounding(self, indices: Sequence[int], *, stochastic: bool) -> Rounding:
         """How the masters of the parameters `indices` are rounded now."""

@@ -1,7 +1,7 @@
 """A run whose formats a policy chooses: what it remembers between two steps, and what a step does to it."""
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,19 +16,22 @@ from adapt.adaptive.decisions import Decisions
 from adapt.adaptive.masters import FixedPointMasters
 from adapt.adaptive.options import Settings
 from adapt.adaptive.windows import Windows
-from adapt.distributed.sharding import Whole
+from adapt.distributed.sharding import Whole, whole
 from adapt.engine import persistence
 from adapt.engine.fused_sgd import TakeOver
 from adapt.engine.run import Hooked, Run
 from adapt.execution import Execution
 from adapt.kernels import Treatment
 from adapt.layers import choice
-from adapt.numerics import Format
+from adapt.numerics import Format, Precision
 from adapt.rounding import Noise
 from adapt.switching.policy import Policy, carry, columns_of, pack, unpack
 from adapt.trace import Trace
 from adapt.trace.archive import release_of
 from adapt.weights.masters import Masters
+
+_LOOK_EVERY = 16
+"""Steps between two looks at the ranges of the weights, and of quantised biases, whose formats follow them."""
 
 
 class AdaptiveRun(Run):
@@ -63,6 +66,7 @@ class AdaptiveRun(Run):
         self.activations: Activations | None = None
         self.execution: Execution | None = None
         self.decisions = Decisions(policy, self.layers.device, trace_every=options.trace_every)
+        self._saturation: list[Tensor] = []
         # The first state, and the pattern that a loaded one must fit.
         self._fresh = policy.start(Whole(self.layers.weights))
         self.decisions.start(self._fresh, Trace(self.layers.names, self.layers.numel, columns_of(policy)))
@@ -97,6 +101,7 @@ class AdaptiveRun(Run):
     def join(self, layers: Mapping[str, Tensor]) -> None:
         """Take in the layers that are new in `layers`, which begins with the present ones."""
         old, trace, skipped = self.layers, self.trace, self.decisions.skipped
+        self._saturation.clear()
         count = len(old.names)
         self.layers = FixedPointMasters(layers, self.noise, old)
         self.windows.begin(self.layers.weights[count:])
@@ -109,7 +114,8 @@ class AdaptiveRun(Run):
     def follow(self, parameters: Mapping[str, Tensor], optimizer: Optimizer, module: nn.Module | None) -> None:
         """Let biases, and what acts on the module by hooks, follow the present layers."""
         options = self.options
-        if options.quantize_biases and (found := choice.followers(parameters, self.layers.names, optimizer)):
+        names = self.layers.names
+        if options.quantize_biases and (found := choice.followers(parameters, names, optimizer, self.awaited)):
             tensors = {name: parameter for name, (parameter, _) in found.items()}
             old = None if self.biases is None else self.biases.masters
             masters = FixedPointMasters(tensors, self.noise, old)
@@ -141,6 +147,25 @@ class AdaptiveRun(Run):
         self._use_formats(range(len(self.layers.names)))
         self.renew()
 
+    @torch.no_grad()
+    def begin_anew(self, new: Sequence[Collection[int]]) -> None:
+        """Let the policy start anew with layers whose weights were loaded; see `Run.begin_anew`.
+
+        Block floating point and float32 fit all weights, so layers in these go on.
+        """
+        decisions, masters = self.decisions, self.layers
+        self.settle()
+        fixed = [i for i in sorted(new[0]) if isinstance(decisions.formats[i], Precision)]
+        sound = [i for i in fixed if bool(torch.isfinite(whole(masters.weights[i])).all())]
+        if sound:
+            decisions.close_row(masters.nonzeros.cpu().numpy(), masters.grids.fraction_lengths)
+            decisions.begin_anew(sound, Whole(masters.weights))
+            self.windows.clear(sound)
+            self._use_formats(sound)
+        if self.biases is not None and len(new) > 1:
+            self.biases.fit(new[1], decisions.formats)
+        self.renew()
+
     def change_policy(self, policy: Policy[Any]) -> None:
         """Let a policy of the same kind, with other hyperparameters, decide from the next step on."""
         self.settle()
@@ -152,6 +177,9 @@ class AdaptiveRun(Run):
     def before_update(self, take_over: TakeOver | None) -> bool:
         """One step between backward and the end of the update: see the numbered comments."""
         masters, policy, decisions = self.layers, self.decisions.policy, self.decisions
+        if decisions.can_switch:
+            for bank in self.banks:
+                bank.probe()
         # 1. What was measured on the way here, and the loss, wait on the device for the policy.
         gradients = masters.gradients()
         loss_shown = len(self.losses) > 0
@@ -176,10 +204,14 @@ class AdaptiveRun(Run):
         treatment = Treatment(figures.squared.clone(), self.l1_of_layers, self.l2_of_layers, policy.normalize_gradients)
         # 3. The policy's turn, if a layer may switch in this step.
         self.step += 1
+        if self.step % _LOOK_EVERY == 0:
+            self._saturation.append(masters.saturated())
         active = np.array([gradient is not None for gradient in gradients])
         decisions.add(self.step, active, masters.grids.fraction_lengths, loss_shown)
         if decisions.due:
             self.settle()
+        if self.biases is not None and self.step % _LOOK_EVERY == 0:
+            self.biases.fit(range(len(self.biases.masters.names)), decisions.formats)
         # 4. p ← W and the treated gradients for the optimizer, or the whole update up to p ← Q(W).
         update = take_over(gradients) if take_over is not None and masters.grids.is_fixed else None
         if update is None:
@@ -216,8 +248,9 @@ class AdaptiveRun(Run):
         out.fill_(math.nan)
         if self.decisions.policy.uses_loss:
             self.decisions.warn(
-                "the controller never saw the loss of this step, so the push-up strategy stays where it is: pass a "
-                "closure to step(), or call controller.observe(loss) before it"
+                "the controller never saw the loss of this step, so nothing tells it that a layer needs more bits: "
+                "under AdaPT.compact() layers can only lose bits, and AdaPT() keeps its push-up strategy. Call "
+                "controller.observe(loss) before step(), or pass a closure to step() that returns the loss"
             )
 
     def settle(self) -> None:
@@ -229,7 +262,11 @@ class AdaptiveRun(Run):
             self.windows.gradients,
             self.l1_of_layers,
             self.options.l2,
+            lambda: self.layers.saturated().cpu().numpy(),
         )
+        if self._saturation:
+            looks, self._saturation = self._saturation, []
+            self.decisions.watch_saturation(torch.stack(looks).cpu().numpy())
         self.windows.clear(ended)
         if ended or before != self.decisions.formats:
             changed = [i for i, f in enumerate(self.decisions.formats) if f != before[i]]
@@ -317,6 +354,7 @@ class AdaptiveRun(Run):
         elif strict and state["activations"]:
             raise ValueError("the precision state rounds activations: attach with the same activations")
 
+        self._saturation.clear()
         self.step = state["step"]
         self.noise.seed, self.noise.stochastic = state["seed"], state["stochastic"]
         decisions.start(policy_state, trace)

@@ -6,12 +6,14 @@ optimizer is torch's SGD, the run does all that lies between the gradients and Q
 """
 
 import contextlib
+import weakref
 from collections.abc import Collection, Iterator, Mapping
 from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.optim import Optimizer
 
 from adapt import user_warnings
@@ -22,8 +24,8 @@ from adapt.engine.members import Members
 from adapt.engine.run import Run
 from adapt.engine.steps import Steps, unscale
 from adapt.engine.views import Views
-from adapt.layers import choice, optimizers
-from adapt.layers.hooks import remove_all
+from adapt.layers import choice, frozen_rounding, optimizers
+from adapt.layers.hooks import WeakHook, remove_all
 from adapt.layers.view import View
 from adapt.numerics import Format
 from adapt.trace import Trace
@@ -35,8 +37,13 @@ class Engine:
 
     Between steps every layer's parameter holds quantised values; the run keeps the float32 masters. Evaluation sees the
     masters rounded to nearest, training sees them as training rounds them: hooks on the modules swap the two when a
-    module's mode changes. What anyone else writes into a layer's parameter between two steps is overwritten by the
-    next, except by `load_state_dict`, whose values become the masters.
+    module's mode changes.
+
+    What anyone else writes into a layer's parameter between two steps, as weight clipping, pruning masks or
+    `load_state_dict` do, becomes the master, element by element, and is rounded. Operations in place on the parameter
+    itself are always noticed (`parameter.clamp_()` within `torch.no_grad()`); writes that autograd is not told of, as
+    through `parameter.data` or NumPy, only where a sample of the weights shows them, in an evaluation, a checkpoint or
+    a step in which a layer can switch: avoid them.
 
     Attributes:
         optimizer: the optimizer.
@@ -48,7 +55,7 @@ class Engine:
         self.optimizer = optimizer
         self._module, self._run = module, run
         self._members = Members(optimizer, module, parameters)
-        self._views = Views(module, run.pin, self._adopt)
+        self._views = Views(module, run.pin, self._adopt, self._begin_anew)
         self._steps = Steps(
             optimizer,
             before_update=self._before_update,
@@ -58,7 +65,10 @@ class Engine:
         self._first_step = FirstStep(optimizer, *min(self.layers.items(), key=lambda layer: layer[1].numel()))
         self._fused: FusedSGD | None = None
         self._restored = False
+        self._is_blind_known = False
+        self._replaced: dict[str, Format] = {}
         self._handles: list[Any] = []
+        self._search: Any = None
 
     def attach(self) -> None:
         """Register the hooks and round the weights. A call that fails leaves everything as it was."""
@@ -74,6 +84,36 @@ class Engine:
             self._release("masters")
             raise
         self._handles = handles
+        if self._module is not None:
+            self._replaced = frozen_rounding.remove(self._module)
+        else:
+            self._search = register_module_forward_pre_hook(WeakHook(self._find_module))
+            # A hook of all modules must not outlive what it works for.
+            weakref.finalize(self, self._search.remove)
+
+    def _find_module(self, module: nn.Module, args: Any) -> None:
+        """Follow the mode of the first module that runs and has all the layers, where `attach` was given none."""
+        inside = set(map(id, module.parameters()))
+        if self.is_attached and all(id(p) in inside for p in self.layers.values()):
+            self._search.remove()
+            self._module = module
+            self._views.follow(module)
+            self._views.hook(self.banks)
+            self._views.before_forward(module, args)
+
+    def _warn_if_blind(self) -> None:
+        """Warn once if a step was made without a forward pass that the hooks saw, as after `torch.compile`."""
+        if self._search is not None:
+            self._search.remove()
+        if self._is_blind_known or not self.banks[0].is_stochastic:
+            return
+        if any(parameter.grad is not None for parameter in self.banks[0].parameters):
+            self._is_blind_known = True
+            user_warnings.warn(
+                "the controller saw no forward pass of a module with all the layers in this step, as where the module "
+                "was compiled after attaching: in evaluation mode it would show the weights as training rounds them. "
+                "Evaluate within controller.evaluation_weights(), or pass the module, compiled if it is, to attach()"
+            )
 
     def __reduce__(self) -> Any:
         raise TypeError(
@@ -143,14 +183,15 @@ class Engine:
         """Within the context the parameters hold the masters rounded to nearest, whatever mode the modules are in.
 
         Use it to copy a model or to read its parameters between two steps. Passes of a module in evaluation mode see
-        these weights anyway, unless no module was given to `attach` or the module's hooks do not run, as in a module
-        that was compiled in place or after attaching.
+        these weights anyway, unless the module's hooks do not run, as in a module that was compiled in place or after
+        attaching, or no module was given to `attach` and none with all the layers ran before the first step.
         """
         return self._pinned("evaluation")
 
     @contextlib.contextmanager
     def _pinned(self, view: View) -> Iterator[None]:
         self._require_attached()
+        self._is_blind_known = True
         try:
             with self._views.pinned(view):
                 self._follow_pin()
@@ -173,11 +214,14 @@ class Engine:
             masters.round_parameters()
         self._views.renew()
 
-    def detach(self, view: View = "evaluation") -> None:
+    def detach(self, view: View = "evaluation", *, keep_activations: bool = False) -> None:
         """Remove the hooks for good. `trace` and `masters` can still be read.
 
         Args:
             view: what the parameters keep: the masters rounded to nearest, or the "masters" themselves.
+            keep_activations: go on rounding the activations to nearest in their present formats, by hooks that are
+                copied and pickled with the module; without it activations are float32 from now on. The next controller
+                that is attached to the module replaces these hooks.
 
         Raises:
             ValueError: there is no such view.
@@ -190,15 +234,22 @@ class Engine:
         self._require_no_context("detach()")
         remove_all(self._handles)
         self._handles.clear()
+        # A run without a step that hands the masters back leaves all as it was.
+        kept = self.formats if keep_activations else self._replaced if view == "masters" and not self.step else {}
         self._release(view)
+        if self._module is not None:
+            frozen_rounding.keep(self._module, kept)
 
     def _release(self, view: View) -> None:
         """Leave the parameters in this view, and remove the hooks on the modules."""
         for masters in self.banks:
+            masters.take_writes()
             masters.hand_over(view)
         self._views.renew()
         self._views.remove()
         self._first_step.forget()
+        if self._search is not None:
+            self._search.remove()
         if self._fused is not None:
             self._fused.forget()
         for part in self._run.hooked:
@@ -244,6 +295,15 @@ class Engine:
         if self._members.changed:
             self._take_in()
 
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _begin_anew(self, new: list[set[int]]) -> None:
+        """Fit formats to weights that were loaded into the module, unless the optimizer's state brought its own."""
+        if not self._restored:
+            shown = self._views.shown
+            self._run.begin_anew(new)
+            self._views.show(shown)
+
     # A forward pass may notice a new layer in inference mode, but the tensors created here are written in training.
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -267,6 +327,8 @@ class Engine:
             self.observe(loss)  # type: ignore[arg-type]
         self._restored = False
         self._adopt()
+        for masters in self.banks:
+            masters.take_writes()
         unscale(self.optimizer)
         if self._fused is None:
             self._run.before_update(None)
@@ -280,6 +342,8 @@ class Engine:
         if self._fused is not None:
             self._fused.show()
         self._run.after_update()
+        if not self._views.after_step():
+            self._warn_if_blind()
         self._views.renew()
 
     @torch.no_grad()
@@ -295,6 +359,9 @@ class Engine:
         `optimizer.state_dict()` holds it. Between the micro-batches of a step it includes the gradients so far, if
         their losses were observed.
         """
+        for masters in self.banks if self.is_attached else ():
+            masters.take_writes()
+            masters.probe()
         return self._run.state_dict(self._members.present)
 
     def load_state_dict(self, state: Mapping[str, Any], *, strict: bool = True) -> None:
@@ -321,11 +388,14 @@ class Engine:
         self._views.renew()
 
     def _take_in_frozen(self, state: Mapping[str, Any]) -> None:
-        """Take in the layers of a state that are frozen here, because the run that wrote it had unfrozen them."""
-        layers = state.get("layers") if isinstance(state, Mapping) else None
-        wanted = {name for name in layers if isinstance(name, str)} if isinstance(layers, list) else set()
+        """Take in what a state has and is frozen here, because the run that wrote it had unfrozen it."""
+        fields = [state.get(field) for field in ("layers", "followers")] if isinstance(state, Mapping) else []
+        wanted = {
+            name for field in fields if isinstance(field, list | Mapping) for name in field if isinstance(name, str)
+        }
         frozen = {name for name, p in self._members.present.items() if name in wanted and not p.requires_grad}
-        if frozen - set(self.banks[0].names):
+        if frozen - {name for masters in self.banks for name in masters.names} - self._run.awaited:
+            self._run.awaited |= frozen
             self._take_in(frozen)
 
     def _save_into(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
@@ -336,7 +406,8 @@ class Engine:
         if persistence.KEY not in state_dict:
             if not self._restored:
                 user_warnings.warn(
-                    "the optimizer's state was saved without a controller: formats and masters stay as they are",
+                    "the optimizer's state was saved without a controller: masters stay as they are, and so do the "
+                    "formats, which begin anew only for weights that are loaded into the module",
                 )
             return state_dict
         persistence.check_groups(state_dict, optimizer.param_groups)

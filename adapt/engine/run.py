@@ -1,12 +1,13 @@
 """What the engine asks of a run: the interface that a policy's runs and those of learned formats share."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from adapt import user_warnings
 from adapt.engine.fused_sgd import TakeOver
 from adapt.engine.losses import MicroLosses
 from adapt.layers.choice import Choice
@@ -34,6 +35,7 @@ class Run(ABC):
         losses: the losses observed since the last step.
         pin: the view that a context asks for; all that acts on the module shares it.
         choice: which parameters are layers.
+        awaited: names of frozen parameters that take part nevertheless, because a state that is to be loaded has them.
         fuses_sgd: whether `before_update` can make the update of torch's SGD itself.
     """
 
@@ -44,6 +46,7 @@ class Run(ABC):
         self.losses = MicroLosses()
         self.pin = Pin()
         self.choice = choice
+        self.awaited: set[str] = set()
 
     @property
     @abstractmethod
@@ -97,6 +100,20 @@ class Run(ABC):
     @abstractmethod
     def renew(self) -> None:
         """p ← Ŵ from the masters, whatever p holds."""
+
+    def begin_anew(self, new: Sequence[Collection[int]]) -> None:
+        """Fit the formats to weights that were loaded into parameters, whose masters they are by now.
+
+        Args:
+            new: for each bank, the indices of these parameters.
+        """
+        names = [self.banks[0].names[i] for i in sorted(new[0])]
+        if names:
+            more = ", …" if len(names) > 4 else ""
+            user_warnings.warn(
+                f"weights were loaded into {', '.join(names[:4])}{more} after learned formats were attached, and the "
+                "formats stay those of the weights before: load the weights first, then attach"
+            )
 
     @abstractmethod
     def state_dict(self, optimized: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -1,9 +1,10 @@
 """Which view of the masters a module's parameters hold: hooks that follow the module's mode, loading and saving."""
 
 import contextlib
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from adapt.distributed.sharding import reshard_
@@ -11,31 +12,51 @@ from adapt.layers.hooks import WeakHook, remove_all
 from adapt.layers.tracing import is_drawn
 from adapt.layers.view import Pin, View
 from adapt.weights.masters import Masters
+from adapt.weights.substitutes import keeping_graphs
 
 
 class Views:
     """Shows training Ŵ as training rounds it, and evaluation and checkpoints Ŵ rounded to nearest.
 
+    Where a graph waits for its backward pass, as when pseudo-labels are made between a forward pass and `backward()`,
+    a pass in another mode gets the view that it needs in other memory, and the parameters have their own back when it
+    returns. Otherwise the view is written into the parameters, which keep it until another is needed.
+
     Args:
         module: the module that owns the parameters; without one, views change only within contexts.
         pin: the view that a context asks for.
         before_forward: called before every forward pass, to take in parameters that joined the optimizer.
+        after_load: called once after new values were loaded into parameters, with the indices of these in each bank.
     """
 
-    def __init__(self, module: nn.Module | None, pin: Pin, before_forward: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        module: nn.Module | None,
+        pin: Pin,
+        before_forward: Callable[[], None],
+        after_load: Callable[[list[set[int]]], None],
+    ) -> None:
         self._pin = pin
-        self._module, self._notice = module, before_forward
+        self._module, self._notice, self._loaded = module, before_forward, after_load
         self._banks: list[Masters] = []
         self._handles: list[Any] = []
         self._places: dict[int, tuple[Masters, int]] = {}
         self._own: dict[nn.Module, dict[str, tuple[Masters, int]]] = {}
         self._inside: dict[nn.Module, list[tuple[Masters, int, nn.Module]]] = {}
         self._running = False
+        self._loading: nn.Module | None = None
+        self._new: list[set[int]] = []
+        self._between: nn.Module | None = None
+        self._return: Any = None
+        self._end_keeping: Callable[[], None] | None = None
+        self._is_watched = False
+        self._may_wait = self._graphs_in_evaluation = False
 
     def hook(self, banks: Sequence[Masters]) -> None:
         """Follow the modules that own parameters of `banks`, and only these from now on."""
         self.remove()
         self._banks = list(banks)
+        self._new = [set() for _ in banks]
         places = self._places = {id(p): (masters, i) for masters in banks for i, p in enumerate(masters.parameters)}
         self._own = {
             module: {name: places[id(p)] for name, p in module._parameters.items() if id(p) in places}
@@ -50,66 +71,175 @@ class Views:
             ]
             # Hooked even without a layer, because one may be unfrozen or join the optimizer later.
             if any(True for _ in module.parameters()):
-                self._handles.append(module.register_forward_pre_hook(WeakHook(self._before_forward), prepend=True))
+                self._handles.append(module.register_forward_pre_hook(WeakHook(self.before_forward), prepend=True))
+                before, after = WeakHook(self._before_load), WeakHook(self._after_load)
+                self._handles.append(module.register_load_state_dict_pre_hook(before))  # type: ignore[no-untyped-call]
+                self._handles.append(module.register_load_state_dict_post_hook(after))  # type: ignore[no-untyped-call]
             if own:
-                load, save = WeakHook(self._after_load), WeakHook(self._after_save)
-                self._handles.append(module.register_load_state_dict_post_hook(load))  # type: ignore[no-untyped-call]
+                save = WeakHook(self._after_save)
                 self._handles.append(module.register_state_dict_post_hook(save))  # type: ignore[no-untyped-call]
+
+    def follow(self, module: nn.Module) -> None:
+        """Follow this module's mode, from the next `hook` on."""
+        self._module = module
 
     def remove(self) -> None:
         """Remove the hooks."""
         remove_all(self._handles)
         self._handles.clear()
         self._own, self._inside = {}, {}
-        self._running = False
+        self._end_pass()
+
+    def after_step(self) -> bool:
+        """Note that a step is done: no graph waits any more. Return whether a hook saw a pass that led to it."""
+        self._end_pass()
+        self._is_watched, self._may_wait = self._may_wait, False
+        if self._graphs_in_evaluation:
+            for masters in self._banks:
+                masters.note_holders()
+        return self._is_watched
 
     @contextlib.contextmanager
     def pinned(self, view: View) -> Iterator[None]:
         """Within the context every parameter holds `view`, whatever the modules' mode, and then what it held before."""
-        before = [list(masters.views) for masters in self._banks]
+        before = self.shown
         outer, self._pin.view = self._pin.view, view
+        end_keeping = None
         try:
             for masters in self._banks:
-                masters.show(view)
+                masters.take_writes()
+                masters.probe()
+            substitute = self._graphs_wait((masters, None) for masters in self._banks)
+            for masters in self._banks:
+                masters.show(view, substitute=substitute)
+            if any(masters.are_away for masters in self._banks):
+                end_keeping = keeping_graphs()
             self.renew()
             yield
         finally:
             self._pin.view = outer
-            for masters, views in zip(self._banks, before, strict=True):
-                for earlier in set(views):
-                    masters.show(earlier, [i for i, v in enumerate(views) if v == earlier])
-            self.renew()
+            if end_keeping is not None:
+                end_keeping()
+            for masters in self._banks:
+                masters.take_writes()
+            self.show(before)
+
+    @property
+    def shown(self) -> list[list[View]]:
+        """What the parameters of each bank hold now."""
+        return [list(masters.views) for masters in self._banks]
+
+    def show(self, shown: Sequence[Sequence[View]]) -> None:
+        """Let the parameters of each bank hold what they did when they were `shown`."""
+        for masters, views in zip(self._banks, shown, strict=True):
+            for view in set(views):
+                masters.show(view, [i for i, v in enumerate(views) if v == view])
+        self.renew()
 
     def renew(self) -> None:
         """Make FSDP forget whole copies of what the parameters held before."""
         if self._module is not None and any(masters.sharded for masters in self._banks):
             reshard_(self._module)
 
-    def _before_forward(self, module: nn.Module, args: Any) -> None:
+    def before_forward(self, module: nn.Module, args: Any) -> None:
         """Show each layer in the view that the mode of its own module asks for."""
-        if is_drawn() or self._pin.view is not None:
+        if is_drawn():
+            return
+        builds_graphs = torch.is_grad_enabled()
+        if self._pin.view is not None:
+            self._may_wait |= builds_graphs
             return
         # One look at the optimizer is enough for all modules inside.
-        outermost = module is self._module
+        outermost = module is self._module or module is self._between
         if outermost or not self._running:
+            self._end_pass()
+            if self._loading is not None:
+                # Loading was cut short.
+                self._tell_loaded()
             self._notice()
+            for masters, index, _ in self._inside.get(module, ()):
+                if masters.versions[index] != masters.parameters[index]._version:
+                    masters.take_writes([index])
+            for masters in self._banks:
+                if masters.writes_are_hidden:
+                    masters.take_writes()
         self._running |= outermost
-        stale = False
+        stale: list[tuple[Masters, int, View]] = []
         for masters, index, owner in self._inside.get(module, ()):
             view: View = "training" if owner.training else "evaluation"
             if masters.views[index] != view:
-                masters.show(view, [index])
-                stale = True
+                stale.append((masters, index, view))
         if stale:
-            self.renew()
+            # Where such graphs are kept, as with the outputs of a validation, some may live on beyond the step.
+            self._graphs_in_evaluation |= builds_graphs and any(view == "evaluation" for _, _, view in stale)
+            self._show(stale, module)
+        self._may_wait |= builds_graphs
+
+    def _show(self, changes: Sequence[tuple[Masters, int, View]], module: nn.Module) -> None:
+        """Show parameters in other views, as `module`, which is about to run, needs them."""
+        for masters in self._banks:
+            masters.probe()
+        substitute = self._graphs_wait((masters, [index]) for masters, index, _ in changes)
+        for masters, index, view in changes:
+            masters.show(view, [index], substitute=substitute)
+        if self._between is None and any(masters.are_away for masters in self._banks):
+            self._between, self._running = module, True
+            self._return = module.register_forward_hook(WeakHook(self._after_between), always_call=True)
+            self._end_keeping = keeping_graphs()
+        self.renew()
+
+    def _graphs_wait(self, parameters: Iterable[tuple[Masters, list[int] | None]]) -> bool:
+        """Whether a graph that waits for its backward pass may hold one of these parameters.
+
+        Where hooks do not run, as in a compiled module, any pass may have built one.
+        """
+        if self._is_watched and not self._may_wait:
+            return False
+        return any(masters.are_held(indices) for masters, indices in parameters)
 
     def _after_forward(self, module: nn.Module, args: Any, output: Any) -> None:
         self._running = False
 
+    def _after_between(self, module: nn.Module, args: Any, output: Any) -> None:
+        self._give_back()
+
+    def _give_back(self) -> None:
+        """Give parameters their own memory back after a pass between forward and backward."""
+        for masters in self._banks:
+            masters.bring_back()
+        if self._end_keeping is not None:
+            self._end_keeping()
+        self._end_keeping, self._between, self._running = None, None, False
+
+    def _end_pass(self) -> None:
+        """End a pass that may have been interrupted without its hooks, and remove the hook of the latest pass between.
+
+        A hook cannot remove itself: after an exception torch is still iterating over the module's hooks.
+        """
+        self._running = False
+        if self._return is not None:
+            self._give_back()
+            self._return.remove()
+            self._return = None
+
+    def _before_load(self, module: nn.Module, *_: Any) -> None:
+        """Note which module is loaded: those inside have this hook too."""
+        if self._loading is None:
+            self._loading = module
+
     def _after_load(self, module: nn.Module, keys: Any) -> None:
-        """Make values that were loaded into a module masters."""
+        """Make values that were loaded into a module masters, and tell when all of it is loaded."""
         for masters, index in self._own.get(module, {}).values():
-            masters.accept(index)
+            if masters.accept(index):
+                self._new[self._banks.index(masters)].add(index)
+        if module is self._loading:
+            self._tell_loaded()
+
+    def _tell_loaded(self) -> None:
+        self._loading = None
+        if any(self._new):
+            new, self._new = self._new, [set() for _ in self._banks]
+            self._loaded(new)
 
     def _after_save(self, module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
         """Save what evaluation sees, whatever the module's mode."""
@@ -121,6 +251,8 @@ class Views:
             if place is None:
                 continue
             masters, index = place
+            masters.take_writes([index])
+            masters.probe()
             saved = state.get(name)
             # With keep_vars the caller asks for the parameter itself.
             if masters.views[index] != "evaluation" and isinstance(saved, Tensor) and not saved.requires_grad:

@@ -26,10 +26,10 @@ class ReducedLayer:
         self._flags = fits.numpy()
         self._backward, self._boundary = backward, boundary
         self._is_transposed = isinstance(module, TransposedLinear)
-        self._active = True
+        self.active = True
 
     def __call__(self, input: Tensor, *args: Any, **kwargs: Any) -> Any:
-        if not self._active:
+        if not self.active:
             return self._float32(input, *args, **kwargs)
         if torch.compiler.is_compiling() or not torch.is_autocast_enabled(input.device.type):
             return self._run(input, *args, **kwargs)
@@ -63,4 +63,4 @@ class ReducedLayer:
         return y if inside else y.float()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"module": self.module, "_active": False}
+        return {"module": self.module, "active": False}

@@ -95,15 +95,14 @@ def _attached(controller: Engine, module: nn.Module | None, paths: Collection[st
 def _evaluating(model: nn.Module) -> Iterator[None]:
     """Within the context the model is in evaluation mode and computes its products in float32."""
     modes = {part: part.training for part in model.modules()}
-    reduced = [f for part in modes if isinstance(f := part.__dict__.get("forward"), ReducedLayer)]
+    reduced = [f for part in modes if isinstance(f := part.__dict__.get("forward"), ReducedLayer) and f.active]
     with ExitStack() as restoring:
         for part, mode in modes.items():
             restoring.callback(setattr, part, "training", mode)
             part.training = False
-        for layer in reduced[:1]:
-            # All of them share these flags.
-            restoring.callback(layer.fits.copy_, layer.fits.clone())
-            layer.fits.zero_()
+        for layer in reduced:
+            restoring.callback(setattr, layer, "active", True)
+            layer.active = False
         yield
 
 

@@ -129,9 +129,11 @@ def choose(
 
 
 def followers(
-    parameters: Mapping[str, Tensor], layers: Sequence[str], optimizer: Optimizer
+    parameters: Mapping[str, Tensor], layers: Sequence[str], optimizer: Optimizer, frozen: Collection[str] = ()
 ) -> dict[str, tuple[Tensor, int]]:
     """Return the trainable biases and norm parameters of the optimizer, each with the index of the layer it follows.
+
+    Those whose names are in `frozen` need not be trainable.
 
     That is the layer before it in the order of the names, or the first one.
     """
@@ -141,6 +143,10 @@ def followers(
     for name, parameter in parameters.items():
         if name in layers:
             leader = layers.index(name)
-        elif id(parameter) in inside and parameter.requires_grad and (parameter.ndim, parameter.dtype) in _BIASES:
+        elif (
+            id(parameter) in inside
+            and (parameter.requires_grad or name in frozen)
+            and (parameter.ndim, parameter.dtype) in _BIASES
+        ):
             found[name] = (parameter, leader)
     return found

@@ -135,6 +135,21 @@ def updates_in_place(optimizer: Optimizer) -> bool:
     return known and not any(group.get("differentiable") for group in optimizer.param_groups)
 
 
+def has_scheduler(optimizer: Optimizer) -> bool:
+    """Return whether one of torch's learning-rate schedulers was made for the optimizer: each wraps its `step`."""
+    return hasattr(optimizer.step, "_wrapped_by_lr_sched")
+
+
+def is_scaled() -> bool:
+    """Return whether an enabled GradScaler is making the present optimizer step."""
+    frame = sys._getframe(1)
+    while (caller := frame.f_back) is not None:
+        if caller.f_code is torch.amp.GradScaler.step.__code__:
+            return bool(caller.f_locals["self"].is_enabled())
+        frame = caller
+    return False
+
+
 def optimized(optimizer: Optimizer) -> Iterator[Tensor]:
     """Yield every parameter of the optimizer, group by group."""
     for group in optimizer.param_groups:

@@ -1,7 +1,7 @@
 """A learner for the user's own optimizer and modules: `attach` for learned widths, `attach_lsq` for given ones."""
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +13,9 @@ from adapt.layers.naming import named
 from adapt.layers.optimizers import check_optimizer
 from adapt.learned.budget import Budget
 from adapt.learned.learner import Learner
-from adapt.learned.options import FixedWidths, LearnedWidths, Plan
+from adapt.learned.options import AttachOptions, FixedWidths, LearnedWidths, LsqOptions, Plan
 from adapt.learned.phases import Phases
 from adapt.learned.run import LearnedRun
-from adapt.learned.scaling import DELTA
 
 
 def attach(
@@ -27,18 +26,7 @@ def attach(
     weight_budget: Budget,
     activation_budget: Budget | None = None,
     phases: Phases,
-    activation_size: str = "sum",
-    floor: int = 2,
-    weight_scaling: str = "ewgs",
-    activation_scaling: str = "invtanh",
-    delta: float = DELTA,
-    beta: float | None = None,
-    update_every: int = 20,
-    width_rate: float | None = None,
-    warmup: float = 0.04,
-    schedule: bool = True,
-    quantize_biases: bool = True,
-    layers: choice.Choice = choice.is_matrix,
+    **options: Unpack[AttachOptions],
 ) -> Learner:
     """Learn the bit width of every weight channel and activation under size budgets (Schaefer et al. 2023).
 
@@ -71,34 +59,21 @@ def attach(
             of updates that there are.
         warmup: share of each phase in which the learning rate rises.
         schedule: let the optimizer's learning rates, whose present values are the peaks, rise and then fall as a
-            cosine in each phase. Off, they are left to you.
+            cosine in each phase. Off, they are left to you, and so they are, with a warning, as soon as there is a
+            scheduler or somebody else changes one.
         quantize_biases: quantise the biases of quantised layers too.
         layers: which parameters are weights, called with (name, parameter); all of two or more dimensions if not given.
 
     Returns:
         The learner. It lives as long as the optimizer. After its `detach()` the weights stay rounded, but activations
-        are float32.
+        are float32 unless you pass `keep_activations=True`.
 
     Raises:
         TypeError, ValueError, RuntimeError, NotImplementedError: an argument does not fit, a budget is below what
             `floor` bits take, calibration cannot run, or as `adapt.attach`.
     """
-    plan = LearnedWidths(
-        weight_budget=weight_budget,
-        activation_budget=activation_budget,
-        phases=phases,
-        activation_size=activation_size,
-        floor=floor,
-        weight_scaling=weight_scaling,
-        activation_scaling=activation_scaling,
-        delta=delta,
-        beta=beta,
-        update_every=update_every,
-        width_rate=width_rate,
-        warmup=warmup,
-        schedule=schedule,
-    )
-    return attach_plan(optimizer, module, plan, calibration, quantize_biases=quantize_biases, layers=layers)
+    plan = LearnedWidths(weight_budget=weight_budget, activation_budget=activation_budget, phases=phases, **options)
+    return attach_plan(optimizer, module, plan, lambda learner: learner.calibrate(calibration))
 
 
 def attach_lsq(
@@ -107,16 +82,7 @@ def attach_lsq(
     calibration: Iterable[Any] = (),
     *,
     weight_bits: int,
-    activation_bits: int | None = None,
-    per_channel: bool = True,
-    steps: int | None = None,
-    warmup: float = 0.04,
-    momentum: float = 0.9,
-    weight_scaling: str = "ste",
-    activation_scaling: str = "ste",
-    delta: float = DELTA,
-    quantize_biases: bool = True,
-    layers: choice.Choice = choice.is_matrix,
+    **options: Unpack[LsqOptions],
 ) -> Learner:
     """LSQ: train at given bit widths with learned steps, the homogeneous case of learned widths.
 
@@ -137,30 +103,14 @@ def attach_lsq(
     Raises:
         TypeError, ValueError, RuntimeError, NotImplementedError: as `attach`.
     """
-    plan = FixedWidths(
-        weight_bits=weight_bits,
-        activation_bits=activation_bits,
-        per_channel=per_channel,
-        steps=steps,
-        warmup=warmup,
-        momentum=momentum,
-        weight_scaling=weight_scaling,
-        activation_scaling=activation_scaling,
-        delta=delta,
-    )
-    return attach_plan(optimizer, module, plan, calibration, quantize_biases=quantize_biases, layers=layers)
+    plan = FixedWidths(weight_bits=weight_bits, **options)
+    return attach_plan(optimizer, module, plan, lambda learner: learner.calibrate(calibration))
 
 
 def attach_plan(
-    optimizer: Optimizer,
-    module: nn.Module,
-    plan: Plan,
-    calibration: Iterable[Any] | None = None,
-    *,
-    quantize_biases: bool,
-    layers: choice.Choice,
+    optimizer: Optimizer, module: nn.Module, plan: Plan, begin: Callable[[Learner], None] | None = None
 ) -> Learner:
-    """Return a learner with a plan, calibrated unless `calibration` is None: what `attach` and `attach_lsq` share.
+    """Return a learner with a plan, for `begin` to calibrate: what `attach` and `attach_lsq` share.
 
     Raises:
         TypeError, ValueError, RuntimeError, NotImplementedError: as they do.
@@ -168,31 +118,23 @@ def attach_plan(
     optimizer = check_optimizer(optimizer)
     if not isinstance(module, nn.Module):
         raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
-    if not callable(layers):
-        raise TypeError(f"layers must be a function of (name, parameter), got {layers!r}")
-    if not isinstance(quantize_biases, bool):
-        raise TypeError(f"quantize_biases must be True or False, got {quantize_biases!r}")
     if any(group.get("maximize") for group in optimizer.param_groups):
         raise ValueError(
             "steps and ranges are learned from the gradients of a loss that is minimised, but the optimizer has "
             "maximize=True: minimise the negative instead"
         )
     parameters = named(module)
-    biases = _biases(module, parameters, layers) if quantize_biases else set()
+    biases = _biases(module, parameters, plan.layers) if plan.quantize_biases else set()
     registry.check_free(optimizer, parameters)
 
     def is_layer(name: str, parameter: Tensor) -> bool:
-        return name in biases or layers(name, parameter)
+        return name in biases or plan.layers(name, parameter)
 
     chosen = choice.choose(optimizer, parameters, is_layer)
     choice.check_modules(module, chosen)
 
     def make() -> Learner:
         return Learner(optimizer, module, parameters, LearnedRun(plan, is_layer, chosen, module))
-
-    def begin(learner: Learner) -> None:
-        if calibration is not None:
-            learner.calibrate(calibration)
 
     return registry.register(optimizer, module, make, begin)
 

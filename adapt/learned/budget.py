@@ -1,4 +1,4 @@
-"""How large the network may be, what it costs to be larger, and how to get it down to size (Schaefer et al. eq. 2)."""
+"""Budgets: the sizes they allow, the penalty on an excess (Schaefer et al. eq. 2), and the cut to whole widths."""
 
 import heapq
 import math

@@ -40,10 +40,10 @@ def alignment(logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) 
 
 @dataclass(frozen=True)
 class Distillation:
-    """A teacher, and how it is listened to: `distillation(loss, logits, *inputs)` is the loss to train with.
+    """A teacher, and how its predictions count: `distillation(loss, logits, *inputs)` is the loss to train with.
 
     Args:
-        teacher: a module that answers logits. It runs in evaluation mode and without gradients, and is not changed.
+        teacher: a module that returns logits. It runs in evaluation mode and without gradients, and is not changed.
         mode: "soft" trains on the teacher's probabilities instead of the loss; "penalty" adds the divergence of the
             predictions from the teacher's to the loss.
         weight: of the penalty, at least 0.
@@ -74,7 +74,7 @@ class Distillation:
         """The loss to train with, of the student's loss and logits at these inputs.
 
         Raises:
-            ValueError: the teacher answers logits of another shape.
+            ValueError: the teacher returns logits of another shape.
         """
         # One by one: parts of a teacher may be frozen in evaluation mode.
         modes = [(module, module.training) for module in self.teacher.modules()]
@@ -87,7 +87,7 @@ class Distillation:
                 module.training = training
         if wanted.shape != logits.shape:
             raise ValueError(
-                f"the teacher answers {tuple(wanted.shape)}, the student {tuple(logits.shape)}: both must answer the "
+                f"the teacher returns logits {tuple(wanted.shape)}, the student {tuple(logits.shape)}: both need the "
                 "same classes"
             )
         if self.mode == "soft":

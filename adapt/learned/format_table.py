@@ -41,6 +41,7 @@ class FormatTable:
         step, maximum: d and q₊, float32 [F] on the device.
         rows: the kernels' table, float32 [F, 5] on the device.
         sums: what backward passes left since the last update, float64 [F, 4] on the device.
+        follows: whether some weights began near zero, so that formats follow weights that outgrow them.
         bits: word lengths, int64 [F] on the host.
     """
 
@@ -62,6 +63,7 @@ class FormatTable:
         ends = np.cumsum(channels, dtype=np.int64)
         self.places = {n: slice(int(e - c), int(e)) for n, c, e in zip(names, channels, ends, strict=True)}
         self.signed = torch.from_numpy(signed.copy()).to(device)
+        self.follows = False
         self.step = torch.ones(count, device=device)
         self.maximum = torch.ones(count, device=device)
         self.rows = torch.zeros(count, 5, device=device)
@@ -199,12 +201,18 @@ class FormatTable:
     def state_dict(self) -> dict[str, Any]:
         """Steps, ranges and sums, copies of the tensors."""
         names = ("step", "maximum", "signed", "sums")
-        return {"numel": torch.from_numpy(self.numel.copy())} | {name: getattr(self, name).clone() for name in names}
+        return {
+            "numel": torch.from_numpy(self.numel.copy()),
+            "follows": self.follows,
+            **{name: getattr(self, name).clone() for name in names},
+        }
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict`, which `check_state` has accepted."""
         self.set_sizes(state["numel"].cpu().numpy(), state["signed"])
+        # The first versions followed no weights.
+        self.follows = state.get("follows", False)
         self.sums.copy_(state["sums"])
         if self.fixed is None:
             self.set(state["step"].to(self.device), state["maximum"].to(self.device))
@@ -217,17 +225,21 @@ class FormatTable:
         Raises:
             ValueError: a tensor is missing, of another kind or size, or not finite.
         """
-        for name, like in {"numel": torch.from_numpy(self.numel), **self.state_dict()}.items():
+        likes = self.state_dict()
+        del likes["follows"]
+        # The first versions did not have it.
+        if isinstance(state, dict) and type(state.get("follows", False)) is not bool:
+            raise ValueError(f"the state of the formats should hold 'follows' as bool, got {state['follows']!r:.80}")
+        for name, like in likes.items():
             value = state.get(name) if isinstance(state, dict) else None
             if not isinstance(value, Tensor) or value.shape != like.shape or value.dtype != like.dtype:
                 raise ValueError(
                     f"the state of the formats should hold {name!r} as {like.dtype} {list(like.shape)}, "
                     f"got {value!r:.80}"
                 )
-        if not bool((state["step"] > 0).all() and (state["maximum"] > 0).all() and (state["numel"] >= 0).all()):
-            raise ValueError("the state of the formats should hold steps and ranges above 0")
-        if not bool(torch.isfinite(state["step"]).all() and torch.isfinite(state["maximum"]).all()):
-            raise ValueError("the state of the formats should hold finite steps and ranges")
+        numbers = torch.cat([state["step"], state["maximum"]])
+        if not bool(((numbers > 0) & numbers.isfinite()).all() and (state["numel"] >= 0).all()):
+            raise ValueError("the state of the formats should hold finite steps and ranges above 0")
         weights = slice(0, self.weights)
         if not np.array_equal(state["numel"][weights].cpu().numpy(), self.numel[weights]):
             raise ValueError("the state of the formats should hold the sizes of this network's weights")

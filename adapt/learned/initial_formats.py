@@ -18,6 +18,7 @@ from adapt.learned.format_table import FormatTable
 from adapt.learned.lsq import initial_step
 from adapt.learned.masters import LearnedMasters, channels_of
 from adapt.learned.options import FixedWidths, Plan
+from adapt.learned.outgrowth import begins_small, growth, outgrown
 
 HEADROOM = 2
 """Bits above the budget's average at which all formats begin."""
@@ -91,15 +92,51 @@ def begin_weights(plan: Plan, formats: FormatTable, layers: LearnedMasters, bits
     LSQ's steps follow from the mean magnitude.
     """
     step, maximum = torch.ones_like(formats.step), torch.ones_like(formats.maximum)
+    first, small = (step if isinstance(plan, FixedWidths) else maximum), torch.tensor(False, device=step.device)
     for i, name in enumerate(layers.names):
         rows, place = layers.rows(i), formats.places[name]
-        if isinstance(plan, FixedWidths):
-            step[place] = initial_step(rows.abs().mean(1), plan.weight_bits, signed=True)
-        elif rows.shape[1] > 1:
-            maximum[place] = gaussian_range(rows.mean(1), rows.std(1, correction=0))
-        elif rows.numel():
-            maximum[place] = rows.abs().amax(1)
+        first[place] = _first(plan, rows)
+        if rows.numel():
+            reach = gaussian_range(rows.mean(1), rows.std(1, correction=0))
+            small |= begins_small(reach, rows.shape[1]).any()
+    # Where one layer begins near zero, the others grow with it.
+    formats.follows = bool(small)
     _take(plan, formats, step, maximum, bits, formats.is_weight)
+
+
+@torch.no_grad()
+def follow_weights(plan: Plan, formats: FormatTable, layers: LearnedMasters) -> Tensor:
+    """Scale up the formats that their weights have outgrown; the widths stay. See `adapt.learned.outgrowth`.
+
+    Returns:
+        Which formats have grown, bool [F].
+    """
+    present = formats.step if isinstance(plan, FixedWidths) else formats.maximum
+    factor = torch.ones_like(present)
+    bits = torch.from_numpy(formats.bits).to(formats.device)
+    for i, name in enumerate(layers.names):
+        rows, place = layers.rows(i), formats.places[name]
+        if rows.numel():
+            beyond = outgrown(rows, formats.maximum[place], bits[place])
+            factor[place] = growth(present[place], _first(plan, rows), beyond)
+    grown = factor > 1
+    if grown.any():
+        formats.sums[grown] = 0
+        if isinstance(plan, FixedWidths):
+            formats.set_steps(formats.step * factor)
+        else:
+            formats.shift(factor.log2())
+    return grown
+
+
+def _first(plan: Plan, rows: Tensor) -> Tensor:
+    """Return LSQ's first step, or the first range otherwise, of each channel of a weight, [channels]."""
+    if not rows.numel():
+        return rows.new_ones(len(rows))
+    if isinstance(plan, FixedWidths):
+        # Of weights that are all zero the least step, which grows with them.
+        return initial_step(rows.abs().mean(1), plan.weight_bits, signed=True) * (rows != 0).any(1)
+    return gaussian_range(rows.mean(1), rows.std(1, correction=0)) if rows.shape[1] > 1 else rows.abs().amax(1)
 
 
 @torch.no_grad()
@@ -132,6 +169,13 @@ def measure_activations(
     if unknown:
         raise ValueError(
             f"the calibration batches brought no finite value to {', '.join(unknown[:3])}: leave out batches with NaN"
+        )
+    zero = [name for name, one in zip(sites, statistics, strict=True) if one.percentiles and not any(one.percentiles)]
+    if zero:
+        user_warnings.warn(
+            f"the calibration batches brought only zeros to {', '.join(zero[:3])}: these inputs begin with a range "
+            "that is learned slowly, so train for some steps in float32 before attaching, or start the layers before "
+            "them above zero"
         )
     # Processes may meet other shapes, but all must count alike.
     elements = torch.tensor([one.elements for one in statistics], dtype=torch.float64, device=formats.device)

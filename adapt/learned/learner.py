@@ -9,18 +9,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from adapt.engine.engine import Engine
 from adapt.layers.naming import module_site
+from adapt.layers.optimizers import is_scaled
 from adapt.learned.options import FixedWidths, LearnedWidths, Plan
-from adapt.learned.phases import Phases, rate
+from adapt.learned.phases import Phases
 from adapt.learned.run import LearnedRun
+from adapt.learned.schedule import Schedule
 from adapt.learned.widths import Widths
 from adapt.numerics import Format
 from adapt.perfmodel.inputs import samples_of, tensors_in
-
-_PEAK = "initial_lr"
-"""The name by which torch's schedulers know a group's peak rate, and which rides in the optimizer's state."""
 
 
 class Size(NamedTuple):
@@ -46,13 +46,16 @@ class Learner(Engine):
 
     _run: LearnedRun
 
+    def __init__(
+        self, optimizer: Optimizer, module: nn.Module, parameters: Mapping[str, Tensor], run: LearnedRun
+    ) -> None:
+        super().__init__(optimizer, module, parameters, run)
+        self._schedule = Schedule(optimizer, run.plan)
+
     def attach(self) -> None:
         """Register the hooks and round the weights. A call that fails leaves everything as it was."""
         super().attach()
-        if self.plan.is_scheduled:
-            for group in self.optimizer.param_groups:
-                # Overwrites what an earlier scheduler left there: the present rates are the peaks.
-                group[_PEAK] = float(group["lr"])
+        self._schedule.begin()
 
     @property
     def plan(self) -> Plan:
@@ -127,26 +130,13 @@ class Learner(Engine):
 
     @torch.no_grad()
     def _before_update(self, loss: Any) -> None:
-        self._schedule()
+        if self.is_attached and self._run.inputs is not None and is_scaled():
+            raise RuntimeError(
+                "a GradScaler multiplies the gradients from which activations learn their formats: use bfloat16, which "
+                "needs no scaler, or leave the activations in float32 (no activation_budget or activation_bits)"
+            )
+        self._run.learning_rate = self._schedule.step(self.plan, self.step)
         super()._before_update(loss)
-
-    def _schedule(self) -> None:
-        """Set the learning rate of the coming step."""
-        plan, step = self.plan, self.step
-        if isinstance(plan, LearnedWidths) and plan.is_scheduled:
-            _, at, length = plan.phases.at(step)
-            self._set_rate(rate(at, length, plan.warmup))
-        elif isinstance(plan, FixedWidths) and plan.steps is not None:
-            self._set_rate(rate(min(step, plan.steps - 1), plan.steps, plan.warmup))
-        self._run.learning_rate = float(self.optimizer.param_groups[0]["lr"])
-
-    def _set_rate(self, share: float) -> None:
-        for group in self.optimizer.param_groups:
-            peak = float(group.setdefault(_PEAK, float(group["lr"])))
-            if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(peak * share)
-            else:
-                group["lr"] = peak * share
 
     @property
     def is_calibrated(self) -> bool:
@@ -213,7 +203,7 @@ class Learner(Engine):
         """Go on from where `state_dict` was taken. Nothing changes unless all of it fits.
 
         Args:
-            state: what `state_dict` answered.
+            state: what `state_dict` returned.
             strict: True. A budget is that of a whole network, so layers cannot be matched by name.
 
         Raises:
@@ -224,6 +214,7 @@ class Learner(Engine):
                 f"strict must be True, got {strict!r}: learned formats go on with all layers of their network or none"
             )
         super().load_state_dict(state)
+        self._schedule.forget()
 
 
 def _samples(inputs: tuple[Any, ...]) -> int:

@@ -92,9 +92,9 @@ class Log:
         """Warn where learning has left every width as it was."""
         if (self._formats.bits == self.began).all():
             user_warnings.warn(
-                "no bit width moved in learning (root mean square of the gradient to log₂ of steps and ranges: "
-                f"{self._gradient:.3g}): give the phase more steps, a smaller update_every, or a higher "
-                "width_rate or beta",
+                "no bit width moved in learning by its gradient (root mean square to log₂ of steps and ranges: "
+                f"{self._gradient:.3g}); what the log shows as moved was only cut to the budgets afterwards: give the "
+                "phase more steps, a smaller update_every, or a higher width_rate or beta",
             )
 
 

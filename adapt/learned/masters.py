@@ -149,6 +149,7 @@ class LearnedMasters(Masters):
         )
         if not self._alias():
             self.show("masters", anew=True)
+            self._disown()
 
     @torch.no_grad()
     def store(self, step: int) -> None:
@@ -156,7 +157,7 @@ class LearnedMasters(Masters):
         everything = range(len(self.parameters))
         self._aliases.end(everything, updated=True)
         self._round(everything, self.parameters, stochastic=False)
-        self.views = ["training"] * len(self.parameters)
+        self._settle("training")
 
     def count_nonzeros(self) -> None:
         """Count the elements of each Ŵ that are not zero; the parameters must hold it."""
@@ -166,6 +167,7 @@ class LearnedMasters(Masters):
     def round_parameters(self) -> None:
         """Round to nearest, in place, what the parameters hold now."""
         self._by_channel.quantize_(self.parameters, self.parameters, self.table.rows, self._layouts)
+        self._disown()
 
     def _measure(self, index: int) -> None:
         """Nothing to do: `count_nonzeros` measures when it is called."""

@@ -2,31 +2,85 @@
 
 import math
 from dataclasses import dataclass
+from typing import Literal, TypedDict
 
 from adapt.arguments import check_flags, check_number, check_whole
+from adapt.layers import choice
 from adapt.learned.budget import Budget
 from adapt.learned.lsq import check_bits
 from adapt.learned.phases import Phases
 from adapt.learned.quantizer import check_floor
 from adapt.learned.scaling import DELTA, check_delta, check_scaling
 
+Scaling = Literal["ste", "pbgs", "ewgs", "acos", "tanh", "invtanh"]
+
+
+class ScalingOptions(TypedDict, total=False):
+    """How gradients go back through rounding, at every face."""
+
+    weight_scaling: Scaling
+    activation_scaling: Scaling
+    delta: float
+
+
+class LayerOptions(TypedDict, total=False):
+    """Which parameters are quantised, at every face."""
+
+    quantize_biases: bool
+    layers: choice.Choice
+
+
+class WidthOptions(ScalingOptions, LayerOptions, total=False):
+    """Keyword options of `adapt.learned.attach` and `adapt.lightning.LearnedBitwidth`.
+
+    `adapt.learned.attach` says what each means; `LearnedWidths` has the defaults.
+    """
+
+    activation_size: Literal["sum", "max"]
+    floor: Literal[1, 2]
+    beta: float | None
+    update_every: int
+    width_rate: float | None
+    warmup: float
+
+
+class AttachOptions(WidthOptions, total=False):
+    """The same with what Lightning's callback knows by itself."""
+
+    schedule: bool
+
+
+class LsqOptions(ScalingOptions, LayerOptions, total=False):
+    """Keyword options of `adapt.learned.attach_lsq`; `FixedWidths` has the defaults."""
+
+    activation_bits: int | None
+    per_channel: bool
+    steps: int | None
+    warmup: float
+    momentum: float
+
 
 @dataclass(frozen=True, kw_only=True)
-class Scalings:
-    """How gradients go back through rounding, of weights and of activations; see `adapt.learned.scaling`."""
+class CommonSettings:
+    """Which parameters are quantised, and how gradients go back through rounding; see `adapt.learned.scaling`."""
 
-    weight_scaling: str = "ewgs"
-    activation_scaling: str = "invtanh"
+    weight_scaling: Scaling = "ewgs"
+    activation_scaling: Scaling = "invtanh"
     delta: float = DELTA
+    quantize_biases: bool = True
+    layers: choice.Choice = choice.is_matrix
 
     def __post_init__(self) -> None:
+        if not callable(self.layers):
+            raise TypeError(f"layers must be a function of (name, parameter), got {self.layers!r}")
+        check_flags(self, "quantize_biases")
         check_scaling("weight_scaling", self.weight_scaling)
         check_scaling("activation_scaling", self.activation_scaling)
         check_delta(self.delta)
 
 
 @dataclass(frozen=True, kw_only=True)
-class LearnedWidths(Scalings):
+class LearnedWidths(CommonSettings):
     """Widths that are learned under budgets. `adapt.learned.attach` says what each option means.
 
     Raises:
@@ -36,8 +90,8 @@ class LearnedWidths(Scalings):
     weight_budget: Budget
     activation_budget: Budget | None = None
     phases: Phases
-    activation_size: str = "sum"
-    floor: int = 2
+    activation_size: Literal["sum", "max"] = "sum"
+    floor: Literal[1, 2] = 2
     beta: float | None = None
     update_every: int = 20
     width_rate: float | None = None
@@ -79,7 +133,7 @@ class LearnedWidths(Scalings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FixedWidths(Scalings):
+class FixedWidths(CommonSettings):
     """LSQ: widths that are given, steps that are learned. `adapt.learned.attach_lsq` says what each option means.
 
     Raises:
@@ -92,8 +146,8 @@ class FixedWidths(Scalings):
     steps: int | None = None
     momentum: float = 0.9
     warmup: float = 0.04
-    weight_scaling: str = "ste"
-    activation_scaling: str = "ste"
+    weight_scaling: Scaling = "ste"
+    activation_scaling: Scaling = "ste"
 
     weight_budget = None
     activation_budget = None

@@ -22,6 +22,7 @@ from adapt.learned.activations import SiteStatistics
 from adapt.learned.log import Log
 from adapt.learned.normalization import Reestimation
 from adapt.learned.options import FixedWidths, LearnedWidths, Plan
+from adapt.learned.outgrowth import is_due
 from adapt.learned.phases import Phases
 from adapt.learned.projection import settle
 from adapt.learned.sizes import Sizes
@@ -222,8 +223,19 @@ class LearnedRun(Run):
     def after_update(self) -> None:
         """W ← p, p ← Ŵ."""
         self.layers.store(self.step)
+        self._follow_weights()
         if self._news:
             self._note()
+
+    def _follow_weights(self) -> None:
+        """Let formats of a network that began near zero follow weights that have outgrown them, until widths settle."""
+        every = self.plan.update_every if isinstance(self.plan, LearnedWidths) else _LSQ_ROWS
+        if self.table.follows and not self.settled and is_due(self.step, every):
+            grown = initial_formats.follow_weights(self.plan, self.table, self.layers)
+            if grown.any():
+                self.rule.forget(grown)
+                self._news = True
+                self.renew()
 
     def renew(self) -> None:
         """p ← Ŵ from the masters, whatever p holds."""

@@ -1,7 +1,7 @@
 """Rounding one input with a learned step and range: an autograd function, and the operators of compiled programs.
 
-Forward answers Q(x). Backward answers the gradient with regard to x, and notes what the step and the range get of it.
-There is no second derivative: torch says so where one is asked for.
+Forward returns Q(x). Backward returns the gradient with regard to x and adds up those to the step and the range.
+There is no second derivative; torch raises an error where one is requested.
 """
 
 from typing import Any
@@ -92,7 +92,7 @@ def _gradient(
 
 
 # What torch.compile and torch.export put into their graphs: table and sums are inputs, so a format that moves
-# recompiles nothing. That the sums change is not declared: nothing but a step of the learner looks at them. The
+# recompiles nothing. That the sums change is not declared: nothing but a step of the learner reads them. The
 # anchor's gradient, a zero, keeps the backward operator in the graph where the input needs none.
 
 

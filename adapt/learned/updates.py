@@ -92,6 +92,11 @@ class WidthRule:
             formats.shift(moved[0])
         return found
 
+    def forget(self, formats: Tensor) -> None:
+        """Forget what has moved these formats, a mask [F]: they begin anew."""
+        for mean in self._means.values():
+            mean[:, formats] = 0
+
     def _penalties(self, plan: LearnedWidths, formats: FormatTable, at: int, length: int) -> Tensor:
         """Eq. 2's gradient to log₂ d and log₂ q₊, straight through the rounding up; none for a width at its floor."""
         slopes = []
@@ -186,10 +191,19 @@ class StepRule:
         """
         found = formats.lsq_gradients(count)
         self._velocity = found if self._velocity is None else plan.momentum * self._velocity + found
+        moved = formats.step - rate * self._velocity
+        # The gradient does not depend on how small a step is: one that follows its weights up must not jump past them.
+        jumps = (moved > 2 * formats.step) & formats.follows
+        self._velocity = torch.where(jumps, 0.0, self._velocity)
+        moved = torch.where(jumps, 2 * formats.step, moved)
         # Half at most: a step that jumps past zero would be lost.
-        steps = torch.maximum(formats.step - rate * self._velocity, formats.step / 2)
-        formats.set_steps(steps.to(formats.step))
+        formats.set_steps(torch.maximum(moved, formats.step / 2).to(formats.step))
         return found
+
+    def forget(self, formats: Tensor) -> None:
+        """Forget what has moved these formats, a mask [F]: they begin anew."""
+        if self._velocity is not None:
+            self._velocity[formats] = 0
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs."""

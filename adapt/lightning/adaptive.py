@@ -19,10 +19,10 @@ class AdaptivePrecision(PrecisionCallback):
 
     When fit starts, before the sanity check and before a checkpoint is restored, a controller is attached to every
     optimizer that has layers, whose present weights become the float32 masters. When fit ends, or fails, it is
-    detached: the module keeps the masters rounded to nearest, or its weights as they were if there was no step, and no
-    longer rounds activations, so that `trainer.test` after fit sees those in float32. Another fit starts afresh from
-    these weights. Forward passes of training see weights rounded as `rounding` says; validation and checkpoints see the
-    masters rounded to nearest.
+    detached: the module keeps the masters rounded to nearest and goes on rounding its activations to nearest, so that
+    `trainer.test` sees the network that was validated within fit; a copy or pickle of the module rounds them too. If
+    there was no step, the module is as it was. Another fit starts afresh from these weights. Forward passes of training
+    see weights rounded as `rounding` says; validation and checkpoints see the masters rounded to nearest.
 
     An optimizer with a controller of its own, such as `adapt.ASGD`, keeps it. The callback's settings do not apply to
     it, and a warning says so if any were given. It is detached like the others.

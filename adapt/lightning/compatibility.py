@@ -139,7 +139,7 @@ def attach_all(
 def detach(controllers: Iterable[Engine]) -> None:
     """Detach, leaving masters rounded to nearest, or the weights as they were if there was no step."""
     for controller in controllers:
-        controller.detach(_left(controller))
+        controller.detach(_left(controller), keep_activations=controller.step > 0)
 
 
 def _left(controller: Engine) -> View:

@@ -135,11 +135,11 @@ def _candidates(network: nn.Module, batch: Any) -> Iterator[tuple[Any, ...]]:
 
 
 class Listening:
-    """While it lasts, training_step answers the loss that a distillation makes of its own.
+    """Makes training_step return the loss of a distillation, until `end`.
 
     Args:
         pl_module: whose training_step it is.
-        network: whose forward answers the student's logits within it.
+        network: whose forward returns the student's logits within it.
         distillation: the teacher, moved to the module's device.
     """
 
@@ -177,7 +177,7 @@ class Listening:
             return result
         if not self._passes:
             raise RuntimeError(
-                "distillation saw no forward pass that answers logits in training_step: call self(…) there, or the "
+                "distillation saw no forward pass that returns logits in training_step: call self(…) there, or the "
                 "module's only submodule with parameters, with positional arguments"
             )
         inputs, logits = self._passes[-1]

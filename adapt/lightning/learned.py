@@ -2,21 +2,20 @@
 
 import os
 from collections.abc import Iterable, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, Unpack
 
 from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
+from lightning.pytorch.callbacks import BaseFinetuning, BatchSizeFinder, LearningRateFinder
 from lightning.pytorch.utilities import rank_zero_info
 
 from adapt import user_warnings
-from adapt.layers import choice
 from adapt.learned.attachment import attach_plan
 from adapt.learned.budget import Budget
 from adapt.learned.distillation import Distillation
 from adapt.learned.learner import Learner
-from adapt.learned.options import LearnedWidths
+from adapt.learned.options import LearnedWidths, WidthOptions
 from adapt.learned.phases import Phases
-from adapt.learned.scaling import DELTA
 from adapt.lightning.base import ELSEWHERE, PrecisionCallback
 from adapt.lightning.compatibility import callbacks, has_layers, why_steps_are_unknown, without_layers
 from adapt.lightning.fitting import Listening, check_phases, in_steps, network_of, some_inputs, unlearned
@@ -31,17 +30,18 @@ class LearnedBitwidth(PrecisionCallback):
     Nothing in the module changes. When fit starts, before the sanity check and before a checkpoint is restored, the
     module's one optimizer is attached to (see `adapt.learned.attach`); when training starts, a few of its batches
     calibrate the activations. The phases share the trainer's steps, and at the end the module keeps its quantised
-    weights, while its activations are float32 again: validation within fit sees both rounded, `trainer.test` after fit
-    the weights alone. Resuming by `fit(ckpt_path=…)` is exact, because everything rides in the optimizer's state.
+    weights and goes on rounding its activations: `trainer.test` sees the network that was validated within fit, and so
+    does a copy or pickle of the module. Resuming by `fit(ckpt_path=…)` is exact, because everything is saved in the
+    optimizer's state.
 
-    Where configure_optimizers answers a scheduler, the learning rate is the scheduler's; otherwise it rises and falls
+    Where configure_optimizers returns a scheduler, the learning rate is the scheduler's; otherwise it rises and falls
     as a cosine in each phase, with the optimizer's rate as the peak.
 
     Logged, and so fit to be monitored: adapt/weight_bits, adapt/activation_bits, adapt/weight_kilobytes,
     adapt/activation_kilobytes and adapt/penalty; every logger gets the mean word length of each tensor as
-    `word_length/<tensor>`. What each phase did, and by how much learning missed the budgets, is told when it ends and
-    stays in `learner.log`. A TensorBoard logger gets pictures, by layer and by channel; the folder of a logger that has
-    one gets `trace.npz` and `widths.npz`.
+    `word_length/<tensor>`. What each phase did, and by how much learning missed the budgets, is reported when it ends
+    and stays in `learner.log`. A TensorBoard logger gets pictures, by layer and by channel; the folder of a logger that
+    has one gets `trace.npz` and `widths.npz`.
 
     The steps of manual optimization and of a `GradientAccumulationScheduler` do not follow from epochs: give the
     trainer `max_steps` alone. A training that ends before the budgets are met is warned about.
@@ -55,8 +55,8 @@ class LearnedBitwidth(PrecisionCallback):
             epochs that sum to the trainer's.
         calibration: how many training batches calibrate the activations, or the batches themselves, as in
             `adapt.learned.attach`: needed where training data can be read only once, or forward takes no part of them.
-        distillation: a teacher and how to listen to it. The student's logits are what the module's forward answers in
-            training_step, or that of its only submodule with parameters.
+        distillation: a teacher and how its predictions count. The student's logits are what the module's forward
+            returns in training_step, or that of its only submodule with parameters.
         activation_size, floor, weight_scaling, activation_scaling, delta, beta, update_every, width_rate, warmup,
             quantize_biases, layers: as in `adapt.learned.attach`.
         export: where to write the network of the best checkpoint as a packed file when fit ends, as by
@@ -74,43 +74,23 @@ class LearnedBitwidth(PrecisionCallback):
         phases: Sequence[float] = (0.3, 0.4, 0.3),
         calibration: int | Iterable[Any] = 8,
         distillation: Distillation | None = None,
-        activation_size: str = "sum",
-        floor: int = 2,
-        weight_scaling: str = "ewgs",
-        activation_scaling: str = "invtanh",
-        delta: float = DELTA,
-        beta: float | None = None,
-        update_every: int = 20,
-        width_rate: float | None = None,
-        warmup: float = 0.04,
-        quantize_biases: bool = True,
-        layers: choice.Choice = choice.is_matrix,
         export: str | os.PathLike[str] | None = None,
+        **options: Unpack[WidthOptions],
     ) -> None:
         super().__init__(export)
-        if not callable(layers):
-            raise TypeError(f"layers must be a function of (name, parameter), got {layers!r}")
         if isinstance(calibration, bool) or (isinstance(calibration, int) and calibration < 1):
             raise ValueError(f"calibration must be a number of batches ≥ 1, or batches, got {calibration!r}")
         if distillation is not None and not isinstance(distillation, Distillation):
             raise TypeError(f"distillation must be an adapt.learned.Distillation, got {distillation!r}")
         self._phases, self._calibration, self._distillation = check_phases(phases), calibration, distillation
-        self._quantize_biases, self._layers = quantize_biases, layers
-        self._plan: dict[str, Any] = {
-            "weight_budget": weight_budget,
-            "activation_budget": activation_budget,
-            "activation_size": activation_size,
-            "floor": floor,
-            "weight_scaling": weight_scaling,
-            "activation_scaling": activation_scaling,
-            "delta": delta,
-            "beta": beta,
-            "update_every": update_every,
-            "width_rate": width_rate,
-            "warmup": warmup,
-        }
-        # Of an unusual number of steps, so that options are refused here and not when fit starts.
-        LearnedWidths(phases=in_steps(self._phases, 10**6, None), **self._plan)
+        # The phases' length becomes known in fit, but wrong options are refused here.
+        self._settings = LearnedWidths(
+            weight_budget=weight_budget,
+            activation_budget=activation_budget,
+            phases=Phases(0, FOREVER, 0),
+            schedule=True,
+            **options,
+        )
         self._listening: Listening | None = None
         self._told = 0
 
@@ -128,6 +108,13 @@ class LearnedBitwidth(PrecisionCallback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse what cannot work, and find the place among the callbacks."""
         if stage == "fit":
+            freezing = [c for c in callbacks(trainer) if isinstance(c, BaseFinetuning)]
+            if freezing:
+                raise NotImplementedError(
+                    f"{type(freezing[0]).__name__} unfreezes layers during fit, but budgets are those of all layers "
+                    "from the beginning: train the frozen network first, in a fit without LearnedBitwidth, or freeze "
+                    "nothing"
+                )
             finders = [c for c in callbacks(trainer) if isinstance(c, LearningRateFinder | BatchSizeFinder)]
             if finders:
                 raise NotImplementedError(
@@ -144,25 +131,23 @@ class LearnedBitwidth(PrecisionCallback):
             self._reports, self._told = WidthReports(), 0
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Attach, and let the teacher in."""
+        """Attach, and add the teacher's loss to that of training_step."""
         if len(trainer.optimizers) != 1:
             raise NotImplementedError(
-                f"LearnedBitwidth needs one optimizer, but configure_optimizers answered {len(trainer.optimizers)}: "
+                f"LearnedBitwidth needs one optimizer, but configure_optimizers returned {len(trainer.optimizers)}: "
                 "train in a plain loop with adapt.learned.attach for each"
             )
-        if not has_layers(trainer.optimizers[0], pl_module, self._layers):
+        if not has_layers(trainer.optimizers[0], pl_module, self._settings.layers):
             raise without_layers("LearnedBitwidth")
         scheduled = bool(trainer.lr_scheduler_configs)
         if scheduled:
             rank_zero_info("LearnedBitwidth leaves the learning rate to the module's own scheduler.")
-        # The length of the training, and the data, are known once a checkpoint is restored: who asks for them now
-        # keeps Lightning from restoring where in the data it was.
+        # The length of the training, and the data, are known once a checkpoint is restored. Asking for them now would
+        # keep Lightning from restoring its place in the data.
         learner = attach_plan(
             trainer.optimizers[0],
             pl_module,
-            LearnedWidths(phases=Phases(0, FOREVER, 0), schedule=not scheduled, **self._plan),
-            quantize_biases=self._quantize_biases,
-            layers=self._layers,
+            replace(self._settings, schedule=not scheduled),
         )
         self.controllers.append(learner)
         self._losses = Losses(trainer.optimizers, self.controllers)
@@ -180,7 +165,7 @@ class LearnedBitwidth(PrecisionCallback):
             )
         steps = trainer.estimated_stepping_batches
         learner.use_phases(in_steps(self._phases, steps, trainer.max_epochs))
-        if self._plan["activation_budget"] is not None and not learner.is_calibrated:
+        if self._settings.activation_budget is not None and not learner.is_calibrated:
             network, given = network_of(pl_module), self._calibration
             learner.calibrate(
                 some_inputs(trainer, pl_module, network, given) if isinstance(given, int) else given, network
@@ -189,7 +174,7 @@ class LearnedBitwidth(PrecisionCallback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Log, and tell of phases that ended."""
+        """Log, and report the phases that have ended."""
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         log = self.learner.log
         for entry in log[self._told :]:

@@ -1,29 +1,35 @@
-"""When, and to what, a layer's precision moves: one pure function per equation."""
+"""The policies, and the equations by which they choose each layer's precision: one pure function per equation."""
 
+from adapt.switching.allocation import allocate, best_ranges, squared_error
+from adapt.switching.compact import next_bits, rounding_cost
+from adapt.switching.cyclic import CyclicPrecision, cyclic_word_length
 from adapt.switching.divergence import divergence
 from adapt.switching.diversity import diversity, log_diversity
-from adapt.switching.frugality import fewest_integer_bits, push_up_by_loss, rounding_cost
+from adapt.switching.lookback import next_lookback, next_resolution, next_strategy
 from adapt.switching.muppet import MuPPET, inter_epoch_diversity, switching_threshold
 from adapt.switching.pushdown import push_down
 from adapt.switching.pushup import STRATEGIES, push_up, push_up_by_diversity, suggest
-from adapt.switching.tempo import next_lookback, next_resolution, next_strategy
 
 __all__ = [
     "STRATEGIES",
+    "CyclicPrecision",
     "MuPPET",
+    "allocate",
+    "best_ranges",
+    "cyclic_word_length",
     "divergence",
     "diversity",
-    "fewest_integer_bits",
     "inter_epoch_diversity",
     "log_diversity",
+    "next_bits",
     "next_lookback",
     "next_resolution",
     "next_strategy",
     "push_down",
     "push_up",
     "push_up_by_diversity",
-    "push_up_by_loss",
     "rounding_cost",
+    "squared_error",
     "suggest",
     "switching_threshold",
 ]

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -11,64 +10,28 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from adapt.arguments import check_flags, is_number, is_whole
-from adapt.numerics import LayerFormat, Precision
+from adapt.numerics import SHORTEST_WORD, LayerFormat, Precision
+from adapt.switching import compact
+from adapt.switching.adapt_state import AdaPTState
+from adapt.switching.allocation import WORDS, best_ranges, sample
+from adapt.switching.divergence import checked_values
 from adapt.switching.diversity import diversity
-from adapt.switching.frugality import fewest_integer_bits, push_up_by_loss, rounding_cost
-from adapt.switching.policy import Observation, State
-from adapt.switching.pushdown import lowest_precision
-from adapt.switching.pushup import checked_strategy, push_up, push_up_by_diversity
-from adapt.switching.tempo import next_lookback, next_resolution, next_strategy
+from adapt.switching.lookback import next_lookback, next_resolution, next_strategy
+from adapt.switching.policy import Observation
+from adapt.switching.pushdown import lowest_precision, push_down
+from adapt.switching.pushup import push_up, push_up_by_diversity
 
 EIGHT_BITS = Precision(8, 4)
+
 PushUp = Literal["suggestion", "diversity", "loss"]
 
 
-@dataclass(frozen=True)
-class AdaPTState(State):
-    """What AdaPT remembers: Q of algorithm 1, without the gradients.
-
-    Attributes:
-        lookback: lb of each layer, kept as a float, [layers].
-        resolution: r of each layer, [layers].
-        sum_of_norms: Σ‖G‖ of each layer's window, [layers].
-        diversity: Δs of each layer after its latest gradient, [layers].
-        divergence: bits that each layer's latest push-down gave up; NaN before the first, [layers].
-        strategy: "min", "mean" or "max"; one for the whole network.
-        losses: the latest losses, oldest first, as many as the longest lookback can ask for.
-    """
-
-    lookback: NDArray[np.float64]
-    resolution: NDArray[np.int64]
-    sum_of_norms: NDArray[np.float64]
-    diversity: NDArray[np.float64]
-    divergence: NDArray[np.float64]
-    strategy: str
-    losses: tuple[float, ...]
-
-    def check(self) -> None:
-        """Refuse what no run comes to."""
-        checked_strategy(self.strategy)
-        for name, lowest in (("gradients", 0), ("lookback", 1), ("resolution", 1), ("sum_of_norms", 0)):
-            values = getattr(self, name)
-            if not (np.isfinite(values) & (values >= lowest)).all():
-                raise ValueError(f"{name} of AdaPT's state must be finite numbers ≥ {lowest}, got {values}")
-        if not (self.diversity >= 1).all() or (self.divergence < 0).any():
-            raise ValueError(
-                f"diversity and divergence of AdaPT's state must be at least 1 and 0, got {self.diversity} and "
-                f"{self.divergence}"
-            )
-        if set(map(type, self.formats)) - {Precision}:
-            raise ValueError("formats must be fixed point for every layer: AdaPT never leaves it for float32")
-
-
 class Window(NamedTuple):
-    """A window of gradients that ended: its layer, how many there were, their Δs, the strategy and the mean loss."""
+    """A window of gradients that ended: its layer, its Δs, and the strategy at its end."""
 
     layer: int
-    gradients: int
     diversity: float
     strategy: str
-    loss: float | None
 
 
 @dataclass(frozen=True)
@@ -76,22 +39,25 @@ class AdaPT:
     """The paper's policy: algorithm 2 and its hyperparameters, with the paper's values as defaults.
 
     Args:
-        initial: format of every layer before its first switch; None for what push-down asks of its first weights.
+        initial: format of every layer before its first switch; None for the one that push-down finds for its first
+            weights.
         buffer_bits: word-length bits above the fraction that every switch grants, 0 to 30. The paper takes 4,
             and 8 for residual networks and CIFAR-100.
         resolution: lower and upper bound of the histogram bins r that push-down compares.
         lookback: lower and upper bound of the gradients lb in a layer's window.
         lookback_momentum: γ, weight of the new lookback against the old one, 0 to 1.
-        kl_tolerance: ε, bits of divergence that push-down may give up; 0 asks for equal histograms.
+        kl_tolerance: ε, bits of divergence that push-down may give up; 0 requires equal histograms.
         normalize_gradients: divide each layer's gradient by its norm before the update.
         quantize_gradients: quantise each layer's gradient stochastically in the layer's format, before anything
-            else looks at it.
+            else sees it.
         push_up: "suggestion" (equation 4), "diversity" (algorithm 4, which keeps every gradient of the window) or
-            "loss" (`compact`'s).
-        loss_tolerance: with "loss", the share of the loss that rounding one layer may cost before it gets a bit more.
+            "loss", which replaces push-down and push-up by the rules of `compact`.
+        loss_tolerance: with "loss" and without `bits`, the share of the loss that rounding a layer of average size
+            may cost before the layers get a bit more.
+        bits: with "loss", the mean word length of all weights, 2 to 16; None leaves it to the loss.
 
     Raises:
-        TypeError, ValueError: a hyperparameter is no sensible one.
+        TypeError, ValueError: a hyperparameter is not a sensible one.
     """
 
     initial: Precision | None = EIGHT_BITS
@@ -104,6 +70,7 @@ class AdaPT:
     quantize_gradients: bool = False
     push_up: PushUp = "suggestion"
     loss_tolerance: float = 0.001
+    bits: float | None = None
 
     sums_gradients = True
     samples_gradients = False
@@ -129,55 +96,74 @@ class AdaPT:
         check_flags(self, "normalize_gradients", "quantize_gradients")
         if self.push_up not in get_args(PushUp):
             raise ValueError(f"push_up must be one of {get_args(PushUp)}, got {self.push_up!r}")
+        if self.bits is not None:
+            if not (is_number(self.bits) and SHORTEST_WORD <= self.bits <= WORDS[-1]):
+                raise ValueError(
+                    f"bits must be a number from {SHORTEST_WORD} to {WORDS[-1]} or None, got {self.bits!r}"
+                )
+            if self.push_up != "loss":
+                raise ValueError(
+                    f'bits={self.bits!r} needs push_up="loss", got {self.push_up!r}: use AdaPT.compact(bits=…)'
+                )
         if not is_number(self.loss_tolerance) or not 0 < self.loss_tolerance < math.inf:
             raise ValueError(f"loss_tolerance must be a share of the loss above 0, got {self.loss_tolerance!r}")
 
     @classmethod
-    def compact(cls) -> "AdaPT":
-        """The policy that wastes no bits: both directions, layer by layer, as in the paper, at a fifth of its bits.
+    def compact(cls, **overrides: Any) -> "AdaPT":
+        """The policy that wastes no bits: as in the paper precision rises and falls layer by layer, at a fifth of its
+        bits.
 
-        Train with `rounding="nearest"`, as what is evaluated and shipped is rounded too. What replaces the paper's
-        rules:
+        `compact(bits=4)` trains with 4 bits per weight on average; `compact()` takes as many as the loss asks for.
+        Train with `rounding="nearest"`, because what is evaluated and shipped is rounded to nearest too. What replaces
+        the paper's rules (`adapt.switching.compact`):
 
-        * Push-down gives up 2 bits of divergence instead of none: weights need no more levels than training can feel.
-        * Push-up measures what rounding costs, ⟨ΣG/n, Q(W) − W⟩ of the window (`adapt.switching.rounding_cost`),
-          instead of testing one batch's loss: a layer gets one bit more where that is above `loss_tolerance` of the
-          loss, so bits return late, when the loss has fallen and the same error weighs more.
-        * A bit is given back only where rounding costs clearly less, and at least two bits above what push-down asks
-          for: formats do not flip on the noise of one window.
-        * Integer bits are the fewest for which saturation adds no more squared error than rounding does, and there are
-          no buffer bits: a few outliers are clipped.
-        * Layers start where push-down puts their first weights, so that a trained network can be refined too.
+        * A bit goes where it lowers the loss most: rounding layer l costs in proportion to ‖G_l‖² times the mean
+          squared error of its weights, and at the end another bit per weight would gain about the same in every layer.
+          A rule that allows every layer the same cost, whatever its size, starves small layers, where bits are nearly
+          free.
+        * Ranges have the least squared error, so a short word leaves out a few large weights for a finer step: at 3 and
+          4 bits that is worth a bit.
+        * Without `bits` the loss decides how many there are: ⟨ΣG/n, Q(W) − W⟩ of all layers is what rounding costs
+          (`rounding_cost`). Above `loss_tolerance` of the loss all weights get a bit more on average, far below it one
+          less.
+        * Windows of gradients begin with 2 steps and double, so that ranges follow weights that grow, and formats come
+          to rest long before training ends. They end for all layers at once, so that layers are compared. Formats that
+          are about as good as others stay.
+        * Layers start at 8 bits, or at ⌊bits⌋, in the range that suits their first weights.
         * Gradients keep their norms, so learning rates and penalties are those of float32.
 
-        What it measures is what rounding the weights costs, and there are no buffer bits, so activations in the
-        layers' formats would get too few bits to train: give them a word of their own, `attach(..., activations=8)`.
+        There are no buffer bits, so activations in the layers' formats would get too few bits to train: give them a
+        word of their own, `attach(..., activations=8)`.
 
-        Without losses (see `Controller.observe`) push-down alone decides.
+        Args:
+            overrides: hyperparameters that replace those of `compact`. `lookback` is the length of the first window
+                and of the longest; `resolution`, `lookback_momentum` and `kl_tolerance` have no effect.
         """
-        return cls(initial=None, buffer_bits=0, kl_tolerance=2.0, normalize_gradients=False, push_up="loss")
+        own = {"initial": None, "buffer_bits": 0, "lookback": (2, 128), "normalize_gradients": False, "push_up": "loss"}
+        return cls(**own | overrides)
 
     @property
     def keeps_gradients(self) -> bool:
-        """Algorithm 4 quantises the window's gradients anew for every candidate format."""
+        """Whether the policy needs every gradient of the window: algorithm 4 quantises them in every candidate."""
         return self.push_up == "diversity"
 
     def start(self, weights: Sequence[Tensor]) -> AdaPTState:
-        """Every layer in its first format, the longest lookback, the coarsest resolution; strategy "min".
+        """Return the first state: every layer in its first format, the longest lookback (`compact`: the shortest), the
+        coarsest resolution, and strategy "min".
 
         Raises:
             ValueError: a layer's first weights are not finite, and `initial` is None.
         """
         layers = len(weights)
         if self.initial is not None:
-            # Weights that are spread over processes are put together when they are looked at.
+            # Without looking at the weights: looking gathers those that are spread over processes.
             formats = (self.initial,) * layers
         else:
             formats = tuple(self._first(weights[layer]) for layer in range(layers))
         return AdaPTState(
             formats=formats,
             gradients=np.zeros(layers, np.int64),
-            lookback=np.full(layers, float(self.lookback[1])),
+            lookback=np.full(layers, float(self.lookback[0 if self.push_up == "loss" else 1])),
             resolution=np.full(layers, self.resolution[0], np.int64),
             sum_of_norms=np.zeros(layers),
             diversity=np.ones(layers),
@@ -187,11 +173,16 @@ class AdaPT:
         )
 
     def patience(self, state: AdaPTState) -> int:
-        """A window ends with its ⌈lb⌉-th gradient, and however diverse the gradients, lb falls no faster than
-        its average lets it: k steps on it is at least lb_lwr + (1 − γ)^k·(lb − lb_lwr). A lookback that other bounds
-        left outside of these comes inside at once."""
+        """Return how many of the next steps certainly end no window.
+
+        A window ends with its ⌈lb⌉-th gradient, and however diverse the gradients, lb falls no faster than its moving
+        average: k steps later it is at least lb_lwr + (1 − γ)^k·(lb − lb_lwr). A lookback outside the bounds, from
+        a run with other bounds, moves inside at once.
+        """
         lowest, longest = self.lookback
         lookbacks = np.clip(state.lookback, lowest, longest)
+        if self.push_up == "loss":
+            return compact.patience(state, self.lookback)
         layers = list(zip(state.gradients.tolist(), lookbacks.tolist(), strict=True))
         for steps in range(1, longest):
             kept = (1 - self.lookback_momentum) ** steps
@@ -202,10 +193,15 @@ class AdaPT:
         return longest - 1
 
     def advance(self, state: AdaPTState, observation: Observation) -> AdaPTState:
-        """Algorithm 2: adapt strategy, lookback and resolution, and switch the layers whose window is full."""
+        """Return the state after one step of algorithm 2: it adapts strategy, lookback and resolution, and switches
+        the layers whose window is full."""
+        if self.push_up == "loss":
+            return compact.advance(
+                state, observation, lookback=self.lookback, bits=self.bits, tolerance=self.loss_tolerance
+            )
         strategy, losses = self._strategy(state, observation.loss)
         formats = state.formats
-        # Lists: reading one number of an array takes longer than all that is done with it.
+        # Lists, because reading a single number of an array takes longer than all that is done with it.
         gradients, lookback, resolution = state.gradients.tolist(), state.lookback.tolist(), state.resolution.tolist()
         sum_of_norms, diversities = state.sum_of_norms.tolist(), state.diversity.tolist()
         divergences = state.divergence.copy()
@@ -220,7 +216,7 @@ class AdaPT:
                     lookback[layer], delta, bounds=self.lookback, momentum=self.lookback_momentum
                 )
             else:
-                # Other bounds, of the run that the state is from, may have left it outside of these.
+                # A run with other bounds may have left the lookback outside of these.
                 lookback[layer] = min(max(lookback[layer], self.lookback[0]), self.lookback[1])
             resolution[layer] = next_resolution(
                 resolution[layer],
@@ -230,9 +226,7 @@ class AdaPT:
             )
             if gradients[layer] >= math.ceil(lookback[layer]):
                 if observation.sound[layer]:
-                    window = Window(
-                        layer, gradients[layer], delta, strategy, fmean(losses[-gradients[layer] :]) if losses else None
-                    )
+                    window = Window(layer, delta, strategy)
                     form, divergences[layer] = self._switch(window, resolution[layer], formats[layer], observation)
                     formats = (*formats[:layer], form, *formats[layer + 1 :])
                 gradients[layer], sum_of_norms[layer] = 0, 0.0
@@ -256,11 +250,11 @@ class AdaPT:
         return strategy, (*state.losses, loss)[-self.lookback[1] :]
 
     def _first(self, weights: Tensor) -> Precision:
-        lowest, _ = lowest_precision(weights, resolution=self.resolution[0], tolerance=self.kl_tolerance)
-        return self._trimmed(weights, lowest.fraction_length) if self.push_up == "loss" else lowest
-
-    def _trimmed(self, weights: Tensor, fraction_length: int) -> Precision:
-        return Precision(fewest_integer_bits(weights, fraction_length) + fraction_length, fraction_length)
+        if self.push_up != "loss":
+            return push_down(weights, resolution=self.resolution[0], tolerance=self.kl_tolerance)
+        word_length = EIGHT_BITS.word_length if self.bits is None else int(self.bits)
+        checked_values(weights, "weights")
+        return best_ranges(sample(weights), [word_length])[0][0]
 
     def _switch(
         self, window: Window, resolution: int, current: LayerFormat, observation: Observation
@@ -270,24 +264,11 @@ class AdaPT:
         if self.push_up == "suggestion":
             return push_up(lowest, window.diversity, window.strategy, self.buffer_bits), given_up
         assert isinstance(current, Precision)  # AdaPT never leaves fixed point
-        if self.push_up == "diversity":
-            kept = observation.windows[window.layer]
-            return push_up_by_diversity(lowest, current, kept, buffer_bits=self.buffer_bits), given_up
-        fraction_length = lowest.fraction_length
-        if window.loss is not None:
-            cost = rounding_cost(
-                observation.sums[window.layer],
-                window.gradients,
-                weights,
-                current,
-                l1=float(observation.l1[window.layer]),
-                l2=observation.l2,
-            )
-            fraction_length = push_up_by_loss(lowest, current, cost, self.loss_tolerance * abs(window.loss))
-        return self._trimmed(weights, fraction_length), given_up
+        kept = observation.windows[window.layer]
+        return push_up_by_diversity(lowest, current, kept, buffer_bits=self.buffer_bits), given_up
 
     def record(self, state: AdaPTState) -> dict[str, NDArray[Any]]:
-        """The columns of algorithm 2."""
+        """Return the trace's columns of algorithm 2."""
         return {
             "lookback": state.lookback,
             "resolution": state.resolution,

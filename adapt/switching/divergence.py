@@ -1,4 +1,4 @@
-"""What quantising a layer loses, in bits: empirical distributions and their Kullback-Leibler divergence."""
+"""What quantising a layer loses, in bits: the Kullback-Leibler divergence of two histograms."""
 
 import math
 
@@ -56,20 +56,20 @@ def kullback_leibler(quantized: NDArray[np.int64], weights: NDArray[np.int64]) -
 
 
 def bin_edges(low: float, high: float, resolution: int) -> NDArray[np.float64]:
-    """The edges [r − 1] between r equal bins of [low, high], in float64."""
+    """Return the edges [r − 1] between r equal bins of [low, high], in float64."""
     if math.isinf(high - low):
-        # Halves of float64's largest numbers are exact, and so is doubling them again.
+        # high − low overflows; halving is exact, and so is doubling the edges.
         return 2 * bin_edges(low / 2, high / 2, resolution)
     return np.arange(1, resolution, dtype=np.float64) * np.float64((high - low) / resolution) + np.float64(low)
 
 
 def below(edges: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Thresholds that turn `value < edge` into `value ≤ threshold`."""
+    """Return thresholds with which `value ≤ threshold` is the same as `value < edge`."""
     return np.nextafter(edges, -np.inf)
 
 
 def bin_counts(values: Tensor, thresholds: NDArray[np.float64]) -> NDArray[np.int64]:
-    """How many values lie in each of the r bins that r − 1 thresholds part, exactly: [..., r] for [..., r − 1].
+    """Count, exactly, the values in each of the r bins that r − 1 thresholds separate: [..., r] for [..., r − 1].
 
     A value on a threshold belongs to the bin before it.
     """
@@ -80,9 +80,11 @@ def bin_counts(values: Tensor, thresholds: NDArray[np.float64]) -> NDArray[np.in
 
 
 def checked_values(values: Tensor, name: str) -> tuple[Tensor, float, float]:
-    """The values in float32 or float64, the smallest and the largest of them, 0 where there are none.
+    """Return the values in float32 or float64 with their minimum and maximum, which are 0 for an empty tensor.
 
-    Refuses what is not a floating-point tensor or not finite.
+    Raises:
+        TypeError: the values are not a floating-point tensor.
+        ValueError: one is not finite.
     """
     values = arguments.tensor(name, values).detach()
     if values.dtype != torch.float64:
@@ -96,7 +98,12 @@ def checked_values(values: Tensor, name: str) -> tuple[Tensor, float, float]:
 
 
 def checked_resolution(resolution: int) -> int:
-    """The number of bins as an int; refuses anything but a whole number from 1 on."""
+    """Return the number of bins as an int.
+
+    Raises:
+        TypeError: it is not a whole number.
+        ValueError: it is below 1.
+    """
     resolution = arguments.whole("resolution", resolution, "bins")
     if resolution < 1:
         raise ValueError(f"resolution must be at least 1 bin, got {resolution}")

@@ -13,12 +13,12 @@ def diversity(sum_of_norms: float, norm_of_sum: float) -> float:
         norm_of_sum: ‖ΣG_k‖₂, the norm of the running sum of the gradients.
 
     Returns:
-        Δs ≥ 1, as the triangle inequality has it (a quotient that rounding pushed below 1 is 1);
+        Δs ≥ 1, by the triangle inequality (a quotient that rounding pushed below 1 is 1);
         ∞ where ‖ΣG‖ is 0 or anything is not finite.
 
     Raises:
-        TypeError: an argument is no number.
-        ValueError: one is negative: norms are not.
+        TypeError: an argument is not a number.
+        ValueError: one is negative, which no norm is.
     """
     sum_of_norms = arguments.number("sum_of_norms", sum_of_norms)
     norm_of_sum = arguments.number("norm_of_sum", norm_of_sum)

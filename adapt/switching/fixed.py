@@ -1,4 +1,4 @@
-"""The policy that never switches: every layer in one format."""
+"""The policy that never switches: one format for every layer."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -40,15 +40,15 @@ class Fixed:
         check_flags(self, "normalize_gradients", "quantize_gradients")
 
     def start(self, weights: Sequence[Tensor]) -> State:
-        """Answer the one state that there is."""
+        """Return the only state that there is."""
         return State((self.precision,) * len(weights), np.zeros(len(weights), np.int64))
 
     def patience(self, state: State) -> int:
-        """No step ever switches, but the first of a run that began in another format."""
+        """Return 0 for the first step of a run that began in another format; no other step switches."""
         return FOREVER if state.formats == self._formats(state) else 0
 
     def advance(self, state: State, observation: Observation) -> State:
-        """Every layer in the one format."""
+        """Return the state with every layer in the one format."""
         formats = self._formats(state)
         return state if state.formats == formats else replace(state, formats=formats)
 
@@ -56,5 +56,5 @@ class Fixed:
         return (self.precision,) * len(state.formats)
 
     def record(self, state: State) -> dict[str, NDArray[Any]]:
-        """There is no window, so there is nothing to tell but the formats."""
+        """Return no columns: without windows there is nothing to report but the formats."""
         return {}

@@ -19,7 +19,7 @@ from adapt.switching.policy import Observation, State
 
 @dataclass(frozen=True)
 class MuPPETState(State):
-    """What MuPPET remembers. `formats` always is what `word_length` says, so a layer that joins takes it over.
+    """What MuPPET remembers between steps. `formats` follows `word_length`, so a layer that joins gets it too.
 
     Attributes:
         sum_of_squares: Σ‖g‖₂² of each layer over the window so far, [layers].
@@ -43,7 +43,7 @@ class MuPPETState(State):
         object.__setattr__(self, "formats", (_format(self.word_length),) * len(self.formats))
 
     def check(self) -> None:
-        """Refuse what no run comes to."""
+        """Refuse a state that no run can reach; it may come from a file."""
         for name in ("maximum", "violations", "epochs", "steps"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} of MuPPET's state must be a finite number ≥ 0, got {getattr(self, name)!r}")
@@ -51,13 +51,13 @@ class MuPPETState(State):
 
 @dataclass(frozen=True)
 class MuPPET:
-    """Multi-precision policy enforced training: AdaPT 2.2, and where that is silent the program of MuPPET's authors.
+    """Multi-precision policy enforced training: AdaPT 2.2, and where that is silent, its authors' program.
 
     All layers share one word length, which only grows, at the ends of epochs, up to float32. Each layer is in block
     floating point (`adapt.numerics`): its scale is computed from its weights whenever they are rounded, so it
-    follows them; `controller.precisions` and the trace show the format that comes out, None and 32 bits in float32.
-    On CUDA finding a layer's extremes takes one transfer to the host in every step, until float32; from then on the
-    parameters hold the masters and nothing is decided any more.
+    follows them; `controller.precisions` and the trace show the resulting format: None, and 32 bits, in float32.
+    On CUDA finding a layer's extremes takes one transfer to the host in every step. From float32 on the parameters hold
+    the masters, and nothing is left to decide.
 
     The word length is raised when the gradients of different epochs agree: from the gradient g of each epoch's last
     mini-batch, Δs is the mean over layers of Σ‖g‖²/‖Σg‖² over a window of epochs, p the largest Δs at this word
@@ -75,7 +75,7 @@ class MuPPET:
 
     MuPPET rounds activations and the gradients that flow back too, each tensor with a scale of its own: attach with
     `activations="range", quantize_errors=True` for that (with block floating point, "layer" means the same).
-    A run that ends before float32 leaves quantised weights; `controller.detach("masters")` leaves the float32 ones.
+    A run that ends before float32 leaves quantised weights; `controller.detach("masters")` leaves the float32 masters.
 
     Args:
         steps_per_epoch: optimizer steps in an epoch: `len(loader)` without accumulation. Lightning's callback fills
@@ -89,7 +89,7 @@ class MuPPET:
             each with a scale of its own.
 
     Raises:
-        TypeError, ValueError: a hyperparameter is no sensible one.
+        TypeError, ValueError: a hyperparameter is not a sensible one.
     """
 
     steps_per_epoch: int | None = None
@@ -126,7 +126,7 @@ class MuPPET:
         check_flags(self, "normalize_gradients", "quantize_gradients")
 
     def start(self, weights: Sequence[Tensor]) -> MuPPETState:
-        """Every layer at the first word length.
+        """Return the first state: every layer at the first word length.
 
         Raises:
             ValueError: `steps_per_epoch` is not known.
@@ -150,12 +150,12 @@ class MuPPET:
         )
 
     def patience(self, state: MuPPETState) -> int:
-        """The steps before an epoch's last; in float32 nothing switches any more."""
-        assert self.steps_per_epoch is not None  # `start` saw to it
+        """Return the steps before an epoch's last; in float32 nothing switches any more."""
+        assert self.steps_per_epoch is not None  # `start` checked it
         return FOREVER if state.word_length == LONGEST_WORD else max(self.steps_per_epoch - 1 - state.steps, 0)
 
     def advance(self, state: MuPPETState, observation: Observation) -> MuPPETState:
-        """Count the step; take in the gradient of an epoch's last, and judge when the window is full."""
+        """Return the state after one step: an epoch's last adds its gradient, and a full window is judged."""
         if self.patience(state):
             return state if state.word_length == LONGEST_WORD else replace(state, steps=state.steps + 1)
         seen = observation.seen
@@ -169,7 +169,7 @@ class MuPPET:
         return state if state.epochs % self.window else self._judged(state, observation.norms_of_sums)
 
     def _judged(self, state: MuPPETState, norms_of_sums: NDArray[np.float64]) -> MuPPETState:
-        """The state after a full window: its diversity against the largest so far."""
+        """Return the state after a full window, whose diversity is compared with the largest so far."""
         diversity = inter_epoch_diversity(state.sum_of_squares, norms_of_sums)
         diversity[state.gradients == 0] = np.inf
         measured = diversity[np.isfinite(diversity)]
@@ -194,7 +194,7 @@ class MuPPET:
         return next((bits for bits in self.word_lengths if bits > word_length), LONGEST_WORD)
 
     def record(self, state: MuPPETState) -> dict[str, NDArray[Any]]:
-        """The diversity of each layer's latest full window, of MuPPET's own kind."""
+        """Return the diversity, as MuPPET defines it, of each layer's latest full window."""
         return {"diversity": state.diversity}
 
 
@@ -216,10 +216,10 @@ def inter_epoch_diversity(
 
 
 def switching_threshold(epoch: int, offset: float = 1.0, amplitude: float = 1.5, decay: float = 0.1) -> float:
-    """MuPPET: offset + amplitude·exp(−decay·epoch), what the ratio p may not exceed; epochs count from 0.
+    """MuPPET: offset + amplitude·exp(−decay·epoch), which the ratio p may not exceed; epochs count from 0.
 
     Raises:
-        TypeError: an argument is no number.
+        TypeError: an argument is not a number.
     """
     given = {"epoch": epoch, "offset": offset, "amplitude": amplitude, "decay": decay}
     epochs, least, excess, rate = (arguments.number(name, value) for name, value in given.items())

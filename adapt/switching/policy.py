@@ -1,7 +1,8 @@
 """What a policy is, what it sees of a training step, and what it returns."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields, replace
+from functools import cached_property
 from typing import Any, Protocol, TypeVar, get_args, get_type_hints
 
 import numpy as np
@@ -44,6 +45,7 @@ class Observation:
         sums: the running sums ΣG, this gradient included, if `sums_gradients` asks for them; to be read as `weights`.
         windows: the gradients behind each running sum, oldest first, if `keeps_gradients` asks for them.
         l1, l2: α of each layer, [layers], and β of the penalties that the loss includes and the gradients do not.
+        measure_saturation: measures `saturated`.
     """
 
     loss: float | None
@@ -56,6 +58,15 @@ class Observation:
     windows: Sequence[Sequence[Tensor]] = ()
     l1: Sequence[float] | NDArray[np.float64] = ()
     l2: float = 0.0
+    measure_saturation: Callable[[], NDArray[np.float64]] | None = None
+
+    @cached_property
+    def saturated(self) -> NDArray[np.float64]:
+        """The share of each layer's master weights outside of its format's range, float64 [layers]; 0 in float32.
+
+        It is measured when it is read, which waits for the device, and belongs to the newest step, as `weights` does.
+        """
+        return np.zeros(len(self.norms)) if self.measure_saturation is None else self.measure_saturation()
 
 
 S = TypeVar("S", bound=State)

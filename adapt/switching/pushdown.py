@@ -1,4 +1,4 @@
-"""PushDown: the smallest precision that loses nothing a histogram could show."""
+"""PushDown: the smallest precision whose loss a histogram does not show."""
 
 import math
 from collections.abc import Iterable
@@ -27,9 +27,9 @@ def push_down(weights: Tensor, *, resolution: int, tolerance: float) -> Precisio
     """AdaPT alg. 3: the smallest format ⟨WL_min, FL_min⟩ whose divergence from the weights is within the tolerance.
 
     FL_min is found by bisection over the formats of `candidates`, each tried with nearest rounding. The divergence is
-    not strictly monotone in FL; the answer itself passes, and the next coarser candidate fails unless there is none.
-    Where bisection meets none that passes (values close to a bin edge at tolerance 0), the answer is the finest one:
-    32 bits, or fewer where FL ends at 126 first.
+    not strictly monotone in FL; the result itself passes, and the next coarser candidate, if any, fails. Where
+    bisection meets none that passes (values close to a bin edge at tolerance 0), the result is the finest one: 32 bits,
+    or fewer where FL ends at 126 first.
 
     Args:
         weights: master weights of one layer, any shape, device and floating-point type.
@@ -37,10 +37,10 @@ def push_down(weights: Tensor, *, resolution: int, tolerance: float) -> Precisio
         tolerance: largest divergence in bits, at least 0; 0 asks for equal histograms.
 
     Returns:
-        ⟨WL_min, FL_min⟩. An empty or all-zero tensor answers ⟨2, 0⟩, another constant one its coarsest candidate.
+        ⟨WL_min, FL_min⟩: ⟨2, 0⟩ for an empty or all-zero tensor, the coarsest candidate for another constant one.
 
     Raises:
-        TypeError: weights is not a floating-point tensor, the resolution no integer, or the tolerance no number.
+        TypeError: weights is not a floating-point tensor, the resolution not an integer, or the tolerance not a number.
         ValueError: the weights hold NaN, Inf or values that no format reaches, the resolution is below 1, or the
             tolerance is negative or not finite.
     """
@@ -48,11 +48,11 @@ def push_down(weights: Tensor, *, resolution: int, tolerance: float) -> Precisio
 
 
 def lowest_precision(weights: Tensor, *, resolution: int, tolerance: float) -> tuple[Precision, float]:
-    """What `push_down` answers, and the divergence in bits that this format leaves; arguments and errors as there.
+    """Return the result of `push_down` and the divergence in bits that it leaves; arguments and errors are the same.
 
     One pass over the weights serves many candidates: their histograms follow from how many weights lie below each bin
-    edge moved to the boundary of a rounding cell (`rounded_below`); no candidate quantises the tensor. The coarser half
-    of the candidates nearly always holds the answer; only where it does not, another pass serves the finer half.
+    edge moved to the boundary of a rounding cell (`rounded_below`), so no tensor is quantised. The coarser half of the
+    candidates nearly always holds the result; where it does not, another pass serves the finer half.
     """
     resolution = checked_resolution(resolution)
     tolerance = arguments.number("tolerance", tolerance)
@@ -81,13 +81,13 @@ def lowest_precision(weights: Tensor, *, resolution: int, tolerance: float) -> t
 
 
 def _divergences(values: Tensor, edges: NDArray[np.float64], grids: "Candidates") -> NDArray[np.float64]:
-    """Bits of divergence that rounding to each grid gives up, [formats]."""
+    """Return the bits of divergence that rounding to each grid gives up, [formats]."""
     counts = bin_counts(values, np.concatenate([below(edges)[None], rounded_below(edges, grids)]))
     return kullback_leibler(counts[1:], counts[0])
 
 
 class Candidates(NamedTuple):
-    """Formats and how `quantize` reads them, as columns [formats, 1]: the step and the ends of the range in steps."""
+    """Formats, and as columns [formats, 1] the step and the ends of the range, in steps, that `quantize` uses."""
 
     formats: tuple[Precision, ...]
     steps: NDArray[np.float64]
@@ -96,26 +96,26 @@ class Candidates(NamedTuple):
 
     @classmethod
     def of(cls, formats: Iterable[Precision], dtype: torch.dtype) -> "Candidates":
-        """The grids on which `quantize` rounds tensors of `dtype`."""
+        """Return the grids to which `quantize` rounds tensors of `dtype`."""
         formats = tuple(formats)
         rows = np.array([grid(precision, dtype) for precision in formats], np.float64).reshape(-1, 4)
         return cls(formats, rows[:, 1:2], rows[:, 2:3], rows[:, 3:4])
 
     def part(self, first: int, end: int) -> "Candidates":
-        """The formats `first` … `end` − 1."""
+        """Return the formats `first` … `end` − 1."""
         chosen = slice(first, end)
         return Candidates(self.formats[chosen], self.steps[chosen], self.lowest[chosen], self.highest[chosen])
 
 
 def candidates(largest: float, dtype: torch.dtype) -> Candidates:
-    """The formats worth trying for weights up to ±`largest` > 0, from the coarsest to the finest.
+    """Return the formats worth trying for weights up to ±`largest` > 0, from the coarsest to the finest.
 
     A fraction length FL comes with the fewest integer bits that hold `largest`, saturating by at most half a step:
     largest ≤ 2^(IL − 1) − 2^−FL/2. The coarsest FL is the first at which `largest` does not round to 0, so that 2 bits
     are needed; the finest is the last that fits 32 bits. Both stay within −126 to 126.
 
     Raises:
-        ValueError: `largest` is beyond every format.
+        ValueError: no format reaches `largest`.
     """
     mantissa, exponent = math.frexp(largest)
     _, gap = math.frexp(1 - mantissa)
@@ -144,7 +144,7 @@ def _candidates(exponent: int, gap: int, dtype: torch.dtype) -> Candidates:
 
 
 def rounded_below(edges: NDArray[np.float64], grids: Candidates) -> NDArray[np.float64]:
-    """Thresholds t with `Q(w) < edge` exactly where `w ≤ t`, for nearest rounding on each grid: [formats, edges].
+    """Return thresholds t with `Q(w) < edge` exactly where `w ≤ t`, for nearest rounding: [formats, edges].
 
     Q(w) = k·step lies below the edge when k ≤ K, the last whole number of steps below it. Rounding gives k ≤ K up to
     the cell boundary K + ½, which itself rounds down only where K is even; saturation moves no k past the ends of the
@@ -154,7 +154,7 @@ def rounded_below(edges: NDArray[np.float64], grids: Candidates) -> NDArray[np.f
     thresholds = last + 0.5
     up = np.rint(thresholds) != last
     thresholds *= grids.steps
-    # The next number below, for a fifth of what nextafter takes: the bits count away from 0, which is no boundary.
+    # The next number below, in a fifth of nextafter's time. Bits count away from 0, which is never a boundary.
     bits = thresholds.view(np.int64)
     bits -= (bits >> 63 | 1) * up
     thresholds[last < grids.lowest] = -np.inf

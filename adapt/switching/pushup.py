@@ -1,4 +1,4 @@
-"""PushUp: the precision with which a layer keeps learning."""
+"""PushUp: the precision that lets a layer keep learning."""
 
 import math
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from adapt.switching.diversity import diversity as gradient_diversity
 from adapt.switching.diversity import log_diversity
 
 STRATEGIES = ("min", "mean", "max")
-"""How the two suggestions of eq. 4 are joined, from the most to the least frugal."""
+"""How the two suggestions of eq. 4 are combined, from the shortest to the longest word."""
 
 
 def suggest(diversity: float, fraction_length: int, strategy: str) -> int:
@@ -31,7 +31,7 @@ def suggest(diversity: float, fraction_length: int, strategy: str) -> int:
         s in bits, at least 1.
 
     Raises:
-        TypeError: the diversity is no number, or the fraction length no integer.
+        TypeError: the diversity is not a number, or the fraction length not an integer.
         ValueError: the strategy is unknown.
     """
     strategy, fraction_length = checked_strategy(strategy), arguments.whole("fraction_length", fraction_length, "bits")
@@ -60,7 +60,7 @@ def push_up(lowest: Precision, diversity: float, strategy: str, buffer_bits: int
         buffer_bits: sign and integer bits kept for sums and for weights that grow, 0 to 32.
 
     Raises:
-        TypeError: lowest is not a Precision, the diversity no number, or buffer_bits no integer.
+        TypeError: lowest is not a Precision, the diversity not a number, or buffer_bits not an integer.
         ValueError: the strategy is unknown or buffer_bits outside 0 to 32.
     """
     lowest = arguments.precision("lowest", lowest)
@@ -74,9 +74,9 @@ def push_up_by_diversity(
     """AdaPT alg. 4: raise the format one bit at a time while gradients are less diverse in it than in the current one.
 
     Each step adds a bit to word and fraction, up to 32 bits; the buffer bits come last, as in `push_up`. Gradients are
-    rounded to nearest: the answer is then a function of its arguments, and it compares the formats, where the noise of
-    stochastic rounding would add a diversity of its own, the more the coarser the format. A window whose gradients all
-    round to zero has no diversity here (0, not the ∞ of eq. 3): nothing could be learned from it, so the format rises.
+    rounded to nearest, so that the result depends on the arguments alone and compares formats; the noise of stochastic
+    rounding would add a diversity of its own, larger in coarser formats. A window whose gradients all round to zero has
+    diversity 0 here, not the ∞ of eq. 3: nothing can be learned from it, so the format rises.
 
     Args:
         lowest: ⟨WL_min, FL_min⟩ from PushDown, where the search starts.
@@ -101,7 +101,7 @@ def push_up_by_diversity(
 
 
 def _quantized_diversity(gradients: Sequence[Tensor], precision: Precision) -> float:
-    """Δs of the gradients rounded to the precision; 0 where every one of them becomes zero."""
+    """Return Δs of the gradients rounded to the precision; 0 where all of them become zero."""
     if not gradients:
         return 0.0
     total = torch.zeros_like(gradients[0], dtype=torch.float64)
@@ -124,7 +124,11 @@ def _buffered(word_length: int, fraction_length: int, buffer_bits: int) -> Preci
 
 
 def checked_strategy(strategy: str) -> str:
-    """The strategy, if it is one."""
+    """Return the strategy.
+
+    Raises:
+        ValueError: it is unknown.
+    """
     if strategy not in STRATEGIES:
         raise ValueError(f"strategy must be one of {', '.join(map(repr, STRATEGIES))}, got {strategy!r}")
     return strategy

@@ -14,6 +14,10 @@ from adapt.kernels import Kernels
 from adapt.kernels.stream import is_dense
 from adapt.layers.view import View
 from adapt.weights.aliasing import Aliases
+from adapt.weights.substitutes import Substitutes
+
+_PROBE_EVERY = 16
+"""Steps between two looks for writes that leave a parameter's version as it is."""
 
 
 class Masters(ABC):
@@ -23,6 +27,9 @@ class Masters(ABC):
     straight-through rule costs nothing. Ŵ is a function of W, the format and, with stochastic rounding, the key of the
     step that wrote it, so every view can be made again at any time, bit for bit.
 
+    Whoever else writes into a parameter in place writes into its master: `take_writes` finds by the parameter's version
+    that somebody did, and by Ŵ which elements changed.
+
     Args:
         parameters: the parameters by name; their present values become the masters.
         old: masters whose tensors to take over for the parameters that they already keep.
@@ -31,6 +38,8 @@ class Masters(ABC):
         names, parameters, weights: the name, the parameter and the master W of each.
         numel: elements of each, int64 [parameters].
         views: what each parameter holds now.
+        versions: each parameter's version since it holds that; None where it holds something else, as in an update.
+        writes_are_hidden: whether somebody was found to write so that no version tells of it.
         sharded: whether a parameter is spread over several processes.
         may_alias: whether an optimizer may find the masters themselves in the parameters during its update, because it
             updates them in place.
@@ -55,8 +64,15 @@ class Masters(ABC):
         self._kernels: Kernels = OnPieces(kernels) if self.sharded else kernels
         self.may_alias = False
         self._aliases = Aliases(self.parameters, self.weights)
+        self._substitutes = Substitutes(self.parameters)
+        self._away: dict[int, View] = {}
+        self._before: dict[int, tuple[Tensor, Tensor]] = {}
+        self._past_holders: dict[int, int] = {}
+        self.writes_are_hidden = False
+        self._steps_unprobed = _PROBE_EVERY
         self.numel = np.array([p.numel() for p in self.parameters], np.int64)
         self.views: list[View] = ["masters"] * len(self.parameters)
+        self.versions: list[int | None] = [p._version for p in self.parameters]
 
     @property
     def is_stochastic(self) -> bool:
@@ -90,6 +106,7 @@ class Masters(ABC):
         Raises:
             RuntimeError: a gradient is sparse, or a parameter was moved away from its master.
         """
+        self.bring_back()
         self._require_unmoved(range(len(self.parameters)))
         gradients: list[Tensor | None] = []
         for name, parameter in zip(self.names, self.parameters, strict=True):
@@ -105,10 +122,20 @@ class Masters(ABC):
         return gradients
 
     @torch.no_grad()
-    def show(self, view: View, indices: Sequence[int] | None = None, *, anew: bool = False) -> None:
+    def show(
+        self, view: View, indices: Sequence[int] | None = None, *, anew: bool = False, substitute: bool = False
+    ) -> None:
         """Let the parameters `indices`, or all, hold another view of their masters.
 
         Only what changes is written, unless `anew` says that the parameters may hold anything.
+
+        Args:
+            view: the view.
+            indices: of the parameters.
+            anew: write it even where the parameters hold it already.
+            substitute: leave the parameters' memory alone, because a graph may hold it, and lend them other memory
+                until `bring_back`, or until they are to show their own view again. What training sees is always
+                written into a parameter's own memory.
 
         Raises:
             RuntimeError: a parameter was moved away from its master.
@@ -119,21 +146,147 @@ class Masters(ABC):
         # An update may have been interrupted.
         self._aliases.end(chosen)
         self._require_unmoved(chosen)
-        parameters = [self.parameters[i] for i in chosen]
+        if not anew:
+            self.take_writes(chosen)
+        if self._away:
+            self.bring_back([i for i in chosen if anew or self._away.get(i) == view])
+            chosen = [i for i in chosen if anew or self.views[i] != view]
+        if not anew and not self.is_stochastic and view != "masters":
+            # Training and evaluation see the same.
+            for i in [i for i in chosen if self.views[i] != "masters" and self.versions[i] is not None]:
+                self.views[i] = view
+                chosen.remove(i)
+        if substitute and not anew and view != "training":
+            self._lend(view, chosen)
+        else:
+            self._lend(view, [i for i in chosen if i in self._away])
+            self._write(view, [i for i in chosen if i not in self._away])
+
+    def _write(self, view: View, indices: Sequence[int]) -> None:
+        """Write a view into the parameters' own memory."""
+        if not indices:
+            return
+        parameters = [self.parameters[i] for i in indices]
         if view == "masters":
-            torch._foreach_copy_([local(p) for p in parameters], [local(self.weights[i]) for i in chosen])
-        elif anew or self.is_stochastic or any(self.views[i] == "masters" for i in chosen):
-            self._round(chosen, parameters, stochastic=self.is_stochastic and view == "training")
+            torch._foreach_copy_([local(p) for p in parameters], [local(self.weights[i]) for i in indices])
+        else:
+            self._round(indices, parameters, stochastic=self.is_stochastic and view == "training")
+        for i in indices:
+            self.views[i], self.versions[i] = view, self.parameters[i]._version
+        self.note_holders(indices)
+
+    def are_held(self, indices: Iterable[int] | None = None) -> bool:
+        """Whether a graph that waits for its backward pass may hold one of these parameters, or of all.
+
+        Only if the parameters can be lent other memory. Graphs that held one before it was last written do not count:
+        autograd refuses them.
+        """
+        if self.sharded or not self._substitutes.are_possible:
+            return False
+        chosen = range(len(self.parameters)) if indices is None else indices
+        return any(self._substitutes.holders(i) > self._past_holders.get(i, 0) for i in chosen)
+
+    def note_holders(self, indices: Iterable[int] | None = None) -> None:
+        """Note who holds these parameters, or all, now that they have been written."""
+        if self.sharded or not self._substitutes.are_possible:
+            return
+        for i in range(len(self.parameters)) if indices is None else indices:
+            self._past_holders[i] = self._substitutes.holders(i)
+
+    def _lend(self, view: View, indices: Sequence[int]) -> None:
+        for i in indices:
+            # Normal tensors, because a graph may be built on what was lent in inference mode.
+            with torch.inference_mode(False):
+                values = self.seen(i, view)
+                values = values.clone() if values is self.weights[i] else values
+            self._away.setdefault(i, self.views[i])
+            self._substitutes.begin(i, values)
+            self.views[i], self.versions[i] = view, self.parameters[i]._version
+
+    @property
+    def are_away(self) -> bool:
+        """Whether a parameter has been lent other memory."""
+        return bool(self._away)
+
+    def bring_back(self, indices: Iterable[int] | None = None) -> None:
+        """Give the parameters `indices`, or all that were lent other memory, their own back, and what it shows."""
+        for i in list(self._away if indices is None else indices):
+            if i in self._away:
+                self._substitutes.end(i)
+                self.views[i], self.versions[i] = self._away.pop(i), self.parameters[i]._version
+
+    @torch.no_grad()
+    def take_writes(self, indices: Iterable[int] | None = None) -> None:
+        """Make masters of the elements that somebody wrote into the parameters, and round those parameters again.
+
+        Elements that still are what the parameter should hold keep their masters, and elements that are put back, as
+        after an evaluation of averaged weights, get back those that they had after the latest step. Nothing waits for
+        the device, unless `probe` found a write before.
+        """
+        chosen = range(len(self.parameters)) if indices is None else indices
         for i in chosen:
-            self.views[i] = view
+            if self.parameters[i]._version != self.versions[i] and self.versions[i] is not None:
+                self._take_write(i)
+        if self.writes_are_hidden:
+            self._take_hidden(chosen)
+
+    @torch.no_grad()
+    def probe(self) -> None:
+        """Look for writes that leave the version as it is, as those through `.data` do; waits for the device.
+
+        It looks only if steps have been made since the latest look, and at a sample of each parameter. Once it found
+        something, `take_writes` looks for such writes every time.
+        """
+        if self._steps_unprobed >= _PROBE_EVERY and not self.sharded:
+            self._steps_unprobed = 0
+            self._take_hidden(range(len(self.parameters)))
+
+    def _take_hidden(self, indices: Iterable[int]) -> None:
+        known = [i for i in indices if self.versions[i] is not None]
+        differ = torch.stack([self._differs(i) for i in known]).tolist() if known else []
+        for i, differs in zip(known, differ, strict=True):
+            if differs:
+                self.writes_are_hidden = True
+                self._take_write(i)
+
+    def _differs(self, index: int) -> Tensor:
+        """Whether a sample of the parameter is something else than its view shows, bool []."""
+        return differ(self.parameters[index].detach(), self.seen(index, self.views[index]))
+
+    def _take_write(self, index: int) -> None:
+        self._require_unmoved([index])
+        found, weight = local(self.parameters[index]), local(self.weights[index])
+        shown = local(self.seen(index, self.views[index]))
+        if index not in self._before:
+            self._before[index] = weight.clone(), shown.clone()
+        weight_before, shown_before = self._before[index]
+        weight.copy_(
+            torch.where(found == shown_before, weight_before, torch.where(found == shown, weight, found)),
+        )
+        self.bring_back([index])
+        self._measure(index)
+        self.show(self.views[index], [index], anew=True)
+
+    def _settle(self, view: View) -> None:
+        """Note that all parameters hold this view, newly written by a step."""
+        self.views = [view] * len(self.parameters)
+        self.versions = [parameter._version for parameter in self.parameters]
+        self._before.clear()
+        self._past_holders.clear()
+        self._steps_unprobed += 1
+
+    def _disown(self) -> None:
+        """Note that the parameters are about to hold something else than a view."""
+        self.versions = [None] * len(self.parameters)
 
     @torch.no_grad()
     def hand_over(self, view: View) -> None:
         """Leave this view of the masters to the parameters, wherever they are by now."""
         self._aliases.end(range(len(self.parameters)))
+        self.bring_back()
         for index, parameter in enumerate(self.parameters):
             parameter.copy_(self.seen(index, view))
-            self.views[index] = view
+            self.views[index], self.versions[index] = view, parameter._version
 
     def seen(self, index: int, view: View) -> Tensor:
         """Return a master as `view` shows it: a new tensor, or the master itself."""
@@ -143,13 +296,19 @@ class Masters(ABC):
         self._round([index], [output], stochastic=self.is_stochastic and view == "training")
         return output
 
-    def accept(self, index: int) -> None:
-        """Make values that were loaded into a parameter its master, unless they are a view of the master."""
+    def accept(self, index: int) -> bool:
+        """Make values that were loaded into a parameter its master, unless they are a view of the master.
+
+        Returns:
+            Whether the master changed.
+        """
         value, views = self.parameters[index].detach(), get_args(View)
-        if not any(torch.equal(value, self.seen(index, view)) for view in views):
+        is_new = not any(torch.equal(value, self.seen(index, view)) for view in views)
+        if is_new:
             self.weights[index].copy_(value)
             self._measure(index)
         self.show(self.views[index], [index], anew=True)
+        return is_new
 
     def load(self, index: int, weights: Mapping[str, Tensor]) -> None:
         """Take over a parameter's master by its name; the parameter follows with `store`."""
@@ -162,6 +321,7 @@ class Masters(ABC):
             return False
         self._aliases.begin()
         self.views = ["masters"] * len(self.parameters)
+        self._disown()
         return True
 
     def _require_unmoved(self, indices: Iterable[int]) -> None:
@@ -173,3 +333,8 @@ class Masters(ABC):
                     f"with strides {then.stride()} to {now.dtype} on {now.device} with strides {now.stride()}: "
                     "bring the model to its device, type and memory format first, then make the optimizer and attach"
                 )
+
+
+def differ(left: Tensor, right: Tensor) -> Tensor:
+    """Whether two tensors differ anywhere but where the left one is NaN, bool []."""
+    return ((left != right) & (left == left)).any()

@@ -26,7 +26,7 @@ def batch(step):
 
 
 def train(share=0, shares=1, state=None, until=PHASES.total):
-    """Train on a share of each batch; answers the learner and the optimizer."""
+    """Train on a share of each batch; return the learner and the optimizer."""
     model = network()
     plain = model
     if shares > 1:

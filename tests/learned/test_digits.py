@@ -42,7 +42,7 @@ def accuracy_of(model, x, y):
 
 
 def train(digits, assemble):
-    """A network with two hidden layers after the phases' steps; answers accuracy and learner."""
+    """A network with two hidden layers after the phases' steps; return accuracy and learner."""
     x, y, test, labels = digits
     torch.manual_seed(0)
     model = nn.Sequential(

@@ -80,5 +80,5 @@ def test_every_part_of_the_teacher_keeps_its_mode():
 
 
 def test_other_classes_are_refused():
-    with pytest.raises(ValueError, match="both must answer the same classes"):
+    with pytest.raises(ValueError, match="both need the same classes"):
         Distillation(nn.Linear(2, 3))(torch.zeros(()), torch.zeros(4, 2), torch.zeros(4, 2))

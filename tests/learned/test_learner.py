@@ -1,5 +1,7 @@
-"""The phases of a run: what moves when, what the budgets get, what is told, and what is refused."""
+"""The phases of a run: what moves when, what the budgets get, what is reported, and what is refused."""
 
+import contextlib
+import copy
 import math
 
 import numpy as np
@@ -15,7 +17,14 @@ from tests.learned.networks import PHASES, Convolutional, build, given, learning
 
 
 def bits(learner):
-    return learner._run.table.bits.copy()
+    """The word length of every format."""
+    return np.concatenate([np.atleast_1d(form.word_length) for form in learner.formats.values()])
+
+
+def budgets(learner, budget):
+    """The budget in kB of weights and activations, at so many bits."""
+    size = learner.size
+    return size.weight_kilobytes / size.weight_bits * budget, size.activation_kilobytes / size.activation_bits * budget
 
 
 def test_pretraining_is_homogeneous_two_bits_above_the_budget():
@@ -134,8 +143,7 @@ def test_learning_rates_rise_and_fall_in_every_phase():
 def test_present_rates_are_the_peaks_whatever_an_earlier_schedule_left():
     def after(attach_to):
         model, optimizer = build()
-        torch.optim.lr_scheduler.ConstantLR(optimizer)
-        optimizer.param_groups[0]["lr"] = 0.002
+        optimizer.param_groups[0].update(lr=0.002, initial_lr=0.7)
         attach_to(model, optimizer)
         train(model, optimizer, 1)
         return optimizer.param_groups[0]["lr"]
@@ -143,6 +151,60 @@ def test_present_rates_are_the_peaks_whatever_an_earlier_schedule_left():
     assert after(lambda model, optimizer: learning(model, optimizer)) == pytest.approx(0.002 * rate(0, 6, 0.04))
     lsq = after(lambda model, optimizer: attach_lsq(optimizer, model, weight_bits=3, steps=10))
     assert lsq == pytest.approx(0.002 * rate(0, 10, 0.04))
+
+
+SCHEDULERS = {
+    "one cycle": lambda o: torch.optim.lr_scheduler.OneCycleLR(o, max_lr=0.1, total_steps=20),
+    "factor by factor": lambda o: torch.optim.lr_scheduler.ExponentialLR(o, 0.8),
+    "several": lambda o: torch.optim.lr_scheduler.SequentialLR(
+        o,
+        [torch.optim.lr_scheduler.LinearLR(o, 0.1, total_iters=3), torch.optim.lr_scheduler.CosineAnnealingLR(o, 9)],
+        [3],
+    ),
+}
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["before attaching", "after attaching"])
+@pytest.mark.parametrize("make", SCHEDULERS.values(), ids=SCHEDULERS)
+@pytest.mark.parametrize("how", ["learned", "lsq"])
+def test_a_scheduler_that_is_there_wins_and_one_warning_says_so(make, late, how):
+    def rates(quantised):
+        model, optimizer = build()
+        scheduler = None if late else make(optimizer)
+        with pytest.warns(UserWarning, match="scheduler") if quantised else contextlib.nullcontext() as caught:
+            if quantised and how == "learned":
+                learning(model, optimizer)
+            elif quantised:
+                attach_lsq(optimizer, model, weight_bits=4, steps=20)
+            scheduler = scheduler or make(optimizer)
+            used = []
+            for step in range(10):
+                train(model, optimizer, 1, first=step)
+                used.append(optimizer.param_groups[0]["lr"])
+                scheduler.step()
+        told = [w for w in caught or () if "learning rates are left to you" in str(w.message)]
+        assert len(told) == quantised
+        return used
+
+    assert rates(True) == rates(False)
+
+
+@pytest.mark.parametrize("write", [lambda rate: 0.5 * rate, lambda rate: 0.03], ids=["halved", "set"])
+def test_a_rate_that_is_written_by_hand_stays_also_in_a_resumed_run(write):
+    model, optimizer, _ = learning()
+    train(model, optimizer, 3)
+    group = optimizer.param_groups[0]
+    wanted = group["lr"] = write(group["lr"])
+    with pytest.warns(UserWarning, match="a learning rate was changed between two steps, so .* left to you"):
+        train(model, optimizer, 1, first=3)
+    train(model, optimizer, 4, first=4)
+    assert group["lr"] == wanted
+    again, resumed, _ = learning()
+    again.load_state_dict(model.state_dict())
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    with pytest.warns(UserWarning, match="whose learning rates were left to its user"):
+        train(again, resumed, 2, first=8)
+    assert resumed.param_groups[0]["lr"] == wanted
 
 
 def test_learning_rates_are_left_alone_without_schedule():
@@ -201,7 +263,7 @@ def test_trace_and_widths_tell_what_happened():
     assert trace.word_length[-1, i] == round(float(last.word_length.mean()))
     assert trace.fraction_length[-1, i] == round(float(-np.log2(last.step).mean()))
     assert 0 < trace.nonzero[-1, i] <= 1
-    assert trace.step[-1] == learner.step, "fine-tuning, in which formats stay, is told of too"
+    assert trace.step[-1] == learner.step, "fine-tuning, in which formats stay, is recorded too"
     weight = learner.layers["first.weight"]
     with learner.evaluation_weights():
         assert trace.nonzero[-1, i] == pytest.approx(float((weight != 0).float().mean()))
@@ -233,14 +295,10 @@ def test_ends_that_are_past_when_phases_change_are_made_up_for(at, phases):
     train(model, optimizer, at)
     learner.use_phases(phases)
     train(model, optimizer, max(phases.settling - at, 1), first=at)
-    run = learner._run
-    assert run.settled
-    settled = run.table.bits.copy()
-    for kilobytes, target in zip(run.sizes.kilobytes, run.sizes.targets, strict=True):
-        assert kilobytes <= target * (1 + 1e-9)
+    settled = bits(learner)
+    assert max(learner.size.weight_bits, learner.size.activation_bits) <= 4 * (1 + 1e-9)
     train(model, optimizer, max(phases.total - learner.step, 1), first=learner.step)
-    assert run.frozen
-    assert np.array_equal(run.table.bits, settled)
+    assert np.array_equal(bits(learner), settled)
     assert [entry["phase"] for entry in learner.log] == ["pretraining", "learning", "finetuning"]
     assert learner.log[1]["weight_kilobytes"] <= learner.log[1]["weight_budget"]
     assert model.norm.momentum == 0.1
@@ -249,13 +307,12 @@ def test_ends_that_are_past_when_phases_change_are_made_up_for(at, phases):
 def test_settled_widths_stay_when_phases_become_longer():
     model, optimizer, learner = learning()
     train(model, optimizer, 25)
-    assert learner._run.settled
     settled = bits(learner)
     longer = Phases(30, 40, 5)
     learner.use_phases(longer)
     train(model, optimizer, longer.total - 25, first=25)
     assert np.array_equal(bits(learner), settled)
-    assert learner._run.frozen
+    assert learner.phase == "finetuning"
 
 
 def test_widths_are_a_record_that_changes_nothing():
@@ -274,7 +331,7 @@ def test_no_movement_is_warned_of():
 def test_penalty_is_equation_2():
     _, _, learner = learning(beta=2.0)
     size = learner.size
-    targets = learner._run.sizes.targets
+    targets = budgets(learner, 4.0)
     excess = (size.weight_kilobytes - targets[0], size.activation_kilobytes - targets[1])
     assert learner.penalty().item() == pytest.approx(2 * excess[0] ** 2 + 2 * excess[1] ** 2)
 
@@ -307,19 +364,19 @@ def test_lsq_starts_where_its_paper_does():
 def test_lsq_moves_steps_by_momentum_at_the_optimizers_rate():
     model, optimizer = build()
     learner = attach_lsq(optimizer, model, weight_bits=3, per_channel=False, momentum=0.5)
-    run, velocity = learner._run, 0.0
+    velocity = 0.0
     for step in range(3):
-        before = run.table.step.clone()
+        d = torch.from_numpy(learner.steps["head.weight"])[0]
         optimizer.zero_grad()
         inputs, targets = pictures(step)
         nn.functional.cross_entropy(model(inputs), targets).backward()
         gradient = model.head.weight.grad.clone()
-        master, d = learner.masters["head.weight"].clone(), before[run.table.places["head.weight"]][0]
+        master = learner.masters["head.weight"].clone()
         optimizer.step()
         leaf = d.clone().requires_grad_()
         (expected,) = torch.autograd.grad(adapt.learned.lsq(master, leaf, 3), leaf, gradient)
         velocity = 0.5 * velocity + expected.item()
-        found = run.table.step[run.table.places["head.weight"]][0]
+        found = learner.steps["head.weight"][0]
         assert found.item() == pytest.approx(max(d.item() - 0.05 * velocity, d.item() / 2), rel=1e-4)
 
 

@@ -169,6 +169,7 @@ def foreign(field):
         (lambda s: s["formats"].pop("step"), "state of the formats should hold 'step'"),
         (lambda s: s["formats"]["step"].zero_(), "above 0"),
         (lambda s: s["formats"]["maximum"].fill_(torch.inf), "finite"),
+        (lambda s: s["formats"].update(follows=1), "'follows' as bool"),
         (lambda s: s.update(energy=torch.zeros(2)), "'energy'"),
         (lambda s: s.update(trace=b"nothing"), "damaged"),
         (lambda s: s.update(rule=None), "should hold 'rule' as bytes"),
@@ -195,7 +196,7 @@ def foreign(field):
         (lambda s: s.update(micro_gradients=[]), "'micro_gradients' by name"),
         (lambda s: s["formats"]["numel"].fill_(1), "sizes of this network's weights"),
     ],
-    ids=range(34),
+    ids=range(35),
 )
 def test_what_does_not_fit_is_refused_and_nothing_changes(change, message):
     model, optimizer, _learner = learning()
@@ -213,7 +214,7 @@ def test_what_does_not_fit_is_refused_and_nothing_changes(change, message):
             assert value == after[name], name
     for part in ("masters", "formats"):
         for name, value in before[part].items():
-            assert torch.equal(value, after[part][name])
+            assert torch.equal(torch.as_tensor(value), torch.as_tensor(after[part][name]))
     assert all(p.grad is None or p.grad.shape == p.shape for p in model.parameters())
     train(model, optimizer, 2, first=8)
 

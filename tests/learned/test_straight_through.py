@@ -59,6 +59,7 @@ def test_compiled_models_compile_once_and_learn_the_same(compiler, make):
     assert torch.equal(compiled_evaluated, evaluated)
 
 
+@pytest.mark.long
 def test_the_default_compiler_takes_it():
     model, _, learner = learning()
     inputs, targets = pictures(0)

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import math
+import pickle
 import re
 
 import lightning
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import (
+    BackboneFinetuning,
     BatchSizeFinder,
     GradientAccumulationScheduler,
     LearningRateFinder,
@@ -30,7 +32,7 @@ FOUR = {"weight_budget": Budget(bits=4), "activation_budget": Budget(bits=4), "u
 
 
 def fit(module=None, callback=None, *others, loaders=None, ckpt_path=None, **options):
-    """Train five epochs of six steps; answers module, callback and trainer."""
+    """Train five epochs of six steps; return module, callback and trainer."""
     module = Classifier() if module is None else module
     callback = LearnedBitwidth(**FOUR) if callback is None else callback
     run = trainer(callback, *others, **{"max_epochs": 5, **options})
@@ -296,6 +298,49 @@ def test_finders_are_refused(finder):
     callback = LearnedBitwidth(**FOUR)
     with pytest.raises(NotImplementedError, match=f"{type(finder).__name__} would learn widths in each of its trials"):
         callback.setup(trainer(callback, finder), Classifier(), "fit")
+
+
+def test_layers_that_are_unfrozen_during_fit_are_refused_before_it_starts():
+    callback, freezing = LearnedBitwidth(**FOUR), BackboneFinetuning(unfreeze_backbone_at_epoch=2)
+    with pytest.raises(NotImplementedError, match="BackboneFinetuning unfreezes layers during fit"):
+        callback.setup(trainer(callback, freezing), Classifier(), "fit")
+
+
+class Validated(Classifier):
+    """Notes the outputs of its validation and test steps."""
+
+    def __init__(self):
+        super().__init__()
+        self.outputs = []
+
+    def validation_step(self, batch, index):
+        self.outputs.append(self(batch[0]).detach().clone())
+
+    test_step = validation_step
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: LearnedBitwidth(weight_budget=Budget(bits=4), activation_budget=Budget(bits=2), update_every=2),
+        lambda: AdaptivePrecision(adapt.AdaPT(lookback=(3, 9)), activations="layer"),
+        lambda: AdaptivePrecision(adapt.Fixed(adapt.Precision(6, 4)), activations=4),
+    ],
+    ids=["learned", "layer", "range"],
+)
+def test_what_fit_validated_is_what_the_trainer_and_copies_see_afterwards(make):
+    module, _, run = fit(Validated(), make(), max_epochs=4)
+    within = torch.cat(module.outputs[-2:])
+    for evaluate in (run.validate, run.test):
+        module.outputs.clear()
+        evaluate(module, loader(2), verbose=False)
+        assert torch.equal(torch.cat(module.outputs), within)
+    module.eval()
+    for again in (copy.deepcopy(module), pickle.loads(pickle.dumps(module.net))):
+        net = getattr(again, "net", again)
+        assert torch.equal(torch.cat([net(batch[0]) for batch in loader(2)]), within)
+    _, second, _ = fit(module, make(), max_epochs=1, limit_train_batches=1)
+    assert second.controllers[0].step == 1
 
 
 def test_without_an_optimizer_there_is_no_layer():

@@ -172,24 +172,72 @@ def rounding_cost(gradients, weights, word_length, fraction_length, l1=0.0, l2=0
     return cost
 
 
-def fewest_integer_bits(weights, fraction_length):
-    """The shortest integer part whose saturation adds at most n·step²/12 of squared error, tried from the shortest."""
+def squared_error(weights, word_length, fraction_length):
+    """Mean of (Q(w) − w)², exact."""
     values = [Fraction(float(weight)) for weight in np.ravel(weights)]
-    step = Fraction(2) ** -fraction_length
-    for bits in range(2 - fraction_length, 33 - fraction_length):
-        top = Fraction(2) ** (bits - 1) - step
-        lost = sum((abs(value) - top) ** 2 for value in values if abs(value) > top)
-        if lost <= len(values) * step**2 / 12:
-            return bits
-    return 32 - fraction_length
+    total = sum((nearest(value, word_length, fraction_length) - value) ** 2 for value in values)
+    return total / len(values) if values else Fraction(0)
 
 
-def push_up_by_loss(lowest, current, cost, allowed, weights):
-    """A bit more where rounding costs too much; a bit less where it costs under an eighth of that, if two to spare."""
-    fraction_length = current[1]
-    if cost > allowed:
-        fraction_length += 1
-    if 8 * abs(cost) < allowed and fraction_length - lowest[1] >= 2:
+def best_range(weights, word_length, shortest=-200):
+    """From the longest range that any weight asks for, a bit less at a time while the squared error falls."""
+    values = [Fraction(float(weight)) for weight in np.ravel(weights)]
+    half = Fraction(2) ** (word_length - 1)
+    fraction_length = 126
+    while any(
+        not -half - Fraction(1, 2) <= v * Fraction(2) ** fraction_length <= half - Fraction(1, 2) for v in values
+    ):
         fraction_length -= 1
-    fraction_length = max(fraction_length, lowest[1])
-    return fraction_length + fewest_integer_bits(weights, fraction_length), fraction_length
+    if not any(values):
+        fraction_length = word_length - 1
+    fraction_length = max(fraction_length, shortest)
+    error = squared_error(weights, word_length, fraction_length)
+    while error > 0 and fraction_length < 126:
+        finer = squared_error(weights, word_length, fraction_length + 1)
+        if finer >= error:
+            break
+        fraction_length, error = fraction_length + 1, finer
+    return fraction_length, error
+
+
+def errors_by_word(weights, current):
+    """Word length → (FL, squared error), the error of the present format taken for two thirds of what it is."""
+    table, shortest = {}, -200
+    for word_length in range(2, 17):
+        table[word_length] = best_range(weights, word_length, shortest)
+        shortest = table[word_length][0]
+    word_length, fraction_length = current
+    if word_length in table:
+        error = squared_error(weights, word_length, fraction_length) * 2 / 3
+        if error <= table[word_length][1]:
+            table[word_length] = fraction_length, error
+    return table
+
+
+def allocate(costs, numel, budget):
+    """Costs are lists by word length. Lengthen one layer at a time, where a bit of a weight lowers its cost most."""
+    words, spent = [0] * len(costs), 0
+    while True:
+        offers = []
+        for layer, cost in enumerate(costs):
+            now = words[layer]
+            slopes = [(cost[now] - cost[to]) / (to - now) / max(numel[layer], 1) for to in range(now + 1, len(cost))]
+            if slopes and max(slopes) > 0:
+                # A layer offers its steepest lengthening only; if that does not fit, nothing of this layer does.
+                to = now + 1 + slopes.index(max(slopes))
+                if spent + (to - now) * numel[layer] <= budget:
+                    offers.append((max(slopes), -layer, to))
+        if not offers:
+            return words
+        _, layer, to = max(offers)
+        spent += (to - words[-layer]) * numel[-layer]
+        words[-layer] = to
+
+
+def next_bits(bits, cost, allowed):
+    """A bit more where rounding costs too much, one less where it costs under an eighth of that."""
+    if cost > allowed:
+        return bits + 1
+    if -allowed < 8 * cost < allowed:
+        return bits - 1
+    return bits

@@ -57,12 +57,11 @@ class Layer:
             self.precision = (policy.initial.word_length, policy.initial.fraction_length)
         else:
             self.precision = equations.push_down(values, policy.resolution[0], policy.kl_tolerance)
-            if policy.push_up == "loss":
-                fraction_length = self.precision[1]
-                integer_length = equations.fewest_integer_bits(values, fraction_length)
-                self.precision = (integer_length + fraction_length, fraction_length)
+        if policy.initial is None and policy.push_up == "loss":
+            word_length = 8 if policy.bits is None else math.floor(policy.bits)
+            self.precision = (word_length, equations.best_range(values, word_length)[0])
         self.gradients = []
-        self.lookback = policy.lookback[1]
+        self.lookback = policy.lookback[0 if policy.push_up == "loss" else 1]
         self.resolution = policy.resolution[0]
         self.diversity = 1.0
 
@@ -118,6 +117,9 @@ class Algorithm1:
     def precision_switch(self, loss, gradients):
         """Alg. 2."""
         policy = self.policy
+        if policy.push_up == "loss":
+            self.compact_switch(loss, gradients)
+            return
         average_lookback = math.ceil(sum(layer.lookback for layer in self.layers) / len(self.layers))
         self.strategy = equations.next_strategy(self.strategy, loss, self.losses[-average_lookback:])
         self.losses.append(loss)
@@ -142,12 +144,38 @@ class Algorithm1:
         lowest = equations.push_down(self.masters[layer.name], layer.resolution, policy.kl_tolerance)
         if policy.push_up == "diversity":
             return equations.push_up_by_diversity(lowest, layer.precision, layer.gradients, policy.buffer_bits)
-        if policy.push_up == "loss":
-            master, losses = self.masters[layer.name], self.losses[-len(layer.gradients) :]
-            cost = equations.rounding_cost(layer.gradients, master, *layer.precision, self.l1, self.l2)
-            allowed = policy.loss_tolerance * sum(losses) / len(losses)
-            return equations.push_up_by_loss(lowest, layer.precision, cost, allowed, master)
         return equations.push_up(*lowest, layer.diversity, self.strategy, policy.buffer_bits)
+
+    def compact_switch(self, loss, gradients):
+        """`AdaPT.compact()`: all layers at once, after windows of twice the length each."""
+        policy = self.policy
+        self.losses.append(loss)
+        for layer in self.layers:
+            layer.gradients.append(gradients[layer.name])
+            layer.diversity = equations.diversity(layer.gradients)
+        window = self.layers[0].lookback
+        if len(self.layers[0].gradients) < window:
+            return
+        tables, powers, cost = [], [], 0.0
+        sizes = [self.masters[layer.name].size for layer in self.layers]
+        spent = sum(n * layer.precision[0] for n, layer in zip(sizes, self.layers, strict=True))
+        for layer in self.layers:
+            master = self.masters[layer.name]
+            tables.append(equations.errors_by_word(master, layer.precision))
+            powers.append((sum(math.sqrt(squared_norm(g)) for g in layer.gradients) / window) ** 2)
+            cost += equations.rounding_cost(layer.gradients, master, *layer.precision, self.l1, self.l2)
+        if policy.bits is None:
+            # Of the loss, so much for each layer.
+            allowed = policy.loss_tolerance * sum(self.losses[-window:]) / window * len(self.layers)
+            bits = equations.next_bits(spent / sum(sizes), cost, allowed)
+        else:
+            bits = policy.bits
+        costs = [[power * float(table[b][1]) for b in table] for power, table in zip(powers, tables, strict=True)]
+        words = equations.allocate(costs, sizes, (bits - 2) * sum(sizes))
+        for layer, table, word in zip(self.layers, tables, words, strict=True):
+            layer.precision = (2 + word, table[2 + word][0])
+            layer.gradients, layer.lookback = [], min(2 * window, policy.lookback[1])
+            self.switches += 1
 
     def treated(self, master, gradient):
         """G/‖G‖₂ + α·sign(W) + β·W, each product and sum rounded to float32."""

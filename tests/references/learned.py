@@ -52,3 +52,14 @@ def lsq_gradient(x, d, low, high):
     if v < low:
         return low
     return high if v > high else -v + half_even(v)
+
+
+def outgrown(values, maximum, bits):
+    """Whether the share of values beyond ±maximum is at least that of the two ends of a uniform word, or a 16th."""
+    beyond = sum(abs(value) > maximum for value in values)
+    return beyond / len(values) >= max(2 / 2**bits, 1 / 16)
+
+
+def growth(present, first, is_outgrown):
+    """How much larger the step or the range becomes."""
+    return max(2.0, first / present) if is_outgrown else 1.0

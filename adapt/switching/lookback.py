@@ -1,4 +1,4 @@
-"""Tempo: how long a window is, how finely weights are compared, how boldly precision rises."""
+"""Lookback, resolution and strategy: how long a window is, how many bins push-down uses, how fast precision rises."""
 
 import math
 from collections.abc import Sequence
@@ -14,9 +14,9 @@ _NEGLIGIBLE = 5e-10
 def next_lookback(lookback: float, diversity: float, *, bounds: tuple[int, int], momentum: float) -> float:
     """AdaPT 3.3, lookback: γ·lb_new + (1 − γ)·lb with lb_new = clamp(⌈lb_upr/Δs⌉, lb_lwr, lb_upr).
 
-    Where Δs is not in (0, ∞), lb_new = lb_upr. The result is kept as a float, ⌈·⌉ belongs to where it is used: the
-    printed ceiling ratchets and never comes down to lb_lwr. For the same reason an average within half a billionth of
-    a gradient of its target becomes the target.
+    Where Δs is not in (0, ∞), lb_new = lb_upr. The result stays a float and ⌈·⌉ is applied where it is used, because
+    the printed ceiling ratchets and never comes down to lb_lwr. For the same reason an average within half a billionth
+    of a gradient of its target becomes the target.
 
     Args:
         lookback: lb, gradients per window.
@@ -28,7 +28,7 @@ def next_lookback(lookback: float, diversity: float, *, bounds: tuple[int, int],
         The new lb, within the bounds.
 
     Raises:
-        TypeError: the bounds are not two integers, or another argument is no number.
+        TypeError: the bounds are not two integers, or another argument is not a number.
         ValueError: the bounds are reversed or below 1, γ is outside [0, 1], or the lookback is not a positive number.
     """
     lower, upper = arguments.bounds("bounds", bounds)
@@ -57,7 +57,7 @@ def next_resolution(
         lookback_bounds: (lb_lwr, lb_upr), 1 ≤ lb_lwr ≤ lb_upr.
 
     Raises:
-        TypeError: the resolution is not an integer, bounds are not two of them, or the lookback is no number.
+        TypeError: the resolution is not an integer, bounds are not two integers, or the lookback is not a number.
         ValueError: bounds are reversed or below 1, the resolution is below 1, or the lookback is not a positive number.
     """
     resolution = checked_resolution(resolution)
@@ -74,10 +74,10 @@ def next_resolution(
 
 
 def next_strategy(strategy: str, loss: float, previous_losses: Sequence[float]) -> str:
-    """AdaPT 3.3, strategy: a step bolder where the loss did not fall below its average, back to "min" where it did.
+    """AdaPT 3.3, strategy: the next longer one where the loss did not fall below its average, else back to "min".
 
     |L_avg| ≤ |L_i|: min → mean → max, max stays. Otherwise, and where a loss is NaN, "min". With no previous losses
-    nothing changes.
+    the strategy stays.
 
     Args:
         strategy: "min", "mean" or "max".
@@ -85,7 +85,7 @@ def next_strategy(strategy: str, loss: float, previous_losses: Sequence[float]) 
         previous_losses: the lb_avg losses before it, or as many as there are; L_avg is their mean.
 
     Raises:
-        TypeError: a loss is no number.
+        TypeError: a loss is not a number.
         ValueError: the strategy is unknown.
     """
     strategy, loss = checked_strategy(strategy), arguments.number("loss", loss)

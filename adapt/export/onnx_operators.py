@@ -1,0 +1,133 @@
+"""Parts of a network that `torch.onnx.export` turns into exactly the operators that we choose.
+
+They stand in a copy of the network while it is exported; during the export torch needs their shapes alone.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import torch.onnx.ops
+from torch import Tensor, nn
+
+from adapt.numerics.format import Format
+
+UNSIGNED_ZERO = 128
+"""The word of uint8 that stands for 0 where values are signed: ONNX Runtime may fail to load int8 activations."""
+
+
+def operator(name: str, inputs: tuple[Tensor, ...], like: Tensor, dtype: torch.dtype, **attributes: Any) -> Tensor:
+    """Put one ONNX operator into the graph, whose output has the shape of `like`."""
+    result: Tensor = torch.onnx.ops.symbolic(name, inputs, attributes, dtype=dtype, shape=like.shape)
+    return result
+
+
+class Words(nn.Module):
+    """A parametrisation: the parameter is its integer words behind a DequantizeLinear.
+
+    Args:
+        words: the integer words in the shape of the parameter.
+        step: float32, [] or, one for each channel along `axis`, [channels].
+        axis: the dimension of the channels, or None.
+    """
+
+    words: Tensor
+    step: Tensor
+    zero: Tensor
+
+    def __init__(self, words: Tensor, step: Any, axis: int | None) -> None:
+        super().__init__()
+        self.axis = axis
+        self.register_buffer("words", words.clone())
+        self.register_buffer("step", torch.from_numpy(np.array(step, np.float32)))
+        self.register_buffer("zero", torch.zeros(self.step.shape, dtype=words.dtype))
+
+    def forward(self, original: Tensor) -> Tensor:
+        """word·step, in the shape of the parameter."""
+        if not torch.compiler.is_exporting():
+            return original
+        axis = {} if self.axis is None else {"axis": self.axis}
+        return operator("DequantizeLinear", (self.words, self.step, self.zero), original, torch.float32, **axis)
+
+
+class LinearQuantization(nn.Module):
+    """Rounds activations by QuantizeLinear and DequantizeLinear: words of up to 8 bits in uint8, others in 16 bits.
+
+    Words shorter than 8 bits are clipped as integers, which ONNX Runtime fuses, unlike a Clip before QuantizeLinear;
+    it has no Clip of 16-bit words. Equals `adapt.export.rounding.Rounding` where steps are powers of two; others divide
+    by the step instead of multiplying by its reciprocal.
+
+    Args:
+        form: the format, one for the whole tensor, of 2 to 16 bits.
+    """
+
+    step: Tensor
+    zero: Tensor
+    low: Tensor
+    high: Tensor
+
+    def __init__(self, form: Format) -> None:
+        super().__init__()
+        self.short, signed = int(form.word_length) <= 8, bool(form.signed)
+        self.dtype = torch.uint8 if self.short else torch.int16 if signed else torch.uint16
+        zero = UNSIGNED_ZERO if self.short and signed else 0
+        words, held = (int(form.low) + zero, int(form.high) + zero), torch.iinfo(self.dtype)
+        self.clips = words != (held.min, held.max)
+        ends = words if self.short else (float(form.minimum), float(form.maximum))
+        low, high = torch.tensor(ends, dtype=self.dtype if self.short else torch.float32)
+        self.register_buffer("step", torch.tensor(float(form.step)))
+        self.register_buffer("zero", torch.tensor(zero, dtype=self.dtype))
+        self.register_buffer("low", low.clone())
+        self.register_buffer("high", high.clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Q(x), of any shape."""
+        if self.clips and not self.short:
+            x = operator("Clip", (x, self.low, self.high), x, torch.float32)
+        words = operator("QuantizeLinear", (x, self.step, self.zero), x, self.dtype)
+        if self.clips and self.short:
+            words = operator("Clip", (words, self.low, self.high), x, self.dtype)
+        return operator("DequantizeLinear", (words, self.step, self.zero), x, torch.float32)
+
+
+class AddedBias(nn.Module):
+    """Adds a bias by an operator of its own."""
+
+    bias: Tensor
+
+    def __init__(self, bias: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("bias", bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x plus the bias, which must broadcast to x."""
+        return x + self.bias
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation in evaluation as torch computes it: x·α + β, rounded once.
+
+    torch's kernel uses fused multiply-adds, while ONNX's BatchNormalization rounds twice and so moves a value over a
+    rounding threshold now and then. float64 holds the product of two float32 numbers. α and β are asked of torch,
+    which computes them from γ, β, μ and σ² in an order of its own.
+
+    Args:
+        norm: a BatchNorm1d, BatchNorm2d or BatchNorm3d with running statistics.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, norm: Any) -> None:
+        super().__init__()
+        zero, one = torch.zeros_like(norm.running_var), torch.ones_like(norm.running_var)
+        scale = F.batch_norm(one[None], zero, norm.running_var, norm.weight, zero, eps=norm.eps)[0]
+        shift = F.batch_norm(zero[None], norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)[0]
+        self.register_buffer("scale", scale.double())
+        self.register_buffer("shift", shift.double())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[batch, channels, …] to the same."""
+        shape = (-1, *[1] * (x.ndim - 2))
+        return (x.double() * self.scale.view(shape) + self.shift.view(shape)).float()

@@ -1,0 +1,124 @@
+"""`to_qonnx`, a captured network as a QONNX file: ONNX with Quant operators, whose words have any number of bits."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from adapt import files
+from adapt.export import onnx_graph
+from adapt.export.exported import Exported
+from adapt.export.extras import needs
+from adapt.export.onnx import exact_norms, program, store_words
+from adapt.export.onnx_operators import operator
+from adapt.numerics.format import Format
+
+QUANT = "qonnx.custom_op.general::Quant"
+
+
+def to_qonnx(exported: Exported, path: str | os.PathLike[str], inputs: Any, *, batch_norm: str = "exact") -> None:
+    """Write a captured network as a QONNX file, for qonnx, FINN, hls4ml and what else reads Quant operators.
+
+    A weight is stored in float32, behind a Quant of its format that leaves every value as it is, which is QONNX's
+    convention; one Quant rounds each activation. Words may have any number of bits.
+
+    Args:
+        exported: the captured network.
+        path: the file. Its folder must exist.
+        inputs: an example of the network's input, a tensor or a tuple of forward's positional arguments. The file takes
+            inputs of its shape and no other, as QONNX's tools demand.
+        batch_norm: "exact" computes batch normalisation and means over all positions as torch does, to the last bit;
+            "operator" leaves them as one operator each, which other tools understand, but which rounds otherwise.
+
+    Raises:
+        ModuleNotFoundError: onnx or onnxscript are missing: pip install 'adapt-precision[fpga]'.
+        ValueError: batch_norm is unknown, or a format has channels that a Quant has not; the message names the layer.
+        OSError: the folder does not exist or cannot be written.
+    """
+    if batch_norm not in ("exact", "operator"):
+        raise ValueError(f"batch_norm must be exact or operator, got {batch_norm!r}")
+    write(exported, Path(path), inputs, norms=exact_norms if batch_norm == "exact" else None)
+
+
+def write(exported: Exported, path: Path, inputs: Any, *, norms: Callable[[nn.Module], None] | None = None) -> None:
+    """Write a QONNX file; `norms` puts something else in the place of a network's batch normalisations."""
+    onnx = needs("onnx", "fpga")
+    needs("onnx.shape_inference", "fpga")
+    needs("onnxscript", "fpga")
+    network = exported.module(rounding=Quant)
+    if norms is not None:
+        norms(network)
+    store_words(network, exported, lambda words, form: Quantized(form.values(words), form), biases=True)
+    model = program(network, inputs if isinstance(inputs, tuple) else (inputs,), free_batch=False)
+    graph = onnx_graph.Graph(model)
+    if norms is exact_norms:
+        onnx_graph.order_means(graph)
+    graph.drop_unread()
+    # qonnx runs nothing whose shapes it does not know, and ONNX's own inference does not know Quant.
+    shapes = list(model.graph.value_info)
+    onnx_graph.strip_metadata(model)
+    model.graph.value_info.extend(shapes)
+    model = onnx.shape_inference.infer_shapes(model)
+    with files.replacing(path) as file:
+        file.write(model.SerializeToString())
+
+
+class Quant(nn.Module):
+    """Rounds by a Quant operator: half to even, saturating at the ends of the word, or of its symmetric range.
+
+    Another range is clipped first.
+
+    Args:
+        form: the format; with channels, the operator's numbers broadcast along `axis` of a tensor of `dimensions`.
+    """
+
+    step: Tensor
+    zero: Tensor
+    bits: Tensor
+
+    def __init__(self, form: Format, *, dimensions: int = 0) -> None:
+        super().__init__()
+        shape = [1] * dimensions
+        if form.axis is not None:
+            shape[form.axis] = -1
+        self.signed = bool(np.all(form.signed))
+        largest = 2.0 ** (form.word_length - self.signed) - 1
+        self.narrow = self.signed and bool(np.all(form.low == -largest))
+        lowest = -largest - (not self.narrow) if self.signed else 0.0 * largest
+        self.clips = bool(np.any(form.high != largest) or np.any(form.low != lowest)) and not _is_sign(form)
+        self.bounds = float(np.max(form.minimum)), float(np.min(form.maximum))
+        # qonnx takes one number of bits alone.
+        for name, values in (("step", form.step), ("zero", 0 * form.step)):
+            self.register_buffer(name, torch.from_numpy(np.array(values, np.float32).reshape(shape)))
+        self.register_buffer("bits", torch.tensor(float(np.max(form.word_length))))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Q(x), of the shape of x."""
+        if self.clips:
+            x = x.clamp(*self.bounds)
+        options = {"signed": int(self.signed), "narrow": int(self.narrow), "rounding_mode": "ROUND"}
+        return operator(QUANT, (x, self.step, self.zero, self.bits), x, torch.float32, **options)
+
+
+class Quantized(nn.Module):
+    """A parametrisation: the parameter is its values behind a Quant operator."""
+
+    values: Tensor
+
+    def __init__(self, values: Tensor, form: Format) -> None:
+        super().__init__()
+        self.quant = Quant(form, dimensions=values.ndim)
+        self.quant.clips = False
+        self.register_buffer("values", values)
+
+    def forward(self, original: Tensor) -> Tensor:
+        """The values."""
+        return self.quant(self.values) if torch.compiler.is_exporting() else original
+
+
+def _is_sign(form: Format) -> bool:
+    return bool(np.all(form.signed & (form.word_length == 1)))

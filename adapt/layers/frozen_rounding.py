@@ -1,0 +1,105 @@
+"""Rounding a layer's input and output in formats that stay, as the network goes on doing after training.
+
+The hooks hold nothing but a format, so they are copied and pickled with the module and run on every device.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from adapt.layers.hooks import with_input
+from adapt.layers.naming import module_site, owners
+from adapt.numerics import Format
+
+_ROUNDED = (torch.float32, torch.float16, torch.bfloat16)
+
+
+class FrozenRounding:
+    """Rounds to nearest in the format of a whole tensor; the gradient goes straight through.
+
+    Args:
+        site: the activation's name, the path of its module and ".input" or ".output".
+        form: its format.
+    """
+
+    def __init__(self, site: str, form: Format) -> None:
+        self.site, self.form = site, form
+        self._is_sign = bool(form.signed and form.word_length == 1)
+        self._step = float(form.step)
+        # In float32, as training rounds. Python's numbers run on every device and in every compiled program.
+        self._inverse = float(np.float32(1) / np.float32(self._step * (2 if self._is_sign else 1)))
+        self._low, self._high = float(form.low), float(form.high)
+
+    def before(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Round the module's input."""
+        return with_input(args, kwargs, self.apply)
+
+    def after(self, module: nn.Module, args: Any, output: Any) -> Any:
+        """Round the module's output."""
+        return self.apply(output)
+
+    def apply(self, x: Any) -> Any:
+        """Return `form.quantize(x)` of a tensor of up to 32 bits, bit for bit; anything else as it is."""
+        if not isinstance(x, Tensor) or x.dtype not in _ROUNDED:
+            return x
+        rounded = self._quantize(x.detach())
+        return _StraightThrough.apply(x, rounded) if x.requires_grad else rounded  # type: ignore[no-untyped-call]
+
+    def _quantize(self, x: Tensor) -> Tensor:
+        scaled = x.float() * self._inverse
+        if self._is_sign:
+            words = 2 * torch.round(scaled.clamp(-0.5, 0.5) - 0.5) + 1
+        else:
+            words = torch.round(scaled).clamp(self._low, self._high)
+        return (words * self._step).to(x.dtype)
+
+
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rounded: Tensor) -> Tensor:
+        return rounded
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0], None
+
+
+def keep(module: nn.Module, formats: Mapping[str, Format]) -> None:
+    """Round the inputs and outputs of a module's layers in these formats from now on.
+
+    Args:
+        module: the module.
+        formats: the formats by the path of a layer and ".input" or ".output"; other names are left out.
+    """
+    weights = {id(parameter) for parameter in module.parameters()}
+    for name, owner in owners(module, (nn.Module,), weights):
+        for kind in ("input", "output"):
+            site = module_site(f"{name}.{kind}")
+            if site not in formats:
+                continue
+            rounding = FrozenRounding(site, formats[site])
+            if kind == "input":
+                owner.register_forward_pre_hook(rounding.before, with_kwargs=True)
+            else:
+                # Before any other hook, so that all others see what the network goes on with.
+                owner.register_forward_hook(rounding.after, prepend=True)
+
+
+def remove(module: nn.Module) -> dict[str, Format]:
+    """Remove what `keep` has put on a module, and return it, so that `keep` can put it on again."""
+    found: dict[str, Format] = {}
+    for part in module.modules():
+        for hooks in (part._forward_pre_hooks, part._forward_hooks):
+            for key, hook in list(hooks.items()):
+                rounding = getattr(hook, "__self__", None)
+                if isinstance(rounding, FrozenRounding):
+                    found[rounding.site] = rounding.form
+                    del hooks[key]
+                    if hooks is part._forward_pre_hooks:
+                        part._forward_pre_hooks_with_kwargs.pop(key, None)
+    return found

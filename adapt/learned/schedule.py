@@ -1,0 +1,85 @@
+"""Learning rates that rise and fall in each phase, unless they are somebody else's."""
+
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from adapt import user_warnings
+from adapt.layers.optimizers import has_scheduler
+from adapt.learned.options import LearnedWidths, Plan
+from adapt.learned.phases import rate
+
+_PEAK = "initial_lr"
+"""The name by which torch's schedulers know a group's peak rate, and which is saved in the optimizer's state."""
+
+
+class Schedule:
+    """Sets the rates of an optimizer's groups before each step, until somebody else sets one.
+
+    Args:
+        optimizer: the optimizer, whose rates at the beginning are the peaks.
+        plan: says whether rates rise and fall at all.
+    """
+
+    def __init__(self, optimizer: Optimizer, plan: Plan) -> None:
+        self._optimizer, self._is_on = optimizer, plan.is_scheduled
+        self._written: list[float] | None = None
+
+    @property
+    def _rates(self) -> list[float]:
+        return [float(group["lr"]) for group in self._optimizer.param_groups]
+
+    def begin(self) -> None:
+        """Take the present rates for the peaks, unless the optimizer has a scheduler."""
+        if not self._is_on:
+            return
+        if has_scheduler(self._optimizer):
+            self._yield("the optimizer has a learning-rate scheduler")
+            return
+        for group in self._optimizer.param_groups:
+            group[_PEAK] = float(group["lr"])
+        self._written = self._rates
+
+    def forget(self) -> None:
+        """Accept any rates that come next, as those of a state that was loaded."""
+        self._written = None
+
+    def step(self, plan: Plan, step: int) -> float:
+        """Set the rates of the step with this number (from 0), and return that of the first group."""
+        groups = self._optimizer.param_groups
+        if self._is_on:
+            if has_scheduler(self._optimizer):
+                self._yield("a learning-rate scheduler was made for the optimizer")
+            elif self._written is not None and self._rates != self._written:
+                self._yield("a learning rate was changed between two steps")
+                for group in groups:
+                    group.pop(_PEAK, None)
+            elif not any(_PEAK in group for group in groups):
+                self._yield("the state that was loaded is of a run whose learning rates were left to its user")
+        if self._is_on:
+            if isinstance(plan, LearnedWidths):
+                _, at, length = plan.phases.at(step)
+            else:
+                length = plan.steps or 1
+                at = min(step, length - 1)
+            for group in groups:
+                _set(group, rate(at, length, plan.warmup))
+            self._written = self._rates
+        return float(groups[0]["lr"])
+
+    def _yield(self, reason: str) -> None:
+        self._is_on = False
+        user_warnings.warn(
+            f"{reason}, so from here on the learning rates are left to you and do not rise and fall in each phase: "
+            "say so with schedule=False in attach, or no steps in attach_lsq; to have them rise and fall, make no "
+            "scheduler and change no rate after attaching"
+        )
+
+
+def _set(group: dict[str, Any], share: float) -> None:
+    peak = float(group.setdefault(_PEAK, float(group["lr"])))
+    if isinstance(group["lr"], Tensor):
+        group["lr"].fill_(peak * share)
+    else:
+        group["lr"] = peak * share

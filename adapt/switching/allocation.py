@@ -1,0 +1,132 @@
+"""Word lengths where a bit lowers the loss most, and ranges by least squared error.
+
+Rounding moves a weight by e, and to second order the loss by ½·h·e². Near a minimum the curvature h of a weight is its
+Fisher information, which the mean square of its gradient follows up to a factor that all layers share. So rounding
+layer l costs the loss in proportion to
+
+    c_l(b) = ‖G_l‖² · mse_l(b)
+
+with mse_l(b) the mean squared error of its weights in words of b bits.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from adapt import arguments
+from adapt.kernels.counting import extremes
+from adapt.numerics import HIGHEST_FRACTION, SHORTEST_WORD, LayerFormat, Precision, block_precision
+from adapt.rounding import quantize
+
+WORDS = range(SHORTEST_WORD, 17)
+"""The word lengths that are considered, in bits."""
+
+SAMPLE = 2**16
+"""How many weights of a layer its squared errors are measured on; more would change nothing but the time."""
+
+STICKINESS = 1.5
+"""By which factor another format must lower a layer's squared error: a change of format is a jump of the weights that
+training has to make good, so formats that are about as good must not alternate."""
+
+
+def squared_error(weights: Tensor, precision: Precision) -> float:
+    """Σ(Q(W) − W)²/n: the mean squared error of rounding to nearest; 0 for an empty tensor.
+
+    Raises:
+        TypeError: weights is not a floating-point tensor, or precision not a Precision.
+    """
+    weights, precision = arguments.tensor("weights", weights), arguments.precision("precision", precision)
+    if not weights.numel():
+        return 0.0
+    error = quantize(weights, precision).sub_(weights)
+    return float(torch.linalg.vector_norm(error, dtype=torch.float64)) ** 2 / weights.numel()
+
+
+def best_ranges(weights: Tensor, words: Sequence[int] = WORDS) -> list[tuple[Precision, float]]:
+    """argmin over FL of Σ(Q(W) − W)²/n, for every word length WL: the range that loses least, and what it loses.
+
+    A range that holds every weight spends most of a short word on a few outliers: from the fraction length of
+    `block_precision`, which holds them all, FL rises while the error falls. A longer word never wants fewer bits behind
+    the point, so each search starts where the one for the word before ended.
+
+    Args:
+        weights: a layer's master weights, finite.
+        words: word lengths in bits, increasing.
+
+    Returns:
+        For each word length the format and its mean squared error.
+
+    Raises:
+        TypeError: weights is not a floating-point tensor.
+    """
+    weights = arguments.tensor("weights", weights)
+    low, high = extremes(weights) if weights.numel() else (0.0, 0.0)
+    formats: list[tuple[Precision, float]] = []
+    for word in words:
+        best = block_precision(low, high, word)
+        if formats:
+            best = Precision(word, max(formats[-1][0].fraction_length, best.fraction_length))
+        error = squared_error(weights, best)
+        while error > 0 and best.fraction_length < HIGHEST_FRACTION:
+            finer = Precision(word, best.fraction_length + 1)
+            error_of_finer = squared_error(weights, finer)
+            if error_of_finer >= error:
+                break
+            best, error = finer, error_of_finer
+        formats.append((best, error))
+    return formats
+
+
+def sample(weights: Tensor) -> Tensor:
+    """Return every k-th weight in float32 or float64, at most `SAMPLE`; k is odd, so as to visit all channels."""
+    step = max(-(-weights.numel() // SAMPLE), 1)
+    values = weights.detach().flatten()[:: step + 1 - step % 2]
+    return values if values.dtype == torch.float64 else values.to(torch.float32)
+
+
+def allocate(costs: NDArray[np.float64], numel: NDArray[np.int64], budget: float) -> NDArray[np.int64]:
+    """argmin Σ c_l(b_l) with Σ n_l·b_l ≤ budget: every bit goes where it lowers the cost most, per weight.
+
+    This is reverse water-filling: at the end one bit per weight more would lower the cost of every layer by about the
+    same amount λ, whatever its size, and λ follows from the budget. From the shortest word on, each layer offers
+    the lengthening by j bits with the largest (c(b) − c(b + j))/(n·j); offers are taken from the largest on, each if
+    it still fits. So small layers may fill what a large one leaves.
+
+    Args:
+        costs: c_l(b) for each word length, increasing by one bit, [layers, words].
+        numel: n_l, [layers].
+        budget: Σ n_l·i_l may not be above it, with i_l the index of the layer's word length.
+
+    Returns:
+        The index of each layer's word length, [layers]; 0 for all where the budget does not suffice.
+    """
+    offers = []
+    for layer, cost in enumerate(costs):
+        index = 0
+        while index < len(cost) - 1:
+            gains = (cost[index] - cost[index + 1 :]) / np.arange(1, len(cost) - index)
+            longer = int(gains.argmax())
+            if not gains[longer] > 0:
+                break
+            offers.append((-gains[longer] / max(numel[layer], 1), layer, index, index + 1 + longer))
+            index += 1 + longer
+    taken, spent = np.zeros(len(costs), np.int64), 0
+    for _, layer, before, after in sorted(offers):
+        price = (after - before) * int(numel[layer])
+        if taken[layer] == before and spent + price <= budget:
+            taken[layer], spent = after, spent + price
+    return taken
+
+
+def errors_by_word(weights: Tensor, current: LayerFormat) -> list[tuple[Precision, float]]:
+    """`best_ranges`, where the present format stays for its word length unless another has clearly less error."""
+    table = best_ranges(weights)
+    if isinstance(current, Precision) and current.word_length in WORDS:
+        index = current.word_length - WORDS[0]
+        error = squared_error(weights, current) / STICKINESS
+        if error <= table[index][1]:
+            table[index] = current, error
+    return table

@@ -1,0 +1,216 @@
+"""`AdaPT.compact()`: when formats change, and how many bits the layers share.
+
+`adapt.switching.allocation` shares them out, from figures that are hardly noisy. What rounding costs the loss
+(`rounding_cost`) is noisy, and averages to little once training has adapted the weights to their grid, so it is summed
+over the layers and decides only how many bits there are altogether.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from statistics import fmean
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from adapt import arguments
+from adapt.numerics import LONGEST_WORD, SHORTEST_WORD, LayerFormat, Precision
+from adapt.rounding import quantize
+from adapt.switching.adapt_state import AdaPTState
+from adapt.switching.allocation import allocate, errors_by_word, sample
+from adapt.switching.diversity import diversity
+from adapt.switching.policy import Observation
+
+MARGIN = 8.0
+"""How far below the tolerance the cost must lie before a bit is given back: a bit less makes rounding errors twice as
+large and, near a minimum, their cost four times, so a margin of four would let word lengths swing to and fro."""
+
+CHECK = 8
+"""Steps after which the policy looks, at the latest, whether weights have outgrown their range."""
+
+OUTGROWN = 0.125
+"""The share of saturated weights at which a layer's window ends early. Ranges of least squared error leave out up to
+4 % of a trained layer's weights, so an eighth means growth."""
+
+
+def patience(state: AdaPTState, lookback: tuple[int, int]) -> int:
+    """Return how many of the next steps certainly end no window: at most `CHECK` − 1, and fewer where one fills up."""
+    windows = np.ceil(np.clip(state.lookback, *lookback))
+    rest = int((windows - state.gradients).min(initial=lookback[1])) - 1
+    return max(min(rest, int(-state.gradients.max(initial=0) - 1) % CHECK), 0)
+
+
+def advance(
+    state: AdaPTState, observation: Observation, *, lookback: tuple[int, int], bits: float | None, tolerance: float
+) -> AdaPTState:
+    """Return the state after one step: windows double, and the first that is full ends all, because only layers that
+    are compared can trade bits.
+
+    A layer whose weights outgrow its range gets another at once, wherever the engine measures that: the observation's
+    `saturated`, float64 [layers], is the share of the master weights that lie more than half a step outside of the
+    range.
+
+    Args:
+        state, observation: what the policy remembers, and what it sees of the step.
+        lookback: gradients in the first window, and in the longest.
+        bits, tolerance: as in `switched`.
+    """
+    seen, formats, losses = observation.seen, state.formats, state.losses
+    gradients = state.gradients + seen
+    sum_of_norms = state.sum_of_norms + np.where(seen, observation.norms, 0.0)
+    pairs = zip(sum_of_norms.tolist(), observation.norms_of_sums.tolist(), strict=True)
+    diversities = np.where(seen, [diversity(*pair) for pair in pairs], state.diversity)
+    windows = np.clip(state.lookback, *lookback)
+    if observation.loss is not None and math.isfinite(observation.loss):
+        losses = (*losses, observation.loss)[-lookback[1] :]
+    if patience(state, lookback) == 0:
+        full = bool((seen & (gradients >= np.ceil(windows))).any())
+        outgrown = seen & (getattr(observation, "saturated", np.zeros(len(seen))) > OUTGROWN)
+        ended = gradients > 0 if full else outgrown
+        judged = Windows(np.flatnonzero(ended & observation.sound), gradients, sum_of_norms, losses)
+        formats = switched(formats, judged, observation, bits, tolerance)
+        windows = np.minimum(2 * windows, lookback[1]) if full else windows
+        gradients, sum_of_norms = np.where(ended, 0, gradients), np.where(ended, 0.0, sum_of_norms)
+    return replace(
+        state,
+        formats=formats,
+        gradients=gradients,
+        lookback=windows,
+        sum_of_norms=sum_of_norms,
+        diversity=diversities,
+        losses=losses,
+    )
+
+
+class Windows(NamedTuple):
+    """The windows of gradients that ended.
+
+    Attributes:
+        layers: the layers whose window ended, [ended].
+        gradients: how many gradients each layer's window holds, [layers].
+        sum_of_norms: Σ‖G‖ of each layer's window, [layers].
+        losses: the latest losses, oldest first.
+    """
+
+    layers: NDArray[np.int64]
+    gradients: NDArray[np.int64]
+    sum_of_norms: NDArray[np.float64]
+    losses: Sequence[float]
+
+
+def switched(
+    formats: tuple[LayerFormat, ...], windows: Windows, observation: Observation, bits: float | None, tolerance: float
+) -> tuple[LayerFormat, ...]:
+    """Return the formats after these windows: the layers among them share the bits that are left to them.
+
+    Args:
+        formats: the present format of each layer.
+        windows: the windows that ended.
+        observation: the step with which they ended.
+        bits: the mean word length that all layers together are to have; None where the loss decides (`next_bits`):
+            rounding these layers may cost tolerance·|loss|·Σn_l/mean(n), which is tolerance·|loss| for a layer of
+            average size.
+        tolerance: share of the loss, above 0.
+    """
+    moving = windows.layers.tolist()
+    if not moving:
+        return formats
+    by_loss = bits is None and len(windows.losses) > 0
+    numel, tables, cost = [], {}, 0.0
+    for layer, form in enumerate(formats):
+        weights = observation.weights[layer]  # Once, because looking gathers weights that are spread over processes.
+        numel.append(weights.numel())
+        if layer in moving:
+            tables[layer] = errors_by_word(sample(weights), form)
+            cost += _cost(layer, weights, form, windows, observation) if by_loss else 0.0
+    sizes = np.array(numel)
+    words = np.array([LONGEST_WORD if form is None else form.word_length for form in formats])
+    here, present = max(int(sizes[moving].sum()), 1), int((sizes * words)[moving].sum())
+    if bits is not None:
+        budget = bits * int(sizes.sum()) - (int((sizes * words).sum()) - present)
+    elif by_loss:
+        window = int(windows.gradients[moving].max())
+        allowed = tolerance * abs(fmean(windows.losses[-window:])) * here / max(float(sizes.mean()), 1)
+        budget = next_bits(present / here, cost, allowed) * here
+    else:
+        budget = present
+    powers = np.square(windows.sum_of_norms[moving] / windows.gradients[moving])
+    costs = powers[:, None] * np.array([[error for _, error in tables[layer]] for layer in moving])
+    chosen = allocate(costs, sizes[moving], budget - SHORTEST_WORD * here)
+    after = list(formats)
+    for layer, index in zip(moving, chosen.tolist(), strict=True):
+        after[layer] = tables[layer][index][0]
+    return tuple(after)
+
+
+def _cost(layer: int, weights: Tensor, form: LayerFormat, windows: Windows, observation: Observation) -> float:
+    assert isinstance(form, Precision)  # AdaPT never leaves fixed point
+    return rounding_cost(
+        observation.sums[layer],
+        int(windows.gradients[layer]),
+        weights,
+        form,
+        l1=float(observation.l1[layer]),
+        l2=observation.l2,
+    )
+
+
+def rounding_cost(
+    sum_of_gradients: Tensor, gradients: int, weights: Tensor, precision: Precision, *, l1: float = 0.0, l2: float = 0.0
+) -> float:
+    """⟨ΣG/n + α·sign(W) + β·W, Q(W) − W⟩: by how much the loss would fall, to first order, if the weights moved from
+    Q(W) to W.
+
+    G is measured at Q(W). For a loss of curvature H the difference L(Q(W)) − L(W) is this less ½·EᵀHE with
+    E = Q(W) − W, so near a minimum rounding the layer costs between half of it and all of it. The loss is the
+    penalised one: where a penalty holds weights against the pull of the data, G alone would never vanish.
+
+    Args:
+        sum_of_gradients: ΣG over the window, without penalties, of the weights' shape.
+        gradients: n, how many there are, at least 1.
+        weights: the layer's master weights.
+        precision: the format in which the window ran; rounding is to nearest.
+        l1, l2: the penalties' coefficients α and β.
+
+    Returns:
+        The cost in units of the loss; negative where rounding happens to help.
+
+    Raises:
+        TypeError: the precision is not a Precision, or the count not an integer.
+        ValueError: there is no gradient.
+    """
+    precision = arguments.precision("precision", precision)
+    if arguments.whole("gradients", gradients) < 1:
+        raise ValueError(f"gradients must be at least 1, got {gradients}: a window has some")
+    error = quantize(weights, precision).sub_(weights)
+    pull = sum_of_gradients / gradients
+    if l1:
+        pull.add_(weights.sign(), alpha=l1)
+    if l2:
+        pull.add_(weights, alpha=l2)
+    return float(pull.mul_(error).sum(dtype=torch.float64))
+
+
+def next_bits(bits: float, cost: float, allowed: float) -> float:
+    """A bit per weight more where rounding costs more than it may, one less where it costs clearly less.
+
+    Args:
+        bits: the present mean word length.
+        cost: what rounding costs, from `rounding_cost`.
+        allowed: what it may cost, above 0, in the same units.
+
+    Returns:
+        bits + 1 where cost > allowed; bits − 1 where |cost| is less than an eighth of it; bits between, and where
+        the cost is NaN.
+
+    Raises:
+        TypeError: an argument is not a number.
+    """
+    bits, cost = arguments.number("bits", bits), arguments.number("cost", cost)
+    allowed = arguments.number("allowed", allowed)
+    if cost > allowed:
+        return bits + 1
+    return bits - 1 if abs(cost) * MARGIN < allowed else bits
