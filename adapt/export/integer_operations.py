@@ -162,6 +162,7 @@ def _pad(x: Dyadic, pad: list[int], mode: str = "constant", value: float | None 
 
 OPERATIONS: Mapping[str, Callable[..., Any]] = {
     "linear": _product(F.linear),
+    "addmm": lambda bias, x, weight: _product(F.linear)(x, weight.each(torch.t), bias),
     "conv1d": _product(F.conv1d),
     "conv2d": _product(F.conv2d),
     "conv3d": _product(F.conv3d),

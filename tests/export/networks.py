@@ -57,6 +57,30 @@ class Tied(nn.Module):
         return self.head(self.layer(self.embedding(tokens)).mean(1))
 
 
+class Conv1D(nn.Module):
+    """A linear layer with the weight [in, out], as transformers has it under this name."""
+
+    def __init__(self, outputs: int, inputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(inputs, outputs) / inputs**0.5)
+        self.bias = nn.Parameter(torch.randn(outputs) / 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.addmm(self.bias, x, self.weight)
+
+
+class TransposedWeights(nn.Module):
+    """Linear layers whose weights are [in, out]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden = Conv1D(16, 192)
+        self.head = Conv1D(5, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.relu(self.hidden(x.flatten(1))))
+
+
 class Recurrent(nn.Module):
     """A recurrent layer and attention, of which only the weights are quantised."""
 

@@ -1,5 +1,8 @@
 """The packed file of the best checkpoint, written when fit ends."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -74,3 +77,14 @@ def test_a_failure_at_the_end_is_told_and_ends_nothing(tmp_path, monkeypatch):
     with pytest.warns(UserWarning, match=r"x was not written: disk full. The checkpoint is .*\.ckpt"):
         run.fit(Classifier(), loader())
     assert run.state.finished
+
+
+def test_copies_and_pickles_of_a_callback_write_it_too(tmp_path):
+    for again in (copy.deepcopy, lambda callback: pickle.loads(pickle.dumps(callback))):
+        path = tmp_path / "again"
+        callback = again(AdaptivePrecision(RESTLESS, export=path))
+        trainer(callback, ModelCheckpoint(tmp_path), enable_checkpointing=True, max_epochs=1).fit(
+            Classifier(), loader()
+        )
+        assert adapt.export.load(path).words
+        path.unlink()
