@@ -1,5 +1,6 @@
 """Draw a trace as plain Figure objects: without pyplot, without a window, without changing global settings."""
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -210,22 +211,12 @@ def _mesh(axes: Axes, edges: NDArray[np.float64], word_length: NDArray[np.intege
 def _scale(figure: Figure, mesh: QuadMesh, axes: Axes, aspect: float) -> None:
     """Draw the scale of the colours."""
     bar = figure.colorbar(mesh, ax=axes, fraction=0.04, pad=0.015, aspect=aspect, spacing="uniform")
-    bar.set_ticks(
-        [(low + high) / 2 for low, high in zip(_CLASSES, (*_CLASSES[1:], 33), strict=True)],
-        labels=_class_names(),
-        fontsize=7,
-        color=_INK,
-    )
+    classes = list(pairwise((*_CLASSES, 33)))
+    labels = [str(low) if high - low == 1 else f"{low}–{high - 1}" for low, high in classes]
+    bar.set_ticks([(low + high) / 2 for low, high in classes], labels=labels, fontsize=7, color=_INK)
     bar.ax.tick_params(which="both", length=0)
     bar.outline.set_visible(False)
     bar.set_label("word length (bits)", color=_INK, fontsize=9)
-
-
-def _class_names() -> list[str]:
-    names = []
-    for low, high in zip(_CLASSES, (*_CLASSES[1:], 33), strict=True):
-        names.append(str(low) if high - low == 1 else f"{low}–{high - 1}")
-    return names
 
 
 def _label_steps(axes: Axes, first: float, last: float) -> None:

@@ -97,6 +97,7 @@ def load(path: str | os.PathLike[str], *, map_location: Any = "cpu") -> Any:
 def _reason(error: Exception) -> str:
     """Return the error in one line, without torch's advice to trust the file."""
     _, _, message = str(error).rpartition("WeightsUnpickler error: ")
-    if (found := re.match(r"Unsupported global: GLOBAL (\S+)", message)) is not None:
+    # Two wordings: one for objects that torch does not know, one for modules that it never lets a file reach.
+    if (found := re.search(r"(?:Unsupported global:|unsupported) GLOBAL (\S+)", message)) is not None:
         return f"it holds a {found[1]:.200}, which only a pickle could restore"
     return (message.strip().splitlines() or [type(error).__name__])[0][:300]

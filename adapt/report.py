@@ -55,15 +55,19 @@ def table(trace: Trace) -> str:
             for name, column in trace.own_columns.items()
         },
     }
-    lines = [
-        (
-            name,
-            f"{trace.numel[layer]:,}",
-            *(cell for values, *forms in shown.values() for cell in _course(values[:, layer], *forms)),
-            str(switches[layer]),
-        )
-        for layer, name in enumerate(trace.layers)
+    groups = [
+        _aligned([("start", "mean", "final"), *(_course(column, *forms) for column in values.T)], gap="  ")
+        for values, *forms in shown.values()
     ]
+    names = max(map(len, ("layer", *trace.layers)))
+    columns = [
+        [name.ljust(names) for name in ("layer", "", *trace.layers)],
+        ["weights", "", *map("{:,}".format, trace.numel)],
+        *([head.ljust(len(group[0])), *group] for head, group in zip(shown, groups, strict=True)),
+        ["switches", "", *map(str, switches)],
+    ]
+    head, subhead, *body = (line.rstrip() for line in _aligned(list(zip(*columns, strict=True)), gap="    "))
+    rule = "-" * max(map(len, (head, subhead, *body)))
     rows = "row" if len(trace) == 1 else "rows"
     summary = [
         ("rows", f"{len(trace)} {rows}, steps {trace.step[0]} to {trace.step[-1]}"),
@@ -75,7 +79,7 @@ def table(trace: Trace) -> str:
         ("size ratio", f"{figures['size_ratio']:.3f} of float32, at the end"),
         ("memory ratio", f"{figures['memory_ratio']:.3f} of float32, masters included, on average"),
     ]
-    return "\n".join([*_aligned(list(shown), lines), "", *(f"{name:<14}{value}" for name, value in summary)])
+    return "\n".join([head, subhead, rule, *body, "", *(f"{name:<14}{value}" for name, value in summary)])
 
 
 def save_pictures(trace: Trace, folder: str | Path) -> list[Path]:
@@ -107,36 +111,7 @@ def _course(values: NDArray[Any], single: str, average: str) -> tuple[str, str, 
     return single.format(values[0]), average.format(np.mean(values, dtype=np.float64)), single.format(values[-1])
 
 
-def _aligned(groups: Sequence[str], lines: Sequence[tuple[str, ...]]) -> list[str]:
-    """Align the lines below two lines of heads and a rule: names to the left, numbers to the right.
-
-    Args:
-        groups: heads of the groups of three cells, each above the first of them.
-        lines: cells: a name, a size, the groups' cells, and the number of switches.
-    """
-    heads = ["layer", "weights", *(cell for group in groups for cell in (group, "", "")), "switches"]
-    subheads = ("", "", *("start", "mean", "final") * len(groups), "")
-    widths = [max(map(len, column)) for column in zip(subheads, *lines, strict=True)]
-    for place in (0, 1, -1):
-        widths[place] = max(widths[place], len(heads[place]))
-    for place in range(2, len(widths) - 1, 3):
-        # A long head makes room for itself before the first of its cells.
-        lacking = len(heads[place]) - sum(widths[place : place + 3]) - len("  ") * 2
-        widths[place] += max(lacking, 0)
-    gaps = ["" if column == 0 else "    " if head else "  " for column, head in enumerate(heads)]
-
-    def join(cells: Sequence[str]) -> str:
-        aligned = (
-            gap + (cell.ljust(width) if column == 0 else cell.rjust(width))
-            for column, (cell, width, gap) in enumerate(zip(cells, widths, gaps, strict=True))
-        )
-        return "".join(aligned).rstrip()
-
-    head = [heads[0].ljust(widths[0]), gaps[1] + heads[1].rjust(widths[1])]
-    for first in range(2, len(widths) - 1, 3):
-        span = sum(widths[first : first + 3]) + len("  ") * 2
-        head.append(gaps[first] + heads[first].ljust(span))
-    head.append(gaps[-1] + heads[-1].rjust(widths[-1]))
-    body = [join(line) for line in lines]
-    top = ["".join(head).rstrip(), join(subheads)]
-    return [*top, "-" * max(map(len, [*top, *body])), *body]
+def _aligned(rows: Sequence[Sequence[str]], gap: str) -> list[str]:
+    """Return each row's cells in one line, columns aligned to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [gap.join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]

@@ -1,3 +1,6 @@
+import gc
+
+import pytest
 import torch
 from hypothesis import settings
 
@@ -7,3 +10,12 @@ settings.load_profile("adapt")
 
 # Networks of a few weights: more threads would only wait for each other.
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _imported_modules_are_no_garbage():
+    """With torch and Lightning loaded, looking through all objects takes a second, and dozens of tests do so."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()

@@ -30,9 +30,9 @@ def test_a_gradient_that_is_not_finite_moves_nothing_and_is_counted(value, quant
         optimizer.step()
         assert torch.equal(controller.masters["0.weight"], masters["0.weight"])
         assert not torch.equal(controller.masters["2.weight"], masters["2.weight"])
-        assert controller._run.windows.sums[0].isfinite().all()
-    windows = controller._run.windows.gradients
-    assert all(gradient.isfinite().all() for window in windows for gradient in window)
+        assert controller.state_dict()["sums"]["0.weight"].isfinite().all()
+    windows = controller.state_dict()["windows"]
+    assert all(gradient.isfinite().all() for window in windows.values() for gradient in window)
     assert controller.skipped == {"0.weight": 3, "2.weight": 0}
     train(model, optimizer, 20, 5, controller)
     assert controller.trace.switches()[:, 0].any()
@@ -47,8 +47,8 @@ def test_a_loss_that_is_not_finite_moves_no_strategy(loss):
         controller.observe(loss)
         optimizer.step()
     assert len(controller.trace) == 10
-    assert controller._run.decisions.state.strategy == "min"
-    assert controller._run.decisions.state.losses == ()
+    assert controller.state_dict()["state"]["strategy"] == "min"
+    assert not controller.state_dict()["state"]["losses"]
 
 
 @pytest.mark.parametrize("push_up", ["suggestion", "diversity"])
@@ -199,7 +199,7 @@ def test_a_loss_that_is_never_shown_is_warned_about_once_and_the_strategy_stays(
     (message,) = warned(run)
     assert "never saw the loss" in message
     assert "pass a closure to step(), or call controller.observe(loss)" in message
-    assert controller._run.decisions.state.strategy == "min"
+    assert controller.state_dict()["state"]["strategy"] == "min"
 
 
 def test_a_policy_that_does_not_look_at_the_loss_does_not_ask_for_it():

@@ -18,6 +18,18 @@ def net(seed=0):
     return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
 
 
+class Conv1D(nn.Module):
+    """A linear layer whose weight is [in, out], as transformers' module of this name."""
+
+    def __init__(self, nf, nx):
+        super().__init__()
+        self.nf, self.nx = nf, nx
+        self.weight, self.bias = nn.Parameter(torch.randn(nx, nf)), nn.Parameter(torch.zeros(nf))
+
+    def forward(self, x):
+        return torch.addmm(self.bias, x.view(-1, x.size(-1)), self.weight).view(*x.shape[:-1], self.nf)
+
+
 def assembled(model=None, policy=RESTLESS, *, lr=0.05, **options):
     """A network, plain SGD for it, and a controller."""
     model = net() if model is None else model
@@ -77,7 +89,7 @@ class Witness:
     def look(self, module, args, output):
         self.passes += 1
         controller = self.controller
-        names = {id(p): name for name, p in zip(controller.precisions, controller._run.layers.parameters, strict=True)}
+        names = {id(parameter): name for name, parameter in controller.layers.items()}
         members = {id(p) for group in controller.optimizer.param_groups for p in group["params"]}
         for owner in module.modules():
             for parameter in owner.parameters(recurse=False):

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from adapt import rounding
-from adapt.activations.hooks import Hooks
-from adapt.activations.ownership import holders_of_one_alone
+from adapt.activations.hooks import ActivationHooks
+from adapt.activations.ownership import unshared_counts
 from adapt.distributed import ranks
-from adapt.kernels.activation import FROZEN, NOISE, RECORD, Sites, activation_kernels
+from adapt.kernels.activation import FROZEN, NOISE, RECORD, SiteTables, activation_kernels
 from adapt.layers.hooks import remove_all
 from adapt.layers.naming import module_site, owners
-from adapt.layers.products import PRODUCTS
+from adapt.layers.products import PRODUCTS, warn_of_others
 from adapt.layers.view import Pin
 from adapt.numerics import BlockFloat, Format, LayerFormat, Precision
 from adapt.rounding import Noise
@@ -28,44 +28,43 @@ MODES = ("layer", "range")
 
 _WITH_OUTPUT_ALONE = (nn.Embedding, nn.EmbeddingBag)
 _FRESH_OUTPUT = {nn.Linear, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Embedding}
-"""Layers whose own forward answers a new tensor that nobody else holds, so that it can be rounded in place."""
+"""Layers whose own forward returns a new tensor that nothing else holds, so that it can be rounded in place."""
 
 
 class Activations:
-    """Rounds the activations of a module's layers, and on demand the errors, by hooks on the layers.
+    """Rounds the activations of a module's layers, and the errors on request, by hooks on the layers.
 
-    Layers are linear layers and convolutions (plain, grouped, transposed), with input and output, and embeddings,
-    with the output alone. What else owns a quantised weight, such as a recurrent layer or attention, keeps its
-    activations: its inner values cannot be reached, so only its weights are quantised. So does a layer whose weight is
-    computed from others, by weight norm, spectral norm or pruning.
+    Layers are linear layers (transformers' `Conv1D` too) and convolutions, with input and output, and embeddings, with
+    the output alone. Other modules that own quantised weights, such as recurrent layers, attention, and layers whose
+    weight is computed by weight norm, spectral norm or pruning, keep float32 activations; a warning names them.
 
-    Three modes: "layer" rounds in the layer's own ⟨WL, FL⟩; "range" keeps WL and lets FL follow what was met, as the
-    fewest integer bits that hold the running maximum of |x|; a number is a WL for all layers, with FL by range. That
-    maximum stays on the device and moves the format once in an optimizer step; it falls by 1 % in a step that does not
-    reach it. Before the first step "range" rounds as "layer" does. Errors always follow their range, in the layer's WL
-    or in that for all layers, and stay float32 in the first step. So do all activations of a layer in block floating
-    point, whose scale is each tensor's own matter, and those in a WL for all layers.
+    There are three modes. "layer" rounds in the layer's own ⟨WL, FL⟩. "range" keeps WL and lets FL follow the observed
+    range: it leaves the fewest integer bits that hold the running maximum of |x|. A number is a WL for all layers, with
+    FL by range. The running maximum stays on the device and moves the format once in an optimizer step; it falls by 1 %
+    in a step that does not reach it.
 
-    A layer in float32 keeps its activations in float32 in every mode.
+    Before the first step "range" rounds as "layer" does. In that step errors, activations in a WL for all layers, and
+    those of layers in block floating point, whose scale belongs to each tensor, stay float32. Errors always follow
+    their range, in the layer's WL or in that for all layers. A layer in float32 keeps float32 activations in every
+    mode.
 
-    Noise comes from the stream of (seed, step, name of the site), a site's name being its weight's name and ".input",
-    ".output" or ".error". Several passes through a layer in one step (accumulation, shared layers) continue its
-    stream. A pass that activation checkpointing repeats inside backward draws again what the layer's last pass drew,
-    so a checkpointed layer should run once between two backward passes. Under `torch.compile` two passes of a layer
-    over one and the same input may become one, and then share their noise.
+    Noise comes from the stream of (seed, step, name of the site), where a site's name is its weight's name and
+    ".input", ".output" or ".error". Several passes through a layer in one step (accumulation, shared layers) continue
+    its stream; a pass that `torch.utils.checkpoint` repeats draws what its first pass drew. In compiled programs, and
+    with the checkpointing of other libraries, it draws what the layer's last pass drew, with a warning if there were
+    several. Under `torch.compile` two passes of a layer over the same input may become one and share their noise.
 
-    For backward nothing is kept but a byte for each element, and that only where a value was outside the range;
-    a float copy would cost four times that, always.
+    Backward keeps one byte per element, and only if a value was outside the range; a float copy would always cost four.
 
     Args:
         module: the module whose layers to hook.
         layers: the index of each quantised parameter, by the parameter's id.
         mode: "layer", "range", or a word length.
-        errors: whether to round the errors too: the gradient with regard to a layer's output.
+        errors: whether to round the errors too: the gradients with regard to the layers' outputs.
         noise: how training rounds; evaluation rounds to nearest.
         pin: the view that a context asks for: "evaluation" rounds to nearest in every mode, "masters" not at all.
         device: where the layers are.
-        old: activations to take over what was met from, by the sites' names.
+        old: activations whose ranges and streams to take over, by the sites' names.
 
     Raises:
         ValueError: no layer of the module can round its activations.
@@ -103,7 +102,7 @@ class Activations:
                 "quantised: leave activations=None"
             )
         count = len(self.names)
-        self._sites = Sites(
+        self._sites = SiteTables(
             formats=torch.zeros(count, 5, dtype=torch.float32, device=device),
             keys=torch.zeros(count, dtype=torch.int64, device=device),
             drawn=torch.zeros(count, dtype=torch.int64, device=device),
@@ -118,27 +117,37 @@ class Activations:
         self._otherwise = torch.zeros(count, 4, dtype=torch.float32, device=device)
         self._streams = tuple(_of_rank(self.names))
         self._step = 0
-        if old is not None:
+        if old is None:
+            warn_of_others(
+                module,
+                layers,
+                (owner for owner, _ in found),
+                "activations of {} stay float32, because what these modules compute inside cannot be reached: only "
+                "their weights are quantised",
+            )
+        else:
             self.load_state_dict(old.state_dict(), strict=False)
 
-        # The first call must not come within a backward pass.
-        holders_of_one_alone()
+        # The first call runs a backward pass, so it must not happen within another one.
+        unshared_counts()
         kernels = activation_kernels(device)
-        self._hooks = [Hooks(self._sites, kernels, type(owner) in _FRESH_OUTPUT, *sites) for owner, sites in found]
+        self._hooks = [
+            ActivationHooks(self._sites, kernels, type(owner) in _FRESH_OUTPUT, *sites) for owner, sites in found
+        ]
         handles = []
         for (owner, _), hooks in zip(found, self._hooks, strict=True):
             if isinstance(owner, PRODUCTS):
                 handles.append(owner.register_forward_pre_hook(hooks.before, with_kwargs=True))
-            # Before any other hook, so that all others see, and may keep, what the network goes on with.
+            # Before any other hook, so that all others see, and may keep, the values that the network continues with.
             handles.append(owner.register_forward_hook(hooks.after, prepend=True))
         self._remove = weakref.finalize(self, remove_all, handles)
 
     def remove(self) -> None:
-        """Take the hooks away."""
+        """Remove the hooks."""
         self._remove()
 
     def use(self, formats: Sequence[LayerFormat]) -> None:
-        """Note the layers' formats; the next `renew` rounds in them."""
+        """Note the layers' formats; rounding uses them from the next `renew` on."""
         chosen = [formats[leader] for leader in self._leaders]
         words = np.array([0 if form is None else self._word or form.word_length for form in chosen], np.int32)
         blocks = np.array([isinstance(form, BlockFloat) for form in chosen])
@@ -152,7 +161,7 @@ class Activations:
 
     @torch.no_grad()
     def renew(self, step: int, *, ended: bool) -> None:
-        """Round in the noted formats, which follow the observed ranges, and draw with the random keys of `step`.
+        """Round in the noted formats, adapted to the observed ranges, and draw with the random keys of `step`.
 
         Args:
             step: optimizer steps so far.
@@ -202,7 +211,7 @@ class Activations:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """What was met so far, in plain containers and tensors."""
+        """Return the observed ranges and the positions in the streams, in plain containers and tensors."""
         return {
             "names": list(self.names),
             "ranges": self._ranges.clone(),
@@ -212,10 +221,10 @@ class Activations:
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any], *, strict: bool = True) -> None:
-        """Go on from where `state_dict` was taken, with the next `renew`.
+        """Continue from a state, from the next `renew` on.
 
         Args:
-            state: what `state_dict` answered.
+            state: of `state_dict`.
             strict: refuse a state of other sites. Otherwise sites are matched by name.
 
         Raises:
@@ -235,7 +244,7 @@ class Activations:
 
 
 def check_state(state: Mapping[str, Any], names: Sequence[str], *, strict: bool) -> None:
-    """Refuse a state that `Activations.load_state_dict` could not take in.
+    """Refuse a state that `Activations.load_state_dict` could not load.
 
     Raises:
         ValueError: the state is broken or, with `strict`, of other sites.
@@ -255,6 +264,6 @@ def check_state(state: Mapping[str, Any], names: Sequence[str], *, strict: bool)
 
 
 def _of_rank(names: Sequence[str]) -> list[str]:
-    """The sites' names in the random stream: each process draws noise of its own for its own share of the data."""
+    """Return the sites' names in the random stream: each process draws noise of its own for its share of the data."""
     rank = torch.distributed.get_rank() if ranks.are_several() else 0
     return [f"{name}@{rank}" for name in names] if rank else list(names)

@@ -1,25 +1,26 @@
-"""What the hooks on a layer do to its input and its output, and let happen to the error that comes back."""
+"""The hooks of a layer that round its input and its output and let backward round the error."""
 
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from adapt.activations import checkpointing
 from adapt.activations.straight_through import StraightThrough, quantized
-from adapt.kernels.activation import TYPES, ActivationKernels, Sites, mask_size
+from adapt.kernels.activation import TYPES, ActivationKernels, SiteTables, mask_size
 from adapt.kernels.stream import is_dense
 from adapt.layers.hooks import with_input
 
 _is_transformed = torch._C._functorch.is_functorch_wrapped_tensor
 
 
-class Hooks:
-    """What the hooks of one layer do. A copy, and so a copied or pickled model, does nothing.
+class ActivationHooks:
+    """The hooks of one layer. A copy, and so a copied or pickled model, does nothing.
 
     Args:
         sites: the tables of all sites; None in a copy.
         kernels: the passes.
-        fresh: whether the layer's output is a new tensor that nobody else holds.
+        fresh: whether the layer's output is a new tensor that nothing else holds.
         input, output, error: the layer's sites, −1 where there is none.
     """
 
@@ -27,19 +28,19 @@ class Hooks:
     """Whether the layer is in float32."""
 
     def __init__(
-        self, sites: Sites | None, kernels: ActivationKernels, fresh: bool, input: int, output: int, error: int
+        self, sites: SiteTables | None, kernels: ActivationKernels, fresh: bool, input: int, output: int, error: int
     ) -> None:
         self.sites, self.kernels, self.fresh = sites, kernels, fresh
         self.input, self.output, self.error = input, output, error
 
-    def before(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """Round the layer's input."""
-        return with_input(args, kwargs, lambda x: self._apply(x, self.input, module.training))
+    def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Any:
+        """Forward pre-hook: round the layer's input."""
+        changed = with_input(args, kwargs or {}, lambda x: self._apply(x, self.input, module.training))
+        # torch passes no kwargs to a hook that another hook of the same call has just removed, as when layers join.
+        return changed if kwargs is not None or changed is None else changed[0]
 
     def after(self, module: nn.Module, args: Any, output: Any) -> Any:
-        """Round the output."""
+        """Forward hook: round the layer's output."""
         return self._apply(output, self.output, module.training, fresh=self.fresh, error=self.error)
 
     def _apply(self, x: Any, site: int, training: bool, *, fresh: bool = False, error: int = -1) -> Any:
@@ -54,7 +55,7 @@ class Hooks:
         if self.idle:
             return x
         if x.is_cpu is not sites.are_on_cpu or x.is_meta:
-            # The layer says what is wrong.
+            # The layer itself reports what is wrong.
             return x
         if _is_transformed(x):
             raise NotImplementedError(
@@ -64,7 +65,10 @@ class Hooks:
         in_place = fresh and not x._is_view() and is_dense(x)
         learning = x.requires_grad and torch.is_grad_enabled()
         mask = torch.empty(mask_size(x.numel()), dtype=torch.uint8, device=x.device) if learning else None
-        rounded, needed = quantized(x, mask, self.kernels, sites, site, training=training, in_place=in_place)
+        start = checkpointing.start_in_stream(self, site, sites.drawn) if training else None
+        rounded, needed = quantized(
+            x, mask, self.kernels, sites, site, training=training, in_place=in_place, start=start
+        )
         if in_place:
             torch.autograd.graph.increment_version(x)
         if not learning:
@@ -75,11 +79,8 @@ class Hooks:
             x, [] if in_place else [rounded], mask if needed else None, self.kernels, sites, error
         )
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Hooks":
-        return Hooks(*_NOTHING)
-
     def __reduce__(self) -> tuple[Any, ...]:
-        return Hooks, _NOTHING
+        return ActivationHooks, _NOTHING
 
 
 _NOTHING: tuple[Any, ...] = (None, None, False, -1, -1, -1)

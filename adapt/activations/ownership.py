@@ -1,4 +1,4 @@
-"""Whether a gradient is nobody else's, so that a backward pass may change it in place."""
+"""Whether a gradient belongs to one backward pass alone, which may then change it in place."""
 
 import sys
 from functools import cache
@@ -8,51 +8,51 @@ import torch
 from torch import Tensor
 
 
-def is_alone(gradient: Tensor) -> bool:
-    """Whether nobody but the `backward` of an autograd function that asks, called with it, can ever see this gradient.
+def is_unshared(gradient: Tensor) -> bool:
+    """Whether nothing but the `backward` that calls this with its own argument can ever see this gradient.
 
-    Hooks, other branches of the network or the caller of `backward()` may hold it too. It lies on the CPU: elsewhere
-    new memory costs nothing.
+    Hooks, other branches of the network and the caller of `backward()` may hold it too. Never true off the CPU, where
+    in-place work saves nothing, because new memory costs nothing.
     """
     if torch.is_grad_enabled() or gradient.device.type != "cpu":
         return False
-    return _holders(gradient) == holders_of_one_alone()
+    return _counts(gradient) == unshared_counts()
 
 
 @cache
-def holders_of_one_alone() -> tuple[int, int, int]:
-    """What is counted of a gradient that nobody else holds, in this version of Python and of torch.
+def unshared_counts() -> tuple[int, int, int]:
+    """Return the reference counts of an unshared gradient in this version of Python and of torch.
 
-    It takes a backward pass of its own, so the first call does not belong into another one.
+    The first call runs a backward pass, so it must not happen within another one.
     """
-    counted: list[tuple[int, int, int]] = []
+    found: list[tuple[int, int, int]] = []
     with torch.enable_grad():
         x = torch.zeros(1, requires_grad=True)
-        (_Probe.apply(x, counted) * 2).backward()  # type: ignore[no-untyped-call]
-    return counted[0]
+        (_Probe.apply(x, found) * 2).backward()  # type: ignore[no-untyped-call]
+    return found[0]
 
 
-def _holders(gradient: Tensor) -> tuple[int, int, int]:
-    """References to the tensor, to its memory, and to its Python object."""
+def _counts(gradient: Tensor) -> tuple[int, int, int]:
+    """Return how many references there are to the tensor, to its memory, and to its Python object."""
     memory = torch._C._storage_Use_Count(gradient.untyped_storage()._cdata)
     return gradient._use_count(), memory, sys.getrefcount(gradient)  # type: ignore[attr-defined]
 
 
 class _Probe(torch.autograd.Function):
-    """Counts who holds a gradient that has just been made for it."""
+    """Counts the references to a gradient that was made for it alone."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, counted: list[tuple[int, int, int]]) -> Tensor:
-        ctx.counted = counted
+    def forward(ctx: Any, x: Tensor, found: list[tuple[int, int, int]]) -> Tensor:
+        ctx.found = found
         return x.clone()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         (gradient,) = gradients
-        ctx.counted.append(_asked(gradient))
+        ctx.found.append(_counts_through_a_call(gradient))
         return gradient, None
 
 
-def _asked(gradient: Tensor) -> tuple[int, int, int]:
-    """As deep in calls as `is_alone`."""
-    return _holders(gradient)
+def _counts_through_a_call(gradient: Tensor) -> tuple[int, int, int]:
+    """Each call on the way adds a reference, and `is_unshared` is one."""
+    return _counts(gradient)

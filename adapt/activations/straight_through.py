@@ -1,6 +1,6 @@
 """The straight-through estimator of one activation: an autograd function, and the operators of compiled programs.
 
-Forward answers Q(x); backward lets the gradient through where x lies in the range, and rounds it where errors are.
+Forward returns Q(x); backward lets the gradient through where x lies in the range, and rounds it if errors are rounded.
 """
 
 from collections.abc import Sequence
@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adapt.activations.ownership import is_alone
-from adapt.kernels.activation import ActivationKernels, Sites, activation_kernels, mask_size
+from adapt import user_warnings
+from adapt.activations import checkpointing
+from adapt.activations.ownership import is_unshared
+from adapt.kernels.activation import NOISE, ActivationKernels, SiteTables, activation_kernels, mask_size
 
 
 class StraightThrough(torch.autograd.Function):
@@ -23,7 +25,7 @@ class StraightThrough(torch.autograd.Function):
         rounded: list[Tensor],
         mask: Tensor | None,
         kernels: ActivationKernels,
-        sites: Sites,
+        sites: SiteTables,
         error: int,
     ) -> Tensor:
         ctx.set_materialize_grads(False)
@@ -42,28 +44,28 @@ class StraightThrough(torch.autograd.Function):
         (gradient,), (mask,) = gradients, ctx.saved_tensors
         if gradient is not None and (mask is not None or ctx.error >= 0):
             # With create_graph the gradient itself is differentiated, straight through its rounding as well.
-            again = torch.is_grad_enabled() and gradient.requires_grad
-            in_place = not again and is_alone(gradient)
-            let_in = _through(gradient, mask, ctx.kernels, ctx.sites, ctx.error, ctx.strides, in_place=in_place)
-            if again:
-                let_in = StraightThrough.apply(gradient, [let_in], mask, ctx.kernels, ctx.sites, -1)  # type: ignore[no-untyped-call]
-            gradient = let_in
+            differentiable = torch.is_grad_enabled() and gradient.requires_grad
+            in_place = not differentiable and is_unshared(gradient)
+            passed = _backward(gradient, mask, ctx.kernels, ctx.sites, ctx.error, ctx.strides, in_place=in_place)
+            if differentiable:
+                passed = StraightThrough.apply(gradient, [passed], mask, ctx.kernels, ctx.sites, -1)  # type: ignore[no-untyped-call]
+            gradient = passed
         return gradient, None, None, None, None, None
 
 
-def _through(
+def _backward(
     gradient: Tensor,
     mask: Tensor | None,
     kernels: ActivationKernels,
-    sites: Sites,
+    sites: SiteTables,
     error: int,
     strides: Sequence[int],
     *,
     in_place: bool = False,
 ) -> Tensor:
-    """Q(gradient) where the mask says inside, 0 elsewhere, laid out as the forward pass's result was.
+    """Return Q(gradient) where the mask says inside, 0 elsewhere, laid out as the forward pass's result was.
 
-    A new tensor unless in place, which spares writing to memory that is in no cache.
+    A new tensor unless in place, which avoids writing to memory that is in no cache.
     """
     gradient = output = gradient.detach()
     if not in_place or gradient.stride() != tuple(strides):
@@ -78,27 +80,51 @@ def quantized(
     x: Tensor,
     mask: Tensor | None,
     kernels: ActivationKernels,
-    sites: Sites,
+    sites: SiteTables,
     site: int,
     *,
     training: bool,
     in_place: bool = False,
+    start: Tensor | None = None,
 ) -> tuple[Tensor, bool]:
-    """Q(x), and whether the mask is needed. A new tensor unless in place."""
+    """Return Q(x), in a new tensor unless in place, and whether the mask is needed.
+
+    Args:
+        start: int64 [], where in the site's stream a repeated pass begins; without it, where the last pass began.
+    """
     source = output = x.detach()
     if not in_place:
         output = torch.empty_like(source)
-        # Of a dense tensor the new one has the strides; another is laid out anew.
+        # A new tensor has the strides of a dense source; a source with gaps is laid out anew.
         if output.stride() != source.stride():
             source = output.copy_(source)
-    # Inside backward, a forward pass is one that activation checkpointing repeats.
-    replay = training and torch._C._current_graph_task_id() != -1
-    return output, kernels.forward(source, output, mask, sites, site, training=training, replay=replay)
+    replay = training and checkpointing.is_repeated()
+    if start is None:
+        if replay:
+            _warn_if_ambiguous(sites, site, x.numel())
+        return output, kernels.forward(source, output, mask, sites, site, training=training, replay=replay)
+    # A replay begins as many elements back as it has; what the first passes have used stays used.
+    used = sites.drawn.data[site].clone()
+    sites.drawn.data[site] = start + x.numel()
+    needed = kernels.forward(source, output, mask, sites, site, training=training, replay=replay)
+    sites.drawn.data[site] = used
+    return output, needed
 
 
-# What torch.compile puts into its graphs: the sites' tables are inputs of the operators, so a precision that moves
-# recompiles nothing. That the streams move on is not declared: nothing but these operators ever looks. The tag asks
-# not to merge two calls with the same input into one; not all of the compiler's passes heed it.
+def _warn_if_ambiguous(sites: SiteTables, site: int, numel: int) -> None:
+    if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+        return
+    if int(sites.formats[site, 4]) == NOISE and int(sites.drawn[site]) != numel:
+        user_warnings.warn(
+            "activation checkpointing repeats one of several passes through a layer whose activations are rounded "
+            "stochastically, and in a compiled program, or with a checkpointing that is not torch.utils.checkpoint's, "
+            "the noise of the last pass is drawn again: gradients may be inexact unless backward follows each pass"
+        )
+
+
+# Operators for the graphs of torch.compile. The sites' tables are their inputs, so a precision that moves causes no
+# recompilation. That the streams advance is not declared, because only these operators read them. The tag asks the
+# compiler not to merge two calls with the same input; not all of its passes obey.
 
 
 @torch.library.custom_op("adapt::quantize_activation", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,))
@@ -106,7 +132,7 @@ def _quantize_activation(
     x: Tensor, formats: Tensor, keys: Tensor, drawn: Tensor, peaks: Tensor, site: int, error: int, training: bool
 ) -> tuple[Tensor, Tensor]:
     mask = torch.empty(mask_size(x.numel()), dtype=torch.uint8, device=x.device)
-    sites = Sites(formats, keys, drawn, peaks)
+    sites = SiteTables(formats, keys, drawn, peaks)
     return quantized(x, mask, activation_kernels(x.device), sites, site, training=training)[0], mask
 
 
@@ -128,8 +154,8 @@ def _quantize_error(
     error: int,
     strides: Sequence[int],
 ) -> Tensor:
-    sites = Sites(formats, keys, drawn, peaks)
-    return _through(gradient, mask, activation_kernels(gradient.device), sites, error, strides)
+    sites = SiteTables(formats, keys, drawn, peaks)
+    return _backward(gradient, mask, activation_kernels(gradient.device), sites, error, strides)
 
 
 @_quantize_error.register_fake
@@ -154,8 +180,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
     ctx.strides = rounded.stride()
 
 
-def _through_operator(ctx: Any, gradient: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+def _backward_operator(ctx: Any, gradient: Tensor, _: Any) -> tuple[Tensor | None, ...]:
     return torch.ops.adapt.quantize_error(gradient, *ctx.saved_tensors, ctx.error, ctx.strides), *[None] * 7
 
 
-_quantize_activation.register_autograd(_through_operator, setup_context=_save)
+_quantize_activation.register_autograd(_backward_operator, setup_context=_save)

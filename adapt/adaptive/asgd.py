@@ -1,5 +1,6 @@
 """AdaPT-SGD (AdaPT, section 3.4): torch's SGD with a controller attached."""
 
+from collections.abc import Iterable, Mapping
 from numbers import Real
 from typing import Any, Unpack
 
@@ -8,7 +9,7 @@ from torch import nn
 
 from adapt.adaptive.attachment import attach
 from adapt.adaptive.controller import Controller
-from adapt.adaptive.options import Options
+from adapt.adaptive.options import Options, shows_options
 from adapt.layers.naming import Parameters, named
 from adapt.switching.policy import Policy
 
@@ -21,11 +22,12 @@ class ASGD(torch.optim.SGD):
     SGD instead.
 
     Args:
-        params: a module, named parameters or parameters.
+        params: a module, named parameters, parameters, or groups of these, each with settings of its own.
         lr, momentum, …: as in `torch.optim.SGD`.
         policy, options: as in `adapt.attach` (l1, l2, rounding, seed, layers, …).
     """
 
+    @shows_options
     def __init__(
         self,
         params: Parameters,
@@ -45,9 +47,14 @@ class ASGD(torch.optim.SGD):
         if not isinstance(lr, Real | torch.Tensor):
             hint = ": give the policy as policy=" if hasattr(lr, "advance") else ""
             raise TypeError(f"lr must be a number or a tensor, got {lr!r}{hint}")
-        source = params if isinstance(params, nn.Module) else named(params)
+        source: Any = params
+        if isinstance(params, Iterable) and not isinstance(params, nn.Module | Mapping | torch.Tensor):
+            source = list(params)
+        has_groups = isinstance(source, list) and any(isinstance(entry, dict) for entry in source)
+        if not (has_groups or isinstance(source, nn.Module)):
+            source = named(source)
         super().__init__(
-            list(named(source).values()),
+            source if has_groups else list(named(source).values()),
             lr,
             momentum,
             dampening,
@@ -58,7 +65,7 @@ class ASGD(torch.optim.SGD):
             differentiable=differentiable,
             fused=fused,
         )
-        self.controller: Controller = attach(self, source, policy, **options)
+        self.controller: Controller = attach(self, self.param_groups if has_groups else source, policy, **options)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]

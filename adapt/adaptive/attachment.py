@@ -6,7 +6,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from adapt.adaptive.controller import Controller
-from adapt.adaptive.options import Options, Settings
+from adapt.adaptive.options import Options, Settings, shows_options
 from adapt.adaptive.run import AdaptiveRun
 from adapt.engine import registry
 from adapt.layers import choice
@@ -17,6 +17,7 @@ from adapt.switching.adapt import AdaPT
 from adapt.switching.policy import Policy
 
 
+@shows_options
 def attach(
     optimizer: Optimizer, params: Parameters, policy: Policy[Any] | None = None, **options: Unpack[Options]
 ) -> Controller:
@@ -28,8 +29,9 @@ def attach(
     gradients then keep their values. Other optimizers find, and leave, normalised and penalised gradients.
 
     Args:
-        optimizer: any torch optimizer that evaluates the loss once in a step.
-        params: the module that the optimizer trains, or its named parameters, or its parameters. With a module,
+        optimizer: any torch optimizer that evaluates the loss once in a step, or what Accelerate, MMEngine, fastai or
+            Lightning wraps around it.
+        params: the module that the optimizer trains, or its named parameters, parameters or groups. With a module,
             evaluation mode shows the weights rounded to nearest and `load_state_dict` sets the masters; without one,
             see `Controller.evaluation_weights`. With `torch.compile`, pass the module that it returned.
         policy: what decides on the formats; `AdaPT()`, the paper's setting, if None.
@@ -51,7 +53,7 @@ def attach(
         quantize_errors: quantise the gradients that come back to the outputs of these layers too, in the activations'
             word length with the fraction length that their range asks for.
         execution: really run the products of linear layers and convolutions in "bfloat16" (words of up to 8 bits) or
-            "float16" (up to 11), as long as their words fit; see `adapt.execution.Execution` for what is rounded where.
+            "float16" (up to 11), as long as their words fit; see docs/execution.md for what is rounded where.
             Needs the module in `params`.
         execution_backward: run the products for the gradients of these layers in the short type too.
 
@@ -63,10 +65,10 @@ def attach(
             times in a step, its parameters are not those of `params`, a controller is attached already, or there is no
             layer. Nothing is attached then.
     """
-    check_optimizer(optimizer)
+    optimizer = check_optimizer(optimizer)
     policy = AdaPT() if policy is None else policy
     check_policy(policy)
-    settings = Settings(**options)
+    settings = Settings.of(**options)
     if (settings.l1 or settings.l2) and any(group.get("maximize") for group in optimizer.param_groups):
         raise ValueError(
             "l1 and l2 are penalties of a loss that is minimised, but the optimizer has maximize=True: "
@@ -81,8 +83,11 @@ def attach(
     registry.check_free(optimizer, parameters)
     layers = choice.choose(optimizer, parameters, settings.layers)
     choice.check_modules(module, layers)
-    run = AdaptiveRun(policy, settings, layers)
-    return registry.register(Controller(optimizer, module, parameters, run))
+
+    def make() -> Controller:
+        return Controller(optimizer, module, parameters, AdaptiveRun(policy, settings, layers))
+
+    return registry.register(optimizer, module, make)
 
 
 def check_policy(policy: object) -> None:

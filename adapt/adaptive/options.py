@@ -1,8 +1,11 @@
 """The options of `adapt.attach` beside the policy: their types for every face that takes them, defaults and checks."""
 
+import inspect
 import math
-from dataclasses import dataclass
-from typing import Literal, TypedDict
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
+from typing import Any, Literal, TypedDict, TypeVar, get_args, get_type_hints
 
 from adapt.activations import MODES
 from adapt.arguments import check_flags, check_number, is_whole
@@ -13,6 +16,8 @@ from adapt.numerics import LONGEST_WORD, SHORTEST_WORD
 Rounding = Literal["stochastic", "nearest"]
 ActivationMode = Literal["layer", "range"]
 ShortType = Literal["bfloat16", "float16"]
+
+Face = TypeVar("Face", bound=Callable[..., Any])
 
 
 class CommonOptions(TypedDict, total=False):
@@ -42,7 +47,7 @@ class Options(CommonOptions, total=False):
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """`Options`, complete and checked.
+    """`Options`, complete and checked. `of` makes it of a face's keyword arguments.
 
     Raises:
         TypeError, ValueError: an option has a wrong type or value.
@@ -60,6 +65,21 @@ class Settings:
     quantize_errors: bool = False
     execution: ShortType | None = None
     execution_backward: bool = True
+
+    @classmethod
+    def of(cls, **options: Any) -> "Settings":
+        """Return the settings that a face's keyword arguments ask for.
+
+        Raises:
+            TypeError, ValueError: an option is unknown, or has a wrong type or value.
+        """
+        known = [field.name for field in fields(cls)]
+        for name in options:
+            if name not in known:
+                near = get_close_matches(name, [*known, "policy"], n=1)
+                hint = f"did you mean {near[0]}?" if near else "help(adapt.attach) names them all"
+                raise TypeError(f"there is no option {name}: {hint}")
+        return cls(**options)
 
     def __post_init__(self) -> None:
         for name in ("l1", "l2"):
@@ -87,3 +107,16 @@ class Settings:
             raise ValueError('quantize_errors=True needs activations="layer", "range" or a word length')
         if self.execution is not None and self.execution not in EXECUTIONS:
             raise ValueError(f'execution must be None, "bfloat16" or "float16", got {self.execution!r}')
+
+
+def shows_options(face: Face) -> Face:
+    """Let `help` and `inspect.signature` show the options of a function one by one, instead of **options."""
+    signature = inspect.signature(face)
+    *own, options = signature.parameters.values()
+    defaults = {field.name: field.default for field in fields(Settings)}
+    named = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=defaults[name], annotation=hint)
+        for name, hint in get_type_hints(get_args(options.annotation)[0]).items()
+    ]
+    face.__signature__ = signature.replace(parameters=[*own, *named])  # type: ignore[attr-defined]
+    return face

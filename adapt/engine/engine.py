@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from adapt import user_warnings
 from adapt.engine import persistence
+from adapt.engine.first_step import FirstStep
 from adapt.engine.fused_sgd import FusedSGD
 from adapt.engine.members import Members
 from adapt.engine.run import Run
@@ -54,6 +55,7 @@ class Engine:
             after_update=self._after_update,
             undo=self._renew,
         )
+        self._first_step = FirstStep(optimizer, *min(self.layers.items(), key=lambda layer: layer[1].numel()))
         self._fused: FusedSGD | None = None
         self._restored = False
         self._handles: list[Any] = []
@@ -65,6 +67,7 @@ class Engine:
             handles += self._steps.hook()
             handles.append(self.optimizer.register_state_dict_post_hook(self._save_into))
             handles.append(self.optimizer.register_load_state_dict_pre_hook(self._load_from))
+            self._first_step.watch()
             self._follow()
         except BaseException:
             remove_all(handles)
@@ -195,6 +198,7 @@ class Engine:
             masters.hand_over(view)
         self._views.renew()
         self._views.remove()
+        self._first_step.forget()
         if self._fused is not None:
             self._fused.forget()
         for part in self._run.hooked:
@@ -258,6 +262,7 @@ class Engine:
             # The closure detached.
             return
         self._require_no_context("optimizer.step()")
+        self._first_step.begin()
         if not self._run.losses and isinstance(loss, Tensor | Real):
             self.observe(loss)  # type: ignore[arg-type]
         self._restored = False

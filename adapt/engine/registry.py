@@ -2,13 +2,14 @@
 
 import gc
 import weakref
-from collections.abc import Mapping
-from typing import TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from adapt.engine.engine import Engine
+from adapt.engine.rollback import Snapshot
 from adapt.layers.optimizers import optimized
 
 Kind = TypeVar("Kind", bound=Engine)
@@ -21,9 +22,27 @@ def attached(optimizer: Optimizer) -> Engine | None:
     return next((engine for engine in _attached() if engine.optimizer is optimizer), None)
 
 
-def register(engine: Kind) -> Kind:
-    """Attach an engine, and remember it for as long as it lives."""
-    engine.attach()
+def register(
+    optimizer: Optimizer, module: nn.Module | None, make: Callable[[], Kind], begin: Callable[[Kind], Any] | None = None
+) -> Kind:
+    """Make an engine, attach it, and remember it for as long as it lives. A failure leaves everything as it was.
+
+    Args:
+        optimizer, module: what it is attached to.
+        make: returns the engine.
+        begin: called with the attached engine, for whatever else may fail.
+    """
+    before, engine = Snapshot(optimizer, module), None
+    try:
+        engine = make()
+        engine.attach()
+        if begin is not None:
+            begin(engine)
+    except BaseException:
+        if engine is not None:
+            engine.detach("masters")
+        before.restore()
+        raise
     _engines.add(engine)
     return engine
 

@@ -63,22 +63,23 @@ def formats(source: Source) -> dict[str, Format]:
 
 
 def _packed(tree: Any, where: str) -> Iterator[Any]:
-    """The packed formats of every state in a tree of mappings and lists."""
-    if isinstance(tree, Mapping):
-        if WEIGHTS_ONLY_KEY in tree:
-            yield tree[WEIGHTS_ONLY_KEY]
-            return
-        state = tree.get(persistence.KEY)
-        if persistence.is_state(state):
-            yield from _of_state(state, where)
-            return
-        if persistence.is_state(tree):
-            yield from _of_state(tree, where)
-            return
-        tree = list(tree.values())
-    if isinstance(tree, list | tuple):
-        for branch in tree:
-            yield from _packed(branch, where)
+    """Yield the packed formats of every state in a tree of mappings and lists, which may be deep or hold itself."""
+    waiting, seen = [tree], set()
+    while waiting:
+        branch = waiting.pop()
+        if not isinstance(branch, Mapping | list | tuple) or id(branch) in seen:
+            continue
+        seen.add(id(branch))
+        if not isinstance(branch, Mapping):
+            waiting += branch
+        elif WEIGHTS_ONLY_KEY in branch:
+            yield branch[WEIGHTS_ONLY_KEY]
+        elif persistence.is_state(branch):
+            yield from _of_state(branch, where)
+        elif persistence.is_state(branch.get(persistence.KEY)):
+            waiting.append(branch[persistence.KEY])
+        else:
+            waiting += branch.values()
 
 
 def _of_state(state: Any, where: str) -> Iterator[Any]:

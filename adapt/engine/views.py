@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from adapt.distributed.sharding import reshard_
 from adapt.layers.hooks import WeakHook, remove_all
+from adapt.layers.tracing import is_drawn
 from adapt.layers.view import Pin, View
 from adapt.weights.masters import Masters
 
@@ -86,7 +87,7 @@ class Views:
 
     def _before_forward(self, module: nn.Module, args: Any) -> None:
         """Show each layer in the view that the mode of its own module asks for."""
-        if self._pin.view is not None:
+        if is_drawn() or self._pin.view is not None:
             return
         # One look at the optimizer is enough for all modules inside.
         outermost = module is self._module

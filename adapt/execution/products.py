@@ -5,7 +5,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 _SMALL_PICTURE, _MANY_CHANNELS = 36, 256
@@ -29,8 +29,11 @@ class Geometry(NamedTuple):
 
     @staticmethod
     def of(module: Any, input: Tensor, output_size: Any = None) -> "tuple[Tensor, Geometry | None]":
-        """The input, batched and padded where `torch.convolution` cannot do that, and the geometry; None for linear."""
-        if isinstance(module, nn.Linear):
+        """Return the input, batched and padded where `torch.convolution` cannot do that, and the geometry.
+
+        The geometry of a linear layer is None.
+        """
+        if not hasattr(module, "kernel_size"):
             return input, None
         dimensions = len(module.kernel_size)
         x = input.unsqueeze(0) if input.dim() == dimensions + 1 else input
@@ -56,7 +59,7 @@ class Geometry(NamedTuple):
 
 @cache
 def is_native(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether the platform multiplies this short type and adds up in float32."""
+    """Whether the platform multiplies numbers of this short type and adds the products in float32."""
     if device.type != "cpu":
         return True
     known = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
@@ -75,7 +78,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry |
 def product_gradients(
     error: Tensor, x: Tensor, weight: Tensor, geometry: Geometry | None, wanted: Sequence[bool]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """The gradients of x, weight and bias, those that are wanted, in their type, with float32 sums."""
+    """Return those gradients of x, weight and bias that are wanted, in their type, with float32 sums."""
     dtype = x.dtype
     if not is_native(dtype, x.device):
         short = product_gradients(error.float(), x.float(), weight.float(), geometry, wanted)
@@ -107,7 +110,7 @@ def _correlates_fast(error: Tensor, x: Tensor, weight: Tensor, geometry: Geometr
     """Whether `_correlation` is faster than the platform's own kernel for the weight's gradient."""
     plain = geometry.groups == 1 and not geometry.transposed
     few = len(error) * error.shape[2:].numel() <= _FEW_POSITIONS
-    return plain and few and x.dtype == torch.bfloat16 and _is_small(x, weight)
+    return plain and few and x.dtype == torch.bfloat16 and is_small(x, weight)
 
 
 def _correlation(error: Tensor, x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
@@ -124,17 +127,17 @@ def _correlation(error: Tensor, x: Tensor, weight: Tensor, geometry: Geometry) -
 
 def layout_of(x: Tensor, weight: Tensor) -> torch.memory_format:
     """The layout that torch would choose for a convolution of 4-dimensional tensors."""
-    either = is_channels_last(x) or is_channels_last(weight)
+    either = _is_channels_last(x) or _is_channels_last(weight)
     return torch.channels_last if weight.dim() == 4 and either else torch.contiguous_format
 
 
 def _fast_layout(x: Tensor, weight: Tensor) -> torch.memory_format:
-    """The same, or a faster one."""
-    return torch.contiguous_format if _is_small(x, weight) else layout_of(x, weight)
+    """The layout that computes the product fastest."""
+    return torch.contiguous_format if is_small(x, weight) else layout_of(x, weight)
 
 
-def _is_small(x: Tensor, weight: Tensor) -> bool:
-    """Whether a layer convolves small pictures of many channels, several elements at a time, on the CPU."""
+def is_small(x: Tensor, weight: Tensor) -> bool:
+    """Whether a layer convolves small pictures of many channels on the CPU, with more than one element per kernel."""
     return (
         x.device.type == "cpu"
         and weight.dim() == 4
@@ -144,7 +147,7 @@ def _is_small(x: Tensor, weight: Tensor) -> bool:
     )
 
 
-def is_channels_last(tensor: Tensor) -> bool:
+def _is_channels_last(tensor: Tensor) -> bool:
     return not tensor.is_contiguous() and tensor.is_contiguous(memory_format=torch.channels_last)
 
 

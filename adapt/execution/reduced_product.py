@@ -1,4 +1,4 @@
-"""A layer's product in a short floating point type, forward and backward: on its own, and in compiled programs."""
+"""A layer's product in a short floating point type, forward and backward: in eager mode and in compiled programs."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -6,12 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
 from adapt.execution.products import (
     Geometry,
-    is_channels_last,
-    is_native,
+    is_small,
     layout_of,
     product,
     product_gradients,
@@ -19,29 +17,8 @@ from adapt.execution.products import (
 )
 
 
-class Companions:
-    """How the gradients are laid out that meet a layer's own at the layer's input.
-
-    A slice, a padding or a pooling there answers in the plain layout even where the input is channels last, and torch
-    adds bfloat16 tensors of different layout ten times slower.
-    """
-
-    def __init__(self) -> None:
-        self.plain = False
-
-    def watch(self, x: Tensor) -> None:
-        """Look at the whole gradient of a channels-last input, and lay it out as the input is."""
-        if x.requires_grad and not x.is_leaf and x.dim() == 4 and is_channels_last(x):
-            x.register_hook(self._look)  # type: ignore[no-untyped-call]
-
-    def _look(self, gradient: Tensor) -> Tensor:
-        restored = gradient.contiguous(memory_format=torch.channels_last)
-        self.plain |= restored is not gradient
-        return restored
-
-
 class _ReducedProduct(torch.autograd.Function):
-    """The product of x and weight, plus bias, in a short type, answered in that type."""
+    """x·weight + bias, computed and returned in a short type, where torch's own backward pass is not what is wanted."""
 
     @staticmethod
     def forward(
@@ -52,11 +29,10 @@ class _ReducedProduct(torch.autograd.Function):
         geometry: Geometry | None,
         dtype: torch.dtype,
         backward: bool,
-        companions: "Companions",
     ) -> Tensor:
         operands = shortened(x, weight, bias, dtype)
         ctx.save_for_backward(*operands[:2])
-        ctx.type_of_x, ctx.geometry, ctx.short, ctx.companions = x.dtype, geometry, backward, companions
+        ctx.type_of_x, ctx.geometry, ctx.short = x.dtype, geometry, backward
         return product(*operands, geometry)
 
     @staticmethod
@@ -66,14 +42,11 @@ class _ReducedProduct(torch.autograd.Function):
         if not ctx.short:
             error, x, weight = error.float(), x.float(), weight.float()
         of_x, of_weight, of_bias = product_gradients(error, x, weight, ctx.geometry, ctx.needs_input_grad[:3])
-        if of_x is not None:
-            of_x = of_x.to(ctx.type_of_x)
-            of_x = of_x.contiguous() if ctx.companions.plain else of_x
         return (
-            of_x,
+            None if of_x is None else of_x.to(ctx.type_of_x),
             None if of_weight is None else of_weight.float(),
             None if of_bias is None else of_bias.float(),
-            *[None] * 4,
+            *[None] * 3,
         )
 
 
@@ -87,12 +60,11 @@ def reduced_product(
     backward: bool,
     fits: Tensor,
     index: int,
-    companions: Companions,
 ) -> Tensor:
     """The product of a layer, with operands and result in a short type and float32 sums.
 
-    In a compiled program: in the short type where `fits[index]` says so when it runs and in float32 otherwise, answered
-    in float32.
+    In a compiled program the operands are in the short type only if `fits[index]` is set when it runs, and the result
+    is widened to float32.
 
     Args:
         x: the layer's input, batched.
@@ -102,13 +74,11 @@ def reduced_product(
         backward: whether the products for the gradients run in the short type too.
         fits: bool [layers], on the host.
         index: the layer's place in it.
-        companions: of the layer.
     """
     if not torch.compiler.is_compiling():
-        if geometry is None and backward and is_native(dtype, x.device):
-            # Torch's own nodes do the same as ours, with less work on the host.
-            return F.linear(*shortened(x, weight, bias, dtype))
-        return _ReducedProduct.apply(x, weight, bias, geometry, dtype, backward, companions)  # type: ignore[no-any-return, no-untyped-call]
+        if backward and not is_small(x, weight):
+            return product(*shortened(x, weight, bias, dtype), geometry)
+        return _ReducedProduct.apply(x, weight, bias, geometry, dtype, backward)  # type: ignore[no-any-return, no-untyped-call]
     numbers = geometry or Geometry((), (), (), False, (), 0)
     return torch.ops.adapt.reduced_product(  # type: ignore[no-any-return]
         x, weight, bias, fits, index, dtype, backward, *numbers
@@ -209,7 +179,7 @@ def _(
 
 
 def _nothing(like: Tensor) -> Tensor:
-    """What stands for a gradient that is not wanted: an operator cannot answer None."""
+    """Stands for a gradient that is not wanted: an operator cannot return None."""
     return like.new_empty(0, dtype=torch.float32)
 
 

@@ -1,4 +1,4 @@
-"""What can run a captured network: its module, the attached model, a packed file, integers, and whatever is called."""
+"""Everything that can run a captured network: modules, the attached model, packed files, integers, functions."""
 
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from adapt.engine.engine import Engine
 from adapt.engine.registry import attached
-from adapt.execution.overrides import Override
+from adapt.execution.reduced_layer import ReducedLayer
 from adapt.export.exported import Exported
 from adapt.export.integer import IntegerNetwork
 from adapt.export.loading import load
@@ -42,7 +42,7 @@ class Attached(NamedTuple):
 Backend = Callable[[tuple[Any, ...]], Outcome]
 
 OPENERS: dict[str, Callable[[Path, Exported], Any]] = {}
-"""What opens the files of other runtimes, by their suffix such as ".onnx": it returns what `backend` takes."""
+"""Functions that open the files of other runtimes, by suffix such as ".onnx", and return what `backend` takes."""
 
 
 def backend(against: Any, exported: Exported) -> Backend:
@@ -87,27 +87,28 @@ def _attached(controller: Engine, module: nn.Module | None, paths: Collection[st
     if module is None:
         raise ValueError("the controller was attached to parameters alone, so that there is no model to compare with")
     model = unwrapped(module)
-    with controller.evaluation_weights(), _evaluating(model):
+    with controller.evaluation_weights():
         return _observed(model, paths, inputs)
 
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and products in float32, as far as the context goes."""
+    """Within the context the model is in evaluation mode and computes its products in float32."""
     modes = {part: part.training for part in model.modules()}
-    overrides = [f for part in modes if isinstance(f := part.__dict__.get("forward"), Override) and f.active]
+    reduced = [f for part in modes if isinstance(f := part.__dict__.get("forward"), ReducedLayer)]
     with ExitStack() as restoring:
         for part, mode in modes.items():
             restoring.callback(setattr, part, "training", mode)
             part.training = False
-        for override in overrides:
-            restoring.callback(setattr, override, "active", True)
-            override.active = False
+        for layer in reduced[:1]:
+            # All of them share these flags.
+            restoring.callback(layer.fits.copy_, layer.fits.clone())
+            layer.fits.zero_()
         yield
 
 
 def _observed(model: nn.Module, paths: Collection[str], inputs: tuple[Any, ...]) -> Outcome:
-    """What a module computes, with what the modules at these paths return."""
+    """What a module computes in evaluation mode, and what the modules at these paths return."""
     layers: dict[str, Tensor] = {}
 
     def watch(path: str) -> Callable[..., None]:
@@ -120,7 +121,7 @@ def _observed(model: nn.Module, paths: Collection[str], inputs: tuple[Any, ...])
 
     tensors = [*model.parameters(), *model.buffers()]
     device = tensors[0].device if tensors else torch.device("cpu")
-    with ExitStack() as watching, torch.no_grad():
+    with ExitStack() as watching, torch.no_grad(), _evaluating(model):
         for path, module in model.named_modules():
             if path in paths:
                 watching.enter_context(module.register_forward_hook(watch(path)))

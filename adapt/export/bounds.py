@@ -9,9 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from adapt.export.dyadic import SIGNIFICAND
 from adapt.export.exported import Exported
-from adapt.layers.products import PRODUCTS
+from adapt.export.float32 import SIGNIFICAND
+from adapt.layers.products import PRODUCTS, TransposedLinear
 from adapt.numerics.format import Format
 
 
@@ -76,6 +76,8 @@ def _bound(path: str, layer: nn.Module, exported: Exported) -> Bound:
 def _magnitudes(words: torch.Tensor, layer: Any) -> NDArray[np.int64]:
     """Σ|q_w| of every output channel, int64 [groups of a transposed convolution · channels]."""
     magnitude = words.long().abs()
+    if isinstance(layer, TransposedLinear):
+        return np.asarray(magnitude.sum(0).numpy())
     if getattr(layer, "transposed", False):
         grouped = magnitude.view(layer.groups, -1, *magnitude.shape[1:])
         return np.asarray(grouped.transpose(1, 2).flatten(0, 1).flatten(1).sum(1).numpy())

@@ -1,4 +1,4 @@
-"""A network out of a checkpoint's file: its weights as they were validated, and their formats."""
+"""Reading a network from a checkpoint: its weights as they were validated, and their formats."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -14,10 +14,9 @@ from adapt.numerics import Format
 
 
 def load_into(module: nn.Module, path: str | os.PathLike[str]) -> dict[str, Format]:
-    """Load the weights that a checkpoint holds of a module, as evaluation saw them, and return their formats.
+    """Load a module's weights, as evaluation saw them, from a checkpoint, and return their formats.
 
-    The checkpoint may be of a module that has this one inside, as a LightningModule has: names are matched by what they
-    end with.
+    The checkpoint may be that of a module around this one, such as a LightningModule: names are matched by their ends.
 
     Raises:
         OSError: the file cannot be opened.

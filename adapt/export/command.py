@@ -18,7 +18,7 @@ from adapt import export
 from adapt.engine.saved_formats import formats
 from adapt.export import packed
 from adapt.export.backends import OPENERS
-from adapt.export.described import as_json, describe_formats, describe_packed, float32_bytes
+from adapt.export.described import as_json, describe_formats, describe_packed
 from adapt.export.exported import Exported
 
 TARGETS = ("packed", "onnx", "qonnx", "hls4ml", "json")
@@ -108,7 +108,7 @@ def run_export(options: argparse.Namespace) -> None:
         if inputs is None:
             raise ValueError(f"--to {options.to} needs to know what the network is given: pass --inputs or --shape")
         getattr(export, f"to_{options.to}")(exported, options.output, inputs)
-    size, before = _bytes(options.output), float32_bytes(exported)
+    size, before = _bytes(options.output), exported.float32_bytes
     print(f"{options.output}: {size:,} bytes, {before / size:.2f} times smaller than the {before:,} of float32")
     if inputs is not None and (options.to == "packed" or options.output.suffix in OPENERS):
         print(export.verify(exported, inputs, options.output))

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from adapt.export.exported import Exported
 from adapt.export.packed import Contents
 from adapt.numerics import Format
 
@@ -75,13 +74,8 @@ def entropy(words: torch.Tensor) -> float:
     return float(-(shares * np.log2(shares)).sum())
 
 
-def float32_bytes(exported: Exported) -> int:
-    """Return the bytes that the network's state_dict takes with its words in float32."""
-    words = sum(4 * tensor.numel() for tensor in exported.words.values())
-    return words + sum(tensor.nbytes for tensor in exported.tensors.values())
-
-
 def _aligned(lines: Sequence[tuple[str, ...]]) -> list[str]:
-    """Columns next to each other, the first to the left."""
+    """The cells in columns. What a terminal could take for a command is left out."""
+    lines = [tuple("".join(c for c in cell if c.isprintable()) for cell in line) for line in lines]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]

@@ -1,24 +1,13 @@
-"""float32 arithmetic in integers: numbers m·2^e, and the operations of float32 on them, by int64 arithmetic and shifts.
-
-Slow, literal, and the same on every machine. Mantissas of results of an operation stay below 2^24; within one, below
-2^62. Infinities and NaN do not occur.
-"""
+"""Tensors of numbers m·2^e, and float32's operations on them in integers: see `adapt.export.float32`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-SIGNIFICAND = 24
-"""Bits of float32's significand, the hidden one included."""
-
-_LOWEST = -149
-"""The exponent of the smallest float32 number above zero."""
-
-_ROOM = 60
-"""Bits of a sum that are kept, from the highest one of its larger term on. What lies below them is not lost: the lowest
-bit that is kept says that there is something."""
+from adapt.export.float32 import SIGNIFICAND, add_each, compare_each, lengths, round_each, shift_each
 
 
 @dataclass(frozen=True)
@@ -34,15 +23,18 @@ class Dyadic:
 
     @classmethod
     def of(cls, x: Tensor) -> "Dyadic":
-        """Return finite float32 numbers as m·2^e with odd m, or 0·2^0."""
+        """Return finite float32 numbers as m·2^e with odd m, or 0·2^0.
+
+        Raises:
+            ValueError: one is infinite, or NaN.
+        """
         bits = x.float().contiguous().view(torch.int32).long()
         stored, fraction = bits >> 23 & 0xFF, bits & 0x7FFFFF
         if bool((stored == 0xFF).any()):
             raise ValueError("an infinite value, or NaN, cannot be computed with in integers")
         mantissa = torch.where(stored > 0, fraction | 1 << 23, fraction)
-        exponent = stored.clamp(min=1) - 150
-        zeros = bit_length(mantissa & -mantissa) - 1
-        mantissa, exponent = mantissa >> zeros.clamp(min=0), exponent + zeros
+        zeros = (bit_length(mantissa & -mantissa) - 1).clamp(min=0)
+        mantissa, exponent = mantissa >> zeros, stored.clamp(min=1) - 150 + zeros
         return cls(torch.where(bits < 0, -mantissa, mantissa), torch.where(mantissa == 0, 0, exponent))
 
     def float(self) -> Tensor:
@@ -63,39 +55,38 @@ class Dyadic:
         there = self.mantissa != 0
         lowest = int(self.exponent[there].min()) if bool(there.any()) else 0
         shift = torch.where(there, self.exponent - lowest, 0)
-        if bool((bit_length(self.mantissa.abs()) + shift > 62).any()):
+        if bool((bit_length(self.mantissa) + shift > 62).any()):
             raise ValueError("values lie too far apart to be multiples of one power of two in 62 bits")
         return self.mantissa << shift, lowest
 
 
+def _run(loop: Callable[..., None], results: int, *arguments: Tensor) -> tuple[Tensor, ...]:
+    """Run a loop over tensors that broadcast with each other, and return its results in their common shape."""
+    tensors = torch.broadcast_tensors(*arguments)  # type: ignore[no-untyped-call]
+    arrays = [tensor.contiguous().view(-1).numpy() for tensor in tensors]
+    found = [np.empty(arrays[0].size, np.int64) for _ in range(results)]
+    loop(*arrays, *found)
+    return tuple(torch.from_numpy(array).view(tensors[0].shape) for array in found)
+
+
 def bit_length(n: Tensor) -> Tensor:
-    """Return how many bits numbers n ≥ 0 have: ⌊log₂ n⌋ + 1, and 0 of 0."""
-    length = torch.zeros_like(n)
-    for step in (32, 16, 8, 4, 2, 1):
-        more = n >> step > 0
-        length += step * more
-        n = torch.where(more, n >> step, n)
-    return length + (n > 0)
+    """Return how many bits the magnitudes of whole numbers have: ⌊log₂ |n|⌋ + 1, and 0 of 0."""
+    return _run(lengths, 1, n)[0]
 
 
 def shift_to_nearest(n: Tensor, shift: Tensor) -> Tensor:
     """Return n/2^shift rounded to the nearest whole number, half to even; shift ≥ 0, |n| < 2^61."""
-    shift = shift.clamp(max=62)
-    below = n >> shift
-    rest, half = n - (below << shift), (torch.ones_like(shift) << shift) >> 1
-    up = (rest > half) | ((rest == half) & (below & 1 == 1))
-    return below + (up & (shift > 0))
+    return _run(shift_each, 1, n, shift)[0]
 
 
 def nearest_float(mantissa: Tensor, exponent: Tensor) -> Dyadic:
     """Return the float32 numbers nearest to mantissa·2^exponent, half to even."""
-    excess = torch.maximum(bit_length(mantissa.abs()) - SIGNIFICAND, _LOWEST - exponent).clamp(min=0)
-    return Dyadic(shift_to_nearest(mantissa, excess), exponent + excess)
+    return Dyadic(*_run(round_each, 2, mantissa, exponent))
 
 
 def add(a: Dyadic, b: Dyadic) -> Dyadic:
     """Return float32's a + b."""
-    return nearest_float(*_sum(a, b))
+    return Dyadic(*_run(add_each, 2, a.mantissa, a.exponent, b.mantissa, b.exponent))
 
 
 def multiply(a: Dyadic, b: Dyadic) -> Dyadic:
@@ -105,13 +96,13 @@ def multiply(a: Dyadic, b: Dyadic) -> Dyadic:
 
 def multiply_add(a: Dyadic, b: Dyadic, c: Dyadic, *, fused: bool) -> Dyadic:
     """Return float32's a·b + c, with one rounding if fused, and with two otherwise."""
-    product = Dyadic(a.mantissa * b.mantissa, a.exponent + b.exponent)
-    return add(product if fused else nearest_float(product.mantissa, product.exponent), c)
+    exact = Dyadic(a.mantissa * b.mantissa, a.exponent + b.exponent)
+    return add(exact if fused else nearest_float(exact.mantissa, exact.exponent), c)
 
 
 def compare(a: Dyadic, b: Dyadic) -> Tensor:
     """Return −1, 0 or 1 where a is less than, equal to or greater than b."""
-    return _sum(a, Dyadic(-b.mantissa, b.exponent))[0].sign()
+    return _run(compare_each, 1, a.mantissa, a.exponent, b.mantissa, b.exponent)[0]
 
 
 def whole(a: Dyadic) -> Dyadic:
@@ -131,7 +122,7 @@ def divide(a: Dyadic, n: int) -> Dyadic:
 
 def total(a: Dyadic, dimensions: list[int], *, keepdim: bool) -> Dyadic:
     """Return the sum over some dimensions, rounded once, of terms cut to 30 bits below the largest one's last."""
-    top = torch.where(a.mantissa == 0, -(2**20), a.exponent + bit_length(a.mantissa.abs()))
+    top = torch.where(a.mantissa == 0, -(2**20), a.exponent + bit_length(a.mantissa))
     base = top.amax(dimensions, keepdim=True).clamp(min=-(2**10)) - SIGNIFICAND - 30
     shift = a.exponent - base
     aligned = torch.where(shift >= 0, a.mantissa << shift.clamp(0, 61), a.mantissa >> (-shift).clamp(0, 62))
@@ -141,7 +132,7 @@ def total(a: Dyadic, dimensions: list[int], *, keepdim: bool) -> Dyadic:
 
 def order(a: Dyadic) -> Tensor:
     """Return whole numbers that are ordered as the numbers are, and different where these are."""
-    length = bit_length(a.mantissa.abs())
+    length = bit_length(a.mantissa)
     magnitude = (a.exponent + length + 2**10 << SIGNIFICAND) + (a.mantissa.abs() << (SIGNIFICAND - length).clamp(min=0))
     return torch.where(a.mantissa == 0, 0, magnitude * a.mantissa.sign())
 
@@ -153,21 +144,3 @@ def from_order(key: Tensor) -> Dyadic:
     mantissa = key.abs() - (field << SIGNIFICAND)
     exponent = field - 2**10 - SIGNIFICAND
     return Dyadic(torch.where(key == 0, 0, mantissa * key.sign()), torch.where(key == 0, 0, exponent))
-
-
-def _sum(a: Dyadic, b: Dyadic) -> tuple[Tensor, Tensor]:
-    """The exact sum's mantissa and exponent, as far as rounding it to float32 and its sign can tell."""
-    zero_a, zero_b = a.mantissa == 0, b.mantissa == 0
-    exponent_a = torch.where(zero_a, b.exponent, a.exponent)
-    exponent_b = torch.where(zero_b, exponent_a, b.exponent)
-    top = torch.maximum(exponent_a + bit_length(a.mantissa.abs()), exponent_b + bit_length(b.mantissa.abs()))
-    base = torch.maximum(torch.minimum(exponent_a, exponent_b), top - _ROOM)
-    return _moved(a.mantissa, exponent_a - base) + _moved(b.mantissa, exponent_b - base), base
-
-
-def _moved(mantissa: Tensor, shift: Tensor) -> Tensor:
-    """mantissa·2^shift; of what is shifted out, the lowest bit says that it was there."""
-    right = (-shift).clamp(0, 62)
-    below = mantissa >> right
-    below = below | ((below << right) != mantissa).long()
-    return torch.where(shift >= 0, mantissa << shift.clamp(0, 62), below)

@@ -24,7 +24,7 @@ _LARGE = 2**24
 
 
 def encoded(words: NDArray[np.signedinteger], form: Format) -> tuple[str, bytes]:
-    """Return how words take the fewest bytes, "bits" or "zstd", and these bytes."""
+    """Return the encoding that takes the fewest bytes, "bits" or "zstd", and the encoded words."""
     bits, short = pack_words(words, form), compressed(planes(words))
     is_worthwhile = len(short) < len(bits) and len(short) * _LARGEST_RATIO >= words.nbytes
     return ("zstd", short) if is_worthwhile else ("bits", bits)

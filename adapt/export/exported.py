@@ -51,6 +51,12 @@ class Exported:
             return sorted(paths)
         return [path for path, _ in self.structure.named_modules() if path in paths]
 
+    @property
+    def float32_bytes(self) -> int:
+        """The bytes that the network's state_dict takes with its words in float32."""
+        words = sum(4 * tensor.numel() for tensor in self.words.values())
+        return words + sum(tensor.nbytes for tensor in self.tensors.values())
+
     def values(self, name: str) -> Tensor:
         """Return a quantised parameter's values, word·step, as float32 on the CPU."""
         values: Tensor = self.formats[name].values(self.words[name])

@@ -58,10 +58,10 @@ class Rounding(nn.Module):
 
 
 class Rounded:
-    """What `add_rounding` puts before the class of a layer: a forward that rounds the input and the output.
+    """A forward that rounds a layer's input and output; `add_rounding` puts it before the layer's own class.
 
-    A class of its own, and not hooks, is seen by everything that reads code: torch.compile, which takes two modules of
-    one class for the same whatever their hooks are, and torch.fx, which does not look into torch's layers.
+    This is a class and not a pair of hooks, because torch.compile reuses the program of one module for another of the
+    same class whatever their hooks are, and because torch.fx does not look inside torch's own layers.
     """
 
     _modules: dict[str, nn.Module | None]
@@ -99,9 +99,9 @@ def add_rounding(layer: nn.Module, *, input: nn.Module | None = None, output: nn
 
 
 def keep_unfused(module: nn.Module) -> None:
-    """Keep torch's fused inference of transformer layers away, which passes inner layers by and sums in another order.
+    """Disable torch's fused inference of transformer layers, which bypasses inner layers and sums in another order.
 
-    In training it is the hooks of the controller that do.
+    In the attached model the controller's hooks disable it.
     """
     for part in module.modules():
         if isinstance(part, nn.TransformerEncoderLayer):
@@ -109,7 +109,7 @@ def keep_unfused(module: nn.Module) -> None:
 
 
 def _nothing(module: nn.Module, args: Any) -> None:
-    """A hook that is there."""
+    """Does nothing; torch takes the fused path only where there are no hooks."""
 
 
 @cache

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from adapt.distributed.sharding import is_sharded
-from adapt.execution.overrides import Override
+from adapt.execution.reduced_layer import ReducedLayer
 from adapt.export.exported import Exported
 
 
@@ -32,7 +32,7 @@ def plain_copy(module: nn.Module, *, without: Iterable[object] = ()) -> nn.Modul
 
     Args:
         module: the module.
-        without: what it may refer to that is no part of the network and cannot be copied; None in the copy.
+        without: objects to which the module may refer although they are no part of it; the copy has None instead.
 
     Raises:
         NotImplementedError: a weight is spread over processes.
@@ -41,11 +41,15 @@ def plain_copy(module: nn.Module, *, without: Iterable[object] = ()) -> nn.Modul
         if is_sharded(parameter):
             raise NotImplementedError(f"{name} is spread over processes: gather the weights in one process first")
     memo: dict[int, Any] = {id(thing): None for thing in without}
+    for part in module.modules():
+        # A weight that pruning computed in the latest pass has a graph, with which torch copies no tensor.
+        computed = [value for value in vars(part).values() if isinstance(value, Tensor) and not value.is_leaf]
+        memo |= {id(value): value.detach().clone() for value in computed}
     copied = copy.deepcopy(module, memo).cpu().eval()
     for parameter in copied.parameters():
         parameter.grad = None
     for part in copied.modules():
-        if isinstance(part.__dict__.get("forward"), Override):
+        if isinstance(part.__dict__.get("forward"), ReducedLayer):
             del part.__dict__["forward"]
         for attribute, hooks in list(vars(part).items()):
             if attribute.endswith("_hooks") and hooks:

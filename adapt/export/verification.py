@@ -1,4 +1,4 @@
-"""The proof: both run, every output is compared, and bounds say where equality could not have failed."""
+"""Comparing a captured network with another runtime, output by output, and saying where equality is guaranteed."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -14,14 +14,14 @@ from adapt.export.exported import Exported
 
 @dataclass(frozen=True)
 class Verification:
-    """What came of running a captured network beside something else.
+    """The result of comparing a captured network with another runtime.
 
     Attributes:
         outputs: how many numbers the network returned, over all inputs.
         differing: how many of them differ.
         largest: by how much, at most, in `unit`.
         unit: "steps" of the output's format, or "ulp", units in the last place, where it has none.
-        first: the path of the first layer whose results differ, "" if none do; words where no layer could be told.
+        first: the path of the first layer whose results differ, "" if none do; a description if it is unknown.
         bounds: for each layer whether its sums are the same in every order of summation, and why not.
     """
 
@@ -57,19 +57,17 @@ class Verification:
 
 
 def verify(exported: Exported, inputs: Any, against: Any) -> Verification:
-    """Run a captured network beside something else and compare every output, number by number.
-
-    A captured network is its `Exported.module()`, which `capture` has compared with the trained one.
+    """Run a captured network, as its `module()`, and another runtime on the same inputs, and compare every output.
 
     Args:
         exported: the captured network, with its architecture.
         inputs: a batch, which is a tensor or a tuple of forward's positional arguments; or a list or another iterable
             of batches.
-        against: what to compare with: see `adapt.export.backends.backend`. A packed or ONNX file by its path, an
+        against: what to compare with: the path of a packed file or of another runtime's, an
             `adapt.export.IntegerNetwork`, a module, the controller of the attached model, or a function of the inputs.
 
     Raises:
-        OSError, ValueError, TypeError: there is nothing that could be run, or it returns outputs of other shapes.
+        OSError, ValueError, TypeError: `against` cannot be run, or returns outputs of other shapes.
     """
     ours, theirs = backend(exported.module(), exported), backend(against, exported)
     differing = count = 0
@@ -81,9 +79,11 @@ def verify(exported: Exported, inputs: Any, against: Any) -> Verification:
             raise ValueError(
                 f"the network returns outputs of shapes {shapes[0]}, but what it is compared with {shapes[1]}"
             )
-        for x, y in zip(a.outputs, b.outputs, strict=True):
-            step = _step(x, a.layers, exported)
-            unit = "ulp" if step is None else "steps"
+        steps = [_step(x, a.layers, exported) for x in a.outputs]
+        if None in steps:
+            steps = [None] * len(steps)
+        unit = "ulp" if None in steps else "steps"
+        for x, y, step in zip(a.outputs, b.outputs, steps, strict=True):
             differing += int(_differ(x, y).sum())
             count += x.numel()
             largest = max(largest, _difference(x, y, step))

@@ -30,7 +30,7 @@ TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
-class Sites:
+class SiteTables:
     """The tables of all sites, on one device. S is the number of sites.
 
     Attributes:
@@ -73,7 +73,7 @@ class ActivationKernels(Protocol):
         source: Tensor,
         output: Tensor,
         mask: Tensor | None,
-        sites: Sites,
+        sites: SiteTables,
         site: int,
         *,
         training: bool,
@@ -88,7 +88,7 @@ class ActivationKernels(Protocol):
             Whether the mask is needed: False only where it is known, without waiting, that all elements are inside.
         """
 
-    def backward(self, gradient: Tensor, output: Tensor, mask: Tensor | None, sites: Sites, site: int) -> None:
+    def backward(self, gradient: Tensor, output: Tensor, mask: Tensor | None, sites: SiteTables, site: int) -> None:
         """output ← Q(gradient) where the mask says inside, 0 elsewhere; if `site` is −1, without rounding.
 
         Rounds as a training pass does. The output may be the gradient.
@@ -96,7 +96,7 @@ class ActivationKernels(Protocol):
 
     def renew(
         self,
-        sites: Sites,
+        sites: SiteTables,
         keys: NDArray[np.uint64],
         ranges: Tensor,
         words: Tensor,

@@ -24,6 +24,11 @@ class WeakHook:
         if method is not None:
             method(*args)
 
+    def __getattr__(self, name: str) -> Any:
+        # torch.jit.script, which cannot know these hooks, asks for their names first.
+        hint = "; call detach() on the controller before torch.jit.script" if name == "__name__" else ""
+        raise AttributeError(f"a hook of a controller has no attribute {name}{hint}")
+
     def __deepcopy__(self, memo: dict[int, Any]) -> "WeakHook":
         return WeakHook(None)
 

@@ -5,7 +5,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-Parameters = nn.Module | Mapping[str, Tensor] | Iterable[tuple[str, Tensor]] | Iterable[Tensor]
+Parameters = (
+    nn.Module | Mapping[str, Tensor] | Iterable[tuple[str, Tensor]] | Iterable[Tensor] | Iterable[dict[str, Any]]
+)
+"""A module, or its parameters, with or without names, or an optimizer's groups of these."""
 
 
 def plain_names(names: Iterable[str]) -> dict[str, str]:
@@ -37,7 +40,7 @@ def owners(module: nn.Module, kinds: tuple[type[nn.Module], ...], weights: Conta
 
 
 def named(params: Parameters) -> dict[str, Tensor]:
-    """Return every parameter by its name: the module's, the given one, or its position where there is none.
+    """Return every parameter by its name: the module's or group's, the given one, or else its position.
 
     Raises:
         TypeError: `params` is something else, or holds something that is no tensor.
@@ -53,17 +56,15 @@ def named(params: Parameters) -> dict[str, Tensor]:
     elif isinstance(params, Mapping):
         pairs = params.items()
     elif isinstance(params, Iterable):
-        pairs = params
+        pairs = _flattened(params)
     else:
         raise TypeError(f"params must be a module, named parameters or parameters, got {type(params).__name__}")
     found: list[tuple[str, Tensor]] = []
     for position, pair in enumerate(pairs):
         name, parameter = pair if isinstance(pair, tuple) and len(pair) == 2 else (f"parameter_{position}", pair)
         if not isinstance(name, str) or not isinstance(parameter, Tensor):
-            raise TypeError(
-                f"params must hold parameters or (name, parameter) pairs, got {type(pair).__name__} at {position}"
-                + (": make the optimizer of these groups and use adapt.attach" if isinstance(pair, dict) else "")
-            )
+            kind = type(pair).__name__
+            raise TypeError(f"params must hold parameters, (name, parameter) pairs or groups, got {kind} at {position}")
         found.append((name, parameter))
     plain = plain_names(name for name, _ in found)
     result: dict[str, Tensor] = {}
@@ -77,6 +78,17 @@ def named(params: Parameters) -> dict[str, Tensor]:
             known.add(id(parameter))
             result[name] = parameter
     return result
+
+
+def _flattened(params: Iterable[object]) -> Iterator[object]:
+    """What stands in params or, where that is an optimizer's group, in the group."""
+    for entry in params:
+        if not (isinstance(entry, dict) and "params" in entry):
+            yield entry
+            continue
+        members = entry["params"]
+        members = [members] if isinstance(members, Tensor) else members
+        yield from zip(entry["param_names"], members, strict=True) if "param_names" in entry else members
 
 
 def module_site(site: str) -> str:

@@ -1,6 +1,26 @@
 """The layers that are a product with a weight: linear layers and convolutions."""
 
+from collections.abc import Container, Iterable
+from typing import Any
+
 from torch import nn
+
+from adapt import user_warnings
+
+_LISTED = 5
+
+
+class _RecognisedByStructure(type):
+    def __instancecheck__(cls, module: Any) -> bool:
+        if type(module).__name__ != "Conv1D" or not isinstance(module, nn.Module):
+            return False
+        weight, bias = module._parameters.get("weight"), module._parameters.get("bias")
+        return weight is not None and weight.dim() == 2 and bias is not None and bias.shape == weight.shape[1:]
+
+
+class TransposedLinear(nn.Module, metaclass=_RecognisedByStructure):
+    """What transformers calls `Conv1D`: a linear layer whose weight is [in, out]; `isinstance` knows it by its look."""
+
 
 PRODUCTS = (
     nn.Linear,
@@ -10,5 +30,27 @@ PRODUCTS = (
     nn.ConvTranspose1d,
     nn.ConvTranspose2d,
     nn.ConvTranspose3d,
+    TransposedLinear,
 )
 """Modules whose forward pass multiplies its input by the weight, and whose activations can therefore be rounded."""
+
+
+def warn_of_others(module: nn.Module, weights: Container[int], reached: Iterable[nn.Module], message: str) -> None:
+    """Warn by name of the modules that own one of some weights, but whose products cannot be reached.
+
+    Args:
+        weights: the identities of the weights.
+        reached: the modules that need no warning.
+        message: what becomes of the others; their names take the place of {}.
+    """
+    names: list[str] = []
+    known = set(reached)
+    for path, owner in module.named_modules():
+        if owner not in known and any(id(parameter) in weights for parameter in owner._parameters.values()):
+            # A computed weight, as that of weight norm, is named after its layer; a part of attention after that.
+            path = path.partition(".parametrizations")[0]
+            if not any(path == name or path.startswith(f"{name}.") for name in names):
+                names.append(path or type(module).__name__)
+    if names:
+        more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+        user_warnings.warn(message.format(", ".join(names[:_LISTED]) + more))

@@ -98,8 +98,7 @@ def attach(
         warmup=warmup,
         schedule=schedule,
     )
-    learner = attach_plan(optimizer, module, plan, quantize_biases=quantize_biases, layers=layers)
-    return _calibrated(learner, calibration)
+    return attach_plan(optimizer, module, plan, calibration, quantize_biases=quantize_biases, layers=layers)
 
 
 def attach_lsq(
@@ -149,24 +148,24 @@ def attach_lsq(
         activation_scaling=activation_scaling,
         delta=delta,
     )
-    learner = attach_plan(optimizer, module, plan, quantize_biases=quantize_biases, layers=layers)
-    return _calibrated(learner, calibration)
+    return attach_plan(optimizer, module, plan, calibration, quantize_biases=quantize_biases, layers=layers)
 
 
 def attach_plan(
     optimizer: Optimizer,
     module: nn.Module,
     plan: Plan,
+    calibration: Iterable[Any] | None = None,
     *,
     quantize_biases: bool,
     layers: choice.Choice,
 ) -> Learner:
-    """Return a learner with a plan that is not calibrated yet: what `attach` and `attach_lsq` share.
+    """Return a learner with a plan, calibrated unless `calibration` is None: what `attach` and `attach_lsq` share.
 
     Raises:
         TypeError, ValueError, RuntimeError, NotImplementedError: as they do.
     """
-    check_optimizer(optimizer)
+    optimizer = check_optimizer(optimizer)
     if not isinstance(module, nn.Module):
         raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
     if not callable(layers):
@@ -187,18 +186,15 @@ def attach_plan(
 
     chosen = choice.choose(optimizer, parameters, is_layer)
     choice.check_modules(module, chosen)
-    run = LearnedRun(plan, is_layer, chosen, module)
-    return registry.register(Learner(optimizer, module, parameters, run))
 
+    def make() -> Learner:
+        return Learner(optimizer, module, parameters, LearnedRun(plan, is_layer, chosen, module))
 
-def _calibrated(learner: Learner, batches: Iterable[Any]) -> Learner:
-    """Give the learner's activations their first ranges; detach it if that fails."""
-    try:
-        learner.calibrate(batches)
-    except BaseException:
-        learner.detach("masters")
-        raise
-    return learner
+    def begin(learner: Learner) -> None:
+        if calibration is not None:
+            learner.calibrate(calibration)
+
+    return registry.register(optimizer, module, make, begin)
 
 
 def _biases(module: nn.Module, parameters: Mapping[str, Tensor], layers: choice.Choice) -> set[str]:

@@ -1,12 +1,13 @@
-"""AdaPT as one callback more: a controller on the module's own optimizers for as long as fit lasts."""
+"""The callback for precision that a policy decides."""
 
+import os
 from typing import Any, Unpack
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from adapt.adaptive.attachment import check_policy
-from adapt.adaptive.options import CommonOptions, Settings
+from adapt.adaptive.options import CommonOptions, Settings, shows_options
 from adapt.lightning.base import PrecisionCallback
 from adapt.lightning.compatibility import attach_all, tell_steps_per_epoch, until_known
 from adapt.lightning.losses import Losses
@@ -17,67 +18,80 @@ class AdaptivePrecision(PrecisionCallback):
     """Trains the layers of a LightningModule at adaptive fixed-point precision. Nothing in the module changes.
 
     When fit starts, before the sanity check and before a checkpoint is restored, a controller is attached to every
-    optimizer that has layers; the weights of then become the float32 masters. When fit ends, or fails, it is detached:
-    the module keeps the masters rounded to nearest, or its weights as they were if there was no step, and rounds no
-    activations any more, which `trainer.test` after fit therefore sees in float32. Another fit begins anew from these.
-    Forward passes of training see weights rounded as `rounding` says; those of validation, and checkpoints, the masters
-    rounded to nearest.
+    optimizer that has layers, whose present weights become the float32 masters. When fit ends, or fails, it is
+    detached: the module keeps the masters rounded to nearest, or its weights as they were if there was no step, and no
+    longer rounds activations, so that `trainer.test` after fit sees those in float32. Another fit starts afresh from
+    these weights. Forward passes of training see weights rounded as `rounding` says; validation and checkpoints see the
+    masters rounded to nearest.
 
-    An optimizer with a controller of its own, such as `adapt.ASGD`, keeps it: this callback's settings do not apply
-    to it, and a warning says so if any were given. It is detached like the others.
+    An optimizer with a controller of its own, such as `adapt.ASGD`, keeps it. The callback's settings do not apply to
+    it, and a warning says so if any were given. It is detached like the others.
 
-    The strategy follows the losses of Lightning's backward, with accumulation and AMP's scale undone. With several
-    optimizers (manual optimization) a loss counts for those whose gradients its backward pass changed.
+    The policy sees the losses that Lightning's backward is called with, the divisor of accumulation and AMP's scale
+    undone. With several optimizers (manual optimization), a loss belongs to those whose gradients its backward pass
+    changed.
 
-    Resuming by `fit(ckpt_path=…)` is exact, because everything rides in the optimizers' state.
-    `ModelCheckpoint(save_weights_only=True)` leaves that out: its files hold deployable weights, no run.
+    Resuming by `fit(ckpt_path=…)` is exact, because the optimizers' state holds everything. Files of
+    `ModelCheckpoint(save_weights_only=True)` hold the quantised weights and their formats (`adapt.formats(path)`), but
+    no run can be resumed from them.
 
-    Logged of the layers that are quantised, together, and so fit to be monitored: adapt/mean_word_length,
-    adapt/nonzero, adapt/size_ratio, adapt/memory_ratio; and where the multiply-adds are known, from
-    `example_input_array` or from the first training batch if forward takes it, adapt/training_speedup and
-    adapt/inference_speedup by the performance model. Every logger gets each layer's word_length, fraction_length,
-    nonzero, lookback, resolution and diversity, as `word_length/<layer>` and so on, by the LightningModule's names
-    where those of several optimizers are not unique. A TensorBoard logger gets pictures too, and the folder of a
-    logger that has one gets `trace.npz`, or `trace_0.npz` and so on with several optimizers, for `adapt report`.
+    These figures of all quantised layers together are logged, and can be monitored: adapt/mean_word_length,
+    adapt/nonzero, adapt/size_ratio and adapt/memory_ratio; also adapt/training_speedup and adapt/inference_speedup of
+    the performance model if the multiply-adds are known, from `example_input_array` or from the first training batch.
+    Every logger gets each layer's word_length, fraction_length, nonzero, lookback, resolution and diversity, as
+    `word_length/<layer>` and so on, by the LightningModule's names where those of several optimizers are not unique. A
+    TensorBoard logger gets pictures too. A logger with a local folder gets `trace.npz` there, or `trace_0.npz` and so
+    on with several optimizers, for `adapt report`.
 
     A policy that must know the optimizer steps of an epoch, such as `adapt.MuPPET()`, is told when training starts.
 
     Works with DDP, and with `WeightAveraging`, which then averages the masters and evaluates their mean on the grid.
     Checkpoints of such a fit hold the mean rounded as it was evaluated, and the mean itself under "adapt_mean"; those
-    that are saved after fit, or when it fails, hold the mean alone.
-    Refused are strategies that shard (FSDP, DeepSpeed, ModelParallel), `StochasticWeightAveraging`, and optimizers
-    that evaluate the loss several times in a step (LBFGS).
+    saved after fit, or when it fails, hold the mean alone. Strategies that shard (FSDP, DeepSpeed, ModelParallel),
+    `StochasticWeightAveraging`, and optimizers that evaluate the loss several times in a step (LBFGS) are refused.
 
     Args:
+        export: where to write the network of the best checkpoint as a packed file when fit ends, as by
+            `adapt.export.capture(checkpoint, module).save(export)`; None writes none. Needs the extra "export".
         policy, l1, l2, options: as in `adapt.attach` (rounding, seed, layers, quantize_biases, activations, …).
 
     Attributes:
         controllers: one for each optimizer with layers, of the running fit or the latest.
     """
 
+    @shows_options
     def __init__(
-        self, policy: Policy[Any] | None = None, l1: float = 0.0, l2: float = 0.0, **options: Unpack[CommonOptions]
+        self,
+        policy: Policy[Any] | None = None,
+        l1: float = 0.0,
+        l2: float = 0.0,
+        *,
+        export: str | os.PathLike[str] | None = None,
+        **options: Unpack[CommonOptions],
     ) -> None:
-        super().__init__()
-        # Refused here and not when fit starts.
+        super().__init__(export)
+        # Refuse wrong settings at once, not when fit starts.
         if policy is not None:
             check_policy(policy)
-        self._policy, self._settings = policy, Settings(l1=l1, l2=l2, **options)
+        self._policy, self._settings = policy, Settings.of(l1=l1, l2=l2, **options)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Attach: the strategy has set the model up, and neither the sanity check nor a checkpoint has come yet."""
+        """Attach: the model is on its device, and checkpoint and sanity check come next.
+
+        A checkpoint restored earlier would not bring the controllers' state, and the sanity check would run in float32.
+        """
         self.controllers += attach_all(trainer.optimizers, pl_module, until_known(self._policy), self._settings)
         self._losses = Losses(trainer.optimizers, self.controllers)
         if any(getattr(callback, "save_weights_only", False) for callback in trainer.checkpoint_callbacks):
             rank_zero_info(
-                "ModelCheckpoint(save_weights_only=True) saves the quantised weights without their float32 masters: "
-                "such a checkpoint can be deployed, but the run cannot be resumed from it."
+                "ModelCheckpoint(save_weights_only=True) saves the quantised weights and their formats without the "
+                "float32 masters: such a checkpoint can be deployed, but the run cannot be resumed from it."
             )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Tell the policy how long an epoch is, and warn about a run that is too short for a switch.
 
-        Neither is known before the data are set up, which is after `on_fit_start`.
+        In `on_fit_start` the data are not set up, so neither is known there.
         """
         policy = self._policy
         told = tell_steps_per_epoch(policy, trainer, pl_module)

@@ -1,4 +1,4 @@
-"""Weight averaging that sees masters, and evaluates on the grid."""
+"""Weight averaging of masters instead of quantised weights, with a mean that is evaluated on the grid."""
 
 import contextlib
 from collections import defaultdict
@@ -18,7 +18,7 @@ MEAN = "adapt_mean"
 
 
 class BeforeAveraging(Callback):
-    """Stands before a `WeightAveraging` callback: shows it the masters, and gives back the mean that it keeps.
+    """Stands before a `WeightAveraging` callback, so that each of its hooks runs before that callback's own.
 
     Args:
         controllers: those of the running fit; filled when it starts.
@@ -30,60 +30,67 @@ class BeforeAveraging(Callback):
         self.means: list[tuple[Tensor, Tensor]] = []
 
     def on_train_batch_end(self, *args: Any) -> None:
+        """Show the masters, which averaging takes in here."""
         for controller in self.controllers:
             self.shown.enter_context(controller.master_weights())
 
     def on_train_epoch_end(self, *args: Any) -> None:
+        """Show the masters: averaging may take them in once an epoch instead."""
         self.on_train_batch_end()
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Let averaging go on from the mean itself."""
+        """Let averaging resume from the float32 mean, not from the rounded one."""
         checkpoint["state_dict"] = {**checkpoint["state_dict"], **checkpoint.get(MEAN, {})}
 
     @torch.no_grad()
     def on_validation_epoch_end(self, *args: Any) -> None:
+        """Put the float32 mean back, which averaging swaps with the weights of training here."""
         for parameter, mean in self.means:
             parameter.copy_(mean)
         self.means.clear()
 
     def release(self) -> None:
-        """Take away the masters and forget the mean, wherever the fit was interrupted."""
+        """Hide the masters and forget the mean, wherever the fit was interrupted."""
         self.shown.close()
         self.means.clear()
 
 
 class AfterAveraging(Callback):
-    """Stands after the `WeightAveraging` callback: takes the masters away, and rounds the mean that it shows."""
+    """Stands after the `WeightAveraging` callback, so that each of its hooks runs after that callback's own."""
 
     def __init__(self, before: BeforeAveraging) -> None:
         self.before = before
 
     def on_train_batch_end(self, *args: Any) -> None:
+        """Hide the masters, which averaging has taken in."""
         self.before.shown.close()
 
     def on_train_epoch_end(self, *args: Any) -> None:
+        """Hide the masters, as after a batch."""
         self.before.shown.close()
 
     @torch.no_grad()
     def on_validation_epoch_start(self, *args: Any) -> None:
+        """Keep the mean that averaging has put into the parameters, and round it there."""
         for controller in self.before.controllers:
             self.before.means += [(p, p.detach().clone()) for p in optimized(controller.optimizer)]
             controller.quantize_()
 
     def on_train_end(self, *args: Any) -> None:
+        """Round the mean that averaging has left in the module."""
         for controller in self.before.controllers:
             controller.quantize_()
 
     @torch.no_grad()
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Let the file show the mean as it is evaluated, and keep the mean itself beside it."""
+        """Round the mean that averaging has put into the checkpoint, as it is evaluated, and keep it beside."""
         saved, means = checkpoint["state_dict"], checkpoint.setdefault(MEAN, {})
         names: defaultdict[Tensor, list[str]] = defaultdict(list)
         for name, parameter in pl_module.named_parameters(remove_duplicate=False):
             if name in saved:
                 names[parameter].append(name)
         for masters in (bank for controller in self.before.controllers for bank in controller.banks):
-            # Only what a parameter holds can be rounded as evaluation would.
+            # Masters round what their parameters hold, so the mean has to pass through the parameters.
             held = [parameter.detach().clone() for parameter in masters.parameters]
             for shown in masters.parameters:
                 for name in names[shown]:

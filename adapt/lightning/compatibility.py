@@ -1,7 +1,7 @@
-"""What adaptive precision works together with in Lightning, and what not."""
+"""Which trainers the callbacks work with, where they stand among others, and which optimizers they attach to."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -27,13 +27,14 @@ from adapt.engine.registry import attached
 from adapt.layers.choice import Choice
 from adapt.layers.naming import named, plain_names
 from adapt.layers.optimizers import optimized
+from adapt.layers.view import View
 from adapt.lightning.averaging import AfterAveraging, BeforeAveraging
 from adapt.switching.fixed import FOREVER
 from adapt.switching.policy import Policy
 
 
 def check_trainer(trainer: Any, kind: type[Callback]) -> None:
-    """Refuse a trainer under which forward passes would leave the grid.
+    """Refuse a trainer in which forward passes would leave the grid.
 
     Args:
         trainer: whatever the callback was given to.
@@ -62,24 +63,24 @@ def check_trainer(trainer: Any, kind: type[Callback]) -> None:
     names = [type(callback).__name__ for callback in callbacks(trainer) if isinstance(callback, kind)]
     if len(names) > 1:
         raise ValueError(
-            f"the trainer has several {kind.__name__} callbacks ({', '.join(names)}): keep one, which serves all "
+            f"the trainer has several callbacks that set precision ({', '.join(names)}): keep one, which serves all "
             "optimizers"
         )
 
 
 def callbacks(trainer: Trainer) -> list[Callback]:
-    """The trainer's callbacks."""
+    """Return the trainer's callbacks."""
     return trainer.callbacks  # type: ignore[attr-defined, no-any-return]
 
 
 def arrange(trainer: Trainer, first: Callback, controllers: list[Engine]) -> list[BeforeAveraging]:
-    """Put a callback first, and a pair of others around every one that averages weights.
+    """Put a callback first, and a pair of helpers around every callback that averages weights.
 
-    A learning-rate finder or batch-size finder runs in `on_fit_start`, too, and what it finds is of use only if the
-    controller is there before it.
+    First, because finders of learning rate and batch size run in `on_fit_start`, where controllers are attached: they
+    have to find what training at this precision needs.
 
     Returns:
-        the first of each pair.
+        the first helper of each pair.
     """
     disperse(trainer)
     others: list[Callback] = []
@@ -95,7 +96,7 @@ def arrange(trainer: Trainer, first: Callback, controllers: list[Engine]) -> lis
 
 
 def disperse(trainer: Trainer) -> None:
-    """Take those pairs away."""
+    """Remove the helpers that `arrange` put around callbacks that average weights."""
     kept = [c for c in callbacks(trainer) if not isinstance(c, BeforeAveraging | AfterAveraging)]
     trainer.callbacks = kept  # type: ignore[attr-defined]
 
@@ -130,19 +131,30 @@ def attach_all(
         if not controllers:
             raise without_layers("AdaptivePrecision")
     except Exception:
-        for controller in controllers:
-            controller.detach("evaluation" if controller.step else "masters")
+        detach(controllers)
         raise
     return controllers
 
 
+def detach(controllers: Iterable[Engine]) -> None:
+    """Detach, leaving masters rounded to nearest, or the weights as they were if there was no step."""
+    for controller in controllers:
+        controller.detach(_left(controller))
+
+
+def _left(controller: Engine) -> View:
+    return "evaluation" if controller.step else "masters"
+
+
 def until_known(policy: Any) -> Any:
-    """The policy, with an endless epoch where it asks for the epoch's length and was not told."""
+    """Return the policy, with an endless epoch if it needs the epoch's length and was not given it."""
     return replace(policy, steps_per_epoch=FOREVER) if _asks(policy) else policy
 
 
 def tell_steps_per_epoch(policy: Any, trainer: Trainer, pl_module: LightningModule) -> Any:
-    """The policy, with the optimizer steps of an epoch where it asks for them. Known once the data are set up.
+    """Return the policy, with the number of optimizer steps in an epoch if it needs that and was not given it.
+
+    The number is known once the data are set up.
 
     Raises:
         ValueError: the trainer cannot know them.
@@ -162,14 +174,14 @@ def tell_steps_per_epoch(policy: Any, trainer: Trainer, pl_module: LightningModu
 
 
 def why_steps_are_unknown(trainer: Trainer, pl_module: LightningModule) -> str | None:
-    """What keeps the optimizer steps of an epoch from following from its batches; None where nothing does."""
+    """Return why the optimizer steps of an epoch do not follow from its batches; None if they do."""
     if not pl_module.automatic_optimization:
         return "in manual optimization the module decides when its optimizers step"
     return "GradientAccumulationScheduler changes their number" if changes_accumulation(trainer) else None
 
 
 def changes_accumulation(trainer: Trainer) -> bool:
-    """Whether some steps have more micro-batches than others."""
+    """Return whether some steps have more micro-batches than others."""
     return any(isinstance(callback, GradientAccumulationScheduler) for callback in callbacks(trainer))
 
 
@@ -178,7 +190,7 @@ def _asks(policy: Any) -> bool:
 
 
 def has_layers(optimizer: Optimizer, pl_module: LightningModule, choice: Choice) -> bool:
-    """Whether the optimizer has trainable parameters that are layers, or may become some when they get a shape."""
+    """Return whether the optimizer trains parameters that are layers, or may become layers when they get a shape."""
     members = {id(parameter) for parameter in optimized(optimizer)}
     return any(
         id(p) in members and p.requires_grad and (isinstance(p, UninitializedParameter) or choice(name, p))
@@ -187,7 +199,7 @@ def has_layers(optimizer: Optimizer, pl_module: LightningModule, choice: Choice)
 
 
 def without_layers(callback: str) -> ValueError:
-    """What to raise where no optimizer has layers."""
+    """Return the error for a module of which no optimizer has layers."""
     return ValueError(
         f"{callback} found no layer to quantise: configure_optimizers must return an optimizer of weights with two or "
         "more dimensions (or that `layers` takes)"
@@ -196,12 +208,12 @@ def without_layers(callback: str) -> ValueError:
 
 @torch.no_grad()
 def untouched(controller: Engine, weights: Mapping[str, Tensor]) -> bool:
-    """Whether a module's weights are still those that the controller left when it was detached."""
+    """Return whether a module's weights are still those that the controller left when it was detached."""
     plain = plain_names(weights)
     weights = {plain[name]: weight for name, weight in weights.items()}
     layers = controller.banks[0]
     for index, name in enumerate(layers.names):
-        expected = layers.seen(index, "evaluation" if controller.step else "masters")
+        expected = layers.seen(index, _left(controller))
         if name not in weights or not torch.equal(weights[name].to(expected.device), expected):
             return False
     return True

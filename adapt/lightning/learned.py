@@ -1,5 +1,6 @@
 """Learned bit widths as one callback more: three phases that share the trainer's epochs."""
 
+import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -58,6 +59,8 @@ class LearnedBitwidth(PrecisionCallback):
             training_step, or that of its only submodule with parameters.
         activation_size, floor, weight_scaling, activation_scaling, delta, beta, update_every, width_rate, warmup,
             quantize_biases, layers: as in `adapt.learned.attach`.
+        export: where to write the network of the best checkpoint as a packed file when fit ends, as by
+            `adapt.export.capture(checkpoint, module).save(export)`; None writes none. Needs the extra "export".
 
     Attributes:
         controllers: the learner of the running fit or the latest, in a list.
@@ -82,8 +85,9 @@ class LearnedBitwidth(PrecisionCallback):
         warmup: float = 0.04,
         quantize_biases: bool = True,
         layers: choice.Choice = choice.is_matrix,
+        export: str | os.PathLike[str] | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(export)
         if not callable(layers):
             raise TypeError(f"layers must be a function of (name, parameter), got {layers!r}")
         if isinstance(calibration, bool) or (isinstance(calibration, int) and calibration < 1):

@@ -1,4 +1,4 @@
-"""A look at the training data that leaves no trace in them."""
+"""Read training batches ahead of the fit without moving its loaders on."""
 
 import contextlib
 from collections.abc import Iterator
@@ -13,16 +13,16 @@ from torch.utils.data import DataLoader, IterableDataset
 
 
 def first_batches(trainer: Trainer, pl_module: LightningModule, count: int) -> list[Any]:
-    """The first training batches as training_step will see them: combined, after the hooks of transfer, on the device.
+    """Return the first training batches as training_step will see them: combined, transferred, on the device.
 
-    The loaders and the random streams stay as they were.
+    Loaders and random generators stay as they were.
 
     Raises:
         ValueError: the data can be read only once.
     """
     combined = trainer.fit_loop._combined_loader
     assert combined is not None
-    # The fit's own is in use by now.
+    # Another one, because the fit already iterates over its own.
     again = CombinedLoader(combined.iterables, combined._mode)
     with contextlib.ExitStack() as stack:
         stack.enter_context(isolate_rng())
@@ -32,7 +32,7 @@ def first_batches(trainer: Trainer, pl_module: LightningModule, count: int) -> l
 
 
 def _moved(batch: Any, trainer: Trainer, pl_module: LightningModule) -> Any:
-    """What the fit loop makes of a batch."""
+    """Return a batch as the fit loop would hand it to training_step."""
     batch = trainer.precision_plugin.convert_input(batch)
     batch = pl_module._on_before_batch_transfer(batch, dataloader_idx=0)
     return trainer.strategy.batch_to_device(batch, dataloader_idx=0)
@@ -40,10 +40,10 @@ def _moved(batch: Any, trainer: Trainer, pl_module: LightningModule) -> Any:
 
 @contextlib.contextmanager
 def _as_it_was(loader: Any) -> Iterator[None]:
-    """Undo afterwards what reading from a loader changes in it.
+    """Undo on exit what reading from a loader changes in it.
 
     Raises:
-        ValueError: it cannot be undone.
+        ValueError: that cannot be undone.
     """
     parts = _parts(loader)
     streams = [(g, g.get_state()) for part in parts if isinstance(g := getattr(part, "generator", None), Generator)]
@@ -53,7 +53,7 @@ def _as_it_was(loader: Any) -> Iterator[None]:
             "LearnedBitwidth calibrates with the first training batches, but the training data can be read only once, "
             "so that training would miss them: give batches by calibration=…"
         )
-    # Workers that persist would be set back under the fit, which has begun to read from them.
+    # A second iterator would reset persistent workers, from which the fit already reads.
     iterator = getattr(loader, "_iterator", None)
     if isinstance(loader, DataLoader):
         loader._iterator = None
@@ -69,20 +69,20 @@ def _as_it_was(loader: Any) -> Iterator[None]:
 
 
 def _parts(loader: Any) -> list[Any]:
-    """What of a loader may move on when it is read."""
+    """Return the parts of a loader that reading may move on."""
     sampler = getattr(loader, "batch_sampler", None)
     rest = [sampler, getattr(sampler, "sampler", None), getattr(loader, "sampler", None)]
     return [loader, getattr(loader, "dataset", None), *rest]
 
 
 def _has_state(part: Any) -> bool:
-    """Whether it can say where it is and go back there. A torch loader's place is in its iterators."""
+    """Return whether its position can be saved and restored. That of a torch loader lies in its iterators."""
     able = hasattr(part, "state_dict") and hasattr(part, "load_state_dict")
     return able and not isinstance(part, DataLoader)
 
 
 def _is_read_once(loader: Any) -> bool:
-    """Whether two passes share an iterator."""
+    """Return whether two passes share an iterator."""
     if not isinstance(loader, DataLoader):
         return iter(loader) is iter(loader)
     return isinstance(loader.dataset, IterableDataset) and iter(loader.dataset) is iter(loader.dataset)

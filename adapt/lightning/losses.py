@@ -1,4 +1,4 @@
-"""Which controller is shown which loss."""
+"""Show each controller the losses that belong to its optimizer."""
 
 from collections import deque
 from collections.abc import Sequence
@@ -10,16 +10,16 @@ from adapt.engine.engine import Engine
 from adapt.layers.optimizers import optimized
 
 _LONGEST = 4096
-"""Losses that wait for an optimizer which never steps."""
+"""Losses kept for an optimizer that has not stepped for long; older ones are dropped."""
 
 
 class Losses:
     """Shows every controller the losses behind the gradients that its next step uses.
 
     With one optimizer these are all losses. With several, each loss is shown to the controllers of those optimizers
-    whose gradients its backward pass changed, when they step. So the loss of a toggled optimizer reaches this one
-    alone, and a loss that two optimizers share is shown to both. Gradients that are cleared (set to None) without a
-    step take their losses with them.
+    whose gradients its backward pass changed, when they step. So the loss of a toggled optimizer reaches that one
+    alone, and a loss that two optimizers share is shown to both. When gradients are cleared (set to None) without a
+    step, their losses are dropped too.
 
     Args:
         optimizers: all optimizers of the module.
@@ -34,7 +34,7 @@ class Losses:
         self._loss: Tensor | None = None
 
     def before_backward(self, loss: Tensor) -> None:
-        """Take the loss of a micro-batch, as it is, whose backward pass comes next."""
+        """Take the loss of a micro-batch whose backward pass comes next, without accumulation's divisor."""
         for controller, waiting in zip(self._controllers, self._waiting, strict=True):
             if all(parameter.grad is None for parameter in optimized(controller.optimizer)):
                 waiting.clear()
@@ -46,7 +46,7 @@ class Losses:
             self._before = [_gradients(controller.optimizer) for controller in self._controllers]
 
     def after_backward(self) -> None:
-        """Find out whose gradients the backward pass changed."""
+        """Keep the loss for the optimizers whose gradients the backward pass changed."""
         if self._loss is None:
             return
         for controller, waiting, before in zip(self._controllers, self._waiting, self._before, strict=True):
@@ -56,7 +56,7 @@ class Losses:
         self._loss, self._before = None, []
 
     def before_step(self, optimizer: Optimizer) -> None:
-        """Show what waits for the optimizer that steps next."""
+        """Show the losses kept for the optimizer that steps next."""
         for controller, waiting in zip(self._controllers, self._waiting, strict=True):
             if controller.optimizer is optimizer:
                 while waiting:
@@ -64,6 +64,6 @@ class Losses:
 
 
 def _gradients(optimizer: Optimizer) -> list[tuple[Tensor | None, int]]:
-    """Each parameter's gradient with the number of times that it was written."""
+    """Return each parameter's gradient with its version, which every write in place increases."""
     gradients = [parameter.grad for parameter in optimized(optimizer)]
     return [(gradient, 0 if gradient is None else gradient._version) for gradient in gradients]

@@ -11,14 +11,13 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 import adapt
 from adapt import Precision
 from adapt.kernels import set_backend
 from adapt.switching.policy import State
 from tests.references import activations as reference
-from tests.training import RESTLESS, assembled, is_on_grid, net, train
+from tests.training import RESTLESS, Conv1D, assembled, is_on_grid, net, train
 
 EIGHT_FOUR = adapt.Fixed(Precision(8, 4))
 SHORT = adapt.Fixed(Precision(4, 2))
@@ -59,6 +58,7 @@ LAYERS = {
     "transposed1d": (lambda: nn.ConvTranspose1d(4, 2, 3), (2, 4, 5)),
     "transposed2d": (lambda: nn.ConvTranspose2d(4, 2, 3, stride=2), (2, 4, 5, 5)),
     "transposed3d": (lambda: nn.ConvTranspose3d(2, 2, 2), (1, 2, 3, 3, 3)),
+    "transformers' Conv1D": (lambda: Conv1D(5, 6), (4, 3, 6)),
 }
 
 
@@ -104,7 +104,8 @@ def test_of_recurrent_layers_and_attention_only_the_weights_are_quantised():
     torch.manual_seed(0)
     gru, attention = nn.GRU(4, 5, batch_first=True), nn.MultiheadAttention(4, 2, batch_first=True)
     model = nn.ModuleDict({"gru": gru, "attention": attention, "head": nn.Linear(5, 2)})
-    _, _, controller = assembled(model, EIGHT_FOUR, activations="layer")
+    with pytest.warns(UserWarning, match="activations of gru, attention stay float32"):
+        _, _, controller = assembled(model, EIGHT_FOUR, activations="layer")
     assert sorted(controller.activation_precisions) == [
         "attention.out_proj.weight.input",
         "attention.out_proj.weight.output",
@@ -114,6 +115,56 @@ def test_of_recurrent_layers_and_attention_only_the_weights_are_quantised():
     output, _ = gru(attention(*[torch.randn(2, 3, 4)] * 3)[0])
     assert not is_on_grid(output, Precision(8, 4))
     assert is_on_grid(model["head"](output), Precision(8, 4))
+
+
+class Experts(nn.Module):
+    """Two linear layers for each expert, each held as one parameter, as mixtures of experts do."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.down = nn.Parameter(torch.randn(2, 3, 4)), nn.Parameter(torch.randn(2, 4, 3))
+
+
+def test_modules_whose_activations_cannot_be_reached_are_named_once():
+    parts = {
+        "experts": Experts(),
+        "normed": nn.utils.parametrizations.weight_norm(nn.Linear(3, 3)),
+        "head": nn.Linear(3, 2),
+        "words": nn.Embedding(4, 3),
+        "frozen": nn.GRU(3, 3).requires_grad_(False),
+    }
+    model = nn.ModuleDict(parts)
+    with pytest.warns(UserWarning, match="activations of") as caught:
+        assembled(model, EIGHT_FOUR, activations=8)
+    (warning,) = caught
+    assert str(warning.message) == (
+        "activations of experts, normed stay float32, because what these modules compute inside cannot be reached: "
+        "only their weights are quantised"
+    )
+    many = nn.Sequential(*[nn.GRU(2, 2) for _ in range(7)], nn.Linear(2, 2))
+    with pytest.warns(UserWarning, match=r"activations of 0, 1, 2, 3, 4 and 2 more stay float32"):
+        assembled(many, EIGHT_FOUR, activations=8)
+
+
+def test_layers_that_join_later_bring_no_second_warning(recwarn):
+    model = nn.ModuleDict({"gru": nn.GRU(3, 3), "head": nn.Linear(3, 2), "last": nn.Linear(2, 2)})
+    model["last"].weight.requires_grad_(False)
+    assembled(model, EIGHT_FOUR, activations="layer")
+    model["last"].weight.requires_grad_(True)
+    model["last"](model["head"](torch.ones(2, 3)))
+    assert len([w for w in recwarn if "stay float32" in str(w.message)]) == 1
+
+
+def test_layers_that_join_in_the_call_of_a_layer_leave_its_input_on_the_grid():
+    parts = nn.ModuleDict({"head": nn.Linear(3, 2), "last": nn.Linear(2, 2)})
+    parts["last"].weight.requires_grad_(False)
+    _, _, controller = assembled(parts, EIGHT_FOUR, activations="layer")
+    parts["last"].weight.requires_grad_(True)
+    flows = Flows(parts)
+    parts["head"](torch.rand(2, 3))
+    parts["head"](torch.rand(2, 3))
+    assert "last.weight.input" in controller.activation_precisions
+    assert is_on_grid(flows.seen[-1][1], Precision(8, 4))
 
 
 def straight_through_twin(weight, bias, x, outer, precision):
@@ -385,20 +436,6 @@ def test_under_autocast(dtype):
         output.float().square().mean().backward()
         assert flows.check(controller) == 4
         optimizer.step()
-
-
-def test_checkpointed_layers_draw_again_what_they_drew():
-    gradients = []
-    for reentrant in (None, False, True):
-        model, optimizer, _ = assembled(activations="layer", quantize_errors=True, policy=EIGHT_FOUR)
-        x = torch.rand(16, 6, generator=torch.Generator().manual_seed(1)).requires_grad_()
-        for _ in range(3):
-            y = model(x) if reentrant is None else checkpoint(model, x, use_reentrant=reentrant)
-            y.square().sum().backward()
-            optimizer.step()
-        gradients.append((x.grad, model[0].weight.grad))
-    for others in gradients[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(gradients[0], others, strict=True))
 
 
 def shared_sites(controller):

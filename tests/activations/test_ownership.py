@@ -1,39 +1,39 @@
-"""A gradient that nobody else can see: found where it is one, never where somebody keeps it."""
+"""A gradient that nothing else can see is recognised, and one that something keeps never is."""
 
 import pytest
 import torch
 from torch import nn
 
 import adapt
-from adapt.activations.ownership import holders_of_one_alone, is_alone
+from adapt.activations.ownership import is_unshared, unshared_counts
 from tests.training import copies
 
-holders_of_one_alone()
+unshared_counts()
 
 
-class Asking(torch.autograd.Function):
-    """Notes whether its gradient is alone."""
+class Noting(torch.autograd.Function):
+    """Notes whether its gradient is unshared."""
 
     @staticmethod
-    def forward(ctx, x, answers):
-        ctx.answers = answers
+    def forward(ctx, x, noted):
+        ctx.noted = noted
         return x.clone()
 
     @staticmethod
     def backward(ctx, *gradients):
         (gradient,) = gradients
-        ctx.answers.append(is_alone(gradient))
+        ctx.noted.append(is_unshared(gradient))
         return gradient, None
 
 
-def answers_in(use, **options):
-    """What `is_alone` says in the backward pass of `use`, called with a tensor and a list that keeps things."""
-    answers, kept = [], []
+def noted_in(use, **options):
+    """What `is_unshared` says in the backward pass of `use`, called with a tensor and a list that keeps things."""
+    noted, kept = [], []
     x = torch.randn(4, 3, requires_grad=True)
     gradient = torch.ones(4, 3)
-    result = use(Asking.apply(x, answers), kept)
+    result = use(Noting.apply(x, noted), kept)
     result.backward(gradient if result.dim() else None, **options)
-    return answers
+    return noted
 
 
 def keeping_in(register):
@@ -62,25 +62,25 @@ KEPT = {
 
 
 @pytest.mark.parametrize("name", KEPT)
-def test_a_gradient_that_somebody_keeps_is_not_alone(name):
-    assert answers_in(KEPT[name]) == [False]
+def test_a_gradient_that_something_keeps_is_shared(name):
+    assert noted_in(KEPT[name]) == [False]
 
 
-def test_a_gradient_made_for_its_reader_alone_is():
-    assert answers_in(lambda y, kept: (y * 2).pow(2)) == [True]
-    assert answers_in(keeping_in(lambda y, kept: y.register_hook(lambda g: None))) == [True]
+def test_a_gradient_made_for_its_reader_alone_is_unshared():
+    assert noted_in(lambda y, kept: (y * 2).pow(2)) == [True]
+    assert noted_in(keeping_in(lambda y, kept: y.register_hook(lambda g: None))) == [True]
 
 
 @pytest.mark.filterwarnings("ignore:Using backward.. with create_graph:UserWarning")
-def test_no_gradient_of_a_graph_that_goes_on_is_alone():
-    assert answers_in(lambda y, kept: (y * 2).pow(2), create_graph=True) == [False]
+def test_no_gradient_of_a_graph_that_goes_on_is_unshared():
+    assert noted_in(lambda y, kept: (y * 2).pow(2), create_graph=True) == [False]
 
 
 def test_branches_that_share_a_gradient_never_both_have_it():
-    answers = []
+    noted = []
     x = torch.randn(3, requires_grad=True)
-    ((Asking.apply(x, answers) + Asking.apply(x, answers)) * 2).sum().backward()
-    assert answers in ([False, True], [False, False])
+    ((Noting.apply(x, noted) + Noting.apply(x, noted)) * 2).sum().backward()
+    assert noted in ([False, True], [False, False])
 
 
 def test_errors_are_rounded_the_same_in_place_and_elsewhere_and_kept_ones_stay():

@@ -1,5 +1,7 @@
 """ASGD is torch's SGD with a controller: nothing more, nothing less."""
 
+import copy
+
 import pytest
 import torch
 
@@ -81,3 +83,52 @@ def test_the_loss_of_a_closure_is_learned_without_being_shown(recwarn):
     assert last < first
     assert len(optimizer.controller.trace) == 20
     assert not recwarn
+
+
+def groups(model, named):
+    """The first layer with another rate than the second; parameters by name, if `named`."""
+    parts = [list(layer.named_parameters(prefix)) for prefix, layer in (("first", model[0]), ("second", model[2]))]
+    if not named:
+        parts = [[parameter for _, parameter in part] for part in parts]
+    # Iterators, which can be read once.
+    return [{"params": iter(parts[0]), "lr": 0.2}, {"params": iter(parts[1])}]
+
+
+@pytest.mark.parametrize("named", [False, True])
+@pytest.mark.parametrize("as_iterator", [False, True])
+def test_it_takes_groups(named, as_iterator):
+    model, twin = net(), net()
+    made = groups(model, named)
+    optimizer = adapt.ASGD(iter(made) if as_iterator else made, lr=0.05, policy=RESTLESS)
+    names = ["first.weight", "second.weight"] if named else ["parameter_0", "parameter_2"]
+    assert list(optimizer.controller.precisions) == names
+    assert [group["lr"] for group in optimizer.param_groups] == [0.2, 0.05]
+    plain = torch.optim.SGD(groups(twin, named), lr=0.05)
+    # The names matter to the random streams.
+    controller = adapt.attach(plain, groups(twin, named), RESTLESS)
+    train(model, optimizer, 9, controller=optimizer.controller)
+    train(twin, plain, 9, controller=controller)
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), twin.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_run_with_groups_resumes(named):
+    model = net()
+    optimizer = adapt.ASGD(groups(model, named), lr=0.05, momentum=0.9, policy=RESTLESS)
+    train(model, optimizer, 6, controller=optimizer.controller)
+    state, weights = copy.deepcopy(optimizer.state_dict()), copies(model.state_dict())
+    train(model, optimizer, 6, 6, optimizer.controller)
+    again = net(1)
+    resumed = adapt.ASGD(groups(again, named), lr=0.05, momentum=0.9, policy=RESTLESS)
+    again.load_state_dict(weights)
+    resumed.load_state_dict(state)
+    train(again, resumed, 6, 6, resumed.controller)
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), again.parameters(), strict=True))
+
+
+def test_groups_that_are_none():
+    model = net()
+    with pytest.raises(ValueError, match="params names two parameters 'a': give each its own name"):
+        adapt.ASGD([{"params": [("a", model[0].weight)]}, {"params": [("a", model[2].weight)]}])
+    with pytest.raises(TypeError, match="dict"):
+        adapt.ASGD([{"params": model[0].parameters()}, model[2].weight])

@@ -130,13 +130,17 @@ def test_optimizers(make, error, message):
         (lambda model: None, TypeError, "params must be a module, named parameters or parameters, got NoneType"),
         (lambda model: 3, TypeError, "params must be a module, named parameters or parameters, got int"),
         (lambda model: model[0].weight, TypeError, "got a single tensor: wrap it in a list"),
-        (lambda model: [1, 2], TypeError, "params must hold parameters or .* pairs, got int at 0"),
-        (lambda model: {"weight": "none"}, TypeError, "params must hold parameters or .* pairs, got tuple at 0"),
         (
-            lambda model: [{"params": model.parameters()}],
+            lambda model: [1, 2],
             TypeError,
-            r"got dict at 0: make the optimizer of these groups and use adapt\.attach",
+            r"must hold parameters, \(name, parameter\) pairs or groups, got int at 0",
         ),
+        (
+            lambda model: {"weight": "none"},
+            TypeError,
+            "must hold parameters, .* pairs or groups, got tuple at 0",
+        ),
+        (lambda model: [{"weights": model.parameters()}], TypeError, "pairs or groups, got dict at 0"),
         (
             lambda model: [("a", model[0].weight), ("a", model[2].weight)],
             ValueError,
@@ -187,6 +191,10 @@ class Unfinished:
         ({"execution_backward": None}, TypeError, "execution_backward must be True or False, got None"),
         ({"trace_every": 0}, ValueError, "trace_every must be a whole number of steps ≥ 1, got 0"),
         ({"trace_every": 2.5}, ValueError, r"trace_every must be a whole number of steps ≥ 1, got 2\.5"),
+        ({"rouding": "nearest"}, TypeError, "there is no option rouding: did you mean rounding?"),
+        ({"quantise_biases": True}, TypeError, "there is no option quantise_biases: did you mean quantize_biases?"),
+        ({"polcy": None}, TypeError, "there is no option polcy: did you mean policy?"),
+        ({"warmth": 3}, TypeError, r"there is no option warmth: help\(adapt\.attach\) names them all"),
         ({"layers": "all"}, TypeError, r"layers must be a function of \(name, parameter\), got 'all'"),
         ({"layers": lambda name, parameter: False}, ValueError, r"\(or none that `layers` takes\)"),
     ],
@@ -477,12 +485,6 @@ def test_arguments_of_sgd_are_checked_by_sgd(options, message):
 def test_asgd_takes_its_policy_by_name():
     with pytest.raises(TypeError, match=r"lr must be a number or a tensor, got AdaPT.*: give the policy as policy="):
         adapt.ASGD(net(), adapt.AdaPT())
-
-
-def test_asgd_refuses_groups_and_says_what_to_do():
-    model = net()
-    with pytest.raises(TypeError, match=r"make the optimizer of these groups and use adapt\.attach"):
-        adapt.ASGD([{"params": model.parameters()}], lr=0.1)
 
 
 def test_numpy_numbers_are_numbers():

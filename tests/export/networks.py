@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrizations, prune
 
 import adapt
 from adapt import learned
@@ -56,6 +57,58 @@ class Tied(nn.Module):
         return self.head(self.layer(self.embedding(tokens)).mean(1))
 
 
+class Conv1D(nn.Module):
+    """A linear layer with the weight [in, out], as transformers has it under this name."""
+
+    def __init__(self, outputs: int, inputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(inputs, outputs) / inputs**0.5)
+        self.bias = nn.Parameter(torch.randn(outputs) / 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.addmm(self.bias, x, self.weight)
+
+
+class TransposedWeights(nn.Module):
+    """Linear layers whose weights are [in, out]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden = Conv1D(16, 192)
+        self.head = Conv1D(5, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.relu(self.hidden(x.flatten(1))))
+
+
+class Recurrent(nn.Module):
+    """A recurrent layer and attention, of which only the weights are quantised."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(5, 8)
+        self.recurrent = nn.LSTM(8, 8, batch_first=True)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        y, _ = self.recurrent(self.embedding(tokens))
+        return self.head(self.attention(y, y, y, need_weights=False)[0].mean(1))
+
+
+class Computed(nn.Module):
+    """Layers whose weights are computed from others: by weight norm, pruning and spectral norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = parametrizations.weight_norm(nn.Conv2d(3, 4, 3))
+        self.pruned = prune.l1_unstructured(nn.Linear(4 * 36, 8), "weight", 0.5)
+        self.head = parametrizations.spectral_norm(nn.Linear(8, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.relu(self.pruned(F.relu(self.conv(x)).flatten(1))))
+
+
 @dataclass
 class Run:
     """A trained network and what keeps it.
@@ -88,7 +141,7 @@ class Run:
 def inputs_of(kind: type[nn.Module]) -> Tensor:
     """A batch of 10."""
     generator = torch.Generator().manual_seed(1)
-    if kind is Tied:
+    if kind in (Tied, Recurrent):
         return torch.randint(0, 5, (10, 6), generator=generator)
     return torch.randn(10, 3, 8, 8, generator=generator)
 

@@ -8,8 +8,19 @@ import torch
 from torch import nn
 
 import adapt
-from adapt.export import capture
-from tests.export.networks import Residual, Tied, Transposed, adaptive, model_of, with_lsq, with_widths
+from adapt.export import capture, load
+from tests.export.networks import (
+    Computed,
+    Recurrent,
+    Residual,
+    Tied,
+    Transposed,
+    TransposedWeights,
+    adaptive,
+    model_of,
+    with_lsq,
+    with_widths,
+)
 
 RUNS = {
     "weights": lambda: adaptive(Residual),
@@ -23,6 +34,9 @@ RUNS = {
     "transposed": lambda: adaptive(Transposed, activations=7),
     "tied": lambda: adaptive(Tied),
     "tied, rounded": lambda: adaptive(Tied, activations=8),
+    "transposed weights": lambda: adaptive(TransposedWeights, activations=8),
+    "LSQ, transposed weights": lambda: with_lsq(TransposedWeights),
+    "recurrent": lambda: adaptive(Recurrent, activations=8),
     "LSQ": lambda: with_lsq(Residual),
     "LSQ, one bit": lambda: with_lsq(Residual, weight_bits=1, activation_bits=1),
     "LSQ, transposed": lambda: with_lsq(Transposed),
@@ -85,13 +99,29 @@ def test_it_copies_pickles_and_goes_through_torch_export(run):
         assert torch.equal(copied(run.inputs), expected)
     program = torch.export.export(module, (run.inputs,)).module()
     assert torch.equal(program(run.inputs), expected)
-    assert torch.equal(torch.compile(module, backend="eager", fullgraph=True)(run.inputs), expected)
+
+
+def test_torch_compile_tells_networks_of_one_class_apart():
+    runs = [adaptive(Residual, activations=activations) for activations in (None, 8, 5)]
+    for run in runs:
+        module = capture(run.controller).module()
+        assert torch.equal(torch.compile(module, backend="eager")(run.inputs), module(run.inputs))
 
 
 def test_sources(run):
     a, b = capture(run.controller), capture(run.optimizer)
     assert all(torch.equal(a.words[name], words) for name, words in b.words.items())
     assert a.formats == b.formats
+
+
+def test_weights_that_are_computed_from_others_stay_so(tmp_path):
+    run = adaptive(Computed)
+    exported = capture(run.controller, inputs=run.inputs)
+    assert "pruned.weight_orig" in exported.words
+    assert "conv.parametrizations.weight.original1" in exported.words
+    exported.save(tmp_path / "net")
+    with torch.no_grad():
+        assert torch.equal(load(tmp_path / "net", Computed()).module()(run.inputs), run.evaluate())
 
 
 def test_rounding_modules_have_the_formats_of_the_sites():

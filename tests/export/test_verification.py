@@ -10,7 +10,7 @@ from torch.nn import functional as F
 import adapt
 from adapt.export import IntegerNetwork, capture, verify
 from adapt.export.bounds import accumulator_bounds
-from tests.export.networks import Residual, Tied, Transposed, adaptive, with_lsq, with_widths
+from tests.export.networks import Residual, Tied, Transposed, TransposedWeights, adaptive, with_lsq, with_widths
 
 
 def test_the_packed_file_the_attached_model_and_integers_agree(tmp_path):
@@ -27,7 +27,7 @@ def test_the_packed_file_the_attached_model_and_integers_agree(tmp_path):
 
 
 @pytest.mark.parametrize("options", [{"activations": 8}, {"activations": 5, "quantize_biases": True}])
-@pytest.mark.parametrize("kind", [Residual, Transposed])
+@pytest.mark.parametrize("kind", [Residual, Transposed, TransposedWeights])
 @pytest.mark.parametrize("word_length", [2, 4, 8])
 def test_integers_compute_what_float32_computes(kind, options, word_length):
     run = adaptive(kind, adapt.Fixed(adapt.Precision(word_length, word_length)), **options)
@@ -144,6 +144,14 @@ def test_transposed_convolutions_are_summed_by_their_output_channels():
         ones = torch.full((1, layer.in_channels, 5, 5), 64.0)
         largest = F.conv_transpose2d(ones, magnitude, None, 1, groups=layer.groups).max()
         assert 2 ** accumulator_bounds(exported)[path].bits >= largest
+
+
+def test_weights_that_lie_the_other_way_are_summed_by_their_output_channels():
+    exported = capture(adaptive(TransposedWeights, activations=7, quantize_biases=True).controller)
+    form, inputs = exported.formats["hidden.weight"], exported.formats["hidden.input"]
+    sums = 64 * exported.words["hidden.weight"].long().abs().sum(0)
+    sums = sums + exported.values("hidden.bias").abs() / float(form.step * inputs.step)
+    assert accumulator_bounds(exported)["hidden"].bits == pytest.approx(math.log2(sums.max()))
 
 
 def test_what_bounds_do_not_cover_has_a_reason():

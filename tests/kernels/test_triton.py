@@ -10,13 +10,21 @@ import pytest
 triton = pytest.importorskip("triton")
 
 
-def test_the_interpreter_gives_the_bits_of_the_other_back_ends():
+@pytest.mark.parametrize(
+    "selection",
+    [
+        pytest.param("triton and not every_word_length", id="every pass"),
+        pytest.param("triton", id="every word length too", marks=pytest.mark.long),
+    ],
+)
+def test_the_interpreter_gives_the_bits_of_the_other_back_ends(selection):
     """In a new process, because Triton reads the variable when it is imported."""
-    command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", "tests/kernels/test_agreement.py"]
+    command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", "-k", selection]
+    command.append("tests/kernels/test_agreement.py")
     environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout[-3000:]
-    assert int(re.search(r"(\d+) passed", result.stdout).group(1)) > 40
+    assert int(re.search(r"(\d+) passed", result.stdout).group(1)) > 30
 
 
 ROUNDING = {"WIDTH": 7, "ALIGNED": True, "BLOCK": 2048}

@@ -1,5 +1,8 @@
 """Every way of training in Lightning keeps every forward pass on the grid, and fit leaves the module as promised."""
 
+import copy
+import pickle
+
 import lightning
 import pytest
 import torch
@@ -8,6 +11,8 @@ from lightning.pytorch.loggers import CSVLogger
 from torch.nn import functional as F
 
 import adapt
+from adapt.learned import Budget
+from adapt.lightning import LearnedBitwidth
 from tests.lightning.modules import (
     BATCHES,
     RESTLESS,
@@ -330,6 +335,35 @@ class TestTheEnd:
         callback, _ = fit(Adversaries())
         with pytest.raises(RuntimeError, match="2 controllers"):
             _ = callback.trace
+
+
+def pickled(callback):
+    """A copy through a pickle."""
+    return pickle.loads(pickle.dumps(callback))
+
+
+class TestCopies:
+    """A copy has the settings and none of the controllers, whose tensors belong to one module and its optimizer."""
+
+    @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickled])
+    @pytest.mark.parametrize("make", [precision, lambda: LearnedBitwidth(Budget(bits=4))], ids=["adaptive", "learned"])
+    @pytest.mark.filterwarnings("ignore:no bit width moved")
+    def test_before_within_and_after_fit(self, make, copied):
+        class Copies(Classifier):
+            def on_train_batch_end(self, *args):
+                copies.append(copied(callback))
+
+        callback = make()
+        copies = [copied(callback)]
+        fit(Copies(), callback, max_epochs=1)
+        copies.append(copied(callback))
+        assert len(copies) == BATCHES + 2
+        assert callback.controllers[0].step == BATCHES
+        for other in copies:
+            assert other.controllers == []
+        for other in (copies[1], copies[-1]):
+            fit(Classifier(), other, max_epochs=1)
+            assert_same_run(other.controllers[0], callback.controllers[0])
 
 
 class TestAController:

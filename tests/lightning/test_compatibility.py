@@ -290,7 +290,7 @@ class TestRefusals:
             pass
 
         for other in (precision(), Mine()):
-            with pytest.raises(ValueError, match=r"several AdaptivePrecision callbacks \(.*\): keep one, which serves"):
+            with pytest.raises(ValueError, match=r"several callbacks that set precision \(.*\): keep one, which"):
                 fit(Classifier(), other, precision())
 
     def test_lazy_layers_are_told_to_take_shape_first(self):

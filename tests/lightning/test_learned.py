@@ -287,7 +287,7 @@ def test_what_cannot_work_is_refused_when_fit_starts(callback, options, kind, me
 @pytest.mark.parametrize("order", [1, -1])
 def test_one_callback_alone(order):
     callbacks = [LearnedBitwidth(**FOUR), AdaptivePrecision()][::order]
-    with pytest.raises(ValueError, match=r"several AdaptivePrecision callbacks \(.*LearnedBitwidth.*\): keep one"):
+    with pytest.raises(ValueError, match=r"several callbacks that set precision \(.*LearnedBitwidth.*\): keep one"):
         fit(None, *callbacks)
 
 

@@ -1,6 +1,7 @@
 """What a run logs, shows, draws and saves, and that it waits for the device only then."""
 
 import csv
+import importlib.util
 import math
 
 import numpy as np
@@ -219,13 +220,11 @@ class TestWaiting:
             # Noise comes from the stream of a layer's name.
             assert value == pytest.approx(float(expected.callback_metrics[f"adapt/{name}"]), rel=0.2)
 
-    def test_a_changing_accumulation_leaves_the_training_speedup_out_and_says_so(self, monkeypatch):
-        messages = []
-        monkeypatch.setattr("adapt.lightning.reports.rank_zero_info", messages.append)
+    def test_a_changing_accumulation_leaves_the_training_speedup_out_and_says_so(self, told):
         _, run = fit(Classifier(), None, GradientAccumulationScheduler({0: 3, 1: 1}))
         logged = {name for name in run.callback_metrics if name.startswith("adapt/")}
         assert logged == {f"adapt/{name}" for name in AGGREGATES if name != "training_speedup"}
-        assert messages == [
+        assert told() == [
             "AdaptivePrecision leaves adapt/training_speedup out: GradientAccumulationScheduler changes how many "
             "batches a step has."
         ]
@@ -289,7 +288,7 @@ class TestOperations:
         assert module.training
 
     @pytest.mark.parametrize("broken", ["forward", "batch"])
-    def test_where_nothing_fits_the_speedups_are_left_out_and_it_says_how_to_have_them(self, broken, monkeypatch):
+    def test_where_nothing_fits_the_speedups_are_left_out_and_it_says_how_to_have_them(self, broken, told):
         class Other(Classifier):
             def forward(self, inputs):
                 if inputs.shape[1] != 6 or broken == "forward":
@@ -302,14 +301,12 @@ class TestOperations:
 
             validation_step = training_step
 
-        messages = []
-        monkeypatch.setattr("adapt.lightning.reports.rank_zero_info", messages.append)
         pairs = [{"parts": pair} for pair in loader()] if broken == "batch" else list(loader())
         batches = torch.utils.data.DataLoader(pairs, batch_size=None)
         _, run = fit(Other(), loaders=(batches, batches))
-        assert len(messages) == 1
-        assert "leaves the speedups out" in messages[0]
-        assert "Set example_input_array of Other" in messages[0]
+        (message,) = told()
+        assert "leaves the speedups out" in message
+        assert "Set example_input_array of Other" in message
         logged = {name for name in run.callback_metrics if name.startswith("adapt/")}
         assert logged == {f"adapt/{name}" for name in AGGREGATES if "speedup" not in name}
 
@@ -474,31 +471,30 @@ class TestTensorBoard:
         assert tags["histograms"] == ["adapt/word_length"]
 
     def test_drawing_takes_a_small_share_of_the_time(self, tmp_path, monkeypatch):
-        drawn = []
+        timeline = pytest.importorskip("adapt.tensorboard").Timeline
+        drawn, clock = [], [0.0]
 
-        class Slow:
-            def write(self, trace):
-                drawn.append(len(trace))
-                clock[0] += 1.0
+        def write(self, trace):
+            drawn.append(len(trace))
+            clock[0] += 1.0
 
-        clock = [0.0]
-        monkeypatch.setattr("adapt.lightning.reports.time.monotonic", lambda: clock[0])
-        monkeypatch.setattr("adapt.lightning.metrics.timelines", lambda loggers: [Slow()])
+        monkeypatch.setattr("time.monotonic", lambda: clock[0])
+        monkeypatch.setattr(timeline, "write", write)
 
         class Passes(Callback):
             def on_train_epoch_end(self, *args):
                 clock[0] += 7.0
 
-        fit(Classifier(), None, Passes(), max_epochs=7)
+        fit(Classifier(), None, Passes(), max_epochs=7, logger=TensorBoardLogger(tmp_path))
         # After the first picture, which took a second, comes the next one twenty seconds later.
         assert drawn == [BATCHES, 4 * BATCHES, 7 * BATCHES, 7 * BATCHES]
 
     def test_without_matplotlib_there_are_lines_only(self, tmp_path, monkeypatch):
         pytest.importorskip("tensorboard")
         logger = TensorBoardLogger(tmp_path)
-        real = metrics.importlib.util.find_spec
+        real = importlib.util.find_spec
         monkeypatch.setattr(
-            metrics.importlib.util, "find_spec", lambda name, *rest: None if name == "matplotlib" else real(name, *rest)
+            "importlib.util.find_spec", lambda name, *rest: None if name == "matplotlib" else real(name, *rest)
         )
         assert metrics.timelines([logger]) == []
         fit(Classifier(), precision(RESTLESS), logger=logger, log_every_n_steps=2)

@@ -198,13 +198,11 @@ def test_the_checkpoint_of_an_exception_holds_the_controller(tmp_path):
     assert np.array_equal(callback.trace.word_length, whole.trace.word_length[rows])
 
 
-def test_deployable_checkpoints_are_announced_as_not_resumable(tmp_path, monkeypatch):
-    messages = []
-    monkeypatch.setattr("adapt.lightning.callback.rank_zero_info", messages.append)
+def test_deployable_checkpoints_are_announced_as_not_resumable(tmp_path, told):
     keep = ModelCheckpoint(tmp_path, "deploy", save_weights_only=True)
     callback, _ = fit(Classifier(), None, keep, enable_checkpointing=True)
-    assert len(messages) == 1
-    assert "cannot be resumed" in messages[0]
+    (message,) = told()
+    assert "cannot be resumed" in message
     state = torch.load(tmp_path / "deploy.ckpt", weights_only=True)["state_dict"]
     for name, master in callback.controller.masters.items():
         assert torch.equal(state[name], adapt.quantize(master, callback.controller.precisions[name]))

@@ -1,10 +1,4 @@
-"""A Lightning run in a process of its own that can be killed, with a checkpoint after every step.
-
-python -m tests.reliability.lightning_runs FOLDER STEPS
-"""
-
-import sys
-from pathlib import Path
+"""A Lightning run in a process of its own that can be killed, with a checkpoint after every step."""
 
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
@@ -26,14 +20,9 @@ class Started(Callback):
 def main(folder, steps):
     """Train up to `steps`, from the last checkpoint if there is one; write the digest at the end."""
     torch.set_num_threads(1)
-    folder = Path(folder)
     module, callback = Classifier(), precision(l1=1e-4, quantize_biases=True)
     keep = ModelCheckpoint(folder, save_last=True, every_n_train_steps=1, enable_version_counter=False)
-    run = trainer(callback, keep, Started(folder), max_steps=int(steps), max_epochs=-1, enable_checkpointing=True)
+    run = trainer(callback, keep, Started(folder), max_steps=steps, max_epochs=-1, enable_checkpointing=True)
     last = folder / "last.ckpt"
     run.fit(module, ResumableLoader(), ckpt_path=last if last.exists() else None, weights_only=True)
     (folder / "digest").write_text(summed(callback.controller, module))
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -1,14 +1,7 @@
-"""What several processes do at once, each writing what it saw; `launch` starts them as a user would, by torchrun.
-
-torchrun --nproc-per-node 2 -m tests.reliability.ranks FOLDER SCENARIO …
-"""
+"""What several processes do at once: scenarios, each of which returns what one rank saw."""
 
 import copy
-import os
-import subprocess
-import sys
 from datetime import timedelta
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -28,8 +21,8 @@ from torch.distributed.tensor import Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 import adapt
+from tests.processes import together
 
-ROOT = Path(__file__).parents[2]
 STEPS, HALF = 30, 13
 """HALF lies inside a window."""
 
@@ -154,9 +147,8 @@ def fsdp(folder, rank, size):
     for setting in SETTINGS:
         training = Training(setting, engine="fsdp").train(STEPS)
         assert isinstance(training.model, FSDPModule)
-        for master, parameter in zip(
-            training.controller.masters.values(), training.controller._run.layers.parameters, strict=True
-        ):
+        controller = training.controller
+        for master, parameter in zip(controller.masters.values(), controller.layers.values(), strict=True):
             assert type(master) is type(parameter.data), "masters are sharded like their parameters"
             assert master.to_local().numel() < master.numel()
         results[setting] = training.outcome()
@@ -196,7 +188,7 @@ def fsdp_views(folder, rank, size):
         controller.state_dict()
     return {
         "views": views,
-        "training": [whole(controller._run.layers.parameters[i].detach()) for i in range(3)],
+        "training": [whole(parameter.detach()) for parameter in controller.layers.values()],
         "masters": [whole(m) for m in controller.masters.values()],
         "precisions": formats_of(controller),
         "saved": {n: whole(v) for n, v in model.state_dict().items()},
@@ -266,34 +258,27 @@ def refusals(folder, rank, size):
     return errors
 
 
-def main(folder, *scenarios):
+def run(rank, size, folder, scenario):
+    """Take part in a scenario as one rank, and write what it saw."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", timeout=timedelta(seconds=120))
-    folder, rank, size = Path(folder), dist.get_rank(), dist.get_world_size()
-    for scenario in scenarios:
-        result = globals()[scenario](folder, rank, size)
-        torch.save(copy.deepcopy(result), folder / f"{scenario}-{size}-{rank}.pt")
-        dist.barrier()
+    meeting = f"file://{folder / scenario}-{size}"
+    dist.init_process_group("gloo", meeting, timedelta(seconds=120), rank=rank, world_size=size)
+    result = globals()[scenario](folder, rank, size)
+    torch.save(copy.deepcopy(result), folder / f"{scenario}-{size}-{rank}.pt")
+    dist.barrier()
     dist.destroy_process_group()
 
 
-def launch(folder, size, *scenarios):
-    """Run the scenarios on `size` processes and answer {scenario: [result of each rank]}."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(size)]
-    done = subprocess.run(
-        [*command, "-m", "tests.reliability.ranks", str(folder), *scenarios],
-        cwd=ROOT,
-        env={**os.environ, "ADAPT_BACKEND": "torch", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        timeout=280,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr.decode().partition("Root Cause")[0][:6000]
-    return {
-        scenario: [torch.load(folder / f"{scenario}-{size}-{rank}.pt", weights_only=True) for rank in range(size)]
-        for scenario in scenarios
-    }
+class Processes:
+    """Runs scenarios on several processes when their results are asked for: `Processes(folder, 2)["ddp"]`."""
 
+    def __init__(self, folder, size):
+        self.folder, self.size, self.results = folder, size, {}
 
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+    def __getitem__(self, scenario):
+        """Return the result of each rank."""
+        if scenario not in self.results:
+            together(self.size, run, self.folder, scenario)
+            paths = [self.folder / f"{scenario}-{self.size}-{rank}.pt" for rank in range(self.size)]
+            self.results[scenario] = [torch.load(path, weights_only=True) for path in paths]
+        return self.results[scenario]

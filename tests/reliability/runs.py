@@ -1,13 +1,9 @@
 """A small run with all that a real one has to restore, in this process or in one of its own that can be killed.
 
 Epochs in shuffled order, dropout, momentum, two micro-batches to a step, and a checkpoint after every micro-batch.
-
-    python -m tests.reliability.runs FOLDER SETTING MICRO_BATCHES
 """
 
 import hashlib
-import sys
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -113,15 +109,11 @@ def switches(trace):
 def main(folder, setting, micro_batches):
     """Train up to `micro_batches`, from the checkpoint if there is one; write the digest at the end."""
     torch.set_num_threads(1)
-    folder, run = Path(folder), Run(setting)
+    run = Run(setting)
     if (folder / "checkpoint").exists():
         run.resume(adapt.load(folder / "checkpoint"))
     (folder / "started").touch()
-    while run.position < int(micro_batches):
+    while run.position < micro_batches:
         run.advance()
         adapt.save(run.state(), folder / "checkpoint")
     (folder / "digest").write_text(run.digest())
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -1,4 +1,4 @@
-"""Several processes, started by torchrun, train as one does: the same formats at the same step, the same weights."""
+"""Several processes train as one does: the same formats at the same step, the same weights."""
 
 import pytest
 import torch
@@ -11,23 +11,12 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 import adapt
-from tests.reliability.ranks import ACTIVATIONS, HALF, SETTINGS, STEPS, Training, launch, states
+from tests.reliability.ranks import ACTIVATIONS, HALF, SETTINGS, STEPS, Processes, Training, states
 
 torch.set_num_threads(1)
 
 TOLERANCE = 2e-6
 """Of weights and of relative figures, where the batch is split: the mean over its parts rounds in another order."""
-
-TWO = (
-    "ddp",
-    "activations",
-    "ddp_state_on_one_rank",
-    "fsdp",
-    "fsdp_shares",
-    "fsdp_views",
-    "save_sharded",
-    "load_sharded",
-)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -52,12 +41,18 @@ def alone(folder):
 def two(folder):
     training = Training("paper").train(HALF)
     adapt.save({**states(training), "precision": training.controller.state_dict()}, folder / "whole.pt")
-    return launch(folder, 2, *TWO, "load_whole", "refusals")
+    return Processes(folder, 2)
 
 
 @pytest.fixture(scope="module")
-def four(folder, two):
-    return launch(folder, 4, "ddp", "fsdp", "load_sharded")
+def four(folder):
+    return Processes(folder, 4)
+
+
+@pytest.fixture(scope="module")
+def sharded(two):
+    """How a run went on after its sharded checkpoint was saved."""
+    return two["save_sharded"]
 
 
 def assert_equal(found, expected, where=""):
@@ -105,12 +100,13 @@ def test_the_runs_switch(alone):
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
-@pytest.mark.parametrize("scenario", ["ddp", "fsdp_shares"])
+@pytest.mark.parametrize("scenario", ["ddp", pytest.param("fsdp_shares", marks=pytest.mark.long)])
 def test_two_processes_train_as_one_on_the_combined_batch(two, alone, scenario, setting):
     assert_ranks_agree([result[setting] for result in two[scenario]])
     assert_close(two[scenario][0][setting], alone[setting])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_four_processes_train_as_one_on_the_combined_batch(four, alone, setting):
     assert_ranks_agree([result[setting] for result in four["ddp"]])
@@ -118,7 +114,7 @@ def test_four_processes_train_as_one_on_the_combined_batch(four, alone, setting)
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
-@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.long)])
 def test_sharded_layers_train_bit_for_bit_as_whole_ones(two, four, alone, size, setting):
     """Every process sees the whole batch, so that only the sharding differs: no tolerance."""
     for result in {2: two, 4: four}[size]["fsdp"]:
@@ -170,24 +166,24 @@ def test_figures_of_sharded_layers_are_those_of_whole_ones(two):
     assert first["penalty"] == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_sharded_checkpoint_goes_on_as_if_nothing_had_happened(two):
-    for found, expected in zip(two["load_sharded"], two["save_sharded"], strict=True):
+def test_a_sharded_checkpoint_goes_on_as_if_nothing_had_happened(two, sharded):
+    for found, expected in zip(two["load_sharded"], sharded, strict=True):
         assert_equal(without_formats(found), without_formats(expected))
 
 
-def test_a_sharded_checkpoint_goes_on_on_four_processes(two, four):
+def test_a_sharded_checkpoint_goes_on_on_four_processes(four, sharded):
     for found in four["load_sharded"]:
-        assert_equal(without_formats(found), without_formats(two["save_sharded"][0]))
+        assert_equal(without_formats(found), without_formats(sharded[0]))
 
 
-def test_a_sharded_checkpoint_goes_on_in_one_process(folder, two):
+def test_a_sharded_checkpoint_goes_on_in_one_process(folder, sharded):
     training = Training("paper", init=1)
     state = states(training)
     dcp.load(state, checkpoint_id=folder / "sharded", no_dist=True)
     set_model_state_dict(training.model, state["model"])
     set_optimizer_state_dict(training.model, training.optimizer, state["optimizer"])
     training.done = HALF
-    assert_equal(without_formats(training.train(STEPS).outcome()), without_formats(two["save_sharded"][0]))
+    assert_equal(without_formats(training.train(STEPS).outcome()), without_formats(sharded[0]))
 
 
 def test_a_checkpoint_of_one_process_goes_on_sharded(two, alone):

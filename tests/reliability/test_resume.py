@@ -4,20 +4,18 @@ import io
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
 
 import adapt
+from tests.processes import started
+from tests.reliability import runs
 from tests.reliability.runs import SETTINGS, Run, switches
 
 torch.set_num_threads(1)
 MICRO_BATCHES = 40
-ROOT = Path(__file__).parents[2]
 
 
 def through_a_file(state):
@@ -27,8 +25,9 @@ def through_a_file(state):
     return torch.load(file, weights_only=True)
 
 
+@pytest.mark.parametrize("every", [5, pytest.param(1, marks=pytest.mark.long)])
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_resuming_after_any_micro_batch_is_as_if_nothing_had_happened(setting):
+def test_resuming_after_any_micro_batch_is_as_if_nothing_had_happened(setting, every):
     undisturbed = Run(setting)
     for _ in range(MICRO_BATCHES):
         undisturbed.advance()
@@ -42,7 +41,8 @@ def test_resuming_after_any_micro_batch_is_as_if_nothing_had_happened(setting):
         original.advance()
     assert original.digest() == expected, "saving disturbed the run"
 
-    for checkpoint in checkpoints:
+    # Odd, so that resuming in the middle of a step and between two steps take turns.
+    for checkpoint in checkpoints[::every]:
         resumed = Run(setting, init=1)
         resumed.resume(checkpoint)
         while resumed.position < MICRO_BATCHES:
@@ -93,33 +93,22 @@ def test_going_back_in_the_same_process():
     assert digests[0] == digests[1]
 
 
-def started(folder, module, *arguments):
-    return subprocess.Popen(
-        [sys.executable, "-m", f"tests.reliability.{module}", folder, *map(str, arguments)],
-        cwd=ROOT,
-        # Numba takes longer to import than these steps take; the back ends give the same bits.
-        env={**os.environ, "ADAPT_BACKEND": "torch", "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
-
-
-def digest_of(folder, module, *arguments, kills=0, longest=0.0, seed=0):
-    """Kill the run so often at random moments, let it finish, and answer its digest."""
+def digest_of(main, folder, *arguments, kills=0, longest=0.0, seed=0):
+    """Kill the run so often at random moments, let it finish, and return its digest."""
     moments = random.Random(seed)
     for _ in range(kills):
         (folder / "started").unlink(missing_ok=True)
-        process = started(folder, module, *arguments)
+        process = started(main, folder, *arguments)
         while not (folder / "started").exists():
-            assert process.poll() is None, process.stderr.read().decode()[-2000:]
+            assert process.is_alive()
             time.sleep(0.002)
         time.sleep(moments.uniform(0, longest))
-        assert process.poll() is None, "the run ended before it was killed: give it more steps"
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-    process = started(folder, module, *arguments)
-    _, errors = process.communicate()
-    assert process.returncode == 0, errors.decode()[-2000:]
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL, "the run ended before it was killed: give it more steps"
+    process = started(main, folder, *arguments)
+    process.join()
+    assert process.exitcode == 0
     return (folder / "digest").read_text()
 
 
@@ -132,8 +121,8 @@ def expected_digest(setting, micro_batches, monkeypatch):
 
 
 def test_a_run_that_is_killed_three_times_ends_as_if_it_had_not_been(tmp_path, monkeypatch):
-    expected = expected_digest("paper", 600, monkeypatch)
-    assert digest_of(tmp_path, "runs", "paper", 600, kills=3, longest=0.2) == expected
+    expected = expected_digest("paper", 100, monkeypatch)
+    assert digest_of(runs.main, tmp_path, "paper", 100, kills=3, longest=0.1) == expected
 
 
 @pytest.mark.long
@@ -141,29 +130,29 @@ def test_a_run_that_is_killed_three_times_ends_as_if_it_had_not_been(tmp_path, m
 @pytest.mark.parametrize("setting", ["paper", "algorithm 4"])
 def test_a_run_that_is_killed_twenty_times_ends_as_if_it_had_not_been(tmp_path, monkeypatch, setting):
     expected = expected_digest(setting, 6000, monkeypatch)
-    assert digest_of(tmp_path, "runs", setting, 6000, kills=20, longest=1.5) == expected
+    assert digest_of(runs.main, tmp_path, setting, 6000, kills=20, longest=1.5) == expected
 
 
 @pytest.mark.long
 @pytest.mark.timeout(1200)
 def test_a_lightning_run_that_is_killed_five_times_ends_as_if_it_had_not_been(tmp_path):
-    pytest.importorskip("lightning")
+    lightning_runs = pytest.importorskip("tests.reliability.lightning_runs")
     folders = tmp_path / "whole", tmp_path / "killed"
     for folder in folders:
         folder.mkdir()
-    expected = digest_of(folders[0], "lightning_runs", 1500)
-    assert digest_of(folders[1], "lightning_runs", 1500, kills=5, longest=1.0) == expected
+    expected = digest_of(lightning_runs.main, folders[0], 1500)
+    assert digest_of(lightning_runs.main, folders[1], 1500, kills=5, longest=1.0) == expected
 
 
 def test_a_kill_while_writing_leaves_the_previous_checkpoint(tmp_path):
     path = tmp_path / "checkpoint"
     adapt.save({"step": 1}, path)
-    script = (
-        "import os, signal, sys, torch, adapt, adapt.files\n"
-        "os.fsync = lambda handle: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "adapt.save({'step': 2, 'weight': torch.ones(1000)}, sys.argv[1])\n"
-    )
-    environment = {**os.environ, "ADAPT_BACKEND": "torch"}
-    process = subprocess.run([sys.executable, "-c", script, path], cwd=ROOT, env=environment, check=False)
-    assert process.returncode == -signal.SIGKILL
+    process = started(write_and_die, path)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     assert adapt.load(path) == {"step": 1}
+
+
+def write_and_die(path):
+    os.fsync = lambda handle: os.kill(os.getpid(), signal.SIGKILL)
+    adapt.save({"step": 2, "weight": torch.ones(1000)}, path)

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from adapt.kernels.activation import DECAY, Sites
+from adapt.kernels.activation import DECAY, SiteTables
 from adapt.kernels.numba_.activation_device import backward_pass, begin, forward_pass, remember
 from adapt.kernels.numba_.bits import bits_of, from_bits
 from adapt.kernels.numba_.chunks import CHUNKS_PER_THREAD, Chunks, address_of, chunks_of, run
@@ -81,7 +81,7 @@ def _is_small(chunks: Chunks) -> bool:
 
 
 def forward(
-    source: Tensor, output: Tensor, mask: Tensor | None, sites: Sites, site: int, *, training: bool, replay: bool
+    source: Tensor, output: Tensor, mask: Tensor | None, sites: SiteTables, site: int, *, training: bool, replay: bool
 ) -> bool:
     if source.dtype not in _BYTES or output.dtype not in _BYTES:
         return activation_torch.forward(source, output, mask, sites, site, training=training, replay=replay)
@@ -102,7 +102,7 @@ def forward(
     return bool(outside.any())
 
 
-def backward(gradient: Tensor, output: Tensor, mask: Tensor | None, sites: Sites, site: int) -> None:
+def backward(gradient: Tensor, output: Tensor, mask: Tensor | None, sites: SiteTables, site: int) -> None:
     if gradient.dtype not in _BYTES or output.dtype != gradient.dtype:
         activation_torch.backward(gradient, output, mask, sites, site)
         return
@@ -152,7 +152,7 @@ def _renew(
 
 
 def renew(
-    sites: Sites,
+    sites: SiteTables,
     keys: NDArray[np.uint64],
     ranges: Tensor,
     words: Tensor,

@@ -11,13 +11,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from adapt.kernels.activation import DECAY, FROZEN, MASKED, NOISE, Sites
+from adapt.kernels.activation import DECAY, FROZEN, MASKED, NOISE, SiteTables
 from adapt.kernels.stream import flat
 from adapt.kernels.torch_.weights import rounded
 from adapt.numerics import HIGHEST_FRACTION, LOWEST_FRACTION
 
 
-def _begin(sites: Sites, site: int, numel: int, *, training: bool, replay: bool) -> tuple[int, int, bool]:
+def _begin(sites: SiteTables, site: int, numel: int, *, training: bool, replay: bool) -> tuple[int, int, bool]:
     """Return the key, the stream offset of the first element and whether to draw; advance the site's stream."""
     mode, offset = int(sites.formats[site, 4]), int(sites.drawn[site])
     if replay:
@@ -27,13 +27,13 @@ def _begin(sites: Sites, site: int, numel: int, *, training: bool, replay: bool)
     return int(sites.keys[site]) & 0xFFFFFFFFFFFFFFFF, offset, training and mode == NOISE
 
 
-def _remember(x: Tensor, sites: Sites, site: int) -> None:
+def _remember(x: Tensor, sites: SiteTables, site: int) -> None:
     if int(sites.formats[site, 4]) != FROZEN and x.numel():
         magnitude = torch.where(x.isfinite(), x, 0).abs().max()
         sites.peaks.data[site] = torch.maximum(sites.peaks[site], magnitude)
 
 
-def _grid(sites: Sites, site: int, dtype: torch.dtype) -> NDArray[np.float32]:
+def _grid(sites: SiteTables, site: int, dtype: torch.dtype) -> NDArray[np.float32]:
     """The row of a site, its bounds reduced to what the type can represent."""
     row = sites.formats[site, :4].cpu().numpy().copy()
     scale, step, low, high = row.tolist()
@@ -50,7 +50,7 @@ def _grid(sites: Sites, site: int, dtype: torch.dtype) -> NDArray[np.float32]:
 
 @torch.no_grad()
 def forward(
-    source: Tensor, output: Tensor, mask: Tensor | None, sites: Sites, site: int, *, training: bool, replay: bool
+    source: Tensor, output: Tensor, mask: Tensor | None, sites: SiteTables, site: int, *, training: bool, replay: bool
 ) -> bool:
     x = flat(source).to(torch.float32)
     key, offset, noise = _begin(sites, site, x.numel(), training=training, replay=replay)
@@ -68,7 +68,7 @@ def forward(
 
 
 @torch.no_grad()
-def backward(gradient: Tensor, output: Tensor, mask: Tensor | None, sites: Sites, site: int) -> None:
+def backward(gradient: Tensor, output: Tensor, mask: Tensor | None, sites: SiteTables, site: int) -> None:
     g = flat(gradient).to(torch.float32)
     if site >= 0:
         key, offset, noise = _begin(sites, site, g.numel(), training=True, replay=False)
@@ -86,7 +86,7 @@ def _unflagged(mask: Tensor, numel: int) -> Tensor:
 
 @torch.no_grad()
 def renew(
-    sites: Sites,
+    sites: SiteTables,
     keys: NDArray[np.uint64],
     ranges: Tensor,
     words: Tensor,
@@ -99,8 +99,8 @@ def renew(
     sites.keys.data.copy_(torch.from_numpy(keys.view(np.int64)))
     if ended:
         sites.drawn.data.zero_()
-        met = torch.maximum(sites.peaks, ranges * DECAY)
-        ranges.copy_(torch.where(sites.peaks > 0, met, ranges))
+        moved = torch.maximum(sites.peaks, ranges * DECAY)
+        ranges.copy_(torch.where(sites.peaks > 0, moved, ranges))
         sites.peaks.data.zero_()
     mantissa, exponent = torch.frexp(ranges)
     beyond = mantissa > 1 - _power_of_two(-words)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adapt.kernels.activation import MASKED, Sites
+from adapt.kernels.activation import MASKED, SiteTables
 from adapt.kernels.torch_.activation import renew
 from adapt.kernels.triton_.activation_device import advance_stream, backward_pass, forward_pass
 
@@ -22,7 +22,15 @@ _HALVES = {torch.float32: 0, torch.float16: 16, torch.bfloat16: 19}
 
 
 def _launch(
-    kernel: Any, x: Tensor, output: Tensor, mask: Tensor | None, sites: Sites, site: int, *, draws: bool, **flags: bool
+    kernel: Any,
+    x: Tensor,
+    output: Tensor,
+    mask: Tensor | None,
+    sites: SiteTables,
+    site: int,
+    *,
+    draws: bool,
+    **flags: bool,
 ) -> None:
     numel = x.numel()
     if not numel:
@@ -52,12 +60,12 @@ def _launch(
 
 
 def forward(
-    source: Tensor, output: Tensor, mask: Tensor | None, sites: Sites, site: int, *, training: bool, replay: bool
+    source: Tensor, output: Tensor, mask: Tensor | None, sites: SiteTables, site: int, *, training: bool, replay: bool
 ) -> bool:
     draws = training and not replay
     _launch(forward_pass, source, output, mask, sites, site, draws=draws, TRAINING=training, REPLAY=replay)
     return mask is not None
 
 
-def backward(gradient: Tensor, output: Tensor, mask: Tensor | None, sites: Sites, site: int) -> None:
+def backward(gradient: Tensor, output: Tensor, mask: Tensor | None, sites: SiteTables, site: int) -> None:
     _launch(backward_pass, gradient, output, mask, sites, site, draws=site >= 0, ROUND=site >= 0)

@@ -1,0 +1,99 @@
+"""Activation checkpointing: a pass that backward repeats must draw the noise that its first pass drew.
+
+Several checkpointed passes through one layer may wait for backward, which repeats them in another order. So each
+checkpointed region of `torch.utils.checkpoint` remembers where in the random stream its passes began.
+"""
+
+import inspect
+import sys
+from collections.abc import Hashable, Iterator
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import checkpoint as torch_checkpoint
+
+_FIRST_REENTRANT = torch_checkpoint.CheckpointFunction.forward.__code__
+_REPEATED_REENTRANT = torch_checkpoint.CheckpointFunction.backward.__code__
+_FIRST = inspect.unwrap(torch_checkpoint.checkpoint).__code__
+_REPEATED = "unpack_hook"
+
+
+def is_repeated() -> bool:
+    """Whether this forward pass runs within backward, and so repeats one that activation checkpointing forgot."""
+    return torch._C._current_graph_task_id() != -1
+
+
+def start_in_stream(owner: Hashable, site: int, drawn: Tensor) -> Tensor | None:
+    """Return where in the site's stream a repeated pass has to begin, or None for a first pass or if that is unknown.
+
+    A first pass, or one that is repeated only to be forgotten again, is remembered by the regions around it.
+
+    Args:
+        owner: tells apart sites of one number.
+        drawn: int64 [sites], how many elements of its stream each site has used.
+    """
+    if not is_repeated() and not _may_be_forgotten():
+        return None
+    start, forgetful = None, []
+    for region, repeats in _regions():
+        if repeats:
+            start = region.next((owner, site))
+            break
+        forgetful.append(region)
+    if start is None and is_repeated():
+        return None
+    for region in forgetful:
+        region.starts.setdefault((owner, site), []).append(drawn[site].clone() if start is None else start)
+    return start
+
+
+def _may_be_forgotten() -> bool:
+    """Whether activation checkpointing may forget this forward pass: it turns gradients off or hooks what is saved."""
+    return not torch.is_grad_enabled() or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+
+
+class _Region:
+    """Where the passes of one checkpointed region began in the streams of their sites, in their order."""
+
+    def __init__(self) -> None:
+        self.starts: dict[Hashable, list[Tensor]] = {}
+        self._repeated: dict[Hashable, int] = {}
+        self._backward = -1
+
+    def next(self, site: Hashable) -> Tensor | None:
+        """Return where the next repeated pass of a site begins; None if the region has not seen it."""
+        if self._backward != (task := torch._C._current_graph_task_id()):
+            # With retain_graph=True a region is repeated several times.
+            self._backward, self._repeated = task, {}
+        position = self._repeated.get(site, 0)
+        self._repeated[site] = position + 1
+        starts = self.starts.get(site, [])
+        return starts[position] if position < len(starts) else None
+
+
+def _regions() -> Iterator[tuple[_Region, bool]]:
+    """Yield the checkpointed regions that the caller runs in, innermost first, and whether each is being repeated.
+
+    torch has no public way to ask, so they are found on the call stack, through the object that torch keeps for each
+    from its first pass until its last repetition.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        code = frame.f_code
+        if code is _FIRST_REENTRANT:
+            yield _region_of(frame.f_locals["ctx"]), False
+        elif code is _REPEATED_REENTRANT:
+            yield _region_of(frame.f_locals["ctx"]), True
+        elif code is _FIRST:
+            if (generator := frame.f_locals.get("gen")) is not None:
+                yield _region_of(generator.gi_frame.f_locals["new_frame"]), False
+        elif code.co_name == _REPEATED and frame.f_globals is vars(torch_checkpoint):
+            yield _region_of(frame.f_locals["frame"]), True
+        frame = frame.f_back
+
+
+def _region_of(kept: Any) -> _Region:
+    region: _Region = vars(kept).setdefault("_adapt_region", _Region())
+    return region

@@ -1,0 +1,36 @@
+"""Putting optimizer and modules back as they were when attaching to them fails."""
+
+from torch import nn
+from torch.autograd.grad_mode import _unsafe_preserve_version_counter
+from torch.optim import Optimizer
+
+from adapt.layers.optimizers import optimized
+
+
+class Snapshot:
+    """Hooks, `forward` overrides, the optimizer's settings and the version counters of parameters and buffers.
+
+    Args:
+        optimizer: the optimizer.
+        module: the module that owns its parameters, if it is known.
+    """
+
+    def __init__(self, optimizer: Optimizer, module: nn.Module | None) -> None:
+        self._modules = [] if module is None else list(module.modules())
+        attributes = [item for owner in (optimizer, *self._modules) for item in vars(owner).items()]
+        hooks = [table for name, table in attributes if "hooks" in name and isinstance(table, dict)]
+        self._tables = [(table, dict(table)) for table in (*hooks, *optimizer.param_groups)]
+        self._overriding = {m for m in self._modules if "forward" in vars(m)}
+        buffers = (buffer for m in self._modules for buffer in m.buffers(recurse=False))
+        tensors = tuple(tensor for tensor in (*optimized(optimizer), *buffers) if not tensor.is_inference())
+        self._versions = _unsafe_preserve_version_counter(tensors)
+
+    def restore(self) -> None:
+        """Put them back. The tensors' values must be back already: a graph that saved them still fits them."""
+        for table, before in self._tables:
+            table.clear()
+            table.update(before)
+        for module in self._modules:
+            if module not in self._overriding:
+                vars(module).pop("forward", None)
+        self._versions.__exit__()

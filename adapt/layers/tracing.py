@@ -1,0 +1,24 @@
+"""Refusing the tracer of `torch.jit`, which would record the rounding of one forward pass as constants."""
+
+import sys
+
+import torch
+
+
+def is_drawn() -> bool:
+    """Return whether `torch.jit.trace` records the forward pass only for TensorBoard to draw it.
+
+    Raises:
+        RuntimeError: it is recorded for another purpose.
+    """
+    if not torch._C._get_tracing_state():
+        return False
+    frame = sys._getframe(1)
+    while frame.f_back is not None:
+        if frame.f_globals.get("__name__", "").startswith("torch.utils.tensorboard"):
+            return True
+        frame = frame.f_back
+    raise RuntimeError(
+        "a module with an attached controller cannot be traced, as torch.jit.trace and torch.onnx.export(dynamo=False) "
+        "do: call detach() on the controller first, or use adapt.export"
+    )
