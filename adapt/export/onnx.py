@@ -91,6 +91,7 @@ def to_onnx(
     onnx_graph.transpose_weights(graph)
     if batch_norm == "folded":
         fold(graph, [np.asarray(x.detach() if isinstance(x, Tensor) else x) for x in inputs])
+    graph.drop_unread()
     onnx_graph.absorb_relus(graph)
     onnx_graph.merge_roundings(graph)
     onnx_graph.separate_roundings(graph)
