@@ -91,6 +91,7 @@ def to_onnx(
     onnx_graph.transpose_weights(graph)
     if batch_norm == "folded":
         fold(graph, [np.asarray(x.detach() if isinstance(x, Tensor) else x) for x in inputs])
+    graph.drop_unread()
     onnx_graph.absorb_relus(graph)
     onnx_graph.merge_roundings(graph)
     onnx_graph.separate_roundings(graph)
@@ -103,9 +104,7 @@ def to_onnx(
         file.write(model.SerializeToString())
     check_words(onnx.load(path), exported, folded=batch_norm == "folded")
     if batch_norm == "folded":
-        print(
-            f"{path} with batch normalisation folded, beside the captured network: {_deviation(exported, path, inputs)}"
-        )
+        print(f"{os.fspath(path)}, with batch normalisation folded: {_deviation(exported, path, inputs)}")
 
 
 def _deviation(exported: Exported, path: str | os.PathLike[str], inputs: tuple[Any, ...]) -> str:
@@ -126,7 +125,7 @@ def program(network: nn.Module, inputs: tuple[Any, ...], *, free_batch: bool = T
     # torch takes a size of 1 for a constant.
     tensors = [isinstance(x, Tensor) and x.ndim > 0 and free_batch for x in inputs]
     several = tuple(torch.cat([x, x]) if free and len(x) == 1 else x for x, free in zip(inputs, tensors, strict=True))
-    batch = tuple({0: torch.export.Dim.DYNAMIC} if free else None for free in tensors)
+    batch = tuple({0: torch.export.Dim.AUTO} if free else None for free in tensors)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         exported = torch.onnx.export(

@@ -27,6 +27,7 @@ def fold(graph: Graph, inputs: list[NDArray[Any]]) -> None:
     names = _streams(graph)
     for name, largest in _largest(graph, names, inputs).items():
         _round_stream(graph, name, largest)
+    _use_unsigned_words(graph)
     round_biases(graph)
 
 
@@ -128,6 +129,20 @@ def _streams(graph: Graph) -> list[str]:
         if reader is None or reader.op_type != "QuantizeLinear":
             names.append(name)
     return [name for name in names if name not in graph.outputs]
+
+
+def _use_unsigned_words(graph: Graph) -> None:
+    """Round what a ReLU returns in unsigned words of the same step, whose smallest is the ReLU's own end.
+
+    They reach twice as high as the signed ones did, which need a Clip in place of the ReLU.
+    """
+    for rounding in roundings(graph):
+        relu, (quantize, *clips, dequantize) = graph.writer.get(rounding.source), rounding.nodes
+        signed = rounding.zero.dtype == np.uint8 and rounding.zero == 128
+        if not signed or clips or relu is None or relu.op_type != "Relu" or graph.only_reader(rounding.source) is None:
+            continue
+        quantize.input[2] = dequantize.input[2] = graph.add_constant(f"{rounding.source}.zero", np.array(0, np.uint8))
+        graph.remove(relu, instead=relu.input[0])
 
 
 def _largest(graph: Graph, names: list[str], inputs: list[NDArray[Any]]) -> dict[str, float]:

@@ -72,8 +72,12 @@ class Graph:
         return free
 
     def drop_unread(self) -> None:
-        """Remove constants that no node reads."""
+        """Remove nodes and constants that nothing reads."""
         self.find()
+        for node in reversed(list(self.graph.node)):
+            if not any(self.readers[name] or name in self.outputs for name in node.output):
+                self.graph.node.remove(node)
+                self.find()
         kept = [tensor for tensor in self.graph.initializer if self.readers[tensor.name] or tensor.name in self.outputs]
         del self.graph.initializer[:]
         self.graph.initializer.extend(kept)

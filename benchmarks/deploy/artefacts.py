@@ -128,11 +128,17 @@ def _static(source: Path, path: Path, batches: Callable[[int], Tensor]) -> Artef
 
 
 def _openvino(path: Path) -> Call | None:
+    """A file in OpenVINO without its own rounding to bfloat16; None where it is not installed or cannot load it."""
     try:
         import openvino
     except ModuleNotFoundError:
         return None
     core = openvino.Core()
     options = {"INFERENCE_NUM_THREADS": 1, "EXECUTION_MODE_HINT": "ACCURACY"}
-    compiled = core.compile_model(core.read_model(path), "CPU", options)
+    try:
+        compiled = core.compile_model(core.read_model(path), "CPU", options)
+    except RuntimeError as error:
+        reason = next(line for line in reversed(str(error).strip().splitlines()) if line.strip())
+        print(f"OpenVINO cannot load {path.name}: {reason}", flush=True)
+        return None
     return lambda x: compiled([np.ascontiguousarray(x.numpy())])
