@@ -182,7 +182,8 @@ def test_master_weights_that_are_not_finite_keep_their_precision_and_are_named_o
             optimizer.step()
         assert controller.trace.switches()[4:, 1].any()
 
-    (message,) = warned(run)
+    # There is no forward pass here, which another warning says.
+    (message,) = (message for message in warned(run) if "forward pass" not in message)
     assert message == "the master weights of 0.weight are not finite: its precision stays as it is"
     assert controller.precisions["0.weight"] == formats["0.weight"]
 
@@ -198,7 +199,7 @@ def test_a_loss_that_is_never_shown_is_warned_about_once_and_the_strategy_stays(
 
     (message,) = warned(run)
     assert "never saw the loss" in message
-    assert "pass a closure to step(), or call controller.observe(loss)" in message
+    assert "Call controller.observe(loss) before step(), or pass a closure to step()" in message
     assert controller.state_dict()["state"]["strategy"] == "min"
 
 

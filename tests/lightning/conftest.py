@@ -16,13 +16,17 @@ def _know_what_is_attached():
 @pytest.fixture
 def told():
     """Return what the callbacks have told the user through Lightning's logger so far."""
-    logger, handler = logging.getLogger("lightning.pytorch.utilities.rank_zero"), Kept()
-    level = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
+    handler = Kept()
+    # Both packages share the functions that log; the one that was imported last has them log in its name.
+    loggers = [logging.getLogger(f"{name}.utilities.rank_zero") for name in ("lightning.pytorch", "pytorch_lightning")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
     yield lambda: [record.getMessage() for record in handler.records if "/adapt/lightning/" in record.pathname]
-    logger.removeHandler(handler)
-    logger.setLevel(level)
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 class Kept(logging.Handler):
