@@ -1,4 +1,11 @@
 import gc
+import os
+import tempfile
+from pathlib import Path
+
+# Processes that compile at the same time need folders of their own for what they compile; set before numba is imported.
+if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+    os.environ["NUMBA_CACHE_DIR"] = str(Path(tempfile.gettempdir()) / f"adapt-tests-numba-{os.getuid()}" / worker)
 
 import pytest
 import torch
