@@ -94,6 +94,8 @@ def attach_lsq(
         weight_bits: 1 to 8. One bit is ±d.
         activation_bits: 1 to 8; None leaves activations in float32.
         per_channel: a step for each output channel of a weight, instead of one for the weight.
+        power_of_two: round with 2^round(log₂ d) instead of the learned step d itself, weights and activations alike, so
+            that scaling is a shift; gradients go straight through that rounding. Formats are then fixed point.
         steps: length of the training, over which the optimizer's learning rates rise and fall as in `attach`; None
             leaves them to you.
         warmup: share of the steps in which the learning rate rises.

@@ -35,6 +35,7 @@ class FormatTable:
         weights: how many of the formats are weights'.
         floor: the fewest bits.
         fixed: LSQ's word lengths of weights and of activations; None where word lengths are learned.
+        power_of_two: whether LSQ's values are multiples of the power of two nearest to d instead of d itself.
         device: where the tensors are.
 
     Attributes:
@@ -55,10 +56,12 @@ class FormatTable:
         weights: int,
         floor: int,
         fixed: tuple[int, int] | None = None,
+        power_of_two: bool = False,
         device: torch.device,
     ) -> None:
         self.names, self.channels = tuple(names), tuple(channels)
         self.numel, self.weights, self.floor, self.fixed = numel, weights, floor, fixed
+        self._power_of_two = power_of_two
         count = len(numel)
         ends = np.cumsum(channels, dtype=np.int64)
         self.places = {n: slice(int(e - c), int(e)) for n, c, e in zip(names, channels, ends, strict=True)}
@@ -128,6 +131,11 @@ class FormatTable:
         self.step.copy_(step.clamp(min=2.0**-20))
         self._derive()
 
+    @property
+    def used_step(self) -> Tensor:
+        """The distance between neighbouring values: d, or the power of two nearest to it; float32 [F]."""
+        return lsq.nearest_power_of_two(self.step) if self._power_of_two else self.step
+
     def lsq_groups(self) -> list[tuple[int, bool, Tensor]]:
         """Return each width and sign of LSQ's formats with the mask of the formats that have them."""
         assert self.fixed is not None
@@ -146,7 +154,7 @@ class FormatTable:
         else:
             row = Row(*(torch.empty_like(self.step) for _ in Row._fields))
             for bits, signed, mask in self.lsq_groups():
-                for column, values in zip(row, lsq.lsq_row(self.step, bits, signed=signed), strict=True):
+                for column, values in zip(row, lsq.lsq_row(self.used_step, bits, signed=signed), strict=True):
                     column.copy_(torch.where(mask, values, column))
             self.bits = np.where(self.is_weight, *self.fixed)
         # In place, because hooks and NumPy views hold the table.
@@ -183,7 +191,8 @@ class FormatTable:
         for bits, signed, mask in self.lsq_groups():
             scale = torch.rsqrt(numel * lsq.bounds(bits, signed=signed)[1])
             result = torch.where(mask, lsq.lsq_gradient(parts, bits, signed=signed) * scale, result)
-        return result
+        # The derivative of 2^round(log₂ d) by d, the rounding replaced by the identity; 1 where d itself is used.
+        return result * (self.used_step / self.step)
 
     def ratios(self) -> Tensor:
         """The derivative of log₂(q₊/d + 1) by log₂(q₊/d): q₊/(q₊ + d), float64 [F]."""

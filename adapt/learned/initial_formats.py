@@ -62,6 +62,7 @@ def prepare(
         weights=len(numel),
         floor=plan.floor,
         fixed=(plan.weight_bits, plan.activation_bits or 1) if isinstance(plan, FixedWidths) else None,
+        power_of_two=isinstance(plan, FixedWidths) and plan.power_of_two,
         device=next(iter(layers.values())).device,
     )
     return LearnedMasters(layers, channels, formats), formats, sites

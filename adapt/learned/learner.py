@@ -74,8 +74,11 @@ class Learner(Engine):
 
     @property
     def steps(self) -> dict[str, NDArray[np.float32]]:
-        """The learned step d of each channel of a weight and of each activation, [channels], named as in `formats`."""
-        return self._by_name(self._run.table.step)
+        """The step of each channel of a weight and of each activation, [channels], named as in `formats`.
+
+        It is the learned d, or with `power_of_two` the power of two nearest to d.
+        """
+        return self._by_name(self._run.table.used_step)
 
     @property
     def ranges(self) -> dict[str, NDArray[np.float32]]:

@@ -47,6 +47,13 @@ def gradient_scale(numel: int, bits: int, *, signed: bool) -> float:
     return 1 / math.sqrt(max(numel, 1) * bounds(bits, signed=signed)[1])
 
 
+def nearest_power_of_two(step: Tensor) -> Tensor:
+    """2^round(log₂ d), the power of two nearest to d by its ratio; exact."""
+    mantissa, _ = torch.frexp(step)
+    below = step / mantissa / 2
+    return torch.where(mantissa < math.sqrt(0.5), below, 2 * below)
+
+
 def lsq_row(step: Tensor, bits: int, *, signed: bool) -> Row:
     """The kernels' row of formats of `bits` bits with step d; one signed bit has the levels ±d."""
     low, high = bounds(bits, signed=signed)
@@ -65,7 +72,14 @@ def lsq_gradient(sums: Sequence[Tensor], bits: int, *, signed: bool) -> Tensor:
 
 
 def lsq(
-    x: Tensor, step: Tensor, bits: int, *, signed: bool = True, scaling: str = "ste", delta: float = DELTA
+    x: Tensor,
+    step: Tensor,
+    bits: int,
+    *,
+    signed: bool = True,
+    power_of_two: bool = False,
+    scaling: str = "ste",
+    delta: float = DELTA,
 ) -> Tensor:
     """LSQ eq. 3: d·round(clip(x/d, Q_N, Q_P)), differentiable in x (eq. 4) and d (eq. 5 times `gradient_scale`).
 
@@ -76,6 +90,7 @@ def lsq(
         step: d, positive, of a shape that broadcasts with `x`: one element per tensor, or [C, 1, …] per channel.
         bits: b, 1 to 8.
         signed: whether x has both signs.
+        power_of_two: use p = 2^round(log₂ d) as the step; its derivative by d is that of 2^(log₂ d) at p, which is p/d.
         scaling, delta: as in `adapt.learned.quantize`.
 
     Raises:
@@ -89,8 +104,10 @@ def lsq(
     if not bool((step > 0).all() and (step < math.inf).all()):
         raise ValueError("step must be above 0 everywhere, and finite")
     factor = gradient_scale(x.numel() // max(step.numel(), 1), bits, signed=signed)
-    # The value is the step's, the gradient that times the factor.
-    step = step.detach() + (step - step.detach()) * factor
+    here = step.detach()
+    used = nearest_power_of_two(here) if power_of_two else here
+    # The value is that of the step in use, the gradient that times the factor.
+    step = used + (step - here) * (used / here * factor)
     if signed and bits == 1:
         return rounding(x, 2 * step, -step, step, torch.full_like(step, 0.5), scaling, delta)
     return rounding(x, step, low * step, high * step, torch.zeros_like(step), scaling, delta)

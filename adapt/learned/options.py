@@ -55,6 +55,7 @@ class LsqOptions(ScalingOptions, LayerOptions, total=False):
 
     activation_bits: int | None
     per_channel: bool
+    power_of_two: bool
     steps: int | None
     warmup: float
     momentum: float
@@ -143,6 +144,7 @@ class FixedWidths(CommonSettings):
     weight_bits: int
     activation_bits: int | None = None
     per_channel: bool = True
+    power_of_two: bool = False
     steps: int | None = None
     momentum: float = 0.9
     warmup: float = 0.04
@@ -167,7 +169,7 @@ class FixedWidths(CommonSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_bits("weight_bits", self.weight_bits)
-        check_flags(self, "per_channel")
+        check_flags(self, "per_channel", "power_of_two")
         if self.activation_bits is not None:
             check_bits("activation_bits", self.activation_bits)
         if self.steps is not None:

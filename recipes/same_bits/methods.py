@@ -7,6 +7,7 @@
 | cyclic:k    | `CyclicPrecision`: from 3 bits to k as a cosine, 8 times                                |
 | lsq:k       | LSQ: k bits in every layer, a learned step for every output channel                     |
 | lsq-layer:k | LSQ with a learned step for every layer                                                 |
+| lsq-p2:k    | as lsq, with the power of two nearest to the learned step; likewise lsq-layer-p2:k      |
 | compact:k   | `AdaPT.compact(bits=k)`; without k as many bits as the loss asks for                    |
 """
 
@@ -62,7 +63,10 @@ def _compact(bits: int | None, steps: int, options: Mapping[str, Any]) -> Policy
 
 POLICIES: dict[str, Callable[..., Policy[Any]]] = {"block": _block, "cyclic": _cyclic, "compact": _compact}
 LSQ = {
-    name: partial(adapt.learned.attach_lsq, per_channel=per_channel, quantize_biases=False)
+    name + suffix: partial(
+        adapt.learned.attach_lsq, per_channel=per_channel, power_of_two=power_of_two, quantize_biases=False
+    )
     for name, per_channel in (("lsq", True), ("lsq-layer", False))
+    for suffix, power_of_two in (("", False), ("-p2", True))
 }
 METHODS = ("float32", *POLICIES, *LSQ)

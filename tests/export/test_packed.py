@@ -24,6 +24,7 @@ RUNS = {
     "tied": lambda: adaptive(Tied, activations=8),
     "transposed": lambda: adaptive(Transposed, activations=7),
     "LSQ": lambda: with_lsq(Residual),
+    "LSQ, powers of two": lambda: with_lsq(Residual, power_of_two=True),
     "LSQ, one bit": lambda: with_lsq(Residual, weight_bits=1, activation_bits=1),
     "widths": lambda: with_widths(Transposed, bits=2.5, floor=1),
 }

@@ -385,6 +385,36 @@ def test_lsq_per_tensor_has_one_step():
     assert all(form.axis is None for form in learner.formats.values())
 
 
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_lsq_with_power_of_two_steps_is_fixed_point(per_channel):
+    model, optimizer, learner = given(3, activation_bits=4, per_channel=per_channel, power_of_two=True)
+    first = {name: steps.copy() for name, steps in learner.steps.items()}
+    optimizer.param_groups[0]["lr"] = 0.5
+    train(model, optimizer, 6)
+    for name, form in learner.formats.items():
+        assert form.fraction_length is not None, name
+        assert np.array_equal(form.step, learner.steps[name] if form.axis is not None else learner.steps[name][0])
+    assert any(not np.array_equal(first[name], steps) for name, steps in learner.steps.items())
+    assert on_grid(model.head.weight.detach(), learner.formats["head.weight"].step.max() / 64)
+
+
+def test_lsq_with_power_of_two_steps_keeps_what_gradients_have_moved():
+    model, optimizer = build()
+    learner = attach_lsq(optimizer, model, weight_bits=3, per_channel=False, momentum=0.0, power_of_two=True)
+    for step in range(3):
+        d = learner.state_dict()["formats"]["step"][-2].clone()
+        optimizer.zero_grad()
+        inputs, targets = pictures(step)
+        nn.functional.cross_entropy(model(inputs), targets).backward()
+        gradient = model.head.weight.grad.clone()
+        leaf, master = d.clone().requires_grad_(), learner.masters["head.weight"].clone()
+        optimizer.step()
+        loss = adapt.learned.lsq(master, leaf, 3, power_of_two=True)
+        (expected,) = torch.autograd.grad(loss, leaf, gradient)
+        found = learner.state_dict()["formats"]["step"][-2]
+        assert found.item() == pytest.approx(max(d.item() - 0.05 * expected.item(), d.item() / 2), rel=1e-5)
+
+
 def test_lsq_schedule():
     model, optimizer, _ = given(4, steps=10, warmup=0.2)
     found = []
@@ -450,7 +480,7 @@ def test_bad_options_of_lsq(options, message):
 
 
 def test_lsq_takes_flags_that_are_flags():
-    for name in ("per_channel", "quantize_biases"):
+    for name in ("per_channel", "power_of_two", "quantize_biases"):
         refused(TypeError, f"{name} must be True or False, got 3", lambda name=name: given(4, **{name: 3}))
 
 

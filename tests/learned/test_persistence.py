@@ -117,12 +117,14 @@ def test_layers_are_not_matched_by_name():
         learner.load_state_dict(learner.state_dict(), strict=False)
 
 
-def test_lsq_resumes_bit_for_bit():
-    model, optimizer, learner = given(3, activation_bits=3)
+@pytest.mark.parametrize("power_of_two", [False, True])
+def test_lsq_resumes_bit_for_bit(power_of_two):
+    options = {"activation_bits": 3, "power_of_two": power_of_two}
+    model, optimizer, learner = given(3, **options)
     train(model, optimizer, 5)
     state = state_of(model, optimizer)
     train(model, optimizer, 5, first=5)
-    again, other_optimizer, resumed = given(3, activation_bits=3)
+    again, other_optimizer, resumed = given(3, **options)
     again.load_state_dict(state["model"])
     other_optimizer.load_state_dict(state["optimizer"])
     train(again, other_optimizer, 5, first=5)

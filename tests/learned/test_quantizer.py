@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adapt.learned import SCALINGS, lsq, quantize, word_length
-from adapt.learned.lsq import bounds, gradient_scale, initial_step
+from adapt.learned.lsq import bounds, gradient_scale, initial_step, nearest_power_of_two
 from adapt.learned.quantizer import limit, range_gradients, range_row
 from tests.references import learned as twin
 
@@ -237,6 +237,26 @@ def test_lsq_uses_the_very_step():
     torch.manual_seed(0)
     x, d = torch.randn(500, 7), torch.rand(500, 1) + 0.1
     assert torch.equal(lsq(x, d, 4), torch.round((x * (1 / d)).clamp(-8, 7)) * d)
+
+
+@given(st.floats(2.0**-20, 1024, width=32))
+def test_the_nearest_power_of_two_is_nearest_in_octaves(d):
+    found = nearest_power_of_two(torch.tensor(d)).item()
+    assert math.frexp(found)[0] == 0.5
+    assert abs(math.log2(found / d)) <= 0.5 + 1e-6
+
+
+def test_lsq_with_power_of_two_steps_passes_gradients_straight_through_their_rounding():
+    torch.manual_seed(0)
+    x, g = torch.randn(6, 50, dtype=torch.float64), torch.randn(6, 50, dtype=torch.float64)
+    d = (torch.rand(6, 1, dtype=torch.float64) + 0.1).requires_grad_()
+    result = lsq(x, d, 3, power_of_two=True)
+    (found,) = torch.autograd.grad(result, d, g)
+    for c, step in enumerate(d.flatten().tolist()):
+        p = twin.nearest_power_of_two(step)
+        assert result[c].tolist() == [twin.rounded(v, p, -4, 3) for v in x[c].tolist()]
+        slope = sum(a * twin.lsq_gradient(v, p, -4, 3) for a, v in zip(g[c].tolist(), x[c].tolist(), strict=True))
+        assert found[c].item() == pytest.approx(slope * p / step / math.sqrt(50 * 3))
 
 
 def test_lsq_starts_at_twice_the_mean_magnitude():

@@ -54,6 +54,11 @@ def lsq_gradient(x, d, low, high):
     return high if v > high else -v + half_even(v)
 
 
+def nearest_power_of_two(d):
+    """2^round(log₂ d)."""
+    return 2.0 ** round(math.log2(d))
+
+
 def outgrown(values, maximum, bits):
     """Whether the share of values beyond ±maximum is at least that of the two ends of a uniform word, or a 16th."""
     beyond = sum(abs(value) > maximum for value in values)

@@ -103,6 +103,8 @@ def test_methods_attach_their_controllers():
     assert attached("compact", None).policy == adapt.AdaPT.compact()
     assert attached("lsq", 3).formats["weight"].word_length.tolist() == [3] * 8
     assert attached("lsq-layer", 3).formats["weight"].word_length.size == 1
+    assert attached("lsq-p2", 3).formats["weight"].fraction_length.size == 8
+    assert attached("lsq-layer-p2", 3).formats["weight"].fraction_length.size == 1
     with pytest.raises(ValueError, match="block needs the bits"):
         attached("block", None)
     with pytest.raises(ValueError, match="float32 takes neither"):
@@ -162,7 +164,7 @@ def test_the_command_makes_each_run_once(tmp_path, monkeypatch, capsys):
         ("block", 4, 1),
         ("compact", None, 1),
     ]
-    with pytest.raises(SystemExit, match="method must be one of float32, block, cyclic, compact, lsq, lsq-layer, got"):
+    with pytest.raises(SystemExit, match="method must be one of float32, block, cyclic, compact, lsq, lsq-p2"):
         command_line.main(["blok:4"])
     lines = ledger.read(tmp_path / "a.jsonl")
     assert len(lines) == 4
