@@ -16,6 +16,7 @@ from adapt.switching.adapt_state import AdaPTState
 from adapt.switching.allocation import WORDS, best_ranges, sample
 from adapt.switching.divergence import checked_values
 from adapt.switching.diversity import diversity
+from adapt.switching.entropy import first_step
 from adapt.switching.lookback import next_lookback, next_resolution, next_strategy
 from adapt.switching.policy import Observation
 from adapt.switching.pushdown import lowest_precision, push_down
@@ -54,7 +55,10 @@ class AdaPT:
             "loss", which replaces push-down and push-up by the rules of `compact`.
         loss_tolerance: with "loss" and without `bits`, the share of the loss that rounding a layer of average size
             may cost before the layers get a bit more.
-        bits: with "loss", the mean word length of all weights, 2 to 16; None leaves it to the loss.
+        bits: with "loss", the mean bits of a weight, 2 to 16 of its word or up to 16 of its code; None leaves it to the
+            loss.
+        count: with `bits`, what they count: "words" as hardware holds them, or their "entropy", for files. The latter
+            chooses steps alone, in words so long that no weight is clipped.
 
     Raises:
         TypeError, ValueError: a hyperparameter is not a sensible one.
@@ -71,6 +75,7 @@ class AdaPT:
     push_up: PushUp = "suggestion"
     loss_tolerance: float = 0.001
     bits: float | None = None
+    count: compact.Count = "words"
 
     sums_gradients = True
     samples_gradients = False
@@ -96,11 +101,14 @@ class AdaPT:
         check_flags(self, "normalize_gradients", "quantize_gradients")
         if self.push_up not in get_args(PushUp):
             raise ValueError(f"push_up must be one of {get_args(PushUp)}, got {self.push_up!r}")
+        if self.count not in get_args(compact.Count):
+            raise ValueError(f"count must be one of {get_args(compact.Count)}, got {self.count!r}")
+        if self.count == "entropy" and self.bits is None:
+            raise ValueError('count="entropy" needs a budget, such as bits=3, got bits=None')
         if self.bits is not None:
-            if not (is_number(self.bits) and SHORTEST_WORD <= self.bits <= WORDS[-1]):
-                raise ValueError(
-                    f"bits must be a number from {SHORTEST_WORD} to {WORDS[-1]} or None, got {self.bits!r}"
-                )
+            least = 0 if self.count == "entropy" else SHORTEST_WORD
+            if not (is_number(self.bits) and self.bits > 0 and least <= self.bits <= WORDS[-1]):
+                raise ValueError(f"bits must be a number from {least} to {WORDS[-1]} or None, got {self.bits!r}")
             if self.push_up != "loss":
                 raise ValueError(
                     f'bits={self.bits!r} needs push_up="loss", got {self.push_up!r}: use AdaPT.compact(bits=…)'
@@ -113,7 +121,8 @@ class AdaPT:
         """The policy that wastes no bits: as in the paper precision rises and falls layer by layer, at a fifth of its
         bits.
 
-        `compact(bits=4)` trains with 4 bits per weight on average; `compact()` takes as many as the loss asks for.
+        `compact(bits=4)` trains with 4 bits per weight on average; `compact()` takes as many as the loss asks for;
+        `compact(bits=3, count="entropy")` spends 3 bits per weight of a file that is entropy-coded.
         Train with `rounding="nearest"`, because what is evaluated and shipped is rounded to nearest too. What replaces
         the paper's rules (`adapt.switching.compact`):
 
@@ -197,7 +206,12 @@ class AdaPT:
         the layers whose window is full."""
         if self.push_up == "loss":
             return compact.advance(
-                state, observation, lookback=self.lookback, bits=self.bits, tolerance=self.loss_tolerance
+                state,
+                observation,
+                lookback=self.lookback,
+                bits=self.bits,
+                tolerance=self.loss_tolerance,
+                count=self.count,
             )
         strategy, losses = self._strategy(state, observation.loss)
         formats = state.formats
@@ -252,8 +266,10 @@ class AdaPT:
     def _first(self, weights: Tensor) -> Precision:
         if self.push_up != "loss":
             return push_down(weights, resolution=self.resolution[0], tolerance=self.kl_tolerance)
-        word_length = EIGHT_BITS.word_length if self.bits is None else int(self.bits)
         checked_values(weights, "weights")
+        if self.bits is not None and self.count == "entropy":
+            return first_step(weights, self.bits)
+        word_length = EIGHT_BITS.word_length if self.bits is None else int(self.bits)
         return best_ranges(sample(weights), [word_length])[0][0]
 
     def _switch(

@@ -87,37 +87,39 @@ def sample(weights: Tensor) -> Tensor:
     return values if values.dtype == torch.float64 else values.to(torch.float32)
 
 
-def allocate(costs: NDArray[np.float64], numel: NDArray[np.int64], budget: float) -> NDArray[np.int64]:
-    """argmin Σ c_l(b_l) with Σ n_l·b_l ≤ budget: every bit goes where it lowers the cost most, per weight.
+def allocate(costs: NDArray[np.float64], prices: NDArray[np.float64], budget: float) -> NDArray[np.int64]:
+    """argmin Σ c_l(i_l) with Σ p_l(i_l) ≤ budget: every bit goes where it lowers the cost most.
 
-    This is reverse water-filling: at the end one bit per weight more would lower the cost of every layer by about the
-    same amount λ, whatever its size, and λ follows from the budget. From the shortest word on, each layer offers
-    the lengthening by j bits with the largest (c(b) − c(b + j))/(n·j); offers are taken from the largest on, each if
-    it still fits. So small layers may fill what a large one leaves.
+    This is reverse water-filling: at the end one bit more would lower the cost of every layer by about the same amount
+    λ, whatever its size, and λ follows from the budget. From the cheapest format on, each layer offers the step
+    i → j with the largest (c(i) − c(j))/(p(j) − p(i)); offers are taken from the largest on, each if it still fits. So
+    small layers may fill what a large one leaves.
 
     Args:
-        costs: c_l(b) for each word length, increasing by one bit, [layers, words].
-        numel: n_l, [layers].
-        budget: Σ n_l·i_l may not be above it, with i_l the index of the layer's word length.
+        costs: c_l(i), what each format costs the loss, [layers, formats].
+        prices: p_l(i), the bits that all weights of the layer take in it, likewise; those of word lengths are n_l·WL.
+        budget: what Σ p_l(i_l) may not be above, in bits.
 
     Returns:
-        The index of each layer's word length, [layers]; 0 for all where the budget does not suffice.
+        The index of each layer's format, [layers]; 0 for all where the budget does not suffice.
     """
     offers = []
-    for layer, cost in enumerate(costs):
+    prices = np.maximum.accumulate(prices, axis=1)  # measured entropies may fall by a hair where the step gets finer
+    for layer, (cost, price) in enumerate(zip(costs, prices, strict=True)):
         index = 0
         while index < len(cost) - 1:
-            gains = (cost[index] - cost[index + 1 :]) / np.arange(1, len(cost) - index)
-            longer = int(gains.argmax())
-            if not gains[longer] > 0:
+            saved, paid = cost[index] - cost[index + 1 :], price[index + 1 :] - price[index]
+            gains = np.divide(saved, paid, out=np.where(saved > 0, np.inf, 0.0), where=paid > 0)
+            better = int(gains.argmax())
+            if not gains[better] > 0:
                 break
-            offers.append((-gains[longer] / max(numel[layer], 1), layer, index, index + 1 + longer))
-            index += 1 + longer
-    taken, spent = np.zeros(len(costs), np.int64), 0
+            offers.append((-gains[better], layer, index, index + 1 + better))
+            index += 1 + better
+    taken, spent = np.zeros(len(costs), np.int64), float(prices[:, 0].sum())
     for _, layer, before, after in sorted(offers):
-        price = (after - before) * int(numel[layer])
-        if taken[layer] == before and spent + price <= budget:
-            taken[layer], spent = after, spent + price
+        paid = float(prices[layer, after] - prices[layer, before])
+        if taken[layer] == before and spent + paid <= budget:
+            taken[layer], spent = after, spent + paid
     return taken
 
 

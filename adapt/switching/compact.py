@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from statistics import fmean
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -17,12 +17,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from adapt import arguments
-from adapt.numerics import LONGEST_WORD, SHORTEST_WORD, LayerFormat, Precision
+from adapt.numerics import LONGEST_WORD, LayerFormat, Precision
 from adapt.rounding import quantize
 from adapt.switching.adapt_state import AdaPTState
 from adapt.switching.allocation import allocate, errors_by_word, sample
 from adapt.switching.diversity import diversity
+from adapt.switching.entropy import code_length, errors_by_step
 from adapt.switching.policy import Observation
+
+Count = Literal["words", "entropy"]
+"""What a budget of bits counts: words as hardware holds them, or what an entropy coder leaves of them."""
 
 MARGIN = 8.0
 """How far below the tolerance the cost must lie before a bit is given back: a bit less makes rounding errors twice as
@@ -44,7 +48,13 @@ def patience(state: AdaPTState, lookback: tuple[int, int]) -> int:
 
 
 def advance(
-    state: AdaPTState, observation: Observation, *, lookback: tuple[int, int], bits: float | None, tolerance: float
+    state: AdaPTState,
+    observation: Observation,
+    *,
+    lookback: tuple[int, int],
+    bits: float | None,
+    tolerance: float,
+    count: Count = "words",
 ) -> AdaPTState:
     """Return the state after one step: windows double, and the first that is full ends all, because only layers that
     are compared can trade bits.
@@ -56,7 +66,7 @@ def advance(
     Args:
         state, observation: what the policy remembers, and what it sees of the step.
         lookback: gradients in the first window, and in the longest.
-        bits, tolerance: as in `switched`.
+        bits, tolerance, count: as in `switched`.
     """
     seen, formats, losses = observation.seen, state.formats, state.losses
     gradients = state.gradients + seen
@@ -71,7 +81,7 @@ def advance(
         outgrown = seen & (getattr(observation, "saturated", np.zeros(len(seen))) > OUTGROWN)
         ended = gradients > 0 if full else outgrown
         judged = Windows(np.flatnonzero(ended & observation.sound), gradients, sum_of_norms, losses)
-        formats = switched(formats, judged, observation, bits, tolerance)
+        formats = switched(formats, judged, observation, bits, tolerance, count)
         windows = np.minimum(2 * windows, lookback[1]) if full else windows
         gradients, sum_of_norms = np.where(ended, 0, gradients), np.where(ended, 0.0, sum_of_norms)
     return replace(
@@ -102,7 +112,12 @@ class Windows(NamedTuple):
 
 
 def switched(
-    formats: tuple[LayerFormat, ...], windows: Windows, observation: Observation, bits: float | None, tolerance: float
+    formats: tuple[LayerFormat, ...],
+    windows: Windows,
+    observation: Observation,
+    bits: float | None,
+    tolerance: float,
+    count: Count = "words",
 ) -> tuple[LayerFormat, ...]:
     """Return the formats after these windows: the layers among them share the bits that are left to them.
 
@@ -114,23 +129,25 @@ def switched(
             rounding these layers may cost tolerance·|loss|·Σn_l/mean(n), which is tolerance·|loss| for a layer of
             average size.
         tolerance: share of the loss, above 0.
+        count: with `bits`, what takes them: "words", whose lengths are chosen with ranges of least squared error, or
+            what "entropy" coding leaves of words of unbounded range (`adapt.switching.entropy`).
     """
     moving = windows.layers.tolist()
     if not moving:
         return formats
     by_loss = bits is None and len(windows.losses) > 0
-    numel, tables, cost = [], {}, 0.0
+    numel, lengths, tables, cost = [], [], {}, 0.0
     for layer, form in enumerate(formats):
         weights = observation.weights[layer]  # Once, because looking gathers weights that are spread over processes.
         numel.append(weights.numel())
+        lengths.append(_length(weights, form, count))
         if layer in moving:
-            tables[layer] = errors_by_word(sample(weights), form)
+            tables[layer] = _table(weights, form, count)
             cost += _cost(layer, weights, form, windows, observation) if by_loss else 0.0
-    sizes = np.array(numel)
-    words = np.array([LONGEST_WORD if form is None else form.word_length for form in formats])
-    here, present = max(int(sizes[moving].sum()), 1), int((sizes * words)[moving].sum())
+    sizes, taken = np.array(numel), np.array(numel) * np.array(lengths)
+    here, present = max(int(sizes[moving].sum()), 1), float(taken[moving].sum())
     if bits is not None:
-        budget = bits * int(sizes.sum()) - (int((sizes * words).sum()) - present)
+        budget = bits * int(sizes.sum()) - (float(taken.sum()) - present)
     elif by_loss:
         window = int(windows.gradients[moving].max())
         allowed = tolerance * abs(fmean(windows.losses[-window:])) * here / max(float(sizes.mean()), 1)
@@ -138,12 +155,27 @@ def switched(
     else:
         budget = present
     powers = np.square(windows.sum_of_norms[moving] / windows.gradients[moving])
-    costs = powers[:, None] * np.array([[error for _, error in tables[layer]] for layer in moving])
-    chosen = allocate(costs, sizes[moving], budget - SHORTEST_WORD * here)
+    errors, choices = (np.array([[row[i] for row in tables[layer]] for layer in moving], np.float64) for i in (1, 2))
+    chosen = allocate(powers[:, None] * errors, sizes[moving, None] * choices, budget)
     after = list(formats)
     for layer, index in zip(moving, chosen.tolist(), strict=True):
         after[layer] = tables[layer][index][0]
     return tuple(after)
+
+
+def _length(weights: Tensor, form: LayerFormat, count: Count) -> float:
+    """Return the bits that a weight takes in its present format."""
+    if form is None:
+        return LONGEST_WORD
+    assert isinstance(form, Precision)  # AdaPT never leaves fixed point
+    return code_length(sample(weights), form) if count == "entropy" else form.word_length
+
+
+def _table(weights: Tensor, form: LayerFormat, count: Count) -> list[tuple[Precision, float, float]]:
+    """Return the formats that a layer may get, cheapest first, with their squared errors and bits per weight."""
+    if count == "entropy":
+        return errors_by_step(weights)
+    return [(found, error, found.word_length) for found, error in errors_by_word(sample(weights), form)]
 
 
 def _cost(layer: int, weights: Tensor, form: LayerFormat, windows: Windows, observation: Observation) -> float:

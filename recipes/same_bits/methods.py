@@ -8,12 +8,13 @@
 | lsq:k       | LSQ: k bits in every layer, a learned step for every output channel                     |
 | lsq-layer:k | LSQ with a learned step for every layer                                                 |
 | lsq-p2:k    | as lsq, with the power of two nearest to the learned step; likewise lsq-layer-p2:k      |
+| compact-entropy:k | `AdaPT.compact(bits=k, count="entropy")`: k bits of entropy per weight            |
 | compact:k   | `AdaPT.compact(bits=k)`; without k as many bits as the loss asks for                    |
 """
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 from torch.optim import Optimizer
@@ -57,11 +58,18 @@ def _cyclic(bits: int, steps: int, options: Mapping[str, Any]) -> Policy[Any]:
     return adapt.CyclicPrecision(steps, **{"bits": (3, bits), "cycles": 8} | dict(options))
 
 
-def _compact(bits: int | None, steps: int, options: Mapping[str, Any]) -> Policy[Any]:
-    return adapt.AdaPT.compact(bits=bits, **options)
+def _compact(
+    bits: float | None, steps: int, options: Mapping[str, Any], count: Literal["words", "entropy"] = "words"
+) -> Policy[Any]:
+    return adapt.AdaPT.compact(bits=bits, count=count, **options)
 
 
-POLICIES: dict[str, Callable[..., Policy[Any]]] = {"block": _block, "cyclic": _cyclic, "compact": _compact}
+POLICIES: dict[str, Callable[..., Policy[Any]]] = {
+    "block": _block,
+    "cyclic": _cyclic,
+    "compact": _compact,
+    "compact-entropy": partial(_compact, count="entropy"),
+}
 LSQ = {
     name + suffix: partial(
         adapt.learned.attach_lsq, per_channel=per_channel, power_of_two=power_of_two, quantize_biases=False

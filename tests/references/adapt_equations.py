@@ -1,6 +1,7 @@
 """AdaPT's equations taken literally, one weight and one bin at a time; the fast versions must agree with them."""
 
 import math
+from collections import Counter
 from fractions import Fraction
 
 import numpy as np
@@ -214,24 +215,37 @@ def errors_by_word(weights, current):
     return table
 
 
-def allocate(costs, numel, budget):
-    """Costs are lists by word length. Lengthen one layer at a time, where a bit of a weight lowers its cost most."""
-    words, spent = [0] * len(costs), 0
+def allocate(costs, prices, budget):
+    """Lists by format for each layer. Refine one layer at a time, where a bit lowers its cost most."""
+
+    def slope(layer, now, to):
+        saved, paid = costs[layer][now] - costs[layer][to], prices[layer][to] - prices[layer][now]
+        return saved / paid if paid > 0 else math.inf if saved > 0 else 0.0
+
+    prices = [[max(price[: index + 1]) for index in range(len(price))] for price in prices]
+    words, spent = [0] * len(costs), sum(price[0] for price in prices)
     while True:
         offers = []
         for layer, cost in enumerate(costs):
             now = words[layer]
-            slopes = [(cost[now] - cost[to]) / (to - now) / max(numel[layer], 1) for to in range(now + 1, len(cost))]
+            slopes = [slope(layer, now, to) for to in range(now + 1, len(cost))]
             if slopes and max(slopes) > 0:
-                # A layer offers its steepest lengthening only; if that does not fit, nothing of this layer does.
+                # A layer offers its steepest refinement only; if that does not fit, nothing of this layer does.
                 to = now + 1 + slopes.index(max(slopes))
-                if spent + (to - now) * numel[layer] <= budget:
+                if spent + prices[layer][to] - prices[layer][now] <= budget:
                     offers.append((max(slopes), -layer, to))
         if not offers:
             return words
         _, layer, to = max(offers)
-        spent += (to - words[-layer]) * numel[-layer]
+        spent += prices[-layer][to] - prices[-layer][words[-layer]]
         words[-layer] = to
+
+
+def code_length(weights, word_length, fraction_length):
+    """Entropy of the words and the description of their frequencies, in bits per weight."""
+    counts = Counter(nearest(float(weight), word_length, fraction_length) for weight in np.ravel(weights))
+    n = sum(counts.values())
+    return sum(-k / n * math.log2(k / n) for k in counts.values()) + (len(counts) - 1) / 2 * math.log2(n) / n
 
 
 def next_bits(bits, cost, allowed):

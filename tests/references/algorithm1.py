@@ -171,7 +171,8 @@ class Algorithm1:
         else:
             bits = policy.bits
         costs = [[power * float(table[b][1]) for b in table] for power, table in zip(powers, tables, strict=True)]
-        words = equations.allocate(costs, sizes, (bits - 2) * sum(sizes))
+        prices = [[n * word for word in table] for n, table in zip(sizes, tables, strict=True)]
+        words = equations.allocate(costs, prices, bits * sum(sizes))
         for layer, table, word in zip(self.layers, tables, words, strict=True):
             layer.precision = (2 + word, table[2 + word][0])
             layer.gradients, layer.lookback = [], min(2 * window, policy.lookback[1])

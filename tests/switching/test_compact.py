@@ -113,17 +113,28 @@ COSTS = st.lists(st.lists(st.integers(0, 1000), min_size=4, max_size=4), min_siz
 @given(COSTS, st.data())
 def test_allocation_equals_the_literal_one_and_keeps_to_the_budget(costs, data):
     numel = data.draw(st.lists(st.integers(0, 9), min_size=len(costs), max_size=len(costs)))
-    budget = data.draw(st.floats(0, 3.5)) * sum(numel)
-    chosen = allocate(np.array(costs, np.float64), np.array(numel), budget).tolist()
-    assert chosen == reference.allocate(costs, numel, budget)
-    assert sum(n * index for n, index in zip(numel, chosen, strict=True)) <= budget
+    budget = data.draw(st.floats(2, 5.5)) * sum(numel)
+    prices = np.multiply.outer(numel, [2, 3, 4, 5])
+    chosen = allocate(np.array(costs, np.float64), prices, budget)
+    assert chosen.tolist() == reference.allocate(costs, prices.tolist(), budget)
+    assert prices[np.arange(len(costs)), chosen].sum() <= budget
+
+
+@given(COSTS, st.data())
+def test_allocation_of_any_prices_equals_the_literal_one(costs, data):
+    """Entropies of finer steps may fall a little, too."""
+    numbers = st.lists(st.integers(0, 50), min_size=4, max_size=4)
+    prices = data.draw(st.lists(numbers, min_size=len(costs), max_size=len(costs)))
+    budget = data.draw(st.integers(0, 50 * len(costs)))
+    chosen = allocate(np.array(costs, np.float64), np.array(prices), budget)
+    assert chosen.tolist() == reference.allocate(costs, prices, budget)
 
 
 @given(st.lists(st.lists(st.integers(1, 50), min_size=3, max_size=3), min_size=1, max_size=4), st.integers(0, 12))
 def test_no_other_allocation_of_as_many_bits_costs_less(drops, budget):
     """Layers of one size whose costs fall less with every bit: the case in which the order decides all."""
     costs = np.array([[sum(sorted(drop)[: 3 - index]) for index in range(4)] for drop in drops], np.float64)
-    chosen = allocate(costs, np.ones(len(costs), np.int64), budget)
+    chosen = allocate(costs, np.tile(np.arange(4), (len(costs), 1)), budget)
     layers = np.arange(len(costs))
     others = [np.array(words) for words in itertools.product(range(4), repeat=len(costs)) if sum(words) <= budget]
     assert costs[layers, chosen].sum() == min(costs[layers, words].sum() for words in others)
@@ -131,7 +142,7 @@ def test_no_other_allocation_of_as_many_bits_costs_less(drops, budget):
 
 def test_a_bit_of_a_small_layer_is_cheap():
     costs = np.array([[64.0, 16, 4, 1, 0.25]] * 2)
-    words = allocate(costs, np.array([100, 10_000]), 1.5 * 10_100)
+    words = allocate(costs, np.multiply.outer([100, 10_000], np.arange(5)), 1.5 * 10_100)
     assert words.tolist() == [4, 1]
 
 

@@ -1,0 +1,65 @@
+"""Steps for weights that an entropy coder will pack: only the step counts there, so nothing is clipped.
+
+A word that hardware holds takes its length whatever it says; a coded word takes more bits the rarer its value is. Large
+weights are rare and add almost nothing to the mean, so clipping them for a finer step, which pays in short words, buys
+nothing. With steps d_l much smaller than the weights, rounding costs ‖G_l‖²·d_l²/12 and a weight takes h_l − log₂ d_l
+bits, h_l being the differential entropy. The least Σ‖G_l‖²·d_l²/12 at a given Σ n_l·(h_l − log₂ d_l) has
+
+    ‖G_l‖²·d_l²/n_l equal in all layers:
+
+the step is inversely proportional to the root mean square of the gradient, and the spread of the weights does not
+matter. Coarse steps round most weights to zero and follow neither approximation, so the policy measures errors and
+entropies and `adapt.switching.allocation.allocate` finds that minimum among steps of powers of two.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from adapt.kernels.counting import extremes
+from adapt.numerics import Precision, block_precision
+from adapt.switching.allocation import WORDS, sample, squared_error
+
+
+def code_length(weights: Tensor, precision: Precision) -> float:
+    """H + (K − 1)/2·log₂(n)/n: bits per weight of words under an ideal entropy code, and of the table that it needs.
+
+    H = −Σ p·log₂ p is the entropy of the K words that occur. Each of their K − 1 free frequencies takes half of log₂ n
+    bits to describe (Rissanen's minimum description length), without which a small layer, most of whose words occur
+    once, would seem to get finer steps for nothing.
+
+    Args:
+        weights: finite, [n]; rounded to nearest.
+        precision: the format, of at most 16 bits.
+    """
+    n = weights.numel()
+    if not n:
+        return 0.0
+    half = 2 ** (precision.word_length - 1)
+    # A layer that has diverged keeps its format, but its bits are counted: NaN has no word.
+    words = (weights.double() * 2.0**precision.fraction_length).nan_to_num().round().clamp(-half, half - 1).long()
+    counts = torch.bincount(words + half)
+    shares = counts[counts > 0].double() / n
+    return float(-(shares * shares.log2()).sum()) + (len(shares) - 1) / 2 * math.log2(n) / n
+
+
+def errors_by_step(weights: Tensor) -> list[tuple[Precision, float, float]]:
+    """Return the formats that clip no weight, from the coarsest step to the finest, with what each loses and takes.
+
+    Args:
+        weights: a layer's master weights, finite.
+
+    Returns:
+        For each word length the block floating-point format, its mean squared error, and its `code_length`.
+    """
+    low, high = extremes(weights) if weights.numel() else (0.0, 0.0)
+    some = sample(weights)
+    formats = [block_precision(low, high, word) for word in WORDS]
+    return [(form, squared_error(some, form), code_length(some, form)) for form in formats]
+
+
+def first_step(weights: Tensor, bits: float) -> Precision:
+    """Return the finest format that clips no weight and takes at most `bits` per weight, or the coarsest."""
+    coarsest, *finer = errors_by_step(weights)
+    return [coarsest[0], *(form for form, _, length in finer if length <= bits)][-1]
