@@ -7,15 +7,17 @@ Infinities and NaN do not occur.
 from collections.abc import Callable, Collection
 from typing import Any
 
+
+def _as_it_is(
+    function: Callable[..., Any], *, fastmath: Collection[str] = (), inline: str = "never"
+) -> Callable[..., Any]:
+    return function
+
+
 try:
     from adapt.kernels.numba_.compiler import compiled
 except ImportError:
-    # Numba's compiler is turned off: the same functions run, if slowly.
-    def compiled(
-        function: Callable[..., Any], *, fastmath: Collection[str] = (), inline: str = "never"
-    ) -> Callable[..., Any]:
-        """Return the function as it is."""
-        return function
+    compiled = _as_it_is  # Numba's compiler is turned off: the same functions run, if slowly.
 
 
 SIGNIFICAND = 24

@@ -57,8 +57,8 @@ class LearnedBitwidth(PrecisionCallback):
             `adapt.learned.attach`: needed where training data can be read only once, or forward takes no part of them.
         distillation: a teacher and how its predictions count. The student's logits are what the module's forward
             returns in training_step, or that of its only submodule with parameters.
-        activation_size, floor, weight_scaling, activation_scaling, delta, beta, update_every, width_rate, warmup,
-            quantize_biases, layers: as in `adapt.learned.attach`.
+        options: activation_size, floor, weight_scaling, activation_scaling, delta, beta, update_every, width_rate,
+            warmup, quantize_biases and layers, as in `adapt.learned.attach`.
         export: where to write the network of the best checkpoint as a packed file when fit ends, as by
             `adapt.export.capture(checkpoint, module).save(export)`; None writes none. Needs the extra "export".
 

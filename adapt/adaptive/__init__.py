@@ -1,0 +1,1 @@
+"""Runs whose formats a policy decides."""
