@@ -23,11 +23,11 @@ FLOORS = (
     ("engine",),
     ("adaptive", "learned"),
     ("report", "tensorboard", "export"),
-    ("lightning", "cli", "testing"),
+    ("lightning", "integrations", "cli", "testing"),
     ("__main__",),
 )
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
-LEAVES = {"lightning", "report", "cli", "testing", "__main__"}
+LEAVES = {"lightning", "integrations", "report", "cli", "testing", "__main__"}
 LONGEST_CHAIN = 9
 
 

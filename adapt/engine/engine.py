@@ -6,8 +6,9 @@ optimizer is torch's SGD, the run does all that lies between the gradients and Q
 """
 
 import contextlib
+import functools
 import weakref
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from numbers import Real
 from typing import Any
 
@@ -20,6 +21,7 @@ from adapt import user_warnings
 from adapt.engine import persistence
 from adapt.engine.first_step import FirstStep
 from adapt.engine.fused_sgd import FusedSGD
+from adapt.engine.losses import training_loss
 from adapt.engine.members import Members
 from adapt.engine.run import Run
 from adapt.engine.steps import Steps, unscale
@@ -170,6 +172,42 @@ class Engine:
         """
         if self.is_attached:
             self._run.losses.observe(loss)
+
+    def watch(self, loss: Callable[..., Any]) -> Callable[..., Any]:
+        """Observe every training loss that a loss module or function returns, where a framework owns the loop.
+
+        Results without a gradient, as in evaluation, are not losses of training. After `detach` nothing is observed.
+
+        Args:
+            loss: a module, such as `nn.CrossEntropyLoss()` or a model that returns {"loss": …}, which gets a forward
+                hook; or a function. It must return the mean over the batch.
+
+        Returns:
+            The module itself, or a function to use in place of the one given.
+
+        Raises:
+            TypeError: the loss is neither.
+            RuntimeError: the controller was detached.
+        """
+        self._require_attached()
+        if isinstance(loss, nn.Module):
+            self._handles.append(loss.register_forward_hook(WeakHook(self._see)))
+            return loss
+        if not callable(loss) or isinstance(loss, type):
+            raise TypeError(f"loss must be a loss module or function, got {loss!r}: a number goes to observe(loss)")
+
+        @functools.wraps(loss)
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            result = loss(*args, **kwargs)
+            self._see(None, args, result)
+            return result
+
+        return watched
+
+    def _see(self, module: nn.Module | None, args: Any, result: Any) -> None:
+        shown = training_loss(result)
+        if shown is not None and (module is None or module.training):
+            self.observe(shown)
 
     def forget_losses(self) -> None:
         """Drop the losses observed since the last step: for gradients that are thrown away, as when a scaler skips."""

@@ -2,7 +2,9 @@
 
 from collections.abc import Iterable
 from numbers import Real
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from adapt.distributed import ranks
@@ -56,3 +58,14 @@ class MicroLosses:
     def load(self, state: Iterable[float]) -> None:
         """Go on from `state`."""
         self._shown = list(state)
+
+
+def training_loss(result: Any) -> Tensor | None:
+    """Return the loss that a loss function, or a model that computes its own, has returned for training.
+
+    That is the result itself, or its entry "loss", if it is a single number with a gradient; None of anything else, as
+    in evaluation.
+    """
+    loss = result.get("loss") if isinstance(result, dict) else result
+    is_loss = isinstance(loss, Tensor) and loss.numel() == 1 and torch.is_grad_enabled() and loss.requires_grad
+    return loss if is_loss else None

@@ -4,12 +4,12 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from adapt.learned import SCALINGS, lsq, quantize, word_length
 from adapt.learned.lsq import bounds, gradient_scale, initial_step, nearest_power_of_two
-from adapt.learned.quantizer import limit, range_gradients, range_row
+from adapt.learned.quantizer import continuous_width, limit, range_gradients, range_row
 from tests.references import learned as twin
 
 VALUES = st.floats(-4, 4, width=32)
@@ -127,6 +127,8 @@ def test_closed_form_of_the_sums_is_autograds(seed, floor, signed):
     g = torch.randn(4, 50, generator=generator, dtype=torch.float64)
     d = torch.rand(4, generator=generator, dtype=torch.float64) + 0.1
     q = d * (0.2 + 3 * torch.rand(4, generator=generator, dtype=torch.float64))
+    # A range that a word misses by a rounding error is cut to the word in the row, but not in the formula.
+    assume((continuous_width(d, q, signed) % 1 > 2e-4).all())
     from adapt.kernels.learned_steps import Row, partials
 
     row = Row(*(column[:, None] for column in range_row(d, q, signed, floor=floor)))
