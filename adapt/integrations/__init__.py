@@ -1,1 +1,1 @@
-"""Callbacks for training loops of other libraries, each on that library's public interface: see docs/integrations.md."""
+"""Callbacks for training loops of other libraries, each on its library's public interface; see docs/integrations.md."""

@@ -76,7 +76,7 @@ class AdaptivePrecisionCallback(TrainerCallback):  # type: ignore[misc]
                 f"{'was saved without this callback' if saved else 'does not exist'}: give the checkpoint's folder as "
                 "AdaptivePrecisionCallback(resume_from=…), or begin a new training"
             )
-        return saved  # type: ignore[no-any-return]
+        return saved
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Add the mean word length of the weights to the log."""

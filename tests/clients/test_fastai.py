@@ -13,6 +13,7 @@ pytestmark = [pytest.mark.clients, pytest.mark.filterwarnings("ignore")]
 
 
 def learner(folder, precision):
+    import fastai.callback.progress  # noqa: F401  (gives Learner no_bar)
     from fastai.data.core import DataLoaders
     from fastai.learner import Learner
     from fastai.optimizer import OptimWrapper

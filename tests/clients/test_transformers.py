@@ -33,8 +33,8 @@ def trained(folder, steps, resume=None):
     model = Classifier()
     precision = AdaptivePrecisionCallback(adapt.AdaPT.compact(), rounding="nearest")
     arguments = transformers.TrainingArguments(
-        str(folder), max_steps=steps, per_device_train_batch_size=16, save_steps=10, logging_steps=5, learning_rate=1e-2,
-        lr_scheduler_type="constant", report_to=[], use_cpu=True, disable_tqdm=True,
+        str(folder), max_steps=steps, per_device_train_batch_size=16, save_steps=10, logging_steps=5,
+        learning_rate=1e-2, lr_scheduler_type="constant", report_to=[], use_cpu=True, disable_tqdm=True,
     )  # fmt: skip
     trainer = transformers.Trainer(model, arguments, train_dataset=rows, callbacks=[precision])
     trainer.train(resume_from_checkpoint=resume)

@@ -69,7 +69,8 @@ def test_a_model_that_returns_its_loss_is_watched_in_training_alone():
     with torch.no_grad():
         model(x, y)
     model.eval()(x, y)
-    assert len(shown) == 1 and shown[0] is loss
+    assert len(shown) == 1
+    assert shown[0] is loss
     controller.detach()
     model.train()(x, y)
     assert len(shown) == 1
