@@ -30,7 +30,7 @@ def code_length(weights: Tensor, precision: Precision) -> float:
     once, would seem to get finer steps for nothing.
 
     Args:
-        weights: finite, [n]; rounded to nearest.
+        weights: n of them, of any shape; rounded to nearest.
         precision: the format, of at most 16 bits.
     """
     n = weights.numel()
@@ -38,7 +38,9 @@ def code_length(weights: Tensor, precision: Precision) -> float:
         return 0.0
     half = 2 ** (precision.word_length - 1)
     # A layer that has diverged keeps its format, but its bits are counted: NaN has no word.
-    words = (weights.double() * 2.0**precision.fraction_length).nan_to_num().round().clamp(-half, half - 1).long()
+    words = (
+        (weights.flatten().double() * 2.0**precision.fraction_length).nan_to_num().round().clamp(-half, half - 1).long()
+    )
     counts = torch.bincount(words + half)
     shares = counts[counts > 0].double() / n
     return float(-(shares * shares.log2()).sum()) + (len(shares) - 1) / 2 * math.log2(n) / n

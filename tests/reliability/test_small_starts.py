@@ -9,7 +9,8 @@ How many of 36 runs each passed (six networks, SGD and AdamW, three learning rat
     Fixed(8, 6)      nearest 36, stochastic 36
     CyclicPrecision  nearest 36, stochastic 36
 
-All runs kept below twice their first loss, or float32's largest where that is above it. Those that missed are `MISSES`: two under stochastic rounding by about a
+All runs kept below twice their first loss, or float32's largest where that is above it. Those that missed are
+`MISSES`: two under stochastic rounding by about a
 hundredth, and LSQ at 2 bits, which has only the levels -2d, -d, 0 and d.
 """
 

@@ -85,7 +85,8 @@ def test_a_layer_that_has_diverged_does_not_keep_the_others_from_theirs():
     seen = np.array([True, False])
     for _ in range(9):
         state = advanced(policy, state, weights, seen=seen)
-    assert code_length(weights[0], state.formats[0]) <= 3.1
+    lengths = [code_length(layer, form) for layer, form in zip(weights, state.formats, strict=True)]
+    assert 2.5 <= np.mean(lengths) <= 3
 
 
 def test_entropy_needs_a_budget():

@@ -164,7 +164,9 @@ def test_the_command_makes_each_run_once(tmp_path, monkeypatch, capsys):
         ("block", 4, 1),
         ("compact", None, 1),
     ]
-    with pytest.raises(SystemExit, match="method must be one of float32, block, cyclic, compact, lsq, lsq-p2"):
+    with pytest.raises(
+        SystemExit, match="method must be one of float32, block, cyclic, compact, compact-entropy, lsq, lsq-p2"
+    ):
         command_line.main(["blok:4"])
     lines = ledger.read(tmp_path / "a.jsonl")
     assert len(lines) == 4
