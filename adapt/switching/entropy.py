@@ -31,7 +31,7 @@ def code_length(weights: Tensor, precision: Precision) -> float:
 
     Args:
         weights: n of them, of any shape; rounded to nearest.
-        precision: the format, of at most 16 bits.
+        precision: the format, of at most 17 bits.
     """
     n = weights.numel()
     if not n:
@@ -53,11 +53,13 @@ def errors_by_step(weights: Tensor) -> list[tuple[Precision, float, float]]:
         weights: a layer's master weights, finite.
 
     Returns:
-        For each word length the block floating-point format, its mean squared error, and its `code_length`.
+        For each word length of block floating point its step, in words one bit longer, its mean squared error, and its `code_length`.
     """
     low, high = extremes(weights) if weights.numel() else (0.0, 0.0)
     some = sample(weights)
-    formats = [block_precision(low, high, word) for word in WORDS]
+    tight = [block_precision(low, high, word) for word in WORDS]
+    # A bit above the largest weight costs nothing under an entropy code, and weights grow until the next window ends.
+    formats = [Precision(form.word_length + 1, form.fraction_length) for form in tight]
     return [(form, squared_error(some, form), code_length(some, form)) for form in formats]
 
 
