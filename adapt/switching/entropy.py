@@ -53,7 +53,8 @@ def errors_by_step(weights: Tensor) -> list[tuple[Precision, float, float]]:
         weights: a layer's master weights, finite.
 
     Returns:
-        For each word length of block floating point its step, in words one bit longer, its mean squared error, and its `code_length`.
+        For each word length of block floating point its step, in words one bit longer, with the mean squared error and
+        the `code_length`.
     """
     low, high = extremes(weights) if weights.numel() else (0.0, 0.0)
     some = sample(weights)
