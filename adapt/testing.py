@@ -3,7 +3,7 @@
 import copy
 import io
 from collections.abc import Iterator, Sequence
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import fields, is_dataclass
 from typing import Any, overload
 
 import numpy as np
@@ -19,14 +19,7 @@ from adapt.switching.policy import Observation, Policy, State, columns_of, pack,
 SHAPES = ((8, 3), (4, 2, 3, 3), (1, 16))
 """The layers of the pretended training: a matrix, a convolution and a layer of another size."""
 
-_FLAGS = (
-    "normalize_gradients",
-    "quantize_gradients",
-    "sums_gradients",
-    "samples_gradients",
-    "keeps_gradients",
-    "uses_loss",
-)
+_FLAGS = tuple(name for name, member in vars(Policy).items() if isinstance(member, property))
 _RECORDED = {"lookback", "resolution", "diversity", "divergence"}
 
 
@@ -227,11 +220,11 @@ class _Run:
     def _check_saved(self, where: str, state: State, layers: int) -> None:
         for field in fields(state):
             try:
-                file = io.BytesIO()
-                torch.save(pack(replace(state))[field.name], file)
+                packed, file = pack(state), io.BytesIO()
+                torch.save(packed[field.name], file)
                 file.seek(0)
                 read = torch.load(file, weights_only=True)
-                same = _equal(_contents(unpack({**pack(state), field.name: read}, state, layers)), _contents(state))
+                same = _equal(_contents(unpack({**packed, field.name: read}, state, layers)), _contents(state))
             except Exception as error:
                 same, reason = False, f" ({' '.join(str(error).split()):.120})"
             else:

@@ -14,6 +14,7 @@ from adapt.adaptive.options import Options
 from adapt.engine import persistence
 from adapt.engine.losses import training_loss
 from adapt.layers.hooks import remove_all
+from adapt.numerics import LONGEST_WORD
 from adapt.switching.policy import Policy
 
 
@@ -83,7 +84,7 @@ class AdaptivePrecisionCallback(TrainerCallback):  # type: ignore[misc]
         if self.controller is not None and self.controller.is_attached:
             layers: dict[str, Tensor] = self.controller.layers
             bits = sum(
-                layers[name].numel() * (32 if form is None else form.word_length)
+                layers[name].numel() * (LONGEST_WORD if form is None else form.word_length)
                 for name, form in self.controller.precisions.items()
             )
             figures = {"adapt/word_length": bits / sum(layer.numel() for layer in layers.values())}

@@ -13,7 +13,7 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,10 @@ from adapt.export.backends import Backend, backend
 from benchmarks.__main__ import RESULTS
 from recipes.common import data, ledger
 from recipes.common.batches import Batches
+from recipes.same_bits.methods import NEVER
 from recipes.same_bits.start import Start, published
 
 RUNTIMES = ("attached", "packed", "integer", "ORT", "ORT unoptimised", "qonnx")
-NEVER = 10**9
 
 
 def tuned(start: Start, batches: Batches, bits: int | None, steps: int) -> adapt.ASGD:
@@ -67,7 +67,7 @@ def runtimes(optimizer: adapt.ASGD, exported: Exported, folder: Path, x: Tensor)
     }
 
 
-def compare(ours: Backend, theirs: Backend, batches: Iterator[tuple[Tensor, Tensor]]) -> dict[str, Any]:
+def compare(ours: Backend, theirs: Backend, batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, Any]:
     """Return how many outputs there were, how many of them differ, and both accuracies."""
     figures = {"pictures": 0, "outputs": 0, "differing": 0, "layer_outputs": 0, "layer_differing": 0}
     hits = [0, 0]
@@ -116,7 +116,7 @@ def main(arguments: list[str] | None = None) -> None:
                 if ledger.is_finished(ledger.read(options.out), identity):
                     continue
                 began = time.process_time()
-                figures = compare(backend(exported.module(), exported), opened[name](), iter(pictures))
+                figures = compare(backend(exported.module(), exported), opened[name](), pictures)
                 size = Path(folder, "packed.safetensors").stat().st_size
                 line = identity | figures | {"packed_bytes": size, "processor_seconds": time.process_time() - began}
                 ledger.append(options.out, line)

@@ -1,25 +1,26 @@
 """The ways of spending bits on weights that the recipe compares, by name; all round to nearest.
 
-| name        | what it is                                                                              |
-|-------------|-----------------------------------------------------------------------------------------|
-| float32     | plain SGD                                                                               |
-| block:k     | block floating point: k bits in every layer, scale from the layer's largest weight      |
-| cyclic:k    | `CyclicPrecision`: from 3 bits to k as a cosine, 8 times                                |
-| lsq:k       | LSQ: k bits in every layer, a learned step for every output channel                     |
-| lsq-layer:k | LSQ with a learned step for every layer                                                 |
-| lsq-p2:k    | as lsq, with the power of two nearest to the learned step; likewise lsq-layer-p2:k      |
-| compact-entropy:k | `AdaPT.compact(bits=k, count="entropy")`: k bits of entropy per weight            |
-| compact:k   | `AdaPT.compact(bits=k)`; without k as many bits as the loss asks for                    |
+| name              | what it is                                                                              |
+|-------------------|-----------------------------------------------------------------------------------------|
+| float32           | plain SGD                                                                               |
+| block:k           | block floating point: k bits in every layer, scale from the layer's largest weight      |
+| cyclic:k          | `CyclicPrecision`: from 3 bits to k as a cosine, 8 times                                |
+| lsq:k             | LSQ: k bits in every layer, a learned step for every output channel                     |
+| lsq-layer:k       | LSQ with a learned step for every layer                                                 |
+| lsq-p2:k          | as lsq, with the power of two nearest to the learned step; likewise lsq-layer-p2:k      |
+| compact:k         | `AdaPT.compact(bits=k)`; without k as many bits as the loss asks for                    |
+| compact-entropy:k | `AdaPT.compact(bits=k, count="entropy")`: k bits of entropy per weight                  |
 """
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 
 import adapt
+from adapt.switching.compact import Count
 from adapt.switching.policy import Policy
 from recipes.same_bits.settings import Settings
 
@@ -58,9 +59,7 @@ def _cyclic(bits: int, steps: int, options: Mapping[str, Any]) -> Policy[Any]:
     return adapt.CyclicPrecision(steps, **{"bits": (3, bits), "cycles": 8} | dict(options))
 
 
-def _compact(
-    bits: float | None, steps: int, options: Mapping[str, Any], count: Literal["words", "entropy"] = "words"
-) -> Policy[Any]:
+def _compact(bits: float | None, steps: int, options: Mapping[str, Any], count: Count = "words") -> Policy[Any]:
     return adapt.AdaPT.compact(bits=bits, count=count, **options)
 
 
