@@ -86,8 +86,9 @@ def find_trace(run: Path) -> Path:
 def load_run(path: Path) -> Run:
     """Read a run: the trace that the path names, and of the files beside it those that can be read.
 
-    These are widths.npz, run.json (run, operations, phases, formats), metrics.csv of Lightning's CSVLogger, TensorBoard's event files,
-    and the newest checkpoint, for the formats of biases and activations. Nothing in them is executed.
+    These are widths.npz, run.json (run, operations, phases, formats), metrics.csv of Lightning's CSVLogger,
+    TensorBoard's event files, and the newest checkpoint, for the formats of biases and activations. Nothing in them is
+    executed.
 
     Raises:
         OSError, ValueError: the trace cannot be read.
