@@ -10,6 +10,9 @@ from adapt import __version__
 from adapt.export import command
 from adapt.trace import Trace
 
+_FORMATS = {"json": "as_json", "md": "as_markdown", "csv": "as_csv"}
+"""The functions of `adapt.report.written`, by the format that they write."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code: 0 on success, 1 on failure, 2 for wrong arguments.
@@ -31,25 +34,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def find_trace(run: Path) -> Path:
-    """Return the file that a path names: the path itself, or a folder's trace.npz or only .npz file.
-
-    Raises:
-        ValueError: the folder has no .npz file, or several of which none is called trace.npz.
-    """
-    if not run.is_dir():
-        return run
-    found = sorted(path for path in run.glob("*.npz") if path.is_file())
-    if not found:
-        raise ValueError(f"{run} has no trace: there is no .npz file in it; name the file or the folder that has one")
-    if run / "trace.npz" in found:
-        return run / "trace.npz"
-    if len(found) > 1:
-        names = ", ".join(path.name for path in found[:5])
-        raise ValueError(f"{run} has {len(found)} .npz files ({names}): name the one that you mean")
-    return found[0]
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="adapt", description="Training runs at adaptive precision: what happened, and what comes of them."
@@ -59,10 +43,17 @@ def _parser() -> argparse.ArgumentParser:
     report = commands.add_parser(
         "report",
         help="print what happened to every layer's precision",
-        description="Print a table of every layer's precision over a run, and what the run saved.",
+        description="Print a table of every layer's precision over one or several runs, and what the runs saved.",
     )
-    report.add_argument("run", type=Path, metavar="RUN", help="a trace (.npz), or the folder that holds one")
-    report.add_argument("--pictures", type=Path, metavar="DIR", help="also draw PNG pictures into this folder")
+    report.add_argument(
+        "runs", type=Path, nargs="+", metavar="RUN", help="a trace (.npz), or the folder that holds one"
+    )
+    report.add_argument(
+        "--format", choices=("text", *_FORMATS), default="text", help="how to print the figures (default: text)"
+    )
+    report.add_argument(
+        "--pictures", type=Path, metavar="DIR", help="also draw PNG pictures of one run into this folder"
+    )
     report.set_defaults(act=_report)
     command.add_export(commands)
     command.add_show(commands, _table)
@@ -70,19 +61,29 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _report(options: argparse.Namespace) -> None:
-    from adapt.report import save_pictures
+    from adapt.report import runs, save_pictures, written
 
-    if options.pictures is not None and options.pictures.is_file():
-        raise ValueError(f"--pictures {options.pictures} is a file: name a folder for the pictures")
-    print(_table(options.run))
-    if options.pictures is not None:
-        for picture in save_pictures(Trace.load(find_trace(options.run)), options.pictures):
+    pictures = options.pictures
+    if pictures is not None and pictures.is_file():
+        raise ValueError(f"--pictures {pictures} is a file: name a folder for the pictures")
+    if pictures is not None and len(options.runs) > 1:
+        raise ValueError(f"--pictures draws one run, got {len(options.runs)}: name one")
+    if pictures is not None and options.format != "text":
+        raise ValueError(f"--pictures goes with --format text alone, got {options.format}")
+    if options.format == "text":
+        heads = [f"{run}\n\n" if len(options.runs) > 1 else "" for run in options.runs]
+        print("\n\n".join(head + _table(run) for head, run in zip(heads, options.runs, strict=True)))
+    else:
+        print(getattr(written, _FORMATS[options.format])([runs.load_run(run).figures() for run in options.runs]))
+    if pictures is not None:
+        for picture in save_pictures(Trace.load(runs.find_trace(options.runs[0])), pictures):
             print(f"drawn: {picture}")
 
 
 def _table(run: Path) -> str:
     """The table of a trace, or of a folder that holds one."""
     from adapt.report import table
+    from adapt.report.runs import find_trace
 
     path = find_trace(run)
     trace = Trace.load(path)

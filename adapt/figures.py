@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adapt.trace import Trace
+from adapt.trace.thinning import thinned
 
 try:
     import matplotlib
@@ -162,16 +163,6 @@ def pixels(figure: Figure) -> NDArray[np.uint8]:
     canvas.draw()  # type: ignore[no-untyped-call]
     rgba = np.asarray(canvas.buffer_rgba())  # type: ignore[no-untyped-call]
     return rgba[..., :3].copy()
-
-
-def thinned(first: int, rows: int, points: int) -> NDArray[np.int64]:
-    """Return the indices of at most `points` + 1 of the rows first…rows − 1: evenly spaced ones, and the last.
-
-    The spacing depends on `rows` alone, so a growing trace is thinned more and more coarsely, but never shifted.
-    """
-    spacing = max(1, -(-rows // points))
-    chosen = np.arange(-(-first // spacing) * spacing, rows, spacing)
-    return chosen if rows <= first or (len(chosen) and chosen[-1] == rows - 1) else np.append(chosen, rows - 1)
 
 
 def short_names(layers: tuple[str, ...]) -> list[str]:

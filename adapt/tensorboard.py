@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adapt.figures import channel_heatmap, pixels, thinned, timeline, word_length_heatmap
+from adapt.figures import channel_heatmap, pixels, timeline, word_length_heatmap
 from adapt.trace import Trace
+from adapt.trace.thinning import thinned
 
 if not any(importlib.util.find_spec(name) for name in ("tensorboard", "tensorboardX")):
     raise ImportError("adapt.tensorboard needs TensorBoard: run pip install 'adapt-precision[tensorboard]'")

@@ -1,3 +1,6 @@
+import csv
+import io
+import json
 import os
 import re
 import subprocess
@@ -7,9 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from adapt.cli import find_trace, main
-from adapt.report import save_pictures, table, totals
+from adapt.cli import main
+from adapt.report import save_pictures, summary, table, totals
+from adapt.report.runs import find_trace
 from adapt.trace import Column, Trace
+from adapt.trace.widths import Widths
 
 ROOT = Path(__file__).parents[1]
 
@@ -82,6 +87,67 @@ class TestTable:
         with pytest.raises(ValueError, match="no rows"):
             function(Trace(["a"], [1]))
         assert not Path("nowhere").exists()
+
+
+class TestSummary:
+    def test_figures_of_a_layer(self):
+        first, second = summary(example(), {"conv.weight": 10, "fc.weight": 20})
+        assert (first["word_length_first"], first["word_length_last"], first["bytes"]) == (8, 16, 6000)
+        assert (second["moves"], second["raised"], second["lowered"], second["last_move"]) == (2, 0, 2, 3)
+        assert first["float32_bytes"] == 12000
+        assert first["modelled_speedup"] == pytest.approx(32 / (16 * 0.5))
+        assert first["modelled_share"] == pytest.approx(10 * 8 / (10 * 8 + 20 * 1))
+        assert second["divergence"] is None
+
+    def test_without_multiply_adds_the_share_of_the_cost_is_not_known(self):
+        assert [row["modelled_share"] for row in summary(example())] == [None, None]
+
+    def test_learned_widths_are_not_rounded(self):
+        widths = Widths(["conv.weight"], [2], [1500, 1500])
+        widths.append(1, [3, 4])
+        first, _ = summary(example(), widths=widths)
+        assert first["word_length_last"] == 3.5
+        assert first["bytes"] == np.ceil(3000 * 3.5 / 8)
+
+
+class TestFormats:
+    @pytest.fixture
+    def runs(self, tmp_path) -> list[str]:
+        for name in ("first", "second"):
+            (tmp_path / name).mkdir()
+            example().save(tmp_path / name / "trace.npz")
+        (tmp_path / "first" / "metrics.csv").write_text("step,loss,adapt/nonzero\n0,2.5,1\n9,0.5,1\n")
+        described = {"run": {"policy": "<b>|"}, "operations": {"conv.weight": 3, "fc.weight": 1}}
+        (tmp_path / "first" / "run.json").write_text(json.dumps(described))
+        return [str(tmp_path / "first"), str(tmp_path / "second")]
+
+    def test_all_hold_the_same_numbers(self, runs, capsys):
+        assert main(["report", *runs, "--format", "json"]) == 0
+        first, second = json.loads(capsys.readouterr().out)["runs"]
+        assert main(["report", *runs, "--format", "csv"]) == 0
+        lines = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+        expected = [{"run": run["run"], **row} for run in (first, second) for row in run["layers"]]
+        assert lines == [{k: "" if v is None else str(v) for k, v in row.items()} for row in expected]
+        assert first["metrics"] == {"loss": 0.5}  # the last one
+        assert second["totals"]["modelled_inference_speedup"] is None
+        assert first["totals"]["modelled_inference_speedup"] > 1
+
+    def test_markdown_escapes_what_comes_from_files(self, runs, capsys):
+        assert main(["report", *runs, "--format", "md"]) == 0
+        output = capsys.readouterr().out
+        assert "- policy: &lt;b&gt;\\|" in output
+        assert output.count("| conv.weight |") == 2
+
+    def test_damaged_companions_are_left_out(self, runs, capsys):
+        for name in ("run.json", "metrics.csv", "widths.npz", "last.ckpt"):
+            Path(runs[0], name).write_bytes(b"\xff\x00{")
+        assert main(["report", runs[0], "--format", "json"]) == 0
+        (run,) = json.loads(capsys.readouterr().out)["runs"]
+        assert (run["made"], run["metrics"], run["formats"]) == ({}, {}, {})
+
+    def test_several_tables(self, runs, capsys):
+        assert main(["report", *runs]) == 0
+        assert capsys.readouterr().out.count(table(example())) == 2
 
 
 class TestCommand:

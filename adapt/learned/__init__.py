@@ -8,7 +8,7 @@ from adapt.learned.lsq import lsq
 from adapt.learned.phases import Phases
 from adapt.learned.quantizer import quantize, word_length
 from adapt.learned.scaling import SCALINGS
-from adapt.learned.widths import Widths
+from adapt.trace.widths import Widths
 
 __all__ = [
     "SCALINGS",

@@ -18,9 +18,9 @@ from adapt.learned.options import FixedWidths, LearnedWidths, Plan
 from adapt.learned.phases import Phases
 from adapt.learned.run import LearnedRun
 from adapt.learned.schedule import Schedule
-from adapt.learned.widths import Widths
 from adapt.numerics import Format
 from adapt.perfmodel.inputs import samples_of, tensors_in
+from adapt.trace.widths import Widths
 
 
 class Size(NamedTuple):

@@ -7,8 +7,8 @@ import numpy as np
 from torch import Tensor
 
 from adapt.engine import persistence
-from adapt.learned.widths import Widths
 from adapt.trace import Trace
+from adapt.trace.widths import Widths
 
 VERSION = 2
 """Version 2 added the formats of all tensors; everything else is as in version 1."""

@@ -27,9 +27,9 @@ from adapt.learned.phases import Phases
 from adapt.learned.projection import settle
 from adapt.learned.sizes import Sizes
 from adapt.learned.updates import StepRule, WidthRule
-from adapt.learned.widths import Widths
 from adapt.numerics import Format
 from adapt.trace import Trace
+from adapt.trace.widths import Widths
 from adapt.weights.masters import Masters
 
 _FADING = 0.8

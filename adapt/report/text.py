@@ -1,39 +1,13 @@
-"""Show a trace as a table and as pictures."""
+"""A trace as a table for the terminal."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from adapt.perfmodel.ratios import memory_ratio, size_ratio
+from adapt.report.summary import totals
 from adapt.trace import Trace
-
-
-def totals(trace: Trace) -> dict[str, float]:
-    """Return figures of the whole network, each weighted by the layers' sizes.
-
-    Returns:
-        mean_word_length (bits) and nonzero (share) in the last row; run_mean_word_length and run_nonzero, their means
-        over the rows; size_ratio, the final network's size over its size in float32; memory_ratio, the memory that
-        training needs for weights and masters over what it needs in float32.
-
-    Raises:
-        ValueError: the trace has no rows.
-    """
-    _check_rows(trace)
-    weights = trace.numel / trace.numel.sum()
-    nonzero = trace.nonzero @ weights
-    word_length = trace.mean_word_length()
-    return {
-        "run_mean_word_length": float(word_length.mean()),
-        "mean_word_length": float(word_length[-1]),
-        "run_nonzero": float(nonzero.mean()),
-        "nonzero": float(nonzero[-1]),
-        "size_ratio": float(size_ratio(trace.word_length[-1:], trace.nonzero[-1:], trace.numel)),
-        "memory_ratio": float(memory_ratio(trace.word_length, trace.nonzero, trace.numel)),
-    }
 
 
 def table(trace: Trace) -> str:
@@ -80,30 +54,6 @@ def table(trace: Trace) -> str:
         ("memory ratio", f"{figures['memory_ratio']:.3f} of float32, masters included, on average"),
     ]
     return "\n".join([head, subhead, rule, *body, "", *(f"{name:<14}{value}" for name, value in summary)])
-
-
-def save_pictures(trace: Trace, folder: str | Path) -> list[Path]:
-    """Draw the heat map and the timeline as PNG files into the folder, which is made if it does not exist.
-
-    Raises:
-        ImportError: matplotlib is missing; the message says what to install.
-        OSError: the folder cannot be written.
-        ValueError: the trace has no rows.
-    """
-    from adapt import figures
-
-    _check_rows(trace)
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / "word_length_heatmap.png", folder / "timeline.png"]
-    for path, draw in zip(paths, (figures.word_length_heatmap, figures.timeline), strict=True):
-        draw(trace).savefig(path)
-    return paths
-
-
-def _check_rows(trace: Trace) -> None:
-    if not len(trace):
-        raise ValueError("the trace has no rows: no optimizer step was recorded")
 
 
 def _course(values: NDArray[Any], single: str, average: str) -> tuple[str, str, str]:

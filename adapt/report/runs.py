@@ -1,0 +1,209 @@
+"""What lies in a run's folder: its trace, and whatever was saved beside it."""
+
+import csv
+import importlib.util
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from adapt.engine.saved_formats import formats
+from adapt.report.summary import Row, overall, summary
+from adapt.trace import Trace
+from adapt.trace.widths import Widths
+
+Metrics = dict[str, tuple[list[float], list[float]]]
+"""Steps and values of each logged quantity."""
+
+_LARGEST_JSON = 16 * 2**20
+_OURS = ("adapt/", "adapt_layers/", "custom_scalars", "hp_metric", "epoch", "step")
+_POINTS = 400
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run as the report shows it.
+
+    Attributes:
+        name: how the user named it.
+        trace: what happened.
+        made: what made it, by name.
+        operations: multiply-adds per sample by layer, if they were saved.
+        widths: word lengths by channel, if they were learned.
+        phases: what each phase of learning did.
+        formats: the format of every quantised tensor as text, biases and activations included.
+        metrics: what was logged.
+    """
+
+    name: str
+    trace: Trace
+    made: Row = field(default_factory=dict)
+    operations: Mapping[str, int] | None = None
+    widths: Widths | None = None
+    phases: Sequence[Row] = ()
+    formats: Mapping[str, str] = field(default_factory=dict)
+    metrics: Metrics = field(default_factory=dict)
+
+    def figures(self) -> Row:
+        """Return all that tables and pages show of the run, as plain numbers, texts and lists.
+
+        Raises:
+            ValueError: the trace has no rows.
+        """
+        rows = summary(self.trace, self.operations, self.widths)
+        return {
+            "run": self.name,
+            "made": self.made,
+            "totals": overall(self.trace, rows, self.operations),
+            "metrics": {name: values[-1] for name, (_, values) in self.metrics.items()},
+            "layers": rows,
+            "formats": dict(self.formats),
+            "phases": list(self.phases),
+        }
+
+
+def find_trace(run: Path) -> Path:
+    """Return the file that a path names: the path itself, or a folder's trace.npz or only .npz file.
+
+    Raises:
+        ValueError: the folder has no .npz file, or several of which none is called trace.npz.
+    """
+    if not run.is_dir():
+        return run
+    found = sorted(path for path in run.glob("*.npz") if path.is_file() and path.name != "widths.npz")
+    if not found:
+        raise ValueError(f"{run} has no trace: there is no .npz file in it; name the file or the folder that has one")
+    if run / "trace.npz" in found:
+        return run / "trace.npz"
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found[:5])
+        raise ValueError(f"{run} has {len(found)} .npz files ({names}): name the one that you mean")
+    return found[0]
+
+
+def load_run(path: Path) -> Run:
+    """Read a run: the trace that the path names, and of the files beside it those that can be read.
+
+    These are widths.npz, run.json (run, operations, phases, formats), metrics.csv of Lightning's CSVLogger,
+    TensorBoard's event files, and the newest checkpoint, for the formats of biases and activations. Nothing in them is
+    executed.
+
+    Raises:
+        OSError, ValueError: the trace cannot be read.
+    """
+    file = find_trace(path)
+    trace = Trace.load(file)
+    if not len(trace):
+        raise ValueError(f"{file}: the trace has no rows: no optimizer step was recorded")
+    folder = file.parent
+    described = _described(folder / "run.json")
+    named = getattr(trace, "run", None)
+    made = named if isinstance(named, Mapping) and named else described.get("run", {})
+    counts = described.get("operations")
+    return Run(
+        name=str(path),
+        trace=trace,
+        made=dict(made) if isinstance(made, Mapping) else {},
+        operations={n: int(c) for n, c in counts.items() if _is_count(c)} if isinstance(counts, dict) else None,
+        widths=_widths(folder / "widths.npz"),
+        phases=[entry for entry in described.get("phases", []) if isinstance(entry, dict)],
+        formats=_formats(folder, described),
+        metrics=_from_csv(folder / "metrics.csv") or _from_events(folder),
+    )
+
+
+def _described(path: Path) -> dict[str, Any]:
+    """Return what run.json says; nothing where it is missing, too large or damaged."""
+    try:
+        if path.stat().st_size > _LARGEST_JSON:
+            return {}
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and 0 <= value < 2**62
+
+
+def _widths(path: Path) -> Widths | None:
+    try:
+        return Widths.load(path)
+    except (OSError, ValueError):
+        return None
+
+
+def _formats(folder: Path, described: Mapping[str, Any]) -> dict[str, str]:
+    """Return the formats that were saved, or those of the newest checkpoint."""
+    saved = described.get("formats")
+    if isinstance(saved, dict):
+        return {name: str(form) for name, form in saved.items()}
+    checkpoints = [*folder.glob("*.ckpt"), *folder.glob("checkpoints/*.ckpt"), *folder.glob("*.pt")]
+    for path in sorted(checkpoints, key=lambda path: path.stat().st_mtime, reverse=True)[:1]:
+        try:
+            return {name: str(form) for name, form in formats(path).items()}
+        except (OSError, ValueError, TypeError, RuntimeError):
+            return {}
+    return {}
+
+
+def _from_csv(path: Path) -> Metrics:
+    """Return what a CSVLogger wrote, without what the trace has itself."""
+    found: Metrics = {}
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file):
+                step = _number(row.get("step"))
+                for name, text in row.items():
+                    value = _number(text)
+                    if isinstance(name, str) and _is_shown(name) and step is not None and value is not None:
+                        steps, values = found.setdefault(name, ([], []))
+                        steps.append(step)
+                        values.append(value)
+    except (OSError, ValueError, csv.Error):
+        return {}
+    return {name: _few(*points) for name, points in found.items()}
+
+
+def _from_events(folder: Path) -> Metrics:
+    """Return the scalars of TensorBoard's event files in the folder, without what the trace has itself."""
+    if not any(folder.glob("*tfevents*")) or importlib.util.find_spec("tensorboard") is None:
+        return {}
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    sizes = {"scalars": 4 * _POINTS, "images": 1, "histograms": 1, "tensors": 1}
+    events = EventAccumulator(str(folder), size_guidance=sizes).Reload()
+    found = {}
+    for name in filter(_is_shown, events.Tags()["scalars"]):
+        points = [p for p in events.Scalars(name) if math.isfinite(p.value)]
+        if points:
+            found[name] = _few([float(p.step) for p in points], [float(p.value) for p in points])
+    return found
+
+
+def _is_shown(name: str) -> bool:
+    layers = tuple(f"{column}/" for column in Trace(["_"], [1]).columns)
+    return not name.startswith(_OURS) and not name.startswith(layers)
+
+
+def _number(text: object) -> float | None:
+    try:
+        value = float(text)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _few(steps: list[float], values: list[float]) -> tuple[list[float], list[float]]:
+    """Return every k-th point, and the last."""
+    chosen = list(_every(len(steps)))
+    return [steps[i] for i in chosen], [values[i] for i in chosen]
+
+
+def _every(count: int) -> Iterator[int]:
+    yield from range(0, count - 1, max(count // _POINTS, 1))
+    if count:
+        yield count - 1

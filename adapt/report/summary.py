@@ -1,0 +1,141 @@
+"""The figures of a run, computed once: every table, file and page shows these."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adapt.perfmodel.ratios import inference_speedup, memory_ratio, size_ratio
+from adapt.trace import Trace
+from adapt.trace.widths import Widths
+
+Row = dict[str, Any]
+"""Figures by name: texts, numbers, and None for what is not known."""
+
+
+def totals(trace: Trace) -> dict[str, float]:
+    """Return figures of the whole network, each weighted by the layers' sizes.
+
+    Returns:
+        mean_word_length (bits) and nonzero (share) in the last row; run_mean_word_length and run_nonzero, their means
+        over the rows; size_ratio, the final network's size over its size in float32; memory_ratio, the memory that
+        training needs for weights and masters over what it needs in float32.
+
+    Raises:
+        ValueError: the trace has no rows.
+    """
+    check_rows(trace)
+    weights = trace.numel / trace.numel.sum()
+    nonzero = trace.nonzero @ weights
+    word_length = trace.mean_word_length()
+    return {
+        "run_mean_word_length": float(word_length.mean()),
+        "mean_word_length": float(word_length[-1]),
+        "run_nonzero": float(nonzero.mean()),
+        "nonzero": float(nonzero[-1]),
+        "size_ratio": float(size_ratio(trace.word_length[-1:], trace.nonzero[-1:], trace.numel)),
+        "memory_ratio": float(memory_ratio(trace.word_length, trace.nonzero, trace.numel)),
+    }
+
+
+def summary(trace: Trace, operations: Mapping[str, int] | None = None, widths: Widths | None = None) -> list[Row]:
+    """Return a row of figures for each layer.
+
+    Args:
+        trace: what happened.
+        operations: multiply-adds per sample by layer, from `adapt.perfmodel.operations`. Without them the modelled
+            share of the cost is None.
+        widths: the word lengths by channel of a run that learned them. The trace rounds their mean to whole bits;
+            where they are given, word_length_last and bytes are exact.
+
+    Returns:
+        layer and weights; word_length_first, _mean and _last, fraction_length_last (bits); nonzero_mean and _last
+        (shares); moves, raised and lowered (changes of the format, of them to more and to fewer bits) and last_move
+        (its step, None without one); bytes, those of the layer's words packed without gaps, and float32_bytes;
+        modelled_speedup, 32/(sp·WL), and modelled_share, the layer's share of ops·sp·WL; diversity_raised and
+        diversity_lowered, medians of Δs in the windows that ended with such a move, and divergence, the median of the
+        bits that push-down gave up at a move.
+
+    Raises:
+        ValueError: the trace has no rows.
+    """
+    check_rows(trace)
+    last, switches = trace.word_length[-1].astype(float), trace.switches()
+    if widths is not None and len(widths):
+        exact = dict(zip(widths.names, widths.means()[-1].tolist(), strict=True))
+        last = np.array([exact.get(name, bits) for name, bits in zip(trace.layers, last, strict=True)])
+    change = np.zeros(switches.shape, np.int16)
+    change[1:] = np.diff(trace.word_length, axis=0)
+    cost = None if operations is None else trace.nonzero[-1] * last * [operations.get(n, 0) for n in trace.layers]
+    rows = []
+    for i, (name, numel) in enumerate(zip(trace.layers, trace.numel.tolist(), strict=True)):
+        moves = np.flatnonzero(switches[:, i])
+        kept = float(trace.nonzero[-1, i] * last[i])
+        windows = trace.diversity[:, i]
+        rows.append(
+            {
+                "layer": name,
+                "weights": numel,
+                "word_length_first": int(trace.word_length[0, i]),
+                "word_length_mean": float(trace.word_length[:, i].mean()),
+                "word_length_last": float(last[i]),
+                "fraction_length_last": int(trace.fraction_length[-1, i]),
+                "nonzero_mean": float(trace.nonzero[:, i].mean(dtype=np.float64)),
+                "nonzero_last": float(trace.nonzero[-1, i]),
+                "moves": len(moves),
+                "raised": int((change[:, i] > 0).sum()),
+                "lowered": int((change[:, i] < 0).sum()),
+                "last_move": int(trace.step[moves[-1]]) if len(moves) else None,
+                "bytes": math.ceil(round(numel * last[i], 6) / 8),
+                "float32_bytes": 4 * numel,
+                "modelled_speedup": 32 / kept if kept else None,
+                "modelled_share": None if cost is None or not cost.sum() else float(cost[i] / cost.sum()),
+                "diversity_raised": _median(windows[change[:, i] > 0]),
+                "diversity_lowered": _median(windows[change[:, i] < 0]),
+                "divergence": _median(trace.divergence[moves, i]),
+            }
+        )
+    return rows
+
+
+def overall(trace: Trace, rows: list[Row], operations: Mapping[str, int] | None = None) -> Row:
+    """Return the figures of the whole network: those of `totals`, and sums over the rows of `summary`."""
+    counts = None if operations is None else [operations.get(name, 0) for name in trace.layers]
+    known = counts is not None and any(counts)
+    size, before = sum(row["bytes"] for row in rows), sum(row["float32_bytes"] for row in rows)
+    figures = totals(trace)
+    figures["mean_word_length"] = sum(r["word_length_last"] * r["weights"] for r in rows) / int(trace.numel.sum())
+    return {
+        "first_step": int(trace.step[0]),
+        "last_step": int(trace.step[-1]),
+        "layers": len(rows),
+        "weights": int(trace.numel.sum()),
+        "bytes": size,
+        "float32_bytes": before,
+        "moves": sum(row["moves"] for row in rows),
+        **figures,
+        "modelled_inference_speedup": _finite(inference_speedup(counts, trace.word_length[-1:], trace.nonzero[-1:]))
+        if known and counts is not None
+        else None,
+    }
+
+
+def check_rows(trace: Trace) -> None:
+    """Refuse a trace without rows.
+
+    Raises:
+        ValueError: it has none.
+    """
+    if not len(trace):
+        raise ValueError("the trace has no rows: no optimizer step was recorded")
+
+
+def _median(values: NDArray[Any]) -> float | None:
+    finite = values[np.isfinite(values)]
+    return float(np.median(finite)) if len(finite) else None
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
