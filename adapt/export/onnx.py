@@ -2,32 +2,29 @@
 
 import os
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 from torch.utils._pytree import tree_leaves
 
 from adapt import files
-from adapt.export import onnx_graph
+from adapt.export import onnx_graph, onnx_norms
 from adapt.export.exported import Exported
 from adapt.export.extras import needs
 from adapt.export.onnx_folding import fold
-from adapt.export.onnx_operators import AddedBias, BatchNorm, LinearQuantization, Words
-from adapt.export.rounding import INPUT, OUTPUT, Rounding, add_rounding
+from adapt.export.onnx_operators import BatchNorm, LinearQuantization, Words
+from adapt.export.onnx_words import check_words, store_biases, store_words
+from adapt.export.rounding import Rounding
 from adapt.export.runtime import runner
-from adapt.numerics.format import Format
 
 FORMS = ("qdq", "weights")
 ARITHMETIC = ("exact", "operator", "folded")
 OPSET = 21
 """The first that has words of 4 and 16 bits."""
 
-LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
@@ -95,6 +92,7 @@ def to_onnx(
     onnx_graph.absorb_relus(graph)
     onnx_graph.merge_roundings(graph)
     onnx_graph.separate_roundings(graph)
+    onnx_norms.use_single_precision(graph)
     onnx_graph.separate_zeros(graph)
     onnx_graph.shorten_words(graph)
     graph.drop_unread()
@@ -175,121 +173,3 @@ def replace(network: nn.Module, path: str, module: nn.Module) -> None:
     """Put a module at this path, with the hooks of what was there gone."""
     parent, _, name = path.rpartition(".")
     setattr(network.get_submodule(parent), name, module)
-
-
-def store_words(
-    network: nn.Module,
-    exported: Exported,
-    stored: Callable[[Tensor, Format], nn.Module],
-    *,
-    biases: bool = False,
-) -> None:
-    """Let every quantised matrix, and on demand the layers' biases, be what `stored` makes of words and format.
-
-    Raises:
-        ValueError: a format has channels that no operator has; the message names the layer.
-    """
-    for name, words in exported.words.items():
-        form = exported.formats[name]
-        path, _, leaf = name.rpartition(".")
-        layer = network.get_submodule(path)
-        if words.ndim < 2 and not (biases and isinstance(layer, LAYERS)):
-            continue
-        if form.groups > 1:
-            raise ValueError(
-                f"{name} has a format for each channel of {form.groups} groups, which no operator of ONNX has: train "
-                "this transposed convolution with one format for the whole layer"
-            )
-        parametrize.register_parametrization(layer, leaf, stored(words, form), unsafe=True)
-
-
-def store_biases(network: nn.Module, exported: Exported) -> None:
-    """Let every bias be a word of 32 bits times input step × weight step, or be added behind its layer."""
-    for path, layer in list(network.named_modules()):
-        bias = layer._parameters.get("bias")
-        if not isinstance(layer, LAYERS) or bias is None:
-            continue
-        steps = _product_steps(exported, path, layer)
-        words = None if steps is None else _whole(bias, steps)
-        if words is not None:
-            assert steps is not None
-            axis = None if steps.ndim == 0 else 0
-            parametrize.register_parametrization(layer, "bias", Words(words, steps, axis), unsafe=True)
-        else:
-            layer._parameters["bias"] = None
-            add_behind(layer, AddedBias(bias.detach().view(-1, *[1] * _positions(layer))))
-
-
-def add_behind(layer: nn.Module, module: nn.Module) -> None:
-    """Let a module follow a layer, in front of what rounds the layer's output."""
-    rounding = layer._modules.get(OUTPUT)
-    if rounding is not None or INPUT in layer._modules:
-        layer._modules[OUTPUT] = module if rounding is None else nn.Sequential(module, rounding)
-    else:
-        add_rounding(layer, output=module)
-
-
-def _positions(layer: Any) -> int:
-    return 0 if isinstance(layer, nn.Linear) else int(layer.weight.ndim) - 2
-
-
-def _product_steps(exported: Exported, path: str, layer: nn.Module) -> Any:
-    """Input step × weight step, [] or by output channel, where both are known and float32 holds it; else None."""
-    site, form = (exported.formats.get(f"{path}.{end}" if path else end) for end in ("input", "weight"))
-    if site is None or form is None or INPUT not in layer._modules:
-        return None
-    if form.axis is not None and form.axis != (1 if getattr(layer, "transposed", False) else 0):
-        return None
-    steps = np.asarray(site.step * form.step)
-    return steps if (steps.astype(np.float32) == steps).all() else None
-
-
-def _whole(bias: Tensor, steps: Any) -> Tensor | None:
-    """The bias in whole steps as int32, or None where it lies off that grid."""
-    words = bias.detach().double().numpy() / steps
-    fits = np.all(words == np.rint(words)) and np.all(np.abs(words) < 2**31)
-    return torch.from_numpy(words.astype(np.int32)) if fits else None
-
-
-def check_words(model: Any, exported: Exported, *, folded: bool = False) -> None:
-    """Assert that every quantised matrix is in a model as its words, and that their steps are those of its format.
-
-    Folded, channels may have the opposite sign and other steps.
-
-    Raises:
-        ValueError: one is not, as that of a layer which ONNX's own operator takes in float32.
-    """
-    stored = list(_dequantized(model))
-    for name, words in exported.words.items():
-        if words.ndim < 2:
-            continue
-        equal = _equal_but_for_signs if folded else np.array_equal
-        own, steps = words.numpy(), exported.formats[name].step.astype(np.float32)
-        same = (step for found, step in stored if equal(found, own) or equal(found, own.T))
-        if not any(np.array_equal(step, steps) or folded for step in same):
-            raise ValueError(
-                f"{name} did not become integer words, because the operators of its layer take float32 weights alone: "
-                "leave it out of the quantised layers, or save a packed file, which holds every layer"
-            )
-
-
-def _equal_but_for_signs(a: Any, b: Any) -> bool:
-    """Whether words are equal, but for the sign of a whole channel."""
-    if a.shape != b.shape:
-        return False
-    rows = [x.reshape(len(x), -1).astype(np.int64) for x in (a, b)]
-    return bool(((rows[0] == rows[1]).all(1) | (rows[0] == -rows[1]).all(1)).all())
-
-
-def _dequantized(model: Any) -> list[tuple[Any, Any]]:
-    """Words and steps of every constant that a DequantizeLinear reads, itself or behind a Cast."""
-    graph = onnx_graph.Graph(model)
-    found = []
-    for node in graph.nodes("DequantizeLinear"):
-        name = node.input[0]
-        cast = graph.writer.get(name)
-        name = cast.input[0] if cast is not None and cast.op_type == "Cast" else name
-        if name in graph.constants:
-            words = graph.constants[name]
-            found.append((words.astype(np.int64), graph.constants[node.input[1]]))
-    return found

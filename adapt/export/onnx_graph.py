@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from typing import Any
 
 import numpy as np
@@ -201,9 +201,9 @@ def separate_zeros(graph: Graph) -> None:
 
 
 def shorten_words(graph: Graph) -> None:
-    """Store int8 words that need no more in 4 bits, behind a Cast.
+    """Store int8 words that need no more in 4 bits, behind a Cast, and those that are multiples of them behind a Mul.
 
-    ONNX Runtime folds the Cast when it loads the file. Without it 4 bits never become an integer product.
+    ONNX Runtime folds both when it loads the file. Without the Cast 4 bits never become an integer product.
     """
     import ml_dtypes
     from onnx import TensorProto, helper, numpy_helper
@@ -211,16 +211,30 @@ def shorten_words(graph: Graph) -> None:
     for node in graph.nodes("DequantizeLinear"):
         name = node.input[0]
         words = graph.constants.get(name)
-        if words is None or words.dtype != np.int8 or not words.size or words.min() < -8 or words.max() > 7:
+        if words is None or words.dtype != np.int8 or not words.any() or len(graph.readers[name]) > 1:
             continue
-        if len(graph.readers[name]) > 1:
+        common = int(np.bitwise_or.reduce(words, axis=None))
+        factor = common & -common  # the largest power of two that divides them all
+        if words.min() < -8 * factor or words.max() > 7 * factor:
             continue
+        short = words // factor if words.min() < -8 or words.max() > 7 else words
         for tensor in graph.graph.initializer:
             if tensor.name == name:
-                tensor.CopyFrom(numpy_helper.from_array(words.astype(ml_dtypes.int4), name))
-        cast = helper.make_node("Cast", [name], [f"{name}.int8"], to=TensorProto.INT8)
-        graph.insert(cast, before=node)
-        node.input[0] = cast.output[0]
+                tensor.CopyFrom(numpy_helper.from_array(short.astype(ml_dtypes.int4), name))
+        cast = partial(helper.make_node, "Cast")
+        if short is words:
+            nodes = [cast([name], [f"{name}.int8"], to=TensorProto.INT8)]
+        else:
+            wide, product = f"{name}.int32", f"{name}.multiple"  # no runtime multiplies in 8 bits
+            constant = graph.add_constant(f"{name}.factor", np.array(factor, np.int32))
+            nodes = [
+                cast([name], [wide], to=TensorProto.INT32),
+                helper.make_node("Mul", [wide, constant], [product]),
+                cast([product], [f"{name}.int8"], to=TensorProto.INT8),
+            ]
+        for made in nodes:
+            graph.insert(made, before=node)
+        node.input[0] = f"{name}.int8"
     graph.find()
 
 

@@ -43,6 +43,10 @@ class Words(nn.Module):
         self.register_buffer("step", torch.from_numpy(np.array(step, np.float32)))
         self.register_buffer("zero", torch.zeros(self.step.shape, dtype=words.dtype))
 
+    def refine(self, factor: int) -> None:
+        """Express the same values in steps that are so many times finer; words and steps stay exact."""
+        self.words, self.step = self.words * factor, self.step / factor
+
     def forward(self, original: Tensor) -> Tensor:
         """word·step, in the shape of the parameter."""
         if not torch.compiler.is_exporting():
@@ -108,9 +112,9 @@ class AddedBias(nn.Module):
 class BatchNorm(nn.Module):
     """Batch normalisation in evaluation as torch computes it: x·α + β, rounded once.
 
-    torch's kernel uses fused multiply-adds, while ONNX's BatchNormalization rounds twice and so moves a value over a
-    rounding threshold now and then. float64 holds the product of two float32 numbers. α and β are asked of torch,
-    which computes them from γ, β, μ and σ² in an order of its own.
+    torch's kernel uses fused multiply-adds, while ONNX's BatchNormalization of float32 rounds twice and so moves a
+    value over a rounding threshold now and then. float64 holds the product of two float32 numbers. α and β are asked
+    of torch, which computes them from γ, β, μ and σ² in an order of its own; the operator gets mean 0 and variance 1.
 
     Args:
         norm: a BatchNorm1d, BatchNorm2d or BatchNorm3d with running statistics.
@@ -118,16 +122,18 @@ class BatchNorm(nn.Module):
 
     scale: Tensor
     shift: Tensor
+    mean: Tensor
+    variance: Tensor
 
     def __init__(self, norm: Any) -> None:
         super().__init__()
         zero, one = torch.zeros_like(norm.running_var), torch.ones_like(norm.running_var)
         scale = F.batch_norm(one[None], zero, norm.running_var, norm.weight, zero, eps=norm.eps)[0]
         shift = F.batch_norm(zero[None], norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)[0]
-        self.register_buffer("scale", scale.double())
-        self.register_buffer("shift", shift.double())
+        for name, values in (("scale", scale), ("shift", shift), ("mean", zero), ("variance", one)):
+            self.register_buffer(name, values.double())
 
     def forward(self, x: Tensor) -> Tensor:
         """[batch, channels, …] to the same."""
-        shape = (-1, *[1] * (x.ndim - 2))
-        return (x.double() * self.scale.view(shape) + self.shift.view(shape)).float()
+        inputs = (x.double(), self.scale, self.shift, self.mean, self.variance)
+        return operator("BatchNormalization", inputs, x, torch.float64, epsilon=0.0).float()

@@ -13,8 +13,9 @@ from adapt import files
 from adapt.export import onnx_graph
 from adapt.export.exported import Exported
 from adapt.export.extras import needs
-from adapt.export.onnx import exact_norms, program, store_words
+from adapt.export.onnx import exact_norms, program
 from adapt.export.onnx_operators import operator
+from adapt.export.onnx_words import store_words
 from adapt.numerics.format import Format
 
 QUANT = "qonnx.custom_op.general::Quant"

@@ -59,7 +59,7 @@ def captured(make: Callable[[], nn.Module], batches: Callable[[int], Tensor], bi
     """A network with weights and biases of so many bits and activations of 8, after a few steps of training."""
     torch.manual_seed(0)
     model = make()
-    policy = adapt.Fixed(adapt.Precision(bits, bits))
+    policy = adapt.MuPPET(steps_per_epoch=10**9, word_lengths=(bits,))  # block floating point that never switches
     optimizer = adapt.ASGD(model, lr=0.01, policy=policy, activations=8, quantize_biases=True)
     for step in range(3):
         output = model(batches(32 + step)).flatten(0, -2)

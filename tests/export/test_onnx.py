@@ -64,6 +64,49 @@ def test_two_roundings_that_follow_each_other_both_happen(tmp_path, between, fir
     assert differing(exported, ROWS, tmp_path / "a.onnx", optimized=True) == 0
 
 
+def test_a_batch_norm_between_two_roundings_is_computed_in_single_precision_without_another_word(tmp_path):
+    """All 256 words go through 400 channels, whose factors lie far apart."""
+    channels = 400
+    network = nn.Sequential(nn.Conv2d(1, channels, 1), nn.BatchNorm2d(channels), nn.ReLU(), nn.Conv2d(channels, 3, 1))
+    exported = captured(network, weights=8, activations=8)
+    exported.formats["0.output"] = exported.formats["0.input"] = Format.of(Precision(8, 4))
+    exported.words["0.weight"].fill_(64)
+    exported.formats["0.weight"] = Format.of(Precision(8, 6))
+    exported.words["0.bias"].zero_()
+    with torch.no_grad():
+        for name in ("0.weight", "0.bias"):
+            exported.structure.get_parameter(name).copy_(exported.values(name))
+        network[1].weight.copy_(torch.logspace(-2, 1, channels))
+    to_onnx(exported, tmp_path / "a.onnx", torch.zeros(2, 1, 1, 1))
+    model = onnx.load(tmp_path / "a.onnx")
+    (norm,) = (node for node in model.graph.node if node.op_type == "BatchNormalization")
+    types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    assert types[norm.input[1]] == onnx.TensorProto.FLOAT
+    every_word = (torch.arange(-128, 128) / 16).view(256, 1, 1, 1)
+    for optimized in (False, True):
+        assert differing(exported, every_word, tmp_path / "a.onnx", optimized=optimized) == 0
+
+
+@pytest.mark.parametrize("batch_norm", ["exact", "folded"])
+@pytest.mark.parametrize("finer", [1, 2, 3])
+def test_a_bias_on_a_finer_grid_stays_in_integers(tmp_path, capsys, finer, batch_norm):
+    exported = captured(ConvNet(), weights=4, activations=8)
+    for name in ("conv1", "head"):
+        steps = exported.formats[f"{name}.input"].fraction_length + exported.formats[f"{name}.weight"].fraction_length
+        exported.formats[f"{name}.bias"] = Format.of(Precision(4, int(steps) + finer))
+        exported.words[f"{name}.bias"].fill_(1)
+        with torch.no_grad():
+            exported.structure.get_parameter(f"{name}.bias").copy_(exported.values(f"{name}.bias"))
+    to_onnx(exported, tmp_path / "a.onnx", PICTURES, batch_norm=batch_norm)
+    kinds = [
+        tensor.data_type for tensor in onnx.load(tmp_path / "a.onnx").graph.initializer if len(tensor.dims) in (2, 4)
+    ]
+    if batch_norm == "exact":
+        assert kinds.count(onnx.TensorProto.INT4) == 4  # the finer words too are in 4 bits on disk
+        assert differing(exported, PICTURES, tmp_path / "a.onnx", optimized=False) == 0
+        assert differing(exported, PICTURES, tmp_path / "a.onnx", optimized=True) == 0
+
+
 def test_folded_batch_norm_keeps_words_and_says_how_far_it_is(tmp_path, capsys):
     exported = captured(ConvNet(), weights=8, activations=8)
     with torch.no_grad():
