@@ -174,7 +174,7 @@ def _length(weights: Tensor, form: LayerFormat, count: Count) -> float:
 def _table(weights: Tensor, form: LayerFormat, count: Count) -> list[tuple[Precision, float, float]]:
     """Return the formats that a layer may get, cheapest first, with their squared errors and bits per weight."""
     if count == "entropy":
-        return errors_by_step(weights)
+        return errors_by_step(weights, form)
     return [(found, error, found.word_length) for found, error in errors_by_word(sample(weights), form)]
 
 

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from adapt.kernels.counting import extremes
-from adapt.numerics import Precision, block_precision
-from adapt.switching.allocation import WORDS, sample, squared_error
+from adapt.numerics import LayerFormat, Precision, block_precision
+from adapt.switching.allocation import STICKINESS, WORDS, sample, squared_error
 
 
 def code_length(weights: Tensor, precision: Precision) -> float:
@@ -46,11 +46,13 @@ def code_length(weights: Tensor, precision: Precision) -> float:
     return float(-(shares * shares.log2()).sum()) + (len(shares) - 1) / 2 * math.log2(n) / n
 
 
-def errors_by_step(weights: Tensor) -> list[tuple[Precision, float, float]]:
+def errors_by_step(weights: Tensor, current: LayerFormat = None) -> list[tuple[Precision, float, float]]:
     """Return the formats that clip no weight, from the coarsest step to the finest, with what each loses and takes.
 
     Args:
         weights: a layer's master weights, finite.
+        current: the layer's present format, whose step counts as if it lost `STICKINESS` times less, so that steps
+            that are about as good do not alternate.
 
     Returns:
         For each word length of block floating point its step, in words one bit longer, with the mean squared error and
@@ -61,7 +63,12 @@ def errors_by_step(weights: Tensor) -> list[tuple[Precision, float, float]]:
     tight = [block_precision(low, high, word) for word in WORDS]
     # A bit above the largest weight costs nothing under an entropy code, and weights grow until the next window ends.
     formats = [Precision(form.word_length + 1, form.fraction_length) for form in tight]
-    return [(form, squared_error(some, form), code_length(some, form)) for form in formats]
+    present = current.fraction_length if isinstance(current, Precision) else None
+    favours = [STICKINESS if form.fraction_length == present else 1.0 for form in formats]
+    return [
+        (form, squared_error(some, form) / favour, code_length(some, form))
+        for form, favour in zip(formats, favours, strict=True)
+    ]
 
 
 def first_step(weights: Tensor, bits: float) -> Precision:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import adapt
-from adapt.export import Exported, capture, runner, session, to_onnx, verify
+from adapt.export import Exported, capture, load, runner, session, to_onnx, verify
 from adapt.export.onnx import program
 from recipes.common import models
 from recipes.common.gpt import CharGPT
@@ -64,7 +64,7 @@ def captured(make: Callable[[], nn.Module], batches: Callable[[int], Tensor], bi
     for step in range(3):
         output = model(batches(32 + step)).flatten(0, -2)
         loss = F.cross_entropy(output, torch.arange(len(output)) % output.shape[-1])
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad()
     return capture(optimizer)
@@ -80,6 +80,12 @@ def artefacts(name: str, folder: Path) -> Iterator[tuple[str, Artefact]]:
     float32 = folder / "float32.onnx"
     float32.write_bytes(program(plain, (examples,)).SerializeToString())
     yield "float32 ORT", _file(float32)
+    for exported, bits in ((long, 8), (short, 4)):
+        packed = folder / f"packed{bits}.safetensors"
+        exported.save(packed)
+        network = load(packed, exported.structure).module()
+        equal = verify(exported, batches(256), packed).share
+        yield f"packed, {bits} bits", Artefact(torch.no_grad()(network), packed.stat().st_size, equal)
     yield "int8 ONNX", _ours(long, folder / "int8.onnx", batches)
     yield "int4 ONNX", _ours(short, folder / "int4.onnx", batches)
     if any(isinstance(part, nn.BatchNorm2d) for part in plain.modules()):

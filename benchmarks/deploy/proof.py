@@ -13,7 +13,8 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def tuned(start: Start, batches: Batches, bits: int | None, steps: int) -> adapt
     for _, (x, y) in zip(range(steps), batches, strict=False):
         optimizer.zero_grad()
         loss = F.cross_entropy(start.model(x), y)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.controller.observe(loss)
         optimizer.step()
     return optimizer
@@ -67,21 +68,36 @@ def runtimes(optimizer: adapt.ASGD, exported: Exported, folder: Path, x: Tensor)
     }
 
 
-def compare(ours: Backend, theirs: Backend, batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, Any]:
-    """Return how many outputs there were, how many of them differ, and both accuracies."""
-    figures = {"pictures": 0, "outputs": 0, "differing": 0, "layer_outputs": 0, "layer_differing": 0}
-    hits = [0, 0]
+def compare(
+    ours: Backend, others: Mapping[str, Backend], batches: Iterable[tuple[Tensor, Tensor]]
+) -> dict[str, dict[str, Any]]:
+    """Return by name how many outputs there were, how many of them differ from ours, both accuracies, and the time."""
+    counts: dict[str, Any] = {name: Counter() for name in others}
     for x, y in batches:
-        a, b = ours((x,)), theirs((x,))
-        (left,), (right,) = a.outputs, b.outputs
-        figures["pictures"] += len(y)
-        figures["outputs"] += left.numel()
-        figures["differing"] += int((left != right).sum())
-        for path in a.layers.keys() & b.layers.keys():
-            figures["layer_outputs"] += a.layers[path].numel()
-            figures["layer_differing"] += int((a.layers[path] != b.layers[path]).sum())
-        hits = [count + int((logits.argmax(1) == y).sum()) for count, logits in zip(hits, (left, right), strict=True)]
-    return figures | {"captured_accuracy": hits[0] / figures["pictures"], "accuracy": hits[1] / figures["pictures"]}
+        expected = ours((x,))
+        for name, other in others.items():
+            began = time.process_time()
+            found = other((x,))
+            (left,), (right,), count = expected.outputs, found.outputs, counts[name]
+            count["seconds"] += time.process_time() - began
+            count["pictures"] += len(y)
+            count["outputs"] += left.numel()
+            count["differing"] += int((left != right).sum())
+            for path in expected.layers.keys() & found.layers.keys():
+                count["layer_outputs"] += expected.layers[path].numel()
+                count["layer_differing"] += int((expected.layers[path] != found.layers[path]).sum())
+            count["captured_hits"] += int((left.argmax(1) == y).sum())
+            count["hits"] += int((right.argmax(1) == y).sum())
+    kept = ("pictures", "outputs", "differing", "layer_outputs", "layer_differing")
+    return {
+        name: {key: count[key] for key in kept}
+        | {
+            "captured_accuracy": count["captured_hits"] / count["pictures"],
+            "accuracy": count["hits"] / count["pictures"],
+            "processor_seconds": round(count["seconds"], 1),
+        }
+        for name, count in counts.items()
+    }
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -108,17 +124,16 @@ def main(arguments: list[str] | None = None) -> None:
         exported = capture(optimizer, inputs=pictures[0][0])
         with tempfile.TemporaryDirectory() as folder:
             opened = runtimes(optimizer, exported, Path(folder), pictures[0][0])
-            for name in options.runtimes:
-                identity = {
-                    "words": "compact" if bits is None else bits, "runtime": name, "wanted": options.pictures,
-                    "steps": options.steps,
-                }  # fmt: skip
-                if ledger.is_finished(ledger.read(options.out), identity):
-                    continue
-                began = time.process_time()
-                figures = compare(backend(exported.module(), exported), opened[name](), pictures)
+            lines = {
+                name: {"words": bits or "compact", "runtime": name, "wanted": options.pictures, "steps": options.steps}
+                for name in options.runtimes
+            }
+            known = ledger.read(options.out)
+            left = [name for name, identity in lines.items() if not ledger.is_finished(known, identity)]
+            others = {name: opened[name]() for name in left}
+            for name, figures in compare(backend(exported.module(), exported), others, pictures).items():
                 size = Path(folder, "packed.safetensors").stat().st_size
-                line = identity | figures | {"packed_bytes": size, "processor_seconds": time.process_time() - began}
+                line = lines[name] | figures | {"packed_bytes": size}
                 ledger.append(options.out, line)
                 print(json.dumps(line), flush=True)
 
