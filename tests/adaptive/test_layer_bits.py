@@ -127,7 +127,7 @@ def test_bounds_in_a_damaged_state_are_refused():
         state = saved(optimizer)
         state["adapt"]["layer_bits"] = damaged
         _, its_optimizer, _ = assembled(policy=RESTLESS)
-        with pytest.raises(ValueError, match="precision state|layer_bits"):
+        with pytest.raises(ValueError, match=r"precision state|layer_bits"):
             its_optimizer.load_state_dict(state)
 
 
@@ -154,7 +154,8 @@ def test_patterns_may_name_layers_of_another_optimizer():
     model = net()
     first = torch.optim.SGD(model[0].parameters(), lr=0.1)
     second = torch.optim.SGD(model[2].parameters(), lr=0.1)
-    one, other = (adapt.attach(optimizer, model, RESTLESS, layer_bits={"0": 6, "2": 5}) for optimizer in (first, second))
+    bits = {"0": 6, "2": 5}
+    one, other = (adapt.attach(optimizer, model, RESTLESS, layer_bits=bits) for optimizer in (first, second))
     assert (one.formats["0.weight"].word_length, other.formats["2.weight"].word_length) == (6, 5)
 
 

@@ -79,6 +79,6 @@ def test_bits_that_a_pinned_layer_leaves_go_to_the_others():
 def test_a_budget_below_the_fewest_bits_is_refused():
     policy = adapt.AdaPT.compact(bits=4)
     policy.check_bounds([(8, 8), (2, 32)], [100, 900])
-    with pytest.raises(ValueError, match=r"layer_bits ask for at least 5 bits per weight on average, but bits=4 allows"):
+    with pytest.raises(ValueError, match=r"layer_bits ask for at least 5 bits per weight on average, but bits=4 all"):
         policy.check_bounds([(8, 8), (2, 32)], [500, 500])
     adapt.AdaPT.compact().check_bounds([(8, 8)], [10])
