@@ -10,6 +10,7 @@ from adapt.adaptive.options import Options, Settings, shows_options
 from adapt.adaptive.run import AdaptiveRun
 from adapt.engine import registry
 from adapt.layers import choice
+from adapt.layers.layer_bits import check_patterns
 from adapt.layers.naming import Parameters, named
 from adapt.layers.optimizers import check_optimizer
 from adapt.numerics import Precision
@@ -41,6 +42,11 @@ def attach(
         seed: seed of the rounding stream, which is independent of every other generator.
         layers: which parameters are layers, called with (name, parameter); weights with at least two dimensions
             if not given. A frozen parameter joins when it is unfrozen.
+        layer_bits: word lengths by hand beside those by policy: bits by pattern, `{"conv1": 8, "head.*": (6, 8)}`, one
+            number or the fewest and the most. A pattern of `fnmatch` names a parameter or a module that holds it; the
+            first one that matches decides. Where the policy wants another length, a longer word gets a finer step, and
+            a shorter one is block floating point, whose range follows the weights; `compact` spends its budget within
+            the bounds. A resumed run keeps those that it was saved with unless it is given others.
         quantize_biases: quantise biases and norm parameters too, in the word length of the layer before them and a
             fraction length of their own.
         l1_by_word_length: scale each layer's α by WL/32, the differentiable variant of the word-length penalty.
@@ -83,6 +89,7 @@ def attach(
     registry.check_free(optimizer, parameters)
     layers = choice.choose(optimizer, parameters, settings.layers)
     choice.check_modules(module, layers)
+    check_patterns(settings.layer_bits or {}, choice.candidates(parameters, settings.layers))
 
     def make() -> Controller:
         return Controller(optimizer, module, parameters, AdaptiveRun(policy, settings, layers))

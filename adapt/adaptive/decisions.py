@@ -12,6 +12,7 @@ from adapt import penalties, user_warnings
 from adapt.adaptive.step_figures import Figures, Slot, StepFigures
 from adapt.distributed.sharding import Whole
 from adapt.numerics import LONGEST_WORD, LayerFormat
+from adapt.switching.bounds import Bounds, within
 from adapt.switching.policy import Observation, Policy, State, carry
 from adapt.trace import Trace
 
@@ -32,6 +33,7 @@ class Decisions:
     """
 
     state: State
+    bounds: Sequence[Bounds]
     trace: Trace
     skipped: NDArray[np.int64]
 
@@ -40,14 +42,21 @@ class Decisions:
         self._device, self._trace_every = device, trace_every
         self._warned: set[str] = set()
 
-    def start(self, state: State, trace: Trace) -> None:
-        """Begin with this state of the policy and this trace; drop what waits."""
-        self.state, self.trace = state, trace
+    def start(self, state: State, bounds: Sequence[Bounds], trace: Trace) -> None:
+        """Begin with this state of the policy, these bounds of the layers' words and this trace; drop what waits.
+
+        Args:
+            state: the policy's.
+            bounds: the fewest and the most bits of each layer; empty where the policy alone decides.
+            trace: the history so far.
+        """
+        self.state, self.bounds, self.trace = state, bounds, trace
+        self._chosen: tuple[LayerFormat, ...] | None = None
         self.skipped = np.zeros(len(trace.layers), np.int64)
         self._sizes = np.maximum(trace.numel, 1)
         self._saturated = np.zeros(len(trace.layers))
         self._told_of_saturation = np.zeros(len(trace.layers), bool)
-        self._formats: tuple[LayerFormat, ...] | None = None
+        self._counted: tuple[LayerFormat, ...] | None = None
         self._pending = StepFigures(len(trace.layers), 0, self._device)
         self._hosts: list[tuple[int, NDArray[np.bool_], NDArray[np.int64], bool]] = []
         self._open_row: tuple[int, dict[str, NDArray[Any]]] | None = None
@@ -72,14 +81,19 @@ class Decisions:
 
     @property
     def formats(self) -> tuple[LayerFormat, ...]:
-        """The format of every layer."""
-        return self.state.formats
+        """The format of every layer: what the policy chose, moved into the layer's bounds."""
+        if not self.bounds:
+            return self.state.formats
+        if self._chosen is not self.state.formats:
+            self._chosen = self.state.formats
+            self._formats = tuple(map(within, self._chosen, self.bounds))
+        return self._formats
 
     @property
     def word_lengths(self) -> NDArray[np.int64]:
         """Bits per weight, [layers]; 32 for a layer in float32."""
-        if self._formats is not self.formats:
-            self._formats = self.formats
+        if self._counted is not self.formats:
+            self._counted = self.formats
             words = [LONGEST_WORD if form is None else form.word_length for form in self.formats]
             self._words = np.array(words, np.int64)
         return self._words
@@ -163,6 +177,7 @@ class Decisions:
                 l1=l1,
                 l2=l2,
                 measure_saturation=saturated,
+                layer_bits=self.bounds,
             )
             before = self.state.gradients
             self.state = self.policy.advance(self.state, observation)

@@ -11,6 +11,7 @@ from adapt.activations import MODES
 from adapt.arguments import check_flags, check_number, is_whole
 from adapt.execution import EXECUTIONS
 from adapt.layers import choice
+from adapt.layers.layer_bits import LayerBits, checked
 from adapt.numerics import LONGEST_WORD, SHORTEST_WORD
 
 Rounding = Literal["stochastic", "nearest"]
@@ -29,6 +30,7 @@ class CommonOptions(TypedDict, total=False):
     rounding: Rounding
     seed: int
     layers: choice.Choice
+    layer_bits: LayerBits | None
     quantize_biases: bool
     l1_by_word_length: bool
     trace_every: int
@@ -58,6 +60,7 @@ class Settings:
     rounding: Rounding = "stochastic"
     seed: int = 0
     layers: choice.Choice = choice.is_matrix
+    layer_bits: LayerBits | None = None
     quantize_biases: bool = False
     l1_by_word_length: bool = False
     trace_every: int = 1
@@ -89,6 +92,9 @@ class Settings:
                 raise ValueError(f"{name} must be a finite number ≥ 0, got {value!r}")
         if not callable(self.layers):
             raise TypeError(f"layers must be a function of (name, parameter), got {self.layers!r}")
+        if self.layer_bits is not None:
+            bounds = checked(self.layer_bits, shortest=SHORTEST_WORD, longest=LONGEST_WORD)
+            object.__setattr__(self, "layer_bits", bounds)
         if self.rounding not in ("stochastic", "nearest"):
             raise ValueError(f'rounding must be "stochastic" or "nearest", got {self.rounding!r}')
         check_flags(self, "quantize_biases", "l1_by_word_length", "quantize_errors", "execution_backward")

@@ -23,9 +23,11 @@ from adapt.engine.run import Hooked, Run
 from adapt.execution import Execution
 from adapt.kernels import Treatment
 from adapt.layers import choice
-from adapt.numerics import Format, Precision
+from adapt.layers.layer_bits import bounds_of
+from adapt.numerics import LONGEST_WORD, SHORTEST_WORD, Format, Precision
 from adapt.rounding import Noise
-from adapt.switching.policy import Policy, carry, columns_of, pack, unpack
+from adapt.switching.bounds import ALL, Bounds
+from adapt.switching.policy import Policy, carry, check_bounds, columns_of, pack, unpack
 from adapt.trace import Trace
 from adapt.trace.archive import release_of
 from adapt.weights.masters import Masters
@@ -44,6 +46,7 @@ class AdaptiveRun(Run):
 
     Attributes:
         options: as given. A loaded state may round otherwise: see `noise`.
+        layer_bits: bounds of the layers' words by pattern, those of a loaded state if none were given; None without.
         noise: how everything in this run rounds in training.
         layers: masters and copies of the layers' weights.
         windows: the layers' gradients since their last switches.
@@ -69,7 +72,9 @@ class AdaptiveRun(Run):
         self._saturation: list[Tensor] = []
         # The first state, and the pattern that a loaded one must fit.
         self._fresh = policy.start(Whole(self.layers.weights))
-        self.decisions.start(self._fresh, Trace(self.layers.names, self.layers.numel, columns_of(policy)))
+        self.layer_bits = options.layer_bits
+        check_bounds(policy, self._bounds, self.layers.numel.tolist())
+        self.decisions.start(self._fresh, self._bounds, Trace(self.layers.names, self.layers.numel, columns_of(policy)))
 
     @property
     def banks(self) -> list[Masters]:
@@ -87,6 +92,11 @@ class AdaptiveRun(Run):
         activations = {} if self.activations is None else self.activations.formats
         biases = {} if self.biases is None else self.biases.masters.formats
         return self.layers.formats | biases | activations
+
+    @property
+    def _bounds(self) -> tuple[Bounds, ...]:
+        """The fewest and the most bits of each layer's word; empty where the policy alone decides."""
+        return bounds_of(self.layer_bits, self.layers.names, default=ALL) if self.layer_bits else ()
 
     @property
     def trace(self) -> Trace:
@@ -108,7 +118,8 @@ class AdaptiveRun(Run):
         if len(layers) > count:
             trace.add_layers(self.layers.names[count:], self.layers.numel[count:])
         self._fresh = self.decisions.policy.start(Whole(self.layers.weights))
-        self.decisions.start(carry(self.decisions.state, self._fresh, {i: i for i in range(count)}), trace)
+        state = carry(self.decisions.state, self._fresh, {i: i for i in range(count)})
+        self.decisions.start(state, self._bounds, trace)
         self.decisions.skipped[: len(skipped)] = skipped
 
     def follow(self, parameters: Mapping[str, Tensor], optimizer: Optimizer, module: nn.Module | None) -> None:
@@ -168,6 +179,7 @@ class AdaptiveRun(Run):
 
     def change_policy(self, policy: Policy[Any]) -> None:
         """Let a policy of the same kind, with other hyperparameters, decide from the next step on."""
+        check_bounds(policy, self._bounds, self.layers.numel.tolist())
         self.settle()
         self.trace.add_columns(columns_of(policy))
         self.decisions.change_policy(policy)
@@ -310,6 +322,7 @@ class AdaptiveRun(Run):
             "activations": {} if activations is None else activations.state_dict(),
             "trace": persistence.sealed(trace.state_dict()),
             persistence.FORMATS: persistence.sealed(persistence.pack_formats(self.formats)),
+            **persistence.pack_bits(self.layer_bits),
         }
 
     @torch.no_grad()
@@ -353,11 +366,15 @@ class AdaptiveRun(Run):
             check_state(state["activations"], activations.names, strict=strict)
         elif strict and state["activations"]:
             raise ValueError("the precision state rounds activations: attach with the same activations")
+        bits = self.options.layer_bits
+        if bits is None:
+            bits = persistence.unpack_bits(state, shortest=SHORTEST_WORD, longest=LONGEST_WORD)
 
         self._saturation.clear()
         self.step = state["step"]
         self.noise.seed, self.noise.stochastic = state["seed"], state["stochastic"]
-        decisions.start(policy_state, trace)
+        self.layer_bits = bits
+        decisions.start(policy_state, self._bounds, trace)
         for i in places:
             name = names[i]
             masters.load(i, state["masters"])

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adapt.layers import layer_bits
+from adapt.layers.layer_bits import Bounds, LayerBits
 from adapt.numerics import Format, pack, unpack
 
 KEY = "adapt"
@@ -14,6 +16,9 @@ KEY = "adapt"
 
 FORMATS = "tensor_formats"
 """Where a run's state keeps the formats of all tensors, sealed."""
+
+LAYER_BITS = "layer_bits"
+"""Where a run's state keeps the bounds of its layers' words by pattern, sealed, if there are any."""
 
 VERSION = 2
 """Version 2 added the formats of all tensors; everything else is as in version 1."""
@@ -81,6 +86,26 @@ def unpack_formats(packed: Any) -> dict[str, Format]:
     if not isinstance(packed, Mapping) or not all(isinstance(name, str) for name in packed):
         raise ValueError(f"formats should be packed by name, got {packed!r:.80}")
     return {name: unpack(form) for name, form in packed.items()}
+
+
+def pack_bits(bits: LayerBits | None) -> dict[str, bytes]:
+    """Return what a state keeps of the bounds of the layers' words: nothing where there are none."""
+    return {} if bits is None else {LAYER_BITS: sealed(dict(bits))}
+
+
+def unpack_bits(state: Mapping[str, Any], *, shortest: int, longest: int) -> dict[str, Bounds] | None:
+    """Return the bounds that `pack_bits` packed into a state; None if there are none.
+
+    Raises:
+        ValueError: they are no bounds of words of `shortest` to `longest` bits by pattern.
+    """
+    if LAYER_BITS not in state:
+        return None
+    content = state[LAYER_BITS]
+    try:
+        return layer_bits.checked(opened(content), shortest=shortest, longest=longest)
+    except TypeError as error:
+        raise ValueError(f"the precision state should hold bits by pattern: {error!s:.200}") from error
 
 
 def is_state(value: Any) -> bool:

@@ -128,6 +128,12 @@ def choose(
     return layers
 
 
+def candidates(parameters: Mapping[str, Tensor], choice: Choice) -> list[str]:
+    """Return the names of all parameters that `choice` takes, of other optimizers and frozen ones too."""
+    shaped = ((name, p) for name, p in parameters.items() if not isinstance(p, nn.parameter.UninitializedParameter))
+    return [name for name, parameter in shaped if choice(name, parameter)]
+
+
 def followers(
     parameters: Mapping[str, Tensor], layers: Sequence[str], optimizer: Optimizer, frozen: Collection[str] = ()
 ) -> dict[str, tuple[Tensor, int]]:

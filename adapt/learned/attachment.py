@@ -9,7 +9,8 @@ from torch.optim import Optimizer
 
 from adapt.engine import registry
 from adapt.layers import choice
-from adapt.layers.naming import named
+from adapt.layers.layer_bits import check_patterns
+from adapt.layers.naming import module_site, named
 from adapt.layers.optimizers import check_optimizer
 from adapt.learned.budget import Budget
 from adapt.learned.learner import Learner
@@ -63,6 +64,10 @@ def attach(
             scheduler or somebody else changes one.
         quantize_biases: quantise the biases of quantised layers too.
         layers: which parameters are weights, called with (name, parameter); all of two or more dimensions if not given.
+        layer_bits: widths by hand beside those that are learned: bits by pattern, `{"conv1": 8, "head.*": (6, 8)}`, one
+            number or the fewest and the most. A pattern of `fnmatch` names what `Learner.formats` names, or a module:
+            "conv1" is its weight, bias and input. The first one that matches decides. The budgets count these widths
+            too.
 
     Returns:
         The learner. It lives as long as the optimizer. After its `detach()` the weights stay rounded, but activations
@@ -91,6 +96,7 @@ def attach_lsq(
 
     Args:
         optimizer, module, calibration, quantize_biases, layers: as in `attach`.
+        layer_bits: as in `attach`; a pair of bounds moves `weight_bits` or `activation_bits` to the nearer one.
         weight_bits: 1 to 8. One bit is ±d.
         activation_bits: 1 to 8; None leaves activations in float32.
         per_channel: a step for each output channel of a weight, instead of one for the weight.
@@ -134,6 +140,9 @@ def attach_plan(
 
     chosen = choice.choose(optimizer, parameters, is_layer)
     choice.check_modules(module, chosen)
+    names = choice.candidates(parameters, is_layer)
+    inputs = [module_site(f"{name}.input") for name in names if name not in biases] if plan.with_activations else []
+    check_patterns(plan.layer_bits or {}, [*names, *inputs])
 
     def make() -> Learner:
         return Learner(optimizer, module, parameters, LearnedRun(plan, is_layer, chosen, module))

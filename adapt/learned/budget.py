@@ -69,19 +69,25 @@ class Load:
         """The word length at which all formats together have this size."""
         return kilobytes * BITS_PER_KILOBYTE / max(self._unit, 1)
 
-    def check(self, budget: Budget, floor: int) -> None:
+    def check(self, budget: Budget, floor: int | NDArray[np.int64]) -> None:
         """Refuse a budget that cannot be met.
+
+        Args:
+            budget: what is allowed.
+            floor: the fewest bits of all formats, or of each.
 
         Raises:
             ValueError: all formats at the fewest bits are larger than the budget.
         """
-        smallest = self.size(np.full(len(self.numel), floor))
+        fewest = np.broadcast_to(floor, self.numel.shape)
+        smallest = self.size(fewest)
         if self.target(budget) < smallest * (1 - 1e-9):
             given = f"{budget.kilobytes:g} kB" if budget.kilobytes is not None else f"{budget.bits:g} bits on average"
             raise ValueError(
-                f"{self.what}_budget of {given} cannot be met: {floor} bits, the fewest of a format, already take "
-                f"{smallest:.4g} kB ({self.what}s of {self._unit} elements): allow more"
-                + (", or floor=1" if floor > 1 else "")
+                f"{self.what}_budget of {given} cannot be met: {_spread(fewest)} bits, the fewest of a format, already "
+                f"take {smallest:.4g} kB ({self.what}s of {self._unit} elements): allow more"
+                + (", or floor=1" if (fewest > 1).all() else "")
+                + (", or less in layer_bits" if fewest.min() < fewest.max() else "")
             )
 
     def excess(self, bits: NDArray[np.integer], target: float) -> float:
@@ -124,8 +130,8 @@ def project(
     losses: NDArray[np.float64],
     target: float,
     *,
-    floor: int,
-    fixed: NDArray[np.bool_] | None = None,
+    floor: int | NDArray[np.int64],
+    ceiling: int | NDArray[np.int64] = LONGEST,
 ) -> NDArray[np.int64]:
     """Whole word lengths within the budget, as near to `bits` as it allows; int64 [formats].
 
@@ -139,41 +145,48 @@ def project(
         bits: their widths.
         losses: Σg²·step² of each format.
         target: kB.
-        floor: the fewest bits.
-        fixed: formats that keep their width.
+        floor: the fewest bits, of all formats or of each.
+        ceiling: the bits beyond which no format gets another, likewise.
 
     Raises:
         ValueError: the target is below what the fewest bits take.
     """
     bits = bits.copy()
-    free = load.numel > 0 if fixed is None else (load.numel > 0) & ~fixed
+    fewest, most = np.broadcast_to(floor, bits.shape), np.broadcast_to(ceiling, bits.shape)
+    free, short = load.numel > 0, f"{load.what}s of {target:g} kB would need less than {_spread(fewest)} bits"
     losses = np.maximum(np.nan_to_num(losses, nan=0.0, posinf=1e30), 1e-30)
     if load.by == "max":
-        most = np.floor(target * BITS_PER_KILOBYTE / np.maximum(load.numel, 1) + 1e-9).astype(np.int64)
-        bits = np.where(free, np.minimum(bits, most), bits)
-        if (bits < floor).any():
-            raise ValueError(f"{load.what}s of {target:g} kB would need less than {floor} bits")
+        fit = np.floor(target * BITS_PER_KILOBYTE / np.maximum(load.numel, 1) + 1e-9).astype(np.int64)
+        bits = np.where(free, np.minimum(bits, fit), bits)
+        if (bits < fewest).any():
+            raise ValueError(short)
         return bits
     numel = load.numel.tolist()
     size, room = int((load.numel * bits).sum()), math.floor(target * BITS_PER_KILOBYTE + 1e-6)
-    giving = [(losses[i] / numel[i], i) for i in np.flatnonzero(free & (bits > floor)).tolist()]
+    giving = [(losses[i] / numel[i], i) for i in np.flatnonzero(free & (bits > fewest)).tolist()]
     heapq.heapify(giving)
     while size > room:
         if not giving:
-            raise ValueError(f"{load.what}s of {target:g} kB would need less than {floor} bits")
+            raise ValueError(short)
         cost, i = heapq.heappop(giving)
         bits[i] -= 1
         size -= numel[i]
         losses[i] *= 4
-        if bits[i] > floor:
+        if bits[i] > fewest[i]:
             heapq.heappush(giving, (cost * 4, i))
-    taking = [(-losses[i] / numel[i], i) for i in np.flatnonzero(free & (bits < LONGEST)).tolist()]
+    taking = [(-losses[i] / numel[i], i) for i in np.flatnonzero(free & (bits < most)).tolist()]
     heapq.heapify(taking)
     while taking:
         gain, i = heapq.heappop(taking)
         if size + numel[i] <= room:
             bits[i] += 1
             size += numel[i]
-            if bits[i] < LONGEST:
+            if bits[i] < most[i]:
                 heapq.heappush(taking, (gain / 4, i))
     return bits
+
+
+def _spread(bits: NDArray[np.int64]) -> str:
+    """Return the fewest bits of some formats, in words."""
+    least, most = int(bits.min(initial=LONGEST)), int(bits.max(initial=0))
+    return f"{least}" if least >= most else f"{least} to {most}"

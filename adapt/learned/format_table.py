@@ -11,7 +11,7 @@ from torch import Tensor
 from adapt.kernels.learned_steps import SUMS, Row
 from adapt.learned import lsq
 from adapt.learned.quantizer import is_sign, limit, range_gradients, range_row, word_length
-from adapt.numerics import Format
+from adapt.numerics import LONGEST_WORD, Format
 
 STEPS = {"weight": (2.0**-12, 1.0), "activation": (2.0**-12, 8.0)}
 """Bounds of d (Schaefer et al.)."""
@@ -34,7 +34,7 @@ class FormatTable:
         signed: whether a format has both signs, bool [F].
         weights: how many of the formats are weights'.
         floor: the fewest bits.
-        fixed: LSQ's word lengths of weights and of activations; None where word lengths are learned.
+        fixed: LSQ's word lengths, int64 [F]; None where word lengths are learned.
         power_of_two: whether LSQ's values are multiples of the power of two nearest to d instead of d itself.
         device: where the tensors are.
 
@@ -44,6 +44,7 @@ class FormatTable:
         sums: what backward passes left since the last update, float64 [F, 4] on the device.
         follows: whether some weights began near zero, so that formats follow weights that outgrow them.
         bits: word lengths, int64 [F] on the host.
+        lowest, highest: the bounds of the word lengths, int64 [F] on the host.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class FormatTable:
         *,
         weights: int,
         floor: int,
-        fixed: tuple[int, int] | None = None,
+        fixed: NDArray[np.int64] | None = None,
         power_of_two: bool = False,
         device: torch.device,
     ) -> None:
@@ -72,8 +73,19 @@ class FormatTable:
         self.rows = torch.zeros(count, 5, device=device)
         self.sums = torch.zeros(count, SUMS, dtype=torch.float64, device=device)
         self.bits = np.full(count, floor, np.int64)
+        self.bound(np.full(count, floor, np.int64), np.full(count, LONGEST_WORD, np.int64))
         bounds = np.array([STEPS["weight" if i < weights else "activation"] for i in range(count)], np.float32)
         self._lowest, self._highest = torch.from_numpy(bounds.reshape(-1, 2)).to(device).unbind(1)
+
+    def bound(self, lowest: NDArray[np.int64], highest: NDArray[np.int64]) -> None:
+        """Keep word lengths that are learned within these bounds, int64 [F], from the next formats on."""
+        self.lowest, self.highest = lowest, highest
+        self._is_bounded = bool((lowest > self.floor).any() or (highest < LONGEST_WORD).any())
+
+    @property
+    def is_pinned(self) -> NDArray[np.bool_]:
+        """Which formats have one word length only, bool [F]."""
+        return np.equal(self.lowest, self.highest)
 
     @property
     def device(self) -> torch.device:
@@ -102,7 +114,25 @@ class FormatTable:
         self.maximum.copy_(maximum.clamp(*RANGES))
         most = torch.where(self.signed, 4.0, 1.0) * self.maximum if self.floor == 1 else self.maximum
         self.step.copy_(torch.minimum(step.clamp(self._lowest, self._highest_steps(step, self.maximum)), most))
+        if self._is_bounded:
+            self._confine()
         self._derive()
+
+    def _confine(self) -> None:
+        """Move d, and q₊ where its own bounds ask for it, so that the word lengths are within theirs.
+
+        A word at its upper bound gets no finer step, and one at its lower bound is used whole: d = q₊/(2^(b−1) − 1).
+        """
+        low, high = (torch.from_numpy(bits).to(self.device) for bits in (self.lowest, self.highest))
+        is_raised, is_lowered = low > self.floor, high < LONGEST_WORD
+        least, most = (limit(bits, self.signed) for bits in (low, high))
+        one = (high == 1) & self.signed
+        maximum = torch.where(is_raised, self.maximum.clamp(min=least * self._lowest), self.maximum)
+        maximum = torch.where(is_lowered & ~one, maximum.clamp(max=most * self._highest), maximum)
+        step = torch.where(is_raised, torch.minimum(self.step, maximum / least.clamp(min=1)), self.step)
+        step = torch.where(is_lowered, torch.maximum(step, maximum / most.clamp(min=1)), step)
+        self.maximum.copy_(maximum)
+        self.step.copy_(torch.where(one, 4 * maximum, step))
 
     def _highest_steps(self, step: Tensor, maximum: Tensor) -> Tensor:
         """The bounds of d from above; none where one signed bit is left."""
@@ -139,10 +169,10 @@ class FormatTable:
     def lsq_groups(self) -> list[tuple[int, bool, Tensor]]:
         """Return each width and sign of LSQ's formats with the mask of the formats that have them."""
         assert self.fixed is not None
-        weights = torch.from_numpy(self.is_weight).to(self.device)
+        given = torch.from_numpy(self.fixed).to(self.device)
         return [
-            (bits, signed, of_kind & (self.signed == signed))
-            for bits, of_kind in zip(self.fixed, (weights, ~weights), strict=True)
+            (bits, signed, (given == bits) & (self.signed == signed))
+            for bits in np.unique(self.fixed).tolist()
             for signed in (True, False)
         ]
 
@@ -156,7 +186,7 @@ class FormatTable:
             for bits, signed, mask in self.lsq_groups():
                 for column, values in zip(row, lsq.lsq_row(self.used_step, bits, signed=signed), strict=True):
                     column.copy_(torch.where(mask, values, column))
-            self.bits = np.where(self.is_weight, *self.fixed)
+            self.bits = self.fixed.copy()
         # In place, because hooks and NumPy views hold the table.
         self.rows.copy_(torch.stack(list(row), dim=1))
         self.rows[torch.from_numpy(self.numel == 0).to(self.device), 0] = 0

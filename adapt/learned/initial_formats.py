@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from adapt import user_warnings
 from adapt.distributed import ranks
 from adapt.distributed.sharding import is_sharded
+from adapt.layers.layer_bits import bounds_of
+from adapt.layers.naming import module_site
 from adapt.layers.view import Pin
 from adapt.learned.activations import InputQuantizers, SiteStatistics
 from adapt.learned.budget import LONGEST
@@ -17,8 +19,9 @@ from adapt.learned.calibration import gaussian_range
 from adapt.learned.format_table import FormatTable
 from adapt.learned.lsq import initial_step
 from adapt.learned.masters import LearnedMasters, channels_of
-from adapt.learned.options import FixedWidths, Plan
+from adapt.learned.options import FixedWidths, LearnedWidths, Plan
 from adapt.learned.outgrowth import begins_small, growth, outgrown
+from adapt.numerics import LONGEST_WORD
 
 HEADROOM = 2
 """Bits above the budget's average at which all formats begin."""
@@ -61,29 +64,41 @@ def prepare(
         np.ones(len(numel) + len(names), np.bool_),
         weights=len(numel),
         floor=plan.floor,
-        fixed=(plan.weight_bits, plan.activation_bits or 1) if isinstance(plan, FixedWidths) else None,
         power_of_two=isinstance(plan, FixedWidths) and plan.power_of_two,
         device=next(iter(layers.values())).device,
     )
+    bound(plan, formats)
     return LearnedMasters(layers, channels, formats), formats, sites
 
 
+def bound(plan: Plan, formats: FormatTable) -> None:
+    """Let the word lengths keep to the bounds that the plan sets by name; those of LSQ are the nearest within them."""
+    places = formats.places.items()
+    names = [name if place.start < formats.weights else module_site(name) for name, place in places]
+    default = (plan.floor, LONGEST_WORD) if isinstance(plan, LearnedWidths) else (plan.words[0], plan.words[-1])
+    bounds = np.array(bounds_of(plan.layer_bits or {}, names, default=default), np.int64).reshape(-1, 2)
+    lowest, highest = np.repeat(bounds, formats.channels, axis=0).T
+    if isinstance(plan, FixedWidths):
+        given = np.where(formats.is_weight, plan.weight_bits, plan.activation_bits or 1)
+        formats.fixed = np.clip(given, lowest, highest).astype(np.int64)
+    formats.bound(lowest, highest)
+
+
 def first_bits(plan: Plan, formats: FormatTable, averages: Sequence[float]) -> NDArray[np.int64]:
-    """Return ⌊average of the budget⌋ + 2 bits, 16 at most, for all weights and likewise for all activations.
+    """Return ⌊average of the budget⌋ + 2 bits, 16 at most, for all weights and likewise for all activations, within the
+    bounds of each.
 
     LSQ's widths are given.
 
     Args:
         averages: the budgets in bits, of weights and of activations; infinite where there is none.
     """
-    if isinstance(plan, FixedWidths):
-        bits = [plan.weight_bits, plan.activation_bits or 1]
-    else:
-        bits = [
-            formats.floor if np.isinf(a) else min(max(int(a + 1e-9), formats.floor) + HEADROOM, LONGEST)
-            for a in averages
-        ]
-    return np.where(formats.is_weight, *bits).astype(np.int64)
+    if formats.fixed is not None:
+        return formats.fixed
+    bits = [
+        formats.floor if np.isinf(a) else min(max(int(a + 1e-9), formats.floor) + HEADROOM, LONGEST) for a in averages
+    ]
+    return np.clip(np.where(formats.is_weight, *bits), formats.lowest, formats.highest).astype(np.int64)
 
 
 @torch.no_grad()
@@ -96,7 +111,7 @@ def begin_weights(plan: Plan, formats: FormatTable, layers: LearnedMasters, bits
     first, small = (step if isinstance(plan, FixedWidths) else maximum), torch.tensor(False, device=step.device)
     for i, name in enumerate(layers.names):
         rows, place = layers.rows(i), formats.places[name]
-        first[place] = _first(plan, rows)
+        first[place] = _first(rows, None if formats.fixed is None else int(formats.fixed[place.start]))
         if rows.numel():
             reach = gaussian_range(rows.mean(1), rows.std(1, correction=0))
             small |= begins_small(reach, rows.shape[1]).any()
@@ -119,7 +134,8 @@ def follow_weights(plan: Plan, formats: FormatTable, layers: LearnedMasters) -> 
         rows, place = layers.rows(i), formats.places[name]
         if rows.numel():
             beyond = outgrown(rows, formats.maximum[place], bits[place])
-            factor[place] = growth(present[place], _first(plan, rows), beyond)
+            given = None if formats.fixed is None else int(formats.fixed[place.start])
+            factor[place] = growth(present[place], _first(rows, given), beyond)
     grown = factor > 1
     if grown.any():
         formats.sums[grown] = 0
@@ -130,13 +146,13 @@ def follow_weights(plan: Plan, formats: FormatTable, layers: LearnedMasters) -> 
     return grown
 
 
-def _first(plan: Plan, rows: Tensor) -> Tensor:
-    """Return LSQ's first step, or the first range otherwise, of each channel of a weight, [channels]."""
+def _first(rows: Tensor, given: int | None) -> Tensor:
+    """Return LSQ's first step in a word of `given` bits, or the first range otherwise, of each channel, [channels]."""
     if not rows.numel():
         return rows.new_ones(len(rows))
-    if isinstance(plan, FixedWidths):
+    if given is not None:
         # Of weights that are all zero the least step, which grows with them.
-        return initial_step(rows.abs().mean(1), plan.weight_bits, signed=True) * (rows != 0).any(1)
+        return initial_step(rows.abs().mean(1), given, signed=True) * (rows != 0).any(1)
     return gaussian_range(rows.mean(1), rows.std(1, correction=0)) if rows.shape[1] > 1 else rows.abs().amax(1)
 
 
@@ -201,8 +217,8 @@ def begin_activations(
     for name, (top, mean) in met.items():
         i = formats.places[name].start
         maximum[i] = top
-        if isinstance(plan, FixedWidths):
-            step[i] = initial_step(torch.tensor(mean), plan.activation_bits or 1, signed=bool(formats.signed[i]))
+        if formats.fixed is not None:
+            step[i] = initial_step(torch.tensor(mean), int(formats.fixed[i]), signed=bool(formats.signed[i]))
     _take(plan, formats, step, maximum, bits, ~formats.is_weight)
 
 

@@ -6,7 +6,9 @@ from typing import Literal, TypedDict
 
 from adapt.arguments import check_flags, check_number, check_whole
 from adapt.layers import choice
-from adapt.learned.budget import Budget
+from adapt.layers.layer_bits import LayerBits, checked
+from adapt.learned.budget import LONGEST, Budget
+from adapt.learned.lsq import LONGEST as LONGEST_OF_LSQ
 from adapt.learned.lsq import check_bits
 from adapt.learned.phases import Phases
 from adapt.learned.quantizer import check_floor
@@ -28,6 +30,7 @@ class LayerOptions(TypedDict, total=False):
 
     quantize_biases: bool
     layers: choice.Choice
+    layer_bits: LayerBits | None
 
 
 class WidthOptions(ScalingOptions, LayerOptions, total=False):
@@ -70,6 +73,7 @@ class CommonSettings:
     delta: float = DELTA
     quantize_biases: bool = True
     layers: choice.Choice = choice.is_matrix
+    layer_bits: LayerBits | None = None
 
     def __post_init__(self) -> None:
         if not callable(self.layers):
@@ -102,6 +106,11 @@ class LearnedWidths(CommonSettings):
     per_channel = True
 
     @property
+    def words(self) -> range:
+        """The word lengths, in bits, that a format may be given."""
+        return range(self.floor, LONGEST + 1)
+
+    @property
     def with_activations(self) -> bool:
         """Whether activations are quantised."""
         return self.activation_budget is not None
@@ -131,6 +140,7 @@ class LearnedWidths(CommonSettings):
         _check_between("warmup", self.warmup, 0.0, 1.0)
         _check_count("update_every", self.update_every)
         check_flags(self, "schedule")
+        object.__setattr__(self, "layer_bits", _checked_bits(self))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,6 +165,7 @@ class FixedWidths(CommonSettings):
     activation_budget = None
     activation_size = "sum"
     floor = 2
+    words = range(1, LONGEST_OF_LSQ + 1)
 
     @property
     def with_activations(self) -> bool:
@@ -176,9 +187,16 @@ class FixedWidths(CommonSettings):
             _check_count("steps", self.steps)
         _check_between("momentum", self.momentum, 0.0, 1.0)
         _check_between("warmup", self.warmup, 0.0, 1.0)
+        object.__setattr__(self, "layer_bits", _checked_bits(self))
 
 
 Plan = LearnedWidths | FixedWidths
+
+
+def _checked_bits(plan: Plan) -> dict[str, tuple[int, int]] | None:
+    """Return a plan's bits by pattern as bounds."""
+    words = plan.words
+    return None if plan.layer_bits is None else checked(plan.layer_bits, shortest=words[0], longest=words[-1])
 
 
 def _check_between(name: str, value: float, low: float, high: float) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adapt.learned.budget import Load, project
+from adapt.learned.budget import LONGEST, Load, project
 from adapt.learned.calibration import best_range
 from adapt.learned.format_table import FormatTable
 from adapt.learned.masters import LearnedMasters
@@ -40,7 +40,8 @@ def settle(
         if np.isfinite(target):
             missed[f"{load.what}_budget"] = target
             missed[f"{load.what}_missed_by"] = load.size(before[part]) / target - 1
-            bits[part] = project(load, before[part], losses[part], target, floor=formats.floor)
+            most = np.minimum(formats.highest[part], LONGEST)
+            bits[part] = project(load, before[part], losses[part], target, floor=formats.lowest[part], ceiling=most)
     chosen = bits != before
     maximum = formats.maximum * torch.from_numpy(NARROWER ** np.maximum(before - bits, 0)).to(formats.maximum)
     top = limit(torch.from_numpy(bits), True).to(formats.device)

@@ -282,6 +282,7 @@ class LearnedRun(Run):
             "trace": persistence.sealed(self._trace.state_dict()),
             "widths": persistence.sealed(self.widths.state_dict()),
             **(between if self.losses else {}),
+            **persistence.pack_bits(self.plan.layer_bits),
         }
 
     @torch.no_grad()
@@ -302,6 +303,11 @@ class LearnedRun(Run):
         self.rule.check_state(rule, self.table)
         self.log.check_state(log)
         trace, widths = learned_persistence.histories(saved, self._trace, self.widths)
+        words = self.plan.words
+        if self.plan.layer_bits is None:
+            bits = persistence.unpack_bits(saved, shortest=words[0], longest=words[-1])
+            self.plan = replace(self.plan, layer_bits=bits)
+            initial_formats.bound(self.plan, self.table)
 
         self.table.load_state_dict(saved["formats"])
         self._begin()

@@ -83,6 +83,7 @@ class Sizes:
         Raises:
             ValueError: one cannot be met with the fewest bits.
         """
-        for budget, load in zip(budgets, self.loads, strict=False):
+        lowest, first = self._formats.lowest, self._formats.weights
+        for budget, load, fewest in zip(budgets, self.loads, (lowest[:first], lowest[first:]), strict=False):
             if budget is not None:
-                load.check(budget, self._formats.floor)
+                load.check(budget, fewest)

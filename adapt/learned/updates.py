@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -79,7 +80,9 @@ class WidthRule:
         found = torch.stack(formats.figures(count)[:2])
         free = phase == "learning" and not settled
         self._start(found, "settling" if settled else phase)
-        gradient = found if free else found.sum(0).expand(2, -1)
+        # Where the width stays, steps and ranges move together.
+        tied = formats.is_pinned if free else np.ones_like(formats.is_pinned)
+        gradient = torch.where(torch.from_numpy(tied).to(found.device), found.sum(0), found)
         penalty = self._penalties(plan, formats, at, length) if free else torch.zeros_like(found)
         octaves = _octaves(plan, step, free=free, settled=settled)
         moved, self._means["mean"], self._means["square"] = move(
@@ -98,14 +101,15 @@ class WidthRule:
             mean[:, formats] = 0
 
     def _penalties(self, plan: LearnedWidths, formats: FormatTable, at: int, length: int) -> Tensor:
-        """Eq. 2's gradient to log₂ d and log₂ q₊, straight through the rounding up; none for a width at its floor."""
+        """Eq. 2's gradient to log₂ d and log₂ q₊, straight through the rounding up; none for a width at its lowest."""
         slopes = []
         parts = formats.bits[: formats.weights], formats.bits[formats.weights :]
-        for load, target, bits in zip(self._loads, self._targets, parts, strict=True):
+        lowest = formats.lowest[: formats.weights], formats.lowest[formats.weights :]
+        for load, target, bits, least in zip(self._loads, self._targets, parts, lowest, strict=True):
             slope = 0.0
             if math.isfinite(target):
                 slope = penalty_slope(load.excess(bits, target), beta_of(plan.beta, target) * pressure(at, length))
-            slopes.append(torch.from_numpy(slope * load.shares(bits) * (bits > formats.floor)))
+            slopes.append(torch.from_numpy(slope * load.shares(bits) * (bits > least)))
         to_width = torch.cat(slopes).to(formats.device) * formats.ratios()
         return torch.stack([-to_width, to_width])
 

@@ -53,7 +53,7 @@ class AdaptivePrecision(PrecisionCallback):
     Args:
         export: where to write the network of the best checkpoint as a packed file when fit ends, as by
             `adapt.export.capture(checkpoint, module).save(export)`; None writes none. Needs the extra "export".
-        policy, l1, l2, options: as in `adapt.attach` (rounding, seed, layers, quantize_biases, activations, …).
+        policy, l1, l2, options: as in `adapt.attach` (rounding, seed, layers, layer_bits, activations, …).
 
     Attributes:
         controllers: one for each optimizer with layers, of the running fit or the latest.

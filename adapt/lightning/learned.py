@@ -58,7 +58,7 @@ class LearnedBitwidth(PrecisionCallback):
         distillation: a teacher and how its predictions count. The student's logits are what the module's forward
             returns in training_step, or that of its only submodule with parameters.
         options: activation_size, floor, weight_scaling, activation_scaling, delta, beta, update_every, width_rate,
-            warmup, quantize_biases and layers, as in `adapt.learned.attach`.
+            warmup, quantize_biases, layers and layer_bits, as in `adapt.learned.attach`.
         export: where to write the network of the best checkpoint as a packed file when fit ends, as by
             `adapt.export.capture(checkpoint, module).save(export)`; None writes none. Needs the extra "export".
 

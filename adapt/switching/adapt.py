@@ -14,6 +14,7 @@ from adapt.numerics import SHORTEST_WORD, LayerFormat, Precision
 from adapt.switching import compact
 from adapt.switching.adapt_state import AdaPTState
 from adapt.switching.allocation import WORDS, best_ranges, sample
+from adapt.switching.bounds import Bounds, fixed_point, within
 from adapt.switching.divergence import checked_values
 from adapt.switching.diversity import diversity
 from adapt.switching.entropy import first_step
@@ -156,6 +157,11 @@ class AdaPT:
         """Whether the policy needs every gradient of the window: algorithm 4 quantises them in every candidate."""
         return self.push_up == "diversity"
 
+    def check_bounds(self, bounds: Sequence[Bounds], sizes: Sequence[int]) -> None:
+        """Refuse bounds of the layers' words that the budget of `bits` does not allow; see `compact.check_bounds`."""
+        if self.bits is not None and self.count == "words":
+            compact.check_bounds(bounds, sizes, self.bits)
+
     def start(self, weights: Sequence[Tensor]) -> AdaPTState:
         """Return the first state: every layer in its first format, the longest lookback (`compact`: the shortest), the
         coarsest resolution, and strategy "min".
@@ -279,6 +285,7 @@ class AdaPT:
         lowest, given_up = lowest_precision(weights, resolution=resolution, tolerance=self.kl_tolerance)
         if self.push_up == "suggestion":
             return push_up(lowest, window.diversity, window.strategy, self.buffer_bits), given_up
+        current = fixed_point(within(current, observation.bounds[window.layer]), weights)
         assert isinstance(current, Precision)  # AdaPT never leaves fixed point
         kept = observation.windows[window.layer]
         return push_up_by_diversity(lowest, current, kept, buffer_bits=self.buffer_bits), given_up

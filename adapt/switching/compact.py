@@ -20,7 +20,8 @@ from adapt import arguments
 from adapt.numerics import LONGEST_WORD, LayerFormat, Precision
 from adapt.rounding import quantize
 from adapt.switching.adapt_state import AdaPTState
-from adapt.switching.allocation import allocate, errors_by_word, sample
+from adapt.switching.allocation import WORDS, allocate, errors_by_word, sample, squared_error
+from adapt.switching.bounds import Bounds, fixed_point, within
 from adapt.switching.diversity import diversity
 from adapt.switching.entropy import code_length, errors_by_step
 from adapt.switching.policy import Observation
@@ -119,7 +120,8 @@ def switched(
     tolerance: float,
     count: Count = "words",
 ) -> tuple[LayerFormat, ...]:
-    """Return the formats after these windows: the layers among them share the bits that are left to them.
+    """Return the formats after these windows: the layers among them share the bits that are left to them, each within
+    the observation's bounds.
 
     Args:
         formats: the present format of each layer.
@@ -137,12 +139,13 @@ def switched(
         return formats
     by_loss = bits is None and len(windows.losses) > 0
     numel, lengths, tables, cost = [], [], {}, 0.0
-    for layer, form in enumerate(formats):
+    for layer, chosen_form in enumerate(observation.confined(formats)):
         weights = observation.weights[layer]  # Once, because looking gathers weights that are spread over processes.
+        form = fixed_point(chosen_form, weights)
         numel.append(weights.numel())
         lengths.append(_length(weights, form, count))
         if layer in moving:
-            tables[layer] = _table(weights, form, count)
+            tables[layer] = _table(weights, form, count, observation.bounds[layer])
             cost += _cost(layer, weights, form, windows, observation) if by_loss else 0.0
     sizes, taken = np.array(numel), np.array(numel) * np.array(lengths)
     here, present = max(int(sizes[moving].sum()), 1), float(taken[moving].sum())
@@ -155,7 +158,8 @@ def switched(
     else:
         budget = present
     powers = np.square(windows.sum_of_norms[moving] / windows.gradients[moving])
-    errors, choices = (np.array([[row[i] for row in tables[layer]] for layer in moving], np.float64) for i in (1, 2))
+    errors = _columns([[error for _, error, _ in tables[layer]] for layer in moving])
+    choices = _columns([[length for _, _, length in tables[layer]] for layer in moving])
     chosen = allocate(powers[:, None] * errors, sizes[moving, None] * choices, budget)
     after = list(formats)
     for layer, index in zip(moving, chosen.tolist(), strict=True):
@@ -163,19 +167,56 @@ def switched(
     return tuple(after)
 
 
+def check_bounds(bounds: Sequence[Bounds], sizes: Sequence[int], bits: float) -> None:
+    """Refuse bounds whose fewest bits are more than all layers may take together.
+
+    Args:
+        bounds: the fewest and the most bits of each layer.
+        sizes: how many weights each layer has.
+        bits: the mean word length that all layers together are to have.
+
+    Raises:
+        ValueError: they are.
+    """
+    fewest = sum(low * size for (low, _), size in zip(bounds, sizes, strict=True)) / max(sum(sizes), 1)
+    if fewest > bits:
+        raise ValueError(
+            f"layer_bits ask for at least {fewest:.4g} bits per weight on average, but bits={bits:g} allows fewer: "
+            "lower the bounds, or allow more bits"
+        )
+
+
 def _length(weights: Tensor, form: LayerFormat, count: Count) -> float:
     """Return the bits that a weight takes in its present format."""
     if form is None:
         return LONGEST_WORD
     assert isinstance(form, Precision)  # AdaPT never leaves fixed point
-    return code_length(sample(weights), form) if count == "entropy" else form.word_length
+    # Words longer than any that the policy chooses by itself are too many to be counted.
+    is_coded = count == "entropy" and form.word_length <= WORDS[-1] + 1
+    return code_length(sample(weights), form) if is_coded else form.word_length
 
 
-def _table(weights: Tensor, form: LayerFormat, count: Count) -> list[tuple[Precision, float, float]]:
+def _table(weights: Tensor, form: LayerFormat, count: Count, bounds: Bounds) -> list[tuple[Precision, float, float]]:
     """Return the formats that a layer may get, cheapest first, with their squared errors and bits per weight."""
-    if count == "entropy":
-        return errors_by_step(weights, form)
+    rows = errors_by_step(weights, form) if count == "entropy" else _by_word(weights, form)
+    allowed = [row for row in rows if bounds[0] <= row[0].word_length <= bounds[1]]
+    if allowed:
+        return allowed
+    # Fewer bits than any row has, or more.
+    nearest = rows[0 if rows[0][0].word_length > bounds[1] else -1][0]
+    only = fixed_point(within(nearest, bounds), weights)
+    assert isinstance(only, Precision)
+    return [(only, squared_error(sample(weights), only), _length(weights, only, count))]
+
+
+def _by_word(weights: Tensor, form: LayerFormat) -> list[tuple[Precision, float, float]]:
     return [(found, error, found.word_length) for found, error in errors_by_word(sample(weights), form)]
+
+
+def _columns(rows: Sequence[Sequence[float]]) -> NDArray[np.float64]:
+    """Return the rows one below the other; what a short one lacks never gets cheaper or better than its last."""
+    longest = max(map(len, rows))
+    return np.array([[*row, *[row[-1]] * (longest - len(row))] for row in rows], np.float64)
 
 
 def _cost(layer: int, weights: Tensor, form: LayerFormat, windows: Windows, observation: Observation) -> float:

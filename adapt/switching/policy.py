@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from adapt.numerics import LayerFormat, pack_formats, unpack_formats
+from adapt.switching.bounds import ALL, Bounds, within
 from adapt.trace import Column
 
 
@@ -46,6 +47,8 @@ class Observation:
         windows: the gradients behind each running sum, oldest first, if `keeps_gradients` asks for them.
         l1, l2: α of each layer, [layers], and β of the penalties that the loss includes and the gradients do not.
         measure_saturation: measures `saturated`.
+        layer_bits: the fewest and the most bits of each layer's word; empty where the policy alone decides. The engine
+            moves the formats of every policy into these bounds, but a policy that shares bits out has to know them.
     """
 
     loss: float | None
@@ -59,6 +62,7 @@ class Observation:
     l1: Sequence[float] | NDArray[np.float64] = ()
     l2: float = 0.0
     measure_saturation: Callable[[], NDArray[np.float64]] | None = None
+    layer_bits: Sequence[Bounds] = ()
 
     @cached_property
     def saturated(self) -> NDArray[np.float64]:
@@ -67,6 +71,15 @@ class Observation:
         It is measured when it is read, which waits for the device, and belongs to the newest step, as `weights` does.
         """
         return np.zeros(len(self.norms)) if self.measure_saturation is None else self.measure_saturation()
+
+    @property
+    def bounds(self) -> Sequence[Bounds]:
+        """The fewest and the most bits of each layer's word, [layers], whether the user gave them or not."""
+        return self.layer_bits or (ALL,) * len(self.norms)
+
+    def confined(self, formats: Sequence[LayerFormat]) -> tuple[LayerFormat, ...]:
+        """Return the formats in which the layers ran, if the policy chose these."""
+        return tuple(map(within, formats, self.bounds))
 
 
 S = TypeVar("S", bound=State)
@@ -79,7 +92,9 @@ class Policy(Protocol[S]):
     serve several runs.
 
     It may have an attribute `columns`, a mapping from names to `adapt.trace.Column`: columns of the trace beside those
-    that every trace has. They are saved with the trace and go to the loggers, TensorBoard and `adapt report`.
+    that every trace has. They are saved with the trace and go to the loggers, TensorBoard and `adapt report`. And it
+    may have a method `check_bounds(bounds, sizes)`, which raises ValueError where it cannot do with the bounds of the
+    layers' words, such as [(8, 8), (2, 32)], for layers of so many weights.
     """
 
     @property
@@ -120,6 +135,16 @@ class Policy(Protocol[S]):
 
         Columns that are left out get their defaults.
         """
+
+
+def check_bounds(policy: Policy[Any], bounds: Sequence[Bounds], sizes: Sequence[int]) -> None:
+    """Let a policy refuse bounds of the layers' words, if there are any; most take all.
+
+    Raises:
+        ValueError: it cannot keep to them.
+    """
+    if bounds and (check := getattr(policy, "check_bounds", None)) is not None:
+        check(bounds, sizes)
 
 
 def columns_of(policy: Policy[Any]) -> Mapping[str, Column[Any]]:

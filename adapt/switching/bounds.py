@@ -1,0 +1,41 @@
+"""Formats whose words are as long as a policy likes, moved to a length that the user allows."""
+
+from torch import Tensor
+
+from adapt.kernels.counting import extremes
+from adapt.numerics import HIGHEST_FRACTION, LONGEST_WORD, SHORTEST_WORD, BlockFloat, LayerFormat, Precision
+
+Bounds = tuple[int, int]
+"""The fewest and the most bits of a layer's word."""
+
+ALL: Bounds = (SHORTEST_WORD, LONGEST_WORD)
+"""The bounds of a layer on which the policy alone decides."""
+
+
+def within(form: LayerFormat, bounds: Bounds) -> LayerFormat:
+    """Return the format, if its word length lies within the bounds, or the one at the nearer bound.
+
+    A longer word keeps the integer bits of the format and gets a finer step. A shorter word cannot keep both range and
+    step, and the integer bits that a policy grants may be all that is left of it, so its range follows the weights:
+    it is block floating point. Float32 counts as 32 bits.
+
+    Args:
+        form: what the policy chose.
+        bounds: the fewest and the most bits.
+    """
+    low, high = bounds
+    word_length = LONGEST_WORD if form is None else form.word_length
+    if word_length > high:
+        return BlockFloat(high)
+    if word_length >= low:
+        return form
+    if isinstance(form, Precision):
+        return Precision(low, min(form.fraction_length + low - word_length, HIGHEST_FRACTION))
+    return BlockFloat(low)
+
+
+def fixed_point(form: LayerFormat, weights: Tensor) -> LayerFormat:
+    """Return the format itself, or that of fixed point which block floating point gives these weights."""
+    if not isinstance(form, BlockFloat):
+        return form
+    return form.precision(*(extremes(weights) if weights.numel() else (0.0, 0.0)))
