@@ -10,6 +10,7 @@ from adapt.activations.straight_through import StraightThrough, quantized
 from adapt.kernels.activation import TYPES, ActivationKernels, SiteTables, mask_size
 from adapt.kernels.stream import is_dense
 from adapt.layers.hooks import with_input
+from adapt.layers.tracing import is_drawn
 
 _is_transformed = torch._C._functorch.is_functorch_wrapped_tensor
 
@@ -52,7 +53,7 @@ class ActivationHooks:
         if torch.compiler.is_compiling():
             tables = (sites.formats, sites.keys, sites.drawn, sites.peaks)
             return torch.ops.adapt.quantize_activation(x, *tables, site, error, training)[0]
-        if self.idle:
+        if self.idle or is_drawn():
             return x
         if x.is_cpu is not sites.are_on_cpu or x.is_meta:
             # The layer itself reports what is wrong.

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from adapt.distributed.sharding import reshard_
+from adapt.engine.gathering import BackwardViews
 from adapt.layers.hooks import WeakHook, remove_all
 from adapt.layers.tracing import is_drawn
 from adapt.layers.view import Pin, View
@@ -51,6 +52,7 @@ class Views:
         self._end_keeping: Callable[[], None] | None = None
         self._is_watched = False
         self._may_wait = self._graphs_in_evaluation = False
+        self._backward = BackwardViews(pin, self.renew)
 
     def hook(self, banks: Sequence[Masters]) -> None:
         """Follow the modules that own parameters of `banks`, and only these from now on."""
@@ -78,6 +80,8 @@ class Views:
             if own:
                 save = WeakHook(self._after_save)
                 self._handles.append(module.register_state_dict_post_hook(save))  # type: ignore[no-untyped-call]
+        if any(masters.sharded for masters in banks):
+            self._handles += self._backward.hook(self._inside)
 
     def follow(self, module: nn.Module) -> None:
         """Follow this module's mode, from the next `hook` on."""

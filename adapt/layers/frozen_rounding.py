@@ -48,6 +48,12 @@ class FrozenRounding:
         if not isinstance(x, Tensor) or x.dtype not in _ROUNDED:
             return x
         rounded = self._quantize(x.detach())
+        if torch.onnx.is_in_onnx_export():
+            return rounded
+        if torch._C._get_tracing_state():
+            # A traced program cannot hold the function below, and may be trained, too. Subtracting zero changes no
+            # bit; the difference from itself is NaN where x is infinite.
+            return rounded - (x.detach() - x).nan_to_num(0.0)
         return _StraightThrough.apply(x, rounded) if x.requires_grad else rounded  # type: ignore[no-untyped-call]
 
     def _quantize(self, x: Tensor) -> Tensor:

@@ -1,8 +1,13 @@
-"""Refusing the tracer of `torch.jit`, which would record the rounding of one forward pass as constants."""
+"""Refusing the tracer of `torch.jit`, which would record the rounding of one forward pass as constants.
+
+To draw the graph of a network is allowed: nobody computes with what is drawn, so it shows no rounding.
+"""
 
 import sys
 
 import torch
+
+_DRAWING = ("torch.utils.tensorboard", "tensorboardX")
 
 
 def is_drawn() -> bool:
@@ -15,7 +20,7 @@ def is_drawn() -> bool:
         return False
     frame = sys._getframe(1)
     while frame.f_back is not None:
-        if frame.f_globals.get("__name__", "").startswith("torch.utils.tensorboard"):
+        if frame.f_globals.get("__name__", "").startswith(_DRAWING):
             return True
         frame = frame.f_back
     raise RuntimeError(

@@ -11,6 +11,7 @@ from adapt.kernels.activation import TYPES
 from adapt.layers.hooks import remove_all, with_input
 from adapt.layers.naming import owners
 from adapt.layers.products import PRODUCTS
+from adapt.layers.tracing import is_drawn
 from adapt.layers.view import Pin
 from adapt.learned.calibration import percentile
 from adapt.learned.format_table import FormatTable
@@ -112,7 +113,9 @@ class _Hook:
         return with_input(args, kwargs, lambda x: self._apply(x, module.training))
 
     def _apply(self, x: Any, training: bool) -> Any:
-        if not isinstance(x, Tensor) or x.dtype not in TYPES or not x.numel():
+        if (self.met is None and self.quantizer is None) or not isinstance(x, Tensor) or x.dtype not in TYPES:
+            return x
+        if (not torch.compiler.is_compiling() and is_drawn()) or not x.numel():
             return x
         if self.met is not None:
             self.met.look(x)

@@ -1,6 +1,7 @@
 """Rounding that stays on a module rounds as its format does, and goes with the module wherever it goes."""
 
 import copy
+import io
 import pickle
 
 import numpy as np
@@ -85,3 +86,15 @@ def test_compiled_programs_round_too():
     with torch.no_grad():
         compiled = torch.compile(model, backend="eager", fullgraph=True)
         assert torch.equal(compiled(x), expected_of(plain, form, x))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_the_tracing_onnx_exporter_writes_the_rounding_too():
+    pytest.importorskip("onnx")
+    runtime = pytest.importorskip("onnxruntime")
+    model, plain, form = kept()
+    x, file = 3 * torch.randn(50, 5), io.BytesIO()
+    torch.onnx.export(model, (x,), file, dynamo=False)
+    session = runtime.InferenceSession(file.getvalue())
+    (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    assert np.array_equal(found, expected_of(plain, form, x).numpy())

@@ -5,11 +5,11 @@ import io
 
 import pytest
 import torch
-from torch import nn
 
 import adapt
+from adapt.layers import frozen_rounding
 from adapt.learned import attach_lsq
-from tests.training import net
+from tests.training import copies, net, train
 
 INPUTS = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
 
@@ -59,11 +59,70 @@ def test_tracing_is_refused_and_nothing_is_lost(attach):
     torch.jit.script(model)
 
 
-def test_tensorboard_may_draw_the_graph(tmp_path):
+def drawn_by_torch(model, folder):
     tensorboard = pytest.importorskip("torch.utils.tensorboard")
-    model = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 3))
-    controller = adaptive()(torch.optim.SGD(model.parameters(), lr=0.1), model)
-    with tensorboard.SummaryWriter(tmp_path) as writer:
+    with tensorboard.SummaryWriter(folder) as writer:
         writer.add_graph(model, INPUTS)
+
+
+def drawn_by_lightning(model, folder):
+    lightning = pytest.importorskip("lightning")
+    module = lightning.LightningModule()
+    module.net, module.forward = model, model.__call__
+    logger = lightning.pytorch.loggers.TensorBoardLogger(folder, log_graph=True)
+    logger.log_graph(module, INPUTS)
+    logger.finalize("success")
+
+
+@pytest.mark.parametrize("draw", [drawn_by_torch, drawn_by_lightning])
+@pytest.mark.parametrize("attach", [*GUESTS, adaptive(activations="range", quantize_errors=True)])
+def test_tensorboard_may_draw_the_graph_without_a_trace_in_training(attach, draw, tmp_path):
+    """Ranges, streams of noise and what calibration met stay as they were."""
+    weights = []
+    for draws in (False, True):
+        model = net()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        controller = attach(optimizer, model)
+        for step in range(3):
+            for training in (False, True):
+                model.train(training)
+                if draws:
+                    draw(model, tmp_path / f"{step} {training}")
+                    assert any((tmp_path / f"{step} {training}").rglob("events*"))
+            train(model, optimizer, 1, step)
+        assert controller.is_attached
+        weights.append(copies(model.named_parameters()))
+    for name, weight in weights[0].items():
+        assert torch.equal(weights[1][name], weight)
+
+
+@pytest.mark.parametrize("attach", [adaptive(activations="range"), learned_activations])
+def test_rounding_that_stays_after_detaching_is_traced_and_drawn(attach, tmp_path):
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    controller = attach(optimizer, model)
+    train(model, optimizer, 3)
+    controller.detach(keep_activations=True)
+    inputs = 3 * torch.randn(50, 6, generator=torch.Generator().manual_seed(1))
+    assert not torch.equal(model(inputs), plain(model)(inputs))
+    for context in (torch.enable_grad, torch.no_grad):
+        with context():
+            traced = torch.jit.trace(model, INPUTS)
+        assert torch.equal(traced(inputs), model(inputs))
+        # A traced program trains as the module does, however it was traced.
+        results = []
+        for network in (model, traced):
+            network.zero_grad()
+            x = inputs.clone().requires_grad_()
+            network(x).square().sum().backward()
+            results.append([x.grad, *(p.grad for p in network.parameters())])
+        for found, expected in zip(*reversed(results), strict=True):
+            torch.testing.assert_close(found, expected)
+    drawn_by_torch(model, tmp_path)
     assert any(tmp_path.iterdir())
-    assert controller.is_attached
+
+
+def plain(model):
+    twin = copy.deepcopy(model)
+    frozen_rounding.remove(twin)
+    return twin

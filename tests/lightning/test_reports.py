@@ -22,7 +22,7 @@ from torch.nn import functional as F
 import adapt
 from adapt import cli, perfmodel
 from adapt.adaptive.controller import Controller
-from adapt.lightning import AdaptivePrecision, metrics
+from adapt.lightning import AdaptivePrecision, LearnedBitwidth, metrics
 from tests.lightning.modules import (
     BATCHES,
     RESTLESS,
@@ -498,3 +498,20 @@ class TestTensorBoard:
         )
         assert metrics.timelines([logger]) == []
         fit(Classifier(), precision(RESTLESS), logger=logger, log_every_n_steps=2)
+
+
+def rounding_activations():
+    return AdaptivePrecision(activations="range")
+
+
+def learning_activations():
+    budget = adapt.learned.Budget(bits=6)
+    return LearnedBitwidth(weight_budget=budget, activation_budget=budget, update_every=2)
+
+
+@pytest.mark.parametrize("make", [rounding_activations, learning_activations])
+def test_the_graph_is_drawn_while_activations_are_rounded(tmp_path, make):
+    module = Classifier()
+    module.example_input_array = torch.zeros(4, 6)
+    fit(module, make(), logger=TensorBoardLogger(tmp_path, log_graph=True))
+    assert b"net" in b"".join(path.read_bytes() for path in tmp_path.rglob("events*"))

@@ -1,6 +1,8 @@
 """What several processes do at once: scenarios, each of which returns what one rank saw."""
 
+import contextlib
 import copy
+import itertools
 from datetime import timedelta
 
 import torch
@@ -234,6 +236,75 @@ def load_whole(folder, rank, size):
     set_optimizer_state_dict(training.model, training.optimizer, state["optimizer"], options=options)
     training.done = HALF
     return training.train(STEPS).outcome()
+
+
+BETWEEN = {"eval": "evaluation", "part": "evaluation", "evaluation_weights": "evaluation", "master_weights": "masters"}
+"""What a pass between forward and backward sees: a model or a part of it in evaluation mode, and the two contexts."""
+
+BACKWARD = ("no graph", "one after the other", "the later first", "sum")
+"""What becomes of the graph of the pass between; only losses of equal views have a common backward pass under FSDP."""
+
+
+def passes_between(folder, rank, size):
+    """Gradients with a pass between forward and backward, and those where a plain copy made that pass."""
+    results = {}
+    for engine in ("ddp", "fsdp"):
+        training = Training("paper", engine=engine).train(HALF)
+        for number, (how, backward) in enumerate(itertools.product(BETWEEN, BACKWARD)):
+            if engine == "fsdp" and backward == "sum":
+                continue
+            found, expected = _pass_between(training, how, backward)
+            results[f"{engine}, {how}, {backward}"] = {"found": found, "expected": expected}
+            training.train(HALF + number + 1)
+    training.optimizer.zero_grad()
+    loss = training.model(batch(7)[0]).square().mean()
+    with training.controller.evaluation_weights():
+        other = training.model(batch(8)[0]).square().mean()
+    try:
+        (loss + other).backward()
+    except RuntimeError as error:
+        results["fsdp, sum"] = str(error)
+    return results
+
+
+def _pass_between(training, how, backward):
+    model, controller, graph = training.model, training.controller, backward != "no graph"
+    student = copied(training, "training", [])
+    teacher = copied(training, BETWEEN[how], ["2.0.weight"] if how == "part" else list(controller.masters))
+    context = getattr(controller, how)() if "weights" in how else contextlib.nullcontext()
+    training.optimizer.zero_grad()
+    losses = [model(batch(7)[0]).square().mean()], [student(batch(7)[0]).square().mean()]
+    (model if how == "eval" else training.plain[2] if how == "part" else nn.Module()).eval()
+    with context, torch.set_grad_enabled(graph):
+        losses[0].append(model(batch(8)[0]).square().mean())
+        losses[1].append(teacher(batch(8)[0]).square().mean())
+    model.train()
+    assert torch.equal(losses[0][1], losses[1][1])
+    for run in losses:
+        if backward == "sum":
+            sum(run).backward()
+            continue
+        for loss in {"no graph": run[:1], "the later first": run[::-1]}.get(backward, run):
+            loss.backward()
+    gradients = [copy_gradients(twin) for twin in ([student, teacher] if graph else [student])]
+    expected = {name: sum(part[name] for part in gradients) for name in gradients[0]}
+    return copy_gradients(training.plain), expected
+
+
+def copied(training, view, names):
+    """A plain network with the weights that the parameters show, or in `names` with this view of their masters."""
+    controller, twin = training.controller, make_model()
+    shown = dict(training.plain.named_parameters())
+    with torch.no_grad():
+        for name, parameter in twin.named_parameters():
+            values = controller.masters[name] if name in names else shown[name].detach()
+            form = controller.precisions[name] if name in names and view == "evaluation" else None
+            parameter.copy_(whole(values) if form is None else adapt.quantize(whole(values), form))
+    return twin
+
+
+def copy_gradients(model):
+    return {name: whole(parameter.grad) for name, parameter in model.named_parameters()}
 
 
 def refusals(folder, rank, size):

@@ -154,6 +154,21 @@ def test_sharded_layers_show_the_view_that_the_mode_asks_for(two):
         assert_equal(saved, nearest)
 
 
+@pytest.mark.parametrize("engine", ["ddp", "fsdp"])
+def test_a_pass_in_another_mode_between_forward_and_backward_is_as_harmless_as_that_of_a_copy(two, engine):
+    results = two["passes_between"]
+    assert_ranks_agree(results)
+    found = {name: result for name, result in results[0].items() if name.startswith(f"{engine}, ")}
+    refused = found.pop("fsdp, sum", None)
+    assert len(found) == {"ddp": 16, "fsdp": 12}[engine]
+    for name, result in found.items():
+        for parameter, expected in result["expected"].items():
+            torch.testing.assert_close(
+                result["found"][parameter], expected, rtol=1e-6, atol=1e-7, msg=f"{name}: {parameter}"
+            )
+    assert engine == "ddp" or "call backward() on the loss of each mode by itself" in refused
+
+
 def test_figures_of_sharded_layers_are_those_of_whole_ones(two):
     first, second = two["fsdp_views"]
     assert_equal(first, second)

@@ -1,0 +1,87 @@
+"""FSDP gathers whole weights again for backward: they have to be those that the forward pass saw."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adapt.layers.hooks import WeakHook
+from adapt.layers.view import Pin, View
+from adapt.weights.masters import Masters
+
+
+class BackwardViews:
+    """Lets sharded parameters show in the backward pass through a module what they showed in its forward pass.
+
+    FSDP frees the weights after a forward pass, and gathers them for backward from what the parameters hold by then;
+    a pass in another mode may have changed that. Autograd, which saved nothing of them, would not notice.
+
+    Args:
+        pin: the view that a context asks for.
+        renew: makes FSDP forget whole copies of what the parameters held before.
+    """
+
+    def __init__(self, pin: Pin, renew: Callable[[], None]) -> None:
+        self._pin, self._renew = pin, renew
+        self._inside: dict[nn.Module, list[tuple[Masters, int]]] = {}
+        self._task = -1
+
+    def hook(self, inside: Mapping[nn.Module, Sequence[tuple[Masters, int, nn.Module]]]) -> list[Any]:
+        """Hook the modules that FSDP gathers; return the handles.
+
+        Args:
+            inside: the parameters inside each module.
+        """
+        self._inside = {
+            module: [(masters, index) for masters, index, _ in places]
+            for module, places in inside.items()
+            if places and callable(getattr(module, "reshard", None))
+        }
+        return [module.register_forward_hook(WeakHook(self._after_forward)) for module in self._inside]
+
+    def _after_forward(self, module: nn.Module, args: Any, output: Any) -> None:
+        """Note in the graph what the parameters show."""
+        if not torch.is_grad_enabled():
+            return
+        places = self._inside[module]
+        seen = [_shown(*place) for place in places]
+
+        def before_backward(gradient: Tensor) -> None:
+            if self._inside.get(module) is places:
+                self._show(places, seen)
+
+        for tensor in torch.utils._pytree.tree_leaves(output):
+            if isinstance(tensor, Tensor) and tensor.requires_grad:
+                _register_first(tensor, before_backward)
+
+    def _show(self, places: Sequence[tuple[Masters, int]], seen: Sequence[View]) -> None:
+        task = torch._C._current_graph_task_id()
+        stale = [(*place, view) for place, view in zip(places, seen, strict=True) if _shown(*place) != view]
+        if stale and (task == self._task or self._pin.view is not None):
+            raise RuntimeError(
+                "FSDP gathers weights again in backward(), so passes that saw them in different modes cannot share "
+                "one: call backward() on the loss of each mode by itself, outside of evaluation_weights() and "
+                "master_weights()"
+            )
+        for masters, index, view in stale:
+            masters.show(view, [index])
+        if stale:
+            self._renew()
+        self._task = task
+
+
+def _register_first(tensor: Any, hook: Callable[[Tensor], None]) -> None:
+    """Register a hook on a tensor that runs before those that it has, such as FSDP's own, which gathers."""
+    older = dict(tensor._backward_hooks or {})
+    tensor.register_hook(hook)
+    # The order of insertion decides; moving keys of the ordered dictionary does not reach what autograd reads.
+    for key, other in older.items():
+        del tensor._backward_hooks[key]
+        tensor._backward_hooks[key] = other
+
+
+def _shown(masters: Masters, index: int) -> View:
+    """What a parameter shows, with one name for two views that are the same."""
+    view = masters.views[index]
+    return view if masters.is_stochastic or view == "masters" else "evaluation"
