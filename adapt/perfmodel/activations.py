@@ -1,7 +1,8 @@
-"""How many numbers each layer outputs for one sample: the part of a network's footprint that is not weights."""
+"""How many numbers flow into and out of each layer for one sample: what a network needs to hold besides weights."""
 
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any, cast
 
 from torch import nn
@@ -9,6 +10,15 @@ from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
 from adapt.perfmodel.dry_run import dry_run, wrapper_prefix
 from adapt.perfmodel.inputs import samples_of, tensors_in
+
+
+@dataclass(frozen=True)
+class LayerActivations:
+    """A module that owns weights: its kind, and the elements of its input and output per sample."""
+
+    kind: str
+    inputs: int
+    outputs: int
 
 
 def activation_sizes(model: nn.Module, *example_inputs: Any, batch_size: int | None = None) -> dict[str, int]:
@@ -24,29 +34,60 @@ def activation_sizes(model: nn.Module, *example_inputs: Any, batch_size: int | N
     Raises:
         TypeError, ValueError, RuntimeError: as `operations`.
     """
+    found = layer_activations(model, *example_inputs, batch_size=batch_size)
+    return {name: layer.outputs for name, layer in found.items()}
+
+
+def layer_activations(
+    model: nn.Module, *example_inputs: Any, batch_size: int | None = None
+) -> dict[str, LayerActivations]:
+    """Return what flows through each layer, keyed and ordered as by `activation_sizes`.
+
+    The kind is "convolution", "pointwise" (1×1), "depthwise", "lookup" (an embedding) or "linear", which stands for
+    all other products, those of recurrent layers and attention included.
+    """
     samples = samples_of(example_inputs, batch_size)
-    return {name: round(size / samples) for name, size in dry_run(model, example_inputs, _OutputSizes).sizes.items()}
+    found = dry_run(model, example_inputs, _Sizes)
+    return {
+        name: LayerActivations(found.kinds[name], round(inputs / samples), round(outputs / samples))
+        for name, (inputs, outputs) in found.sizes.items()
+    }
 
 
-class _OutputSizes(nullcontext[None]):
-    """Record the largest output of every layer, by module name."""
+class _Sizes(nullcontext[None]):
+    """Record the kind, and the largest input and output, of every layer by module name."""
 
     def __init__(self, model: nn.Module, inputs: tuple[Any, ...]) -> None:
         super().__init__()
-        self.sizes: dict[str, int] = {}
+        self.sizes: dict[str, tuple[int, int]] = {}
+        self.kinds: dict[str, str] = {}
         prefix = wrapper_prefix(model)
         for name, module in model.named_modules():
             if not isinstance(module, ParametrizationList) and any(weight.ndim >= 2 for weight in _weights(module)):
                 self._observe(f"{name}.".removeprefix(prefix).removesuffix("."), module)
 
     def _observe(self, name: str, module: nn.Module) -> None:
-        def measure(module: nn.Module, args: Any, result: Any) -> None:
+        def measure(module: nn.Module, args: Any, keywords: Any, result: Any) -> None:
             # Recurrent layers and attention also return states and scores, after their output.
             output = result[0] if isinstance(result, tuple) else result
-            size = sum(tensor.numel() for tensor in tensors_in(output))
-            self.sizes[name] = max(size, self.sizes.get(name, 0))
+            # Attention is given the same tensor as query, key and value; it is read once.
+            taken = {id(tensor): tensor.numel() for tensor in tensors_in([args, keywords])}
+            sizes = sum(taken.values()), sum(tensor.numel() for tensor in tensors_in(output))
+            before = self.sizes.get(name, (0, 0))
+            self.sizes[name] = max(sizes[0], before[0]), max(sizes[1], before[1])
 
-        module.register_forward_hook(measure)
+        self.kinds[name] = _kind(module)
+        module.register_forward_hook(measure, with_kwargs=True)
+
+
+def _kind(module: nn.Module) -> str:
+    if isinstance(module, nn.Embedding | nn.EmbeddingBag):
+        return "lookup"
+    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        if module.groups == module.in_channels > 1:
+            return "depthwise"
+        return "pointwise" if all(side == 1 for side in module.kernel_size) else "convolution"
+    return "linear"
 
 
 def _weights(module: nn.Module) -> Iterator[nn.Parameter]:

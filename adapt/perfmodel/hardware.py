@@ -1,22 +1,39 @@
-"""Machines that support only some widths: a layer runs at the next wider one, and zeros cost as much as the rest."""
+"""Machines that support only some widths: which they are, how fast, and where their figures come from."""
 
 import math
+import os
+import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from adapt.arguments import is_number, number
-from adapt.perfmodel.checked_arrays import (
-    FLOAT32_BITS,
-    Array,
-    ArrayLike,
-    Operations,
-    amount,
-    as_operations,
-    as_rows,
-    bounded,
-)
+from adapt.arguments import is_number
+from adapt.perfmodel.checked_arrays import FLOAT32_BITS, Array, ArrayLike, bounded
+
+MACHINES = Path(__file__).parent / "machines"
+
+Width = float | tuple[float, float]
+"""Bits of weights and activations alike, or (bits of weights, bits of activations)."""
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """What layers of one kind cost at one width, in seconds: fixed, per multiply-add, and per element moved.
+
+    Attributes:
+        overhead: of every call.
+        multiply_add: each.
+        inputs, outputs, weights: each element.
+    """
+
+    overhead: float
+    multiply_add: float
+    inputs: float
+    outputs: float
+    weights: float
 
 
 @dataclass(frozen=True)
@@ -25,100 +42,126 @@ class HardwareProfile:
 
     Args:
         name: the machine's name.
-        rates: bits to 10¹² operations per second (TOPS). It should include 32 bits, the width of float32.
+        rates: bits to 10¹² operations per second (TOPS), two for each multiply-add. Bits are one number, or (weights,
+            activations) where they differ. Include 32 bits, the width of float32, if the machine has it.
+        bandwidth: of its memory, 10⁹ bytes per second; None where memory does not bound it.
+        costs: measured costs by kind of layer and bits, where the machine was measured; they take precedence over
+            rates and bandwidth in a layer's latency.
+        source: where the figures come from.
 
     Raises:
-        ValueError: no rates, or bits or rates that are not positive.
+        ValueError: no rates; or bits, rates, a bandwidth or costs that are not positive numbers.
     """
 
     name: str
-    rates: Mapping[float, float] = field(hash=False)
+    rates: Mapping[Any, float] = field(hash=False)
+    bandwidth: float | None = None
+    costs: Mapping[str, Mapping[float, LayerCost]] = field(default_factory=dict, hash=False)
+    source: str = ""
 
     def __post_init__(self) -> None:
-        numbers = [*self.rates, *self.rates.values()] if isinstance(self.rates, Mapping) else []
-        if not numbers or not all(is_number(number) and 0 < number < math.inf for number in numbers):
+        rates = self.rates if isinstance(self.rates, Mapping) else {}
+        numbers = [*(bits for width in rates for bits in _pair(width)), *rates.values()]
+        if not numbers or not all(map(_is_positive, numbers)):
             raise ValueError(f"rates of {self.name} must map bits to TOPS, all above 0, got {self.rates!r}")
+        if self.bandwidth is not None and not _is_positive(self.bandwidth):
+            raise ValueError(f"bandwidth of {self.name} must be above 0, in 10⁹ bytes/s, got {self.bandwidth!r}")
+
+    @classmethod
+    def load(cls, machine: str | os.PathLike[str]) -> "HardwareProfile":
+        """Return a machine that the package describes, by its short name, or one that a TOML file describes.
+
+        The file has name, source, optionally bandwidth, and a table of rates, whose keys are bits such as 8, or bits
+        of weights and activations such as 2x8. `adapt profile --measure` writes one with costs as well.
+
+        Raises:
+            ValueError: there is no such machine, or the file does not describe one.
+            OSError: the file cannot be read.
+        """
+        path = MACHINES / f"{machine}.toml" if str(machine) in machines() else Path(machine)
+        if not path.is_file():
+            raise ValueError(f"there is no machine {machine}: name a TOML file, or one of {', '.join(machines())}")
+        try:
+            return cls(**_arguments(tomllib.loads(path.read_text(encoding="utf-8"))))
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ValueError(f"{path} does not describe a machine: {error}") from error
+
+    @property
+    def float_bits(self) -> float:
+        """The width to compare with: 32 bits, or the widest weights that the machine supports."""
+        return min(FLOAT32_BITS, max(_pair(width)[0] for width in self.rates))
+
+    def product(self, weight_bits: float, activation_bits: float) -> tuple[float, float]:
+        """Return the fastest supported bits of weights and activations that hold these.
+
+        Raises:
+            ValueError: more bits than the machine supports.
+        """
+        pairs = {_pair(width): rate for width, rate in self.rates.items()}
+        holding = [pair for pair in pairs if pair[0] >= weight_bits and pair[1] >= activation_bits]
+        if not holding:
+            for number, bits in enumerate((weight_bits, activation_bits)):
+                bounded(f"bits on {self.name}", bits, 0, max(pair[number] for pair in pairs))
+            raise ValueError(f"{self.name} multiplies no weights of {weight_bits} by activations of {activation_bits}")
+        return max(holding, key=lambda pair: (pairs[pair], -pair[0] - pair[1]))
 
     def width(self, bits: ArrayLike) -> Array:
-        """Return the narrowest supported width that holds `bits`, in bits, in the same shape.
+        """Return the bits of the weights in `product(bits, bits)`, in the same shape.
 
         Raises:
             ValueError: more bits than the machine supports.
         """
-        widths = np.sort(np.asarray(list(self.rates), dtype=np.float64))
-        return np.asarray(widths[np.searchsorted(widths, bounded(f"bits on {self.name}", bits, 0, widths[-1]))])
+        return self._each(lambda pair: pair[0], bits, bits)
 
-    def rate(self, bits: ArrayLike) -> Array:
-        """Return the TOPS at the narrowest supported width that holds `bits`, in the same shape.
+    def rate(self, weight_bits: ArrayLike, activation_bits: ArrayLike | None = None) -> Array:
+        """Return the TOPS of products of these widths; the activations are as wide as the weights by default.
+
+        Args:
+            weight_bits, activation_bits: bits, of shapes that broadcast.
 
         Raises:
             ValueError: more bits than the machine supports.
         """
-        return np.asarray(np.vectorize(self.rates.__getitem__, otypes=[np.float64])(self.width(bits)))
+        rates = {_pair(width): rate for width, rate in self.rates.items()}
+        activations = weight_bits if activation_bits is None else activation_bits
+        return self._each(rates.__getitem__, weight_bits, activations)
+
+    def _each(self, figure: Any, weight_bits: ArrayLike, activation_bits: ArrayLike) -> Array:
+        weights, activations = (bounded(f"bits on {self.name}", b, 0, np.inf) for b in (weight_bits, activation_bits))
+        each = np.vectorize(lambda w, a: figure(self.product(w, a)), otypes=[np.float64])
+        return np.asarray(each(weights, activations))
 
 
-A100 = HardwareProfile("NVIDIA A100", {1: 4992, 4: 1248, 8: 624, 16: 312, 32: 19.5})
-"""AQT table 1 (dense tensor cores), and float32 without tensor cores from the maker's data sheet."""
-
-T4 = HardwareProfile("NVIDIA T4", {4: 260, 8: 130, 16: 65, 32: 8.1})
-"""The maker's data sheet."""
+def machines() -> list[str]:
+    """Return the short names of the machines that the package describes."""
+    return sorted(path.stem for path in MACHINES.glob("*.toml"))
 
 
-def profiled_inference_speedup(
-    operations: Operations,
-    word_length: ArrayLike,
-    profile: HardwareProfile,
-    *,
-    other_bits: float = FLOAT32_BITS,
-) -> float:
-    """Σ ops/rate(other) / Σ ops/rate(WL) at the last row: `inference_speedup` on a real machine.
-
-    Args:
-        operations: multiply-adds per sample [layers].
-        word_length: WL, bits, [rows, layers] or one row; the activations are as wide.
-        profile: the machine.
-        other_bits: the width of the other network: 32 for float32, 16 for bfloat16.
-
-    Raises:
-        TypeError: an argument that is not numeric, or a profile that is not a HardwareProfile.
-        ValueError: a number out of its range, a width that the machine lacks, or shapes that do not match.
-    """
-    counts, lengths = _checked(operations, word_length, profile)
-    other = float((counts / profile.rate(number("other_bits", other_bits))).sum())
-    return other / float((counts / profile.rate(lengths[-1])).sum())
+def _pair(width: Width) -> tuple[float, float]:
+    return width if isinstance(width, tuple) else (width, width)
 
 
-def profiled_training_speedup(
-    operations: Operations,
-    word_length: ArrayLike,
-    profile: HardwareProfile,
-    *,
-    other_bits: float = FLOAT32_BITS,
-    backward_bits: float = FLOAT32_BITS,
-    backward_factor: float = 2,
-) -> float:
-    """`training_speedup` in its physical form on a real machine, without the overhead of switching.
+def _is_positive(value: object) -> bool:
+    return is_number(value) and 0 < value < math.inf
 
-    Args:
-        operations, word_length, profile, other_bits: as in `profiled_inference_speedup`, except that every row counts
-            and `other_bits` is the width of the other run's forward pass.
-        backward_bits: width of the backward pass of both runs.
-        backward_factor: products in the backward pass for each one in the forward pass.
+
+def _arguments(content: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a profile that a TOML file gives.
 
     Raises:
-        TypeError, ValueError: as `profiled_inference_speedup`.
+        ValueError: a key that a profile does not have, or bits that are not numbers.
     """
-    counts, lengths = _checked(operations, word_length, profile)
-    backward = amount("backward_factor", backward_factor) / profile.rate(number("backward_bits", backward_bits))
-    ours = (1 / profile.rate(lengths) + backward) @ counts
-    other = (1 / profile.rate(number("other_bits", other_bits)) + backward) * counts.sum()
-    return float(other / ours.mean())
+    unknown = content.keys() - {entry.name for entry in fields(HardwareProfile)}
+    if unknown:
+        raise ValueError(f"it has the unknown key {min(unknown)!r}")
+    costs = {
+        kind: {float(bits): LayerCost(**values) for bits, values in table.items()}
+        for kind, table in content.get("costs", {}).items()
+    }
+    rates = {
+        tuple(map(float, bits.split("x"))) if "x" in bits else float(bits): r for bits, r in content["rates"].items()
+    }
+    return {**content, "rates": rates, "costs": costs}
 
 
-def _checked(operations: Operations, word_length: ArrayLike, profile: object) -> tuple[Array, Array]:
-    """Return the multiply-adds [layers] and the word lengths [rows, layers]."""
-    if not isinstance(profile, HardwareProfile):
-        raise TypeError(f"profile must be a HardwareProfile, such as adapt.perfmodel.A100, got {profile!r:.80}")
-    counts = as_operations(operations)
-    lengths, _ = as_rows(word_length, 1.0, len(counts))
-    return counts, lengths
+A100, T4 = HardwareProfile.load("a100"), HardwareProfile.load("t4")

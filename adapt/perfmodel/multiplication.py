@@ -8,9 +8,7 @@ from adapt.perfmodel.checked_arrays import (
     Array,
     ArrayLike,
     Operations,
-    amount,
     as_operations,
-    bounded,
     broadcastable,
     check_count,
 )
@@ -47,47 +45,6 @@ def multiplication_cost(
     raise ValueError(f"model must be 'linear' or 'quadratic', got {model!r}")
 
 
-def convolution_cost(
-    batch_size: int,
-    kernel: tuple[int, int],
-    output: tuple[int, int],
-    input_channels: int,
-    output_channels: int,
-    multiplication: float,
-) -> float:
-    """AQT 4.3, Cost_Conv2D: B·Kh·Kw·Aw·Ah·Cin·Cout·M (the paper prints Cin twice).
-
-    Args:
-        batch_size: B.
-        kernel, output: height and width of the kernel and of the layer's output.
-        input_channels: Cin, those that one output channel sums: channels/groups in a grouped convolution.
-        output_channels: Cout.
-        multiplication: M, from `multiplication_cost`.
-
-    Raises:
-        TypeError: an argument that is not a number.
-        ValueError: a size below 1, M below 0, or a kernel or output without exactly two sides.
-    """
-    (kernel_height, kernel_width), (height, width) = _sides("kernel", kernel), _sides("output", output)
-    picture = kernel_height * kernel_width * height * width
-    check_count("input_channels", input_channels)
-    check_count("output_channels", output_channels)
-    return dense_cost(batch_size, input_channels, output_channels, multiplication) * picture
-
-
-def dense_cost(batch_size: int, inputs: int, outputs: int, multiplication: float) -> float:
-    """AQT 4.3, Cost_Dense: B·Cin·Cout·M, M from `multiplication_cost`.
-
-    Raises:
-        TypeError: an argument that is not a number.
-        ValueError: a size below 1, or M below 0.
-    """
-    check_count("batch_size", batch_size)
-    check_count("inputs", inputs)
-    check_count("outputs", outputs)
-    return float(batch_size * inputs * outputs * amount("multiplication", multiplication))
-
-
 def network_cost(
     operations: Operations,
     weight_bits: ArrayLike,
@@ -96,7 +53,9 @@ def network_cost(
     batch_size: int = 1,
     model: CostModel = "linear",
 ) -> float:
-    """AQT 4.3: B·Σ_l ops·M, the sum of `convolution_cost` and `dense_cost` over all layers.
+    """AQT 4.3: Cost = B·Σ_l ops·M, ops = Kh·Kw·Aw·Ah·Cin·Cout of a convolution (the paper prints Cin twice).
+
+    A dense layer is one of 1×1 on one pixel, B·Cin·Cout·M.
 
     Args:
         operations: multiply-adds per sample [layers].
@@ -131,11 +90,3 @@ def weight_memory(numel: ArrayLike, weight_bits: ArrayLike) -> float:
     """
     sizes, bits = broadcastable(numel=numel, weight_bits=weight_bits)
     return float((sizes * bits).sum())
-
-
-def _sides(name: str, value: tuple[int, int]) -> tuple[float, float]:
-    sides = bounded(name, value, 1, np.inf)
-    if sides.shape != (2,):
-        raise ValueError(f"{name} must be (height, width), got {value!r:.80}")
-    height, width = sides.tolist()
-    return height, width

@@ -1,13 +1,19 @@
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from adapt.perfmodel import (
     A100,
     T4,
     HardwareProfile,
+    LayerCost,
     inference_speedup,
+    layer_latency,
+    machines,
+    network_layers,
     profiled_inference_speedup,
     profiled_training_speedup,
     training_speedup,
@@ -93,3 +99,73 @@ def test_profiles_are_fixed():
     with pytest.raises(AttributeError):
         A100.name = "other"
     assert np.isfinite(A100.rate(np.arange(1, 33))).all()
+
+
+@pytest.mark.parametrize("name", machines())
+def test_every_machine_of_the_package_can_be_read_and_says_where_its_figures_come_from(name):
+    profile = HardwareProfile.load(name)
+    assert profile.name
+    assert len(profile.source) > 20
+    widths = np.arange(1, profile.float_bits + 1)
+    assert np.isfinite(profile.rate(widths)).all()
+    if name != "bit-serial":
+        assert (np.diff(profile.rate(widths)) <= 0).all()
+
+
+def test_the_bit_serial_machine_gives_the_ideal_figure():
+    ideal, counts, bits = HardwareProfile.load("bit-serial"), [10, 20, 5], [3, 8, 32]
+    expected = inference_speedup(counts, bits, 1.0)
+    assert profiled_inference_speedup(counts, bits, ideal) == pytest.approx(expected)
+
+
+def test_widths_that_differ_for_weights_and_activations():
+    """PLiNIO's table of multiply-adds a cycle: A8W8 2.1, A4W4 3.5, A2W2 6.5, A8W2 2.5."""
+    mpic = HardwareProfile.load("mpic")
+    assert mpic.product(2, 8) == (2, 8)
+    assert mpic.product(3, 8) == (8, 8)
+    assert mpic.product(2, 3) == (4, 4)
+    assert (mpic.rate([2, 8, 4, 2], [8, 8, 4, 2]) / mpic.rate(8, 8)).tolist() == pytest.approx(
+        [2.5 / 2.1, 1, 3.5 / 2.1, 6.5 / 2.1]
+    )
+    speedup = profiled_inference_speedup([1], [2], mpic, other_bits=8, activation_bits=8)
+    assert speedup == pytest.approx(2.5 / 2.1)
+
+
+def test_a_machine_from_a_file(tmp_path):
+    file = tmp_path / "board.toml"
+    file.write_text(
+        'name = "board"\nsource = "me"\nbandwidth = 2\n[rates]\n8 = 4\n4x8 = 6.5\n32 = 0.5\n'
+        "[costs.linear.8]\noverhead = 1\nmultiply_add = 2\ninputs = 3\noutputs = 4\nweights = 5\n"
+    )
+    board = HardwareProfile.load(file)
+    costs = {"linear": {8: LayerCost(1, 2, 3, 4, 5)}}
+    assert board == HardwareProfile("board", {8: 4, (4, 8): 6.5, 32: 0.5}, 2, costs, "me")
+    (layer,) = network_layers(nn.Linear(10, 7, bias=False), torch.zeros(3, 10))
+    measured = layer_latency(layer, board, 5, 5, batch_size=2)
+    assert measured == 1 + 2 * 70 * 2 + (3 * 10 + 4 * 7) * 2 + 5 * 70
+    roofline = layer_latency(layer, board, 32, 32, batch_size=2)
+    assert roofline == pytest.approx(max(2 * 70 * 2 / 0.5e12, 4 * (70 + 2 * 17) / 2e9))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "does not describe a machine: 'rates'"),
+        ("name = 'x'\n[rates]\nten = 1", "does not describe a machine: could not convert string to float: 'ten'"),
+        ("name = 'x'\n[rates]\n8 = -1", "rates of x must map bits to TOPS, all above 0"),
+        ("name = 'x'\nbandwidth = 0\n[rates]\n8 = 1", "bandwidth of x must be above 0"),
+        ("name = 'x'\ncolour = 0\n[rates]\n8 = 1", "unknown key 'colour'"),
+        ("name = 'x'\n[rates]\n8 = 1\n[costs.linear.8]\nspeed = 1", "unexpected keyword argument 'speed'"),
+        ("name = ", "does not describe a machine: Invalid value"),
+    ],
+)
+def test_files_that_describe_no_machine_are_refused(tmp_path, text, message):
+    file = tmp_path / "wrong.toml"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        HardwareProfile.load(file)
+
+
+def test_an_unknown_machine_is_refused():
+    with pytest.raises(ValueError, match="there is no machine a1000: name a TOML file, or one of a100, "):
+        HardwareProfile.load("a1000")
