@@ -23,7 +23,7 @@ from adapt.switching.adapt_state import AdaPTState
 from adapt.switching.allocation import WORDS, allocate, errors_by_word, sample, squared_error
 from adapt.switching.bounds import Bounds, fixed_point, within
 from adapt.switching.diversity import diversity
-from adapt.switching.entropy import code_length, errors_by_step
+from adapt.switching.entropy import code_length, errors_by_step, steady
 from adapt.switching.policy import Observation
 
 Count = Literal["words", "entropy"]
@@ -160,7 +160,11 @@ def switched(
     powers = np.square(windows.sum_of_norms[moving] / windows.gradients[moving])
     errors = _columns([[error for _, error, _ in tables[layer]] for layer in moving])
     choices = _columns([[length for _, _, length in tables[layer]] for layer in moving])
-    chosen = allocate(powers[:, None] * errors, sizes[moving, None] * choices, budget)
+    costs, prices = powers[:, None] * errors, sizes[moving, None] * choices
+    chosen = allocate(costs, prices, budget)
+    if count == "entropy":
+        present_rows = [_present(tables[layer], formats[layer]) for layer in moving]
+        chosen = steady(costs, prices, np.array(present_rows), chosen, budget)
     after = list(formats)
     for layer, index in zip(moving, chosen.tolist(), strict=True):
         after[layer] = tables[layer][index][0]
@@ -198,7 +202,7 @@ def _length(weights: Tensor, form: LayerFormat, count: Count) -> float:
 
 def _table(weights: Tensor, form: LayerFormat, count: Count, bounds: Bounds) -> list[tuple[Precision, float, float]]:
     """Return the formats that a layer may get, cheapest first, with their squared errors and bits per weight."""
-    rows = errors_by_step(weights, form) if count == "entropy" else _by_word(weights, form)
+    rows = errors_by_step(weights) if count == "entropy" else _by_word(weights, form)
     allowed = [row for row in rows if bounds[0] <= row[0].word_length <= bounds[1]]
     if allowed:
         return allowed
@@ -211,6 +215,12 @@ def _table(weights: Tensor, form: LayerFormat, count: Count, bounds: Bounds) -> 
 
 def _by_word(weights: Tensor, form: LayerFormat) -> list[tuple[Precision, float, float]]:
     return [(found, error, found.word_length) for found, error in errors_by_word(sample(weights), form)]
+
+
+def _present(table: Sequence[tuple[Precision, float, float]], form: LayerFormat) -> int:
+    """Return which row of a layer's table has its present step, or −1."""
+    steps = [found.fraction_length for found, _, _ in table]
+    return steps.index(form.fraction_length) if isinstance(form, Precision) and form.fraction_length in steps else -1
 
 
 def _columns(rows: Sequence[Sequence[float]]) -> NDArray[np.float64]:

@@ -14,12 +14,17 @@ entropies and `adapt.switching.allocation.allocate` finds that minimum among ste
 
 import math
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from adapt.kernels.counting import extremes
-from adapt.numerics import LayerFormat, Precision, block_precision
+from adapt.numerics import Precision, block_precision
 from adapt.switching.allocation import STICKINESS, WORDS, sample, squared_error
+
+SLACK = 0.02
+"""The share of the budget by which the bits of steps that stay may miss it."""
 
 
 def code_length(weights: Tensor, precision: Precision) -> float:
@@ -46,13 +51,11 @@ def code_length(weights: Tensor, precision: Precision) -> float:
     return float(-(shares * shares.log2()).sum()) + (len(shares) - 1) / 2 * math.log2(n) / n
 
 
-def errors_by_step(weights: Tensor, current: LayerFormat = None) -> list[tuple[Precision, float, float]]:
+def errors_by_step(weights: Tensor) -> list[tuple[Precision, float, float]]:
     """Return the formats that clip no weight, from the coarsest step to the finest, with what each loses and takes.
 
     Args:
         weights: a layer's master weights, finite.
-        current: the layer's present format, whose step counts as if it lost `STICKINESS` times less, so that steps
-            that are about as good do not alternate.
 
     Returns:
         For each word length of block floating point its step, in words one bit longer, with the mean squared error and
@@ -63,12 +66,33 @@ def errors_by_step(weights: Tensor, current: LayerFormat = None) -> list[tuple[P
     tight = [block_precision(low, high, word) for word in WORDS]
     # A bit above the largest weight costs nothing under an entropy code, and weights grow until the next window ends.
     formats = [Precision(form.word_length + 1, form.fraction_length) for form in tight]
-    present = current.fraction_length if isinstance(current, Precision) else None
-    favours = [STICKINESS if form.fraction_length == present else 1.0 for form in formats]
-    return [
-        (form, squared_error(some, form) / favour, code_length(some, form))
-        for form, favour in zip(formats, favours, strict=True)
-    ]
+    return [(form, squared_error(some, form), code_length(some, form)) for form in formats]
+
+
+def steady(
+    costs: NDArray[np.float64],
+    prices: NDArray[np.float64],
+    present: NDArray[np.int64],
+    chosen: NDArray[np.int64],
+    budget: float,
+) -> NDArray[np.int64]:
+    """Return the present steps, where they keep to the budget and others would cost little less; else the chosen ones.
+
+    Weights gather around the values of their grid, so the entropy of every layer drifts while it trains. Following each
+    drift would move some layer by a whole factor of two in every window, also in the last, from which nothing recovers.
+
+    Args:
+        costs, prices, budget: as in `allocate`.
+        present: index of each layer's present step, [layers]; −1 where it is not among the choices.
+        chosen: what `allocate` chose, likewise.
+    """
+    layers = np.arange(len(costs))
+    keeps = (
+        (present >= 0).all()
+        and abs(prices[layers, present].sum() - budget) <= SLACK * budget
+        and costs[layers, present].sum() <= STICKINESS * costs[layers, chosen].sum()
+    )
+    return present if keeps else chosen
 
 
 def first_step(weights: Tensor, bits: float) -> Precision:
