@@ -1,5 +1,6 @@
 """`attach`: training the layers of the user's own optimizer at adaptive precision."""
 
+from collections.abc import Mapping
 from typing import Any, Unpack
 
 from torch import nn
@@ -108,6 +109,8 @@ def check_policy(policy: object) -> None:
         hint = ""
         if isinstance(policy, Precision):
             hint = f": a format that stays is adapt.Fixed({policy!r})"
+        elif isinstance(policy, Mapping):
+            hint = ": formats that stay, by the layers' names, are adapt.Fixed(formats)"
         elif hasattr(policy, "advance") and missing:
             hint = f": it lacks {', '.join(missing)} of adapt.switching.policy.Policy"
-        raise TypeError(f"policy must be a policy such as adapt.AdaPT(), got {policy!r}{hint}")
+        raise TypeError(f"policy must be a policy such as adapt.AdaPT(), got {policy!r:.200}{hint}")

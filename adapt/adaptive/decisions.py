@@ -13,7 +13,7 @@ from adapt.adaptive.step_figures import Figures, Slot, StepFigures
 from adapt.distributed.sharding import Whole
 from adapt.numerics import LONGEST_WORD, LayerFormat
 from adapt.switching.bounds import Bounds, within
-from adapt.switching.policy import Observation, Policy, State, carry
+from adapt.switching.policy import Observation, Policy, State, carry, for_layers
 from adapt.trace import Trace
 
 CAPACITY = 128
@@ -51,6 +51,7 @@ class Decisions:
             trace: the history so far.
         """
         self.state, self.bounds, self.trace = state, bounds, trace
+        self._deciding = for_layers(self.policy, trace.layers)
         self._chosen: tuple[LayerFormat, ...] | None = None
         self.skipped = np.zeros(len(trace.layers), np.int64)
         self._sizes = np.maximum(trace.numel, 1)
@@ -66,16 +67,17 @@ class Decisions:
     def begin_anew(self, layers: Sequence[int], weights: Sequence[Tensor]) -> None:
         """Start the policy anew for these layers, with these weights. The caller must have settled all steps."""
         if len(layers) == len(weights):
-            self.state = self.policy.start(weights)
+            self.state = self._deciding.start(weights)
         else:
             for layer in layers:
-                only = self.policy.start([weights[layer]])
+                only = for_layers(self.policy, [self.trace.layers[layer]]).start([weights[layer]])
                 # The layer's from its own start, the others' and what belongs to no layer from the present state.
                 self.state = carry(self.state, carry(only, self.state, {layer: 0}), {})
         self._wait()
 
     def change_policy(self, policy: Policy[Any]) -> None:
         """Let a policy of the same kind decide from now on. The caller must have settled all steps."""
+        self._deciding = for_layers(policy, self.trace.layers)
         self.policy = policy
         self._wait()
 
@@ -180,8 +182,8 @@ class Decisions:
                 layer_bits=self.bounds,
             )
             before = self.state.gradients
-            self.state = self.policy.advance(self.state, observation)
-            self._open_row = (step, self.policy.record(self.state))
+            self.state = self._deciding.advance(self.state, observation)
+            self._open_row = (step, self._deciding.record(self.state))
         self._wait()
         if not can_end:
             return []
@@ -189,7 +191,7 @@ class Decisions:
 
     def _wait(self) -> None:
         """Ask the policy how many steps certainly switch nothing, and make room for their figures."""
-        self._patience = self.policy.patience(self.state)
+        self._patience = self._deciding.patience(self.state)
         rows = min(self._patience + 1, CAPACITY)
         if rows > self._pending.capacity:
             self._pending = StepFigures(len(self.trace.layers), rows, self._device)

@@ -27,7 +27,7 @@ from adapt.layers.layer_bits import bounds_of
 from adapt.numerics import LONGEST_WORD, SHORTEST_WORD, Format, Precision
 from adapt.rounding import Noise
 from adapt.switching.bounds import ALL, Bounds
-from adapt.switching.policy import Policy, carry, check_bounds, columns_of, pack, unpack
+from adapt.switching.policy import Policy, carry, check_bounds, columns_of, for_layers, pack, unpack
 from adapt.trace import Trace
 from adapt.trace.archive import release_of
 from adapt.weights.masters import Masters
@@ -71,7 +71,7 @@ class AdaptiveRun(Run):
         self.decisions = Decisions(policy, self.layers.device, trace_every=options.trace_every)
         self._saturation: list[Tensor] = []
         # The first state, and the pattern that a loaded one must fit.
-        self._fresh = policy.start(Whole(self.layers.weights))
+        self._fresh = for_layers(policy, self.layers.names).start(Whole(self.layers.weights))
         self.layer_bits = options.layer_bits
         check_bounds(policy, self._bounds, self.layers.numel.tolist())
         self.decisions.start(self._fresh, self._bounds, Trace(self.layers.names, self.layers.numel, columns_of(policy)))
@@ -110,6 +110,7 @@ class AdaptiveRun(Run):
 
     def join(self, layers: Mapping[str, Tensor]) -> None:
         """Take in the layers that are new in `layers`, which begins with the present ones."""
+        policy = for_layers(self.decisions.policy, tuple(layers))
         old, trace, skipped = self.layers, self.trace, self.decisions.skipped
         self._saturation.clear()
         count = len(old.names)
@@ -117,7 +118,7 @@ class AdaptiveRun(Run):
         self.windows.begin(self.layers.weights[count:])
         if len(layers) > count:
             trace.add_layers(self.layers.names[count:], self.layers.numel[count:])
-        self._fresh = self.decisions.policy.start(Whole(self.layers.weights))
+        self._fresh = policy.start(Whole(self.layers.weights))
         state = carry(self.decisions.state, self._fresh, {i: i for i in range(count)})
         self.decisions.start(state, self._bounds, trace)
         self.decisions.skipped[: len(skipped)] = skipped
@@ -344,7 +345,7 @@ class AdaptiveRun(Run):
         old = unpack(state["state"], self._fresh, len(old_names), release=release_of(saved_trace))
         places = {i: old_names.index(name) for i, name in enumerate(names) if name in old_names}
         # A state that has all layers replaces everything: no weight is looked at, not even one that is not finite.
-        fresh = self._fresh if len(places) == len(names) else policy.start(Whole(masters.weights))
+        fresh = self._fresh if len(places) == len(names) else for_layers(policy, names).start(Whole(masters.weights))
         policy_state = carry(old, fresh, places)
         if policy.keeps_gradients:
             persistence.check_windows(state["windows"], dict(zip(old_names, old.gradients.tolist(), strict=True)))

@@ -11,7 +11,7 @@ from adapt import files
 from adapt.engine import persistence
 from adapt.engine.engine import Engine
 from adapt.engine.registry import attached
-from adapt.numerics import Format
+from adapt.numerics import Format, json_table
 
 WEIGHTS_ONLY_KEY = "adapt_formats"
 """Where a checkpoint without optimizer states keeps its formats, beside the weights."""
@@ -29,13 +29,13 @@ def formats(source: Source) -> dict[str, Format]:
     Args:
         source: a controller or learner, an optimizer that has one, an optimizer's `state_dict()`, a checkpoint that
             holds such states at whatever depth, or the path of a checkpoint's file: ours, or one of Lightning's, with
-            `save_weights_only=True` too.
+            `save_weights_only=True` too; or that of a table of formats in JSON, as `adapt export --to json` writes.
 
     Raises:
         OSError: the file cannot be opened.
         TypeError: the source is something else.
-        ValueError: the file is no checkpoint, or the source holds no formats, several that contradict each other, or
-            those of a version that did not save them.
+        ValueError: the file is no checkpoint or table, or the source holds no formats, several that contradict each
+            other, or those of a version that did not save them.
     """
     if isinstance(source, Optimizer):
         engine = attached(source)
@@ -46,6 +46,8 @@ def formats(source: Source) -> dict[str, Format]:
         return source.formats
     where = "source"
     if isinstance(source, str | os.PathLike):
+        if json_table.is_json(source):
+            return json_table.read(source)
         where = str(Path(source))
         source = files.load(source)
     if not isinstance(source, Mapping):

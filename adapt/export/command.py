@@ -2,7 +2,6 @@
 
 import argparse
 import importlib
-import json
 import os
 import sys
 import zipfile
@@ -18,8 +17,10 @@ from adapt import export
 from adapt.engine.saved_formats import formats
 from adapt.export import packed
 from adapt.export.backends import OPENERS
-from adapt.export.described import as_json, describe_formats, describe_packed
+from adapt.export.described import describe_formats, describe_packed
 from adapt.export.exported import Exported
+from adapt.export.json_file import to_json
+from adapt.numerics import json_table
 
 TARGETS = ("packed", "onnx", "qonnx", "hls4ml", "json")
 
@@ -70,7 +71,7 @@ def add_show(commands: Any, show_trace: Callable[[Path], str]) -> None:
 
 
 def show(path: Path, show_trace: Callable[[Path], str]) -> str:
-    """Return what is in a trace, a checkpoint or a packed file, as text.
+    """Return what is in a trace, a checkpoint, a table of formats or a packed file, as text.
 
     Raises:
         OSError: the file cannot be opened.
@@ -86,7 +87,9 @@ def show(path: Path, show_trace: Callable[[Path], str]) -> str:
         with zipfile.ZipFile(path) as archive:
             is_trace = all(name.endswith(".npy") for name in archive.namelist())
         return show_trace(path) if is_trace else describe_formats(formats(path))
-    raise ValueError(f"{path} is no trace, checkpoint or packed file")
+    if json_table.is_json(path):
+        return describe_formats(formats(path))
+    raise ValueError(f"{path} is no trace, checkpoint, table of formats or packed file")
 
 
 def run_export(options: argparse.Namespace) -> None:
@@ -96,9 +99,8 @@ def run_export(options: argparse.Namespace) -> None:
         OSError, ValueError, TypeError, ImportError: an argument does not fit, or a file cannot be read or written.
     """
     if options.to == "json":
-        content = json.dumps(as_json(_formats(options.checkpoint)), indent=2, ensure_ascii=False)
-        options.output.write_text(content + "\n", encoding="utf-8")
-        print(f"{options.output}: {len(content):,} bytes")
+        to_json(_formats(options.checkpoint), options.output)
+        print(f"{options.output}: {_bytes(options.output):,} bytes")
         return
     inputs = _inputs(options)
     exported = _exported(options)

@@ -1,37 +1,12 @@
-"""Formats and packed files in words, and as JSON for other tools."""
+"""Formats and packed files in words."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
 
 from adapt.export.packed import Contents
 from adapt.numerics import Format
-
-
-def as_json(formats: Mapping[str, Format]) -> dict[str, Any]:
-    """Return formats by name for other tools: plain numbers, and lists of them where a format has channels.
-
-    Each has word_length and integer_length in bits (the sign included; null where the step is no power of two),
-    fraction_length, step, signed, minimum, maximum, and the axis of its channels.
-    """
-    return {"format": "adapt.formats", "version": 1, "formats": {name: _fields(form) for name, form in formats.items()}}
-
-
-def _fields(form: Format) -> dict[str, Any]:
-    fraction = form.fraction_length
-    return {
-        "word_length": form.word_length.tolist(),
-        "integer_length": None if fraction is None else (form.word_length - fraction).tolist(),
-        "fraction_length": None if fraction is None else fraction.tolist(),
-        "step": form.step.tolist(),
-        "signed": form.signed.tolist(),
-        "minimum": form.minimum.tolist(),
-        "maximum": form.maximum.tolist(),
-        "axis": form.axis,
-        **({"groups": form.groups} if form.groups > 1 else {}),
-    }
 
 
 def describe_formats(formats: Mapping[str, Format]) -> str:

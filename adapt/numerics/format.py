@@ -94,6 +94,28 @@ class Format:
         mantissa, exponent = np.frexp(self.step)
         return np.asarray(1 - exponent, np.int64) if (mantissa == 0.5).all() else None
 
+    @property
+    def precision(self) -> Precision:
+        """The same values as a fixed-point format ⟨WL, FL⟩: the inverse of `of`.
+
+        Raises:
+            ValueError: there is none, because the format has channels, steps that are no powers of two, no sign, or a
+                range that is not that of the whole word.
+        """
+        if self.axis is not None:
+            raise ValueError(
+                f"it has a format for each of {self.word_length.size} channels, and ⟨WL, FL⟩ is one for all"
+            )
+        if self.fraction_length is None:
+            raise ValueError(f"its step {self.step} is no power of two, as that of ⟨WL, FL⟩ is")
+        found = Precision(int(self.word_length), int(self.fraction_length))
+        if Format.of(found) != self:
+            raise ValueError(
+                f"its {'signed' if self.signed else 'unsigned'} words go from {self.low} to {self.high}, but those of "
+                f"{found} from {Format.of(found).low} to {Format.of(found).high}"
+            )
+        return found
+
     def integers(self, x: Any) -> Any:
         """Return the words nearest to x, half to even, saturated at the ends of the range; int32 in the shape of x.
 

@@ -94,7 +94,8 @@ class Policy(Protocol[S]):
     It may have an attribute `columns`, a mapping from names to `adapt.trace.Column`: columns of the trace beside those
     that every trace has. They are saved with the trace and go to the loggers, TensorBoard and `adapt report`. And it
     may have a method `check_bounds(bounds, sizes)`, which raises ValueError where it cannot do with the bounds of the
-    layers' words, such as [(8, 8), (2, 32)], for layers of so many weights.
+    layers' words, such as [(8, 8), (2, 32)], for layers of so many weights. A policy that treats layers by name has a
+    method `for_layers(names)`, which returns the policy that decides on these layers in this order.
     """
 
     @property
@@ -135,6 +136,16 @@ class Policy(Protocol[S]):
 
         Columns that are left out get their defaults.
         """
+
+
+def for_layers(policy: Policy[S], names: Sequence[str]) -> Policy[S]:
+    """Return the policy for layers of these names; most treat all layers alike.
+
+    Raises:
+        ValueError: it cannot decide on one of them.
+    """
+    choose = getattr(policy, "for_layers", None)
+    return policy if choose is None else choose(names)
 
 
 def check_bounds(policy: Policy[Any], bounds: Sequence[Bounds], sizes: Sequence[int]) -> None:

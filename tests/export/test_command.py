@@ -113,7 +113,7 @@ def test_show(run, capsys):
         (["export", "last.pt", "--model", f"{__name__}:residual", "-o", "x", "--to", "onnx"], "--inputs or --shape"),
         (["export", "trace.npz", "--model", f"{__name__}:residual", "-o", "x"], "trace.npz"),
         (["export", "nowhere", "--model", f"{__name__}:residual", "-o", "x"], "nowhere: No such file"),
-        (["show", "inputs.npy"], "no trace, checkpoint or packed file"),
+        (["show", "inputs.npy"], "no trace, checkpoint, table of formats or packed file"),
         (["show", "nowhere"], "nowhere: No such file"),
     ],
 )

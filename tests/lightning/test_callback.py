@@ -435,6 +435,16 @@ def test_options_reach_the_controller():
     assert callback.controller.state_dict()["followers"].keys() == {"net.0.bias", "net.2.bias"}
 
 
+def test_bits_by_hand_reach_the_controller_as_yaml_has_them():
+    callback, _ = fit(Classifier(), precision(adapt.AdaPT.compact(), layer_bits={"net.0": 6, "*": [3, 4]}))
+    assert callback.controller.precisions["net.0.weight"].word_length == 6
+    assert 3 <= callback.controller.precisions["net.2.weight"].word_length <= 4
+    with pytest.raises(ValueError, match=r"layer_bits\['conv1'\] matches no layer: the layers are net.0.weight"):
+        fit(Classifier(), precision(layer_bits={"conv1": 8}))
+    with pytest.raises(ValueError, match="must lie between 2 and 32 bits"):
+        precision(layer_bits={"net.0": 33})
+
+
 @pytest.mark.parametrize("part", ["the whole", "a part"])
 def test_compiled_modules(part):
     class Looks(Classifier):

@@ -53,6 +53,15 @@ def test_budgets_are_met_and_the_module_keeps_quantised_weights():
     assert_nothing_attached()
 
 
+def test_bits_by_hand_stay():
+    budgets = {"weight_budget": Budget(bits=6), "activation_budget": Budget(bits=6)}
+    _, callback, _ = fit(None, LearnedBitwidth(**budgets, layer_bits={"net.0": 6, "net.2.weight": [3, 4]}))
+    assert (callback.learner.formats["net.0.weight"].word_length == 6).all()
+    assert callback.learner.formats["net.0.input"].word_length == 6
+    widths = callback.learner.formats["net.2.weight"].word_length
+    assert 3 <= widths.min() <= widths.max() <= 4
+
+
 def test_it_is_what_the_plain_loop_does():
     module, callback, _ = fit()
     twin = Classifier()
