@@ -54,6 +54,12 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument(
         "--pictures", type=Path, metavar="DIR", help="also draw PNG pictures of one run into this folder"
     )
+    report.add_argument(
+        "--html",
+        type=Path,
+        metavar="FILE",
+        help="write one page over all runs instead, to be opened in a browser; it needs no network",
+    )
     report.set_defaults(act=_report)
     command.add_export(commands)
     command.add_show(commands, _table)
@@ -61,8 +67,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _report(options: argparse.Namespace) -> None:
+    from adapt.export.packed import stored_bytes
     from adapt.report import runs, save_pictures, written
 
+    if options.html is not None:
+        _write_page(options)
+        return
     pictures = options.pictures
     if pictures is not None and pictures.is_file():
         raise ValueError(f"--pictures {pictures} is a file: name a folder for the pictures")
@@ -74,10 +84,27 @@ def _report(options: argparse.Namespace) -> None:
         heads = [f"{run}\n\n" if len(options.runs) > 1 else "" for run in options.runs]
         print("\n\n".join(head + _table(run) for head, run in zip(heads, options.runs, strict=True)))
     else:
-        print(getattr(written, _FORMATS[options.format])([runs.load_run(run).figures() for run in options.runs]))
+        print(getattr(written, _FORMATS[options.format])([runs.load_run(run, stored_bytes).figures() for run in options.runs]))
     if pictures is not None:
         for picture in save_pictures(Trace.load(runs.find_trace(options.runs[0])), pictures):
             print(f"drawn: {picture}")
+
+
+def _write_page(options: argparse.Namespace) -> None:
+    from adapt.export.packed import stored_bytes
+    from adapt.files import replacing
+    from adapt.report.page import as_html
+    from adapt.report.runs import load_run
+
+    path = options.html
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise ValueError(f"--html must name a file that ends in .html, got {path}")
+    if options.format != "text" or options.pictures is not None:
+        raise ValueError("--html goes with neither --format nor --pictures: run the command twice")
+    page = as_html([load_run(run, stored_bytes) for run in options.runs]).encode()
+    with replacing(path) as file:
+        file.write(page)
+    print(f"{path}: {len(page):,} bytes")
 
 
 def _table(run: Path) -> str:
