@@ -92,6 +92,7 @@ def _content(run: Run) -> Row:
         "map": _map(trace),
         "step": trace.step[few].tolist(),
         "mean": np.round(trace.mean_word_length()[few], 3).tolist(),
+        "mean_zeros": np.round(1 - trace.nonzero[few] @ (trace.numel / trace.numel.sum()), 5).tolist(),
         "zeros": _packed(np.rint(100 * (1 - trace.nonzero[few].astype(np.float64)))),
         "moved": [_moves(trace, layer) for layer in range(len(trace.layers))],
         "curves": {name: [steps, values] for name, (steps, values) in run.metrics.items()},

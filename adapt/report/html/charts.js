@@ -50,4 +50,29 @@ function chart(title, curves, show, held = false) {
   );
 }
 
+/** Draw a column for each layer: what it adds to a modelled cost, in percent, on an axis up to `high`. */
+function columns(run, names, values, high) {
+  const [width, height, left, right, top, bottom] = [560, 170, 46, 6, 8, 20];
+  const each = (width - left - right) / values.length;
+  const y = (value) => top + ((high - value) / high) * (height - top - bottom);
+  const bars = values.map((value, i) => {
+    const gap = each > 6 ? each * 0.15 : 0;
+    const place = { x: left + i * each + gap / 2, width: Math.max(each - gap, 0.5), y: y(value), height: Math.max(y(0) - y(value), 0.5) };
+    return styled(make("rect", { class: "column", ...place }, make("title", {}, `${names[i]}: ${value.toFixed(2)} %`)), { "--run": `var(--run-${run.index % 6})` });
+  });
+  const grid = ticks(0, high, 4).flatMap((value) => [
+    make("line", { class: "grid", x1: left, x2: width - right, y1: y(value), y2: y(value) }),
+    make("text", { x: left - 6, y: y(value) + 4, "text-anchor": "end" }, `${short(value)} %`),
+  ]);
+  const fits = each > 7 * Math.max(...names.map((name) => name.length));
+  const marks = names.map((name, i) =>
+    fits || i === 0 || i === names.length - 1
+      ? make("text", { x: fits ? left + (i + 0.5) * each : i ? width - right : left, y: height - 4, "text-anchor": fits ? "middle" : i ? "end" : "start" }, fits ? name : i ? `${names.length}` : "1")
+      : null,
+  );
+  const order = values.map((value, i) => [value, names[i]]).sort((a, b) => b[0] - a[0]).slice(0, 3);
+  const about = `Modelled cost of ${names.length} layers, the largest: ${order.map(([value, name]) => `${name} ${value.toFixed(1)} %`).join(", ")}`;
+  return make("svg", { class: "chart", viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": about }, grid, bars, marks);
+}
+
 const pairs = (steps, values) => steps.map((step, i) => [step, values[i]]).filter((pair) => pair[0] != null && pair[1] != null);

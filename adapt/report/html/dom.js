@@ -5,7 +5,7 @@ const SVG = "http://www.w3.org/2000/svg";
 
 /** Make an element: attributes by name (functions are listeners), and children, of which strings become text. */
 function make(name, attributes = {}, ...children) {
-  const inSvg = ["svg", "path", "line", "text", "title"].includes(name);
+  const inSvg = ["svg", "path", "line", "rect", "text", "title"].includes(name);
   const element = inSvg ? document.createElementNS(SVG, name) : document.createElement(name);
   for (const [key, value] of Object.entries(attributes)) {
     if (typeof value === "function") element.addEventListener(key, value);
@@ -57,12 +57,13 @@ function ticks(low, high, count) {
 }
 
 /** The names as labels: without a ".weight" that all have, and long ones without their middle. */
-function labels(names, longest = 34) {
+function labels(names) {
   const all = names.every((name) => name.endsWith(".weight") && name.length > 7);
-  const half = longest / 2;
+  const longest = window.matchMedia("(max-width: 40rem)").matches ? 17 : 36;
+  const head = Math.floor(longest / 3);
   return names
     .map((name) => (all ? name.slice(0, -7) : name))
-    .map((name) => (name.length > longest ? `${name.slice(0, half)}…${name.slice(1 - half)}` : name));
+    .map((name) => (name.length > longest ? `${name.slice(0, head)}…${name.slice(head + 1 - longest)}` : name));
 }
 
 /** Numbers 0 to 255 [layers][steps] from base64. */

@@ -41,11 +41,6 @@ function comparison() {
 
 function curves() {
   const of = (value, held) => runs.map((run) => ({ run: run.index, label: several ? run.label : "", ...value(run) })).filter((curve) => curve.step);
-  const zeros = (run) => {
-    const rows = unpacked(run.zeros, run.layers.length);
-    const weights = run.layers.map((layer) => layer.weights / run.totals.weights);
-    return { step: run.step, value: run.step.map((_, i) => rows.reduce((sum, row, layer) => sum + row[i] * weights[layer], 0)) };
-  };
   const names = [...new Set(runs.flatMap((run) => Object.keys(run.curves)))];
   const logged = names.map((name) =>
     chart(name, of((run) => (run.curves[name] ? { step: run.curves[name][0], value: run.curves[name][1] } : {})), short),
@@ -55,7 +50,7 @@ function curves() {
     { class: "charts" },
     logged,
     chart("mean word length, bits", of((run) => ({ step: run.step, value: run.mean })), decimal, true),
-    chart("zeros, %", of(zeros), short),
+    chart("zeros", of((run) => ({ step: run.step, value: run.mean_zeros })), percent),
   );
 }
 
@@ -105,6 +100,21 @@ function sizes() {
   });
 }
 
+/** Make a chart of what each layer costs, as a share of what the whole network costs in float32. */
+function costs(chosen) {
+  const values = chosen.map((run) => {
+    const whole = 100 / run.totals.modelled_inference_speedup;
+    return run.layers.map((row) => row.modelled_share * whole);
+  });
+  const high = 1.05 * Math.max(...values.flat(), 1e-6);
+  const drawn = chosen.map((run, i) => {
+    const names = labels(run.layers.map((row) => row.layer));
+    const said = `${several ? `${run.label}: ` : ""}${values[i].reduce((a, b) => a + b).toFixed(1)} % of float32`;
+    return make("figure", {}, make("figcaption", { class: "name" }, said), columns(run, names, values[i], high));
+  });
+  return make("div", { class: "charts wide" }, drawn);
+}
+
 /** Make the table of moves and the choice of the layer that it is about; also a function that chooses one. */
 function moves() {
   const place = make("div", { "aria-live": "polite" });
@@ -144,10 +154,18 @@ section(
 );
 section(
   "Why layers moved",
-  "Δs is the gradient diversity of the window that ended with the move: near 1, gradients agree and fewer bits suffice. Divergence is what push-down gave up, in bits. Further columns are the policy's own.",
+  "Δs is the diversity of the gradients in the window that ended with the move (AdaPT eq. 3): 1 if all point one way, ∞ if they cancel. Divergence is what push-down gave up (eq. 1). Further columns are the policy's own.",
   moveParts,
 );
-section("Size of the weights", "Packed: each layer's words without gaps between them. Biases, norms and headers are not counted.", sizes());
+const filed = runs.some((run) => run.packed_file)
+  ? " A packed file stores a layer's words entropy-coded where that is smaller; it may hold an earlier checkpoint, with other formats than the last row."
+  : "";
+section("Size of the weights", `Packed: each layer's words in the last row, without gaps. Biases, norms and headers are not counted.${filed}`, sizes());
+const costed = runs.filter((run) => run.totals.modelled_inference_speedup && run.layers.every((row) => row.modelled_share != null));
+if (costed.length) {
+  const about = "ops·sp·WL: multiply-adds times the share of weights that are not zero times bits, of the last row. float32 is 100 %. Modelled, not measured.";
+  section("Modelled cost of inference by layer", about, costs(costed));
+}
 section("Layers", "A click on a head sorts by it, a second one the other way; a click on a layer shows its moves.", layerTable(runs, chooseLayer));
 const learned = runs.filter((run) => run.channels.length);
 if (learned.length) section("Learned widths by channel", "The log's exact figures; maps and curves round a layer's mean to whole bits.", perRun(learned, channelTable));
