@@ -14,6 +14,21 @@ _FORMATS = {"json": "as_json", "md": "as_markdown", "csv": "as_csv"}
 """The functions of `adapt.report.written`, by the format that they write."""
 
 
+_EXAMPLES = """examples:
+  adapt report trace.npz                          a table of every layer's precision
+  adapt report run-a run-b --html report.html     one page over two runs, to be opened in a browser
+  adapt report run-a run-b --format json          the same figures for other programs
+  adapt show network.safetensors                  what is in a trace, a checkpoint or a packed file
+  adapt export last.ckpt --model models:resnet20 -o network.safetensors
+                                                  the network of a checkpoint in the bits that it needs
+
+exit codes:
+  0  success
+  1  the command failed; one line on stderr says why
+  2  the arguments could not be parsed
+"""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code: 0 on success, 1 on failure, 2 for wrong arguments.
 
@@ -21,6 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the words after the command's name; those of `sys.argv` by default.
     """
     parser = _parser()
+    if not (sys.argv[1:] if arguments is None else arguments):
+        parser.print_help(sys.stderr)
+        parser.exit(2)
     options = parser.parse_args(arguments)
     try:
         options.act(options)
@@ -36,14 +54,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="adapt", description="Training runs at adaptive precision: what happened, and what comes of them."
+        prog="adapt",
+        description="Training runs at adaptive precision: what happened, and what comes of them.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"adapt {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     report = commands.add_parser(
         "report",
         help="print what happened to every layer's precision",
-        description="Print a table of every layer's precision over one or several runs, and what the runs saved.",
+        description="Show every layer's precision over one or several runs, and what the runs saved: as a table, as JSON, "
+        "Markdown or CSV, or as a page for the browser.",
     )
     report.add_argument(
         "runs", type=Path, nargs="+", metavar="RUN", help="a trace (.npz), or the folder that holds one"

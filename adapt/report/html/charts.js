@@ -67,7 +67,7 @@ function columns(run, names, values, high) {
   const fits = each > 7 * Math.max(...names.map((name) => name.length));
   const marks = names.map((name, i) =>
     fits || i === 0 || i === names.length - 1
-      ? make("text", { x: fits ? left + (i + 0.5) * each : i ? width - right : left, y: height - 4, "text-anchor": fits ? "middle" : i ? "end" : "start" }, fits ? name : i ? `${names.length}` : "1")
+      ? make("text", { x: fits ? left + (i + 0.5) * each : i ? width - right : left, y: height - 4, "text-anchor": fits ? "middle" : i ? "end" : "start" }, fits ? name : `layer ${i + 1}`)
       : null,
   );
   const order = values.map((value, i) => [value, names[i]]).sort((a, b) => b[0] - a[0]).slice(0, 3);

@@ -130,7 +130,7 @@ function moveTable(run, index) {
   const moves = run.moved[index].toReversed();
   if (!moves.length) return [make("p", { class: "note" }, `${row.layer} kept one format.`)];
   const own = Object.keys(run.own);
-  const why = (at) => moves.some((move) => move[at] != null);
+  const why = (at) => moves.some((move) => move[at] != null && move[at] !== "∞");
   const reasons = [["Δs", 5], ["divergence, bits", 6], ...own.map((name, i) => [name.replaceAll("_", " "), 7 + i])].filter(([, at]) => why(at));
   const rows = moves.map((move) => {
     const [step, word, fraction, nextWord, nextFraction] = move;
@@ -140,7 +140,8 @@ function moveTable(run, index) {
   });
   const heads = ["step", "from ⟨WL, FL⟩", "to", "bits", ...reasons.map(([name]) => name)];
   const count = row.moves > moves.length ? `the latest ${moves.length} of ${whole(row.moves)} moves` : `${whole(row.moves)} ${row.moves === 1 ? "move" : "moves"}`;
-  return [make("p", { class: "note" }, count), plainTable(heads, rows, `Moves of ${row.layer}`)];
+  const note = reasons.length ? count : `${count}; the trace holds no reasons`;
+  return [make("p", { class: "note" }, note), plainTable(heads, rows, `Moves of ${row.layer}`)];
 }
 
 /** Make the table of the learned widths of every tensor: their distribution, and behind it those of each channel. */
@@ -159,10 +160,10 @@ function channelTable(run) {
     const fill = () => cells.childElementCount || cells.append(...tensor.bits.map((bit, channel) => Object.assign(painted(bit, {}), { title: `channel ${channel}` })));
     const details = tensor.bits.length > 1 ? make("details", { toggle: fill }, make("summary", {}, "by channel"), cells) : null;
     const last = make("td", { class: "text" }, share, details);
-    return make("tr", {}, make("th", { scope: "row" }, tensor.tensor), [whole(tensor.bits.length), whole(tensor.elements), String(tensor.mean)].map((text) => make("td", {}, text)), last);
+    return make("tr", {}, make("th", { scope: "row" }, tensor.tensor), make("td", { title: tensor.mean }, String(Number(tensor.mean.toFixed(6)))), last, [tensor.bits.length, tensor.elements].map((count) => make("td", {}, whole(count))));
   });
-  const heads = ["tensor", "formats", "elements", "mean bits", "how many have which word length"];
-  const head = make("tr", {}, heads.map((text, i) => make("th", { scope: "col", class: i === 4 && "text" }, text)));
+  const heads = ["tensor", "mean bits", "how many have which word length", "formats", "elements"];
+  const head = make("tr", {}, heads.map((text, i) => make("th", { scope: "col", class: i === 2 && "text" }, text)));
   return scrolling(make("table", {}, make("thead", {}, head), make("tbody", {}, rows)), `Learned widths of ${run.label}`);
 }
 
