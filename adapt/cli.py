@@ -64,8 +64,8 @@ def _parser() -> argparse.ArgumentParser:
     report = commands.add_parser(
         "report",
         help="print what happened to every layer's precision",
-        description="Show every layer's precision over one or several runs, and what the runs saved: as a table, as JSON, "
-        "Markdown or CSV, or as a page for the browser.",
+        description="Show every layer's precision over one or several runs, and what the runs saved: as a table, as "
+        "JSON, Markdown or CSV, or as a page for the browser.",
     )
     report.add_argument(
         "runs", type=Path, nargs="+", metavar="RUN", help="a trace (.npz), or the folder that holds one"
@@ -106,7 +106,8 @@ def _report(options: argparse.Namespace) -> None:
         heads = [f"{run}\n\n" if len(options.runs) > 1 else "" for run in options.runs]
         print("\n\n".join(head + _table(run) for head, run in zip(heads, options.runs, strict=True)))
     else:
-        print(getattr(written, _FORMATS[options.format])([runs.load_run(run, stored_bytes).figures() for run in options.runs]))
+        figures = [runs.load_run(run, stored_bytes).figures() for run in options.runs]
+        print(getattr(written, _FORMATS[options.format])(figures))
     if pictures is not None:
         for picture in save_pictures(Trace.load(runs.find_trace(options.runs[0])), pictures):
             print(f"drawn: {picture}")

@@ -155,8 +155,10 @@ def _flat(made: Mapping[str, Any], above: str = "") -> list[list[str]]:
     for name, value in made.items():
         if isinstance(value, Mapping):
             pairs += _flat(value, f"{above}{name} ")
+        elif isinstance(value, list | tuple):
+            pairs.append([f"{above}{name}", ", ".join(map(str, value))])
         else:
-            pairs.append([f"{above}{name}", ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)])
+            pairs.append([f"{above}{name}", str(value)])
     return pairs
 
 
