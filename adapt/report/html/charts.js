@@ -52,7 +52,7 @@ function chart(title, curves, show, held = false) {
 
 /** Draw a column for each layer: what it adds to a modelled cost, in percent, on an axis up to `high`. */
 function columns(run, names, values, high) {
-  const [width, height, left, right, top, bottom] = [560, 170, 46, 6, 8, 20];
+  const [width, height, left, right, top, bottom] = [560, 170, 56, 6, 12, 22];
   const each = (width - left - right) / values.length;
   const y = (value) => top + ((high - value) / high) * (height - top - bottom);
   const bars = values.map((value, i) => {

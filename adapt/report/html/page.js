@@ -19,8 +19,8 @@ function comparison() {
   const present = (rows) => rows.filter(([, texts]) => texts.some((text) => text !== UNKNOWN));
   const made = [...new Set(runs.flatMap((run) => run.made.map(([name]) => name)))];
   const logged = [...new Set(runs.flatMap((run) => Object.keys(run.metrics)))];
-  return facts(runs, [
-    ["What made it", made.map((name) => [name, runs.map((run) => run.made.find(([key]) => key === name)?.[1] ?? UNKNOWN)])],
+  const settings = made.map((name) => [name, runs.map((run) => run.made.find(([key]) => key === name)?.[1] ?? UNKNOWN)]);
+  const results = [
     ["Last logged", logged.map((name) => [name, runs.map((run) => short(run.metrics[name]))])],
     [
       "What came out",
@@ -36,7 +36,9 @@ function comparison() {
         row("modelled memory of training, of float32", "memory_ratio", times),
       ]),
     ],
-  ]);
+  ];
+  const settingsTable = made.length ? facts(runs, [["What made it", settings]], "What made the runs") : null;
+  return make("div", { class: "beside" }, facts(runs, results, "What came out"), settingsTable);
 }
 
 function curves() {
@@ -50,7 +52,7 @@ function curves() {
     { class: "charts" },
     logged,
     chart("mean word length, bits", of((run) => ({ step: run.step, value: run.mean })), decimal, true),
-    chart("zeros", of((run) => ({ step: run.step, value: run.mean_zeros })), percent),
+    chart("zeros, %", of((run) => ({ step: run.step, value: run.mean_zeros.map((share) => 100 * share) })), (value) => value.toFixed(1)),
   );
 }
 
@@ -145,7 +147,7 @@ document.title = `adapt report: ${runs.map((run) => run.label).join(", ")}`;
 document.getElementById("lead").textContent = several ? `${runs.length} runs` : runs[0].label;
 document.getElementById("foot").textContent = `Made by adapt ${version}. Figures called modelled come from a cost model; nothing here was timed.`;
 page.replaceChildren();
-section(several ? "The runs" : "The run", several ? "What differs is bold." : "", comparison());
+section(several ? "The runs" : "The run", several ? "What differs is marked ≠." : "", comparison());
 section("Over the steps", "", curves());
 section(
   "Formats of every layer",

@@ -9,8 +9,8 @@ function plainTable(heads, rows, label) {
   return scrolling(make("table", {}, make("thead", {}, head), make("tbody", {}, body)), label);
 }
 
-/** Make the table that compares runs: groups [[name, [[name, texts by run]…]]…]. What differs is bold. */
-function facts(runs, groups) {
+/** Make the table that compares runs: groups [[name, [[name, texts by run]…]]…]. What differs is marked ≠. */
+function facts(runs, groups, label) {
   const head = make("tr", {}, make("th", { scope: "col" }, ""), runs.map((run) => make("th", { scope: "col", class: "text name" }, run.label)));
   const bodies = groups
     .filter(([, rows]) => rows.length)
@@ -21,11 +21,11 @@ function facts(runs, groups) {
         make("tr", {}, make("th", { scope: "rowgroup", colspan: runs.length + 1 }, name)),
         rows.map(([title, texts]) => {
           const differs = new Set(texts).size > 1;
-          return make("tr", {}, make("th", { scope: "row" }, title), texts.map((text) => make("td", { class: differs && "differs" }, text)));
+          return make("tr", {}, make("th", { scope: "row", class: differs && "differs" }, title), texts.map((text) => make("td", {}, text)));
         }),
       ),
     );
-  return scrolling(make("table", { class: "facts" }, make("thead", {}, head), bodies), "What made the runs, and what came out");
+  return scrolling(make("table", { class: "facts" }, make("thead", {}, head), bodies), label);
 }
 
 /** The columns of the table of layers: [group, head, value of a row, how it reads, what it means]. */
