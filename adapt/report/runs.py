@@ -4,7 +4,7 @@ import csv
 import importlib.util
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,9 @@ from adapt.trace.widths import Widths
 
 Metrics = dict[str, tuple[list[float], list[float]]]
 """Steps and values of each logged quantity."""
+
+ReadPacked = Callable[[Path], Mapping[str, tuple[str, int]]]
+"""Returns for every tensor of words in a packed file its encoding and its bytes: `adapt.export.packed.stored_bytes`."""
 
 _LARGEST_JSON = 16 * 2**20
 _OURS = ("adapt/", "adapt_layers/", "custom_scalars", "hp_metric", "epoch", "step")
@@ -35,6 +38,8 @@ class Run:
         phases: what each phase of learning did.
         formats: the format of every quantised tensor as text, biases and activations included.
         metrics: what was logged.
+        packed_file: the name of the packed file beside the trace, "" without one.
+        packed_bytes: the bytes that each parameter's words take in it, entropy-coded where that is smaller.
     """
 
     name: str
@@ -45,6 +50,8 @@ class Run:
     phases: Sequence[Row] = ()
     formats: Mapping[str, str] = field(default_factory=dict)
     metrics: Metrics = field(default_factory=dict)
+    packed_file: str = ""
+    packed_bytes: Mapping[str, int] = field(default_factory=dict)
 
     def figures(self) -> Row:
         """Return all that tables and pages show of the run, as plain numbers, texts and lists.
@@ -53,10 +60,15 @@ class Run:
             ValueError: the trace has no rows.
         """
         rows = summary(self.trace, self.operations, self.widths)
+        totals = overall(self.trace, rows, self.operations)
+        if self.packed_bytes:
+            rows = [row | {"packed_bytes": self.packed_bytes.get(row["layer"])} for row in rows]
+            stored = [row["packed_bytes"] for row in rows]
+            totals["packed_bytes"] = None if None in stored else sum(stored)
         return {
             "run": self.name,
             "made": self.made,
-            "totals": overall(self.trace, rows, self.operations),
+            "totals": totals,
             "metrics": {name: values[-1] for name, (_, values) in self.metrics.items()},
             "layers": rows,
             "formats": dict(self.formats),
@@ -83,12 +95,16 @@ def find_trace(run: Path) -> Path:
     return found[0]
 
 
-def load_run(path: Path) -> Run:
+def load_run(path: Path, read_packed: ReadPacked | None = None) -> Run:
     """Read a run: the trace that the path names, and of the files beside it those that can be read.
 
     These are widths.npz, run.json (run, operations, phases, formats), metrics.csv of Lightning's CSVLogger,
-    TensorBoard's event files, and the newest checkpoint, for the formats of biases and activations. Nothing in them is
-    executed.
+    TensorBoard's event files, the newest checkpoint, for the formats of biases and activations, and the newest packed
+    file. Nothing in them is executed.
+
+    Args:
+        path: a trace, or the folder that holds one.
+        read_packed: reads packed files (.safetensors), whose bytes are left out without it.
 
     Raises:
         OSError, ValueError: the trace cannot be read.
@@ -102,6 +118,7 @@ def load_run(path: Path) -> Run:
     named = getattr(trace, "run", None)
     made = named if isinstance(named, Mapping) and named else described.get("run", {})
     counts = described.get("operations")
+    packed_file, packed_bytes = ("", {}) if read_packed is None else _packed(folder, read_packed)
     return Run(
         name=str(path),
         trace=trace,
@@ -111,6 +128,8 @@ def load_run(path: Path) -> Run:
         phases=[entry for entry in described.get("phases", []) if isinstance(entry, dict)],
         formats=_formats(folder, described),
         metrics=_from_csv(folder / "metrics.csv") or _from_events(folder),
+        packed_file=packed_file,
+        packed_bytes=packed_bytes,
     )
 
 
@@ -142,12 +161,26 @@ def _formats(folder: Path, described: Mapping[str, Any]) -> dict[str, str]:
     if isinstance(saved, dict):
         return {name: str(form) for name, form in saved.items()}
     checkpoints = [*folder.glob("*.ckpt"), *folder.glob("checkpoints/*.ckpt"), *folder.glob("*.pt")]
-    for path in sorted(checkpoints, key=lambda path: path.stat().st_mtime, reverse=True)[:1]:
+    for path in _newest_first(checkpoints)[:1]:
         try:
             return {name: str(form) for name, form in formats(path).items()}
         except (OSError, ValueError, TypeError, RuntimeError):
             return {}
     return {}
+
+
+def _packed(folder: Path, read: ReadPacked) -> tuple[str, dict[str, int]]:
+    """Return the name of the newest packed file, and the bytes of each tensor of words in it."""
+    for path in _newest_first(folder.glob("*.safetensors")):
+        try:
+            return path.name, {name: size for name, (_, size) in read(path).items()}
+        except (OSError, ValueError, ImportError):
+            continue
+    return "", {}
+
+
+def _newest_first(paths: Iterable[Path]) -> list[Path]:
+    return sorted(paths, key=lambda path: path.stat().st_mtime, reverse=True)
 
 
 def _from_csv(path: Path) -> Metrics:
