@@ -19,7 +19,7 @@ FLOORS = (
     ("arguments", "penalties", "kernels"),
     ("rounding", "distributed", "initialization", "trace"),
     ("perfmodel", "switching", "layers", "figures"),
-    ("weights", "activations", "execution"),
+    ("weights", "activations", "execution", "profiling"),
     ("engine",),
     ("adaptive", "learned"),
     ("report", "tensorboard", "export"),
