@@ -5,9 +5,11 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from adapt import __version__
 from adapt.export import command
+from adapt.profiling.command import add_profile
 from adapt.trace import Trace
 
 _FORMATS = {"json": "as_json", "md": "as_markdown", "csv": "as_csv"}
@@ -85,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     report.set_defaults(act=_report)
     command.add_export(commands)
     command.add_show(commands, _table)
+    add_profile(commands, _figures)
     return parser
 
 
@@ -141,6 +144,15 @@ def _table(run: Path) -> str:
         return table(trace)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def _figures(run: Path) -> tuple[Trace, list[dict[str, Any]]]:
+    """The trace that a path names, and the figures of its layers."""
+    from adapt.report.runs import load_run
+    from adapt.report.summary import summary
+
+    loaded = load_run(run)
+    return loaded.trace, summary(loaded.trace, widths=loaded.widths)
 
 
 def _one_line(error: Exception) -> str:

@@ -4,26 +4,13 @@ import os
 import platform
 import re
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from adapt.profiling.processor import processor
+
 PACKAGES = ("torch", "numpy", "numba", "triton", "qtorch", "brevitas")
-
-
-def processor() -> str:
-    """The processor's model, and its widest vector instructions if known."""
-    model, flags = platform.processor() or platform.machine(), ""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            key, _, value = line.partition(":")
-            model = value.strip() if key.strip() == "model name" else model
-            flags = value if key.strip() == "flags" else flags
-    except OSError:
-        pass
-    vectors = "AVX-512" if "avx512f" in flags else "AVX2" if "avx2" in flags else ""
-    return f"{model}, {vectors}" if vectors else model
 
 
 def describe(device: torch.device, threads: int, *, memory_kept: bool = False) -> dict[str, Any]:

@@ -15,11 +15,11 @@ ROOT = Path(adapt.__file__).parent
 
 # From the ground up. A room may import from the floors below.
 FLOORS = (
-    ("numerics", "files", "user_warnings", "call_stack"),
+    ("numerics", "files", "factories", "user_warnings", "call_stack"),
     ("arguments", "penalties", "kernels"),
     ("rounding", "distributed", "initialization", "trace"),
     ("perfmodel", "switching", "layers", "figures"),
-    ("weights", "activations", "execution"),
+    ("weights", "activations", "execution", "profiling"),
     ("engine",),
     ("adaptive", "learned"),
     ("report", "tensorboard", "export"),

@@ -1,9 +1,6 @@
 """`adapt export` and `adapt show`: artefacts from the command line, and what is in a file."""
 
 import argparse
-import importlib
-import os
-import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from adapt import export
 from adapt.engine.saved_formats import formats
@@ -20,6 +16,7 @@ from adapt.export.backends import OPENERS
 from adapt.export.described import describe_formats, describe_packed
 from adapt.export.exported import Exported
 from adapt.export.json_file import to_json
+from adapt.factories import make_model
 from adapt.numerics import json_table
 
 TARGETS = ("packed", "onnx", "qonnx", "hls4ml", "json")
@@ -131,31 +128,10 @@ def _is_packed(path: Path) -> bool:
 def _exported(options: argparse.Namespace) -> Exported:
     if options.model is None:
         raise ValueError("--model is needed: a checkpoint holds no architecture")
-    model = _model(options.model)
+    model = make_model(options.model, "--model")
     if _is_packed(options.checkpoint):
         return export.load(options.checkpoint, model)
     return export.capture(options.checkpoint, model)
-
-
-def _model(place: str) -> nn.Module:
-    """The network that a function makes.
-
-    Raises:
-        ValueError, ImportError, TypeError: there is no such function, or it makes something else.
-    """
-    name, _, function = place.partition(":")
-    if not name or not function:
-        raise ValueError(f"--model must be MODULE:FUNCTION, got {place!r}")
-    # As `python -m` does: what lies in the present folder can be imported.
-    if "" not in sys.path and os.getcwd() not in sys.path:
-        sys.path.insert(0, "")
-    make = getattr(importlib.import_module(name), function, None)
-    if not callable(make):
-        raise ValueError(f"--model {place}: {name} has no function {function}")
-    model = make()
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"--model {place} made a {type(model).__name__}, not a torch.nn.Module")
-    return model
 
 
 def _inputs(options: argparse.Namespace) -> torch.Tensor | None:

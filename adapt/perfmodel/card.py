@@ -1,5 +1,6 @@
 """A model card: what every layer of a network costs at its precision, and what the whole gains on a machine."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -79,7 +80,7 @@ def model_card(
         }
         for i, layer in enumerate(layers)
     ]
-    scale = before / FLOAT32_BITS
+    scale, speedup = before / FLOAT32_BITS, inference_speedup(counts, lengths, shares)
     totals = {
         "parameters": parameters,
         "weights": sum(sizes),
@@ -97,7 +98,7 @@ def model_card(
             / network_cost(counts, FLOAT32_BITS, model=model)
             for model in _MODELS
         },
-        "idealised_speedup": inference_speedup(counts, lengths, shares) * scale,
+        "idealised_speedup": speedup * scale if math.isfinite(speedup) else None,
         "profiled_speedup": profiled_inference_speedup(
             counts, lengths, profile, other_bits=before, activation_bits=widths
         ),
