@@ -5,6 +5,7 @@ compared, hashed and saved, so they must be Python numbers, or others that behav
 """
 
 import operator
+from collections.abc import Sequence
 from numbers import Real
 from typing import Any, TypeGuard
 
@@ -63,6 +64,11 @@ def bounds(name: str, value: Any) -> tuple[int, int]:
     if not 1 <= lower <= upper:
         raise ValueError(f"{name} must be (lower, upper) with 1 ≤ lower ≤ upper, got {value!r}")
     return lower, upper
+
+
+def items(value: object) -> tuple[Any, ...]:
+    """Return what a list, a tuple or a list of a configuration tool holds; nothing for text and all else."""
+    return tuple(value) if isinstance(value, Sequence) and not isinstance(value, str | bytes) else ()
 
 
 def tensor(name: str, value: Any) -> Tensor:

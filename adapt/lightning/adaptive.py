@@ -3,14 +3,14 @@
 import os
 from typing import Any, Unpack
 
-from lightning import LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
 from adapt.adaptive.attachment import check_policy
 from adapt.adaptive.options import CommonOptions, Settings, shows_options
 from adapt.lightning.base import PrecisionCallback
 from adapt.lightning.compatibility import attach_all, tell_steps_per_epoch, until_known
 from adapt.lightning.losses import Losses
+from adapt.lightning.packages import LightningModule, Trainer
 from adapt.switching.policy import Policy
 
 

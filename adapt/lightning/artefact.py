@@ -3,10 +3,10 @@
 import os
 from pathlib import Path
 
-from lightning import LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
 from adapt import export
+from adapt.lightning.packages import LightningModule, Trainer
 
 
 def check_artefact(path: str | os.PathLike[str] | None, trainer: Trainer) -> None:

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from adapt.engine.engine import Engine
 from adapt.layers.optimizers import optimized
+from adapt.lightning.packages import Callback, LightningModule, Trainer
 
 MEAN = "adapt_mean"
 """Where a checkpoint keeps the float32 mean of the parameters that its state_dict holds rounded."""

@@ -5,9 +5,7 @@ import os
 from typing import Any
 
 import torch
-from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -17,6 +15,7 @@ from adapt.lightning.artefact import check_artefact, write_artefact
 from adapt.lightning.averaging import BeforeAveraging
 from adapt.lightning.compatibility import arrange, check_trainer, detach, disperse, untouched
 from adapt.lightning.losses import Losses
+from adapt.lightning.packages import Callback, LightningModule, Trainer
 from adapt.lightning.reports import Reports
 from adapt.trace import Trace
 

@@ -6,15 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import (
-    Callback,
-    GradientAccumulationScheduler,
-    StochasticWeightAveraging,
-    WeightAveraging,
-)
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.nn.parameter import UninitializedParameter
 from torch.optim import Optimizer
@@ -29,36 +21,36 @@ from adapt.layers.naming import named, plain_names
 from adapt.layers.optimizers import optimized
 from adapt.layers.view import View
 from adapt.lightning.averaging import AfterAveraging, BeforeAveraging
+from adapt.lightning.packages import Callback, LightningModule, Trainer, classes
 from adapt.switching.fixed import FOREVER
 from adapt.switching.policy import Policy
 
+_AVERAGING = classes("callbacks.WeightAveraging")
+_AVERAGING_OFF_THE_GRID = classes("callbacks.StochasticWeightAveraging")
+_CHANGING_ACCUMULATION = classes("callbacks.GradientAccumulationScheduler")
+_SHARDING = classes("strategies.FSDPStrategy", "strategies.DeepSpeedStrategy", "strategies.ModelParallelStrategy")
 
-def check_trainer(trainer: Any, kind: type[Callback]) -> None:
+
+def check_trainer(trainer: Trainer, kind: type[Callback]) -> None:
     """Refuse a trainer in which forward passes would leave the grid.
 
     Args:
-        trainer: whatever the callback was given to.
+        trainer: of either package.
         kind: the class of callbacks of which there may be one.
 
     Raises:
-        TypeError: it belongs to the other of Lightning's two packages.
         NotImplementedError: it has a strategy or a callback that cannot work together with this one.
         ValueError: it has several callbacks of the kind.
     """
-    if not isinstance(trainer, Trainer):
-        raise TypeError(
-            f"AdaptivePrecision belongs to the package lightning, but the trainer is a {type(trainer).__module__} one: "
-            "import Trainer, LightningModule and callbacks from lightning, none of them from pytorch_lightning"
-        )
-    if isinstance(trainer.strategy, FSDPStrategy | DeepSpeedStrategy | ModelParallelStrategy):
+    if isinstance(trainer.strategy, _SHARDING):
         raise NotImplementedError(
             f"{type(trainer.strategy).__name__} shards the parameters, and its checkpoints would lack the masters: use "
             'strategy="ddp" or one device, or shard by torch.distributed.fsdp.fully_shard in a plain loop'
         )
-    if any(isinstance(callback, StochasticWeightAveraging) for callback in callbacks(trainer)):
+    if any(isinstance(callback, _AVERAGING_OFF_THE_GRID) for callback in callbacks(trainer)):
         raise NotImplementedError(
             "StochasticWeightAveraging averages quantised weights and trains off the grid with their mean: use "
-            "lightning.pytorch.callbacks.WeightAveraging, which AdaptivePrecision lets average the masters"
+            "the callback WeightAveraging, which AdaptivePrecision lets average the masters"
         )
     names = [type(callback).__name__ for callback in callbacks(trainer) if isinstance(callback, kind)]
     if len(names) > 1:
@@ -86,7 +78,7 @@ def arrange(trainer: Trainer, first: Callback, controllers: list[Engine]) -> lis
     others: list[Callback] = []
     pairs = []
     for callback in callbacks(trainer):
-        if isinstance(callback, WeightAveraging):
+        if isinstance(callback, _AVERAGING):
             pairs.append(BeforeAveraging(controllers))
             others += [pairs[-1], callback, AfterAveraging(pairs[-1])]
         elif callback is not first:
@@ -182,7 +174,7 @@ def why_steps_are_unknown(trainer: Trainer, pl_module: LightningModule) -> str |
 
 def changes_accumulation(trainer: Trainer) -> bool:
     """Return whether some steps have more micro-batches than others."""
-    return any(isinstance(callback, GradientAccumulationScheduler) for callback in callbacks(trainer))
+    return any(isinstance(callback, _CHANGING_ACCUMULATION) for callback in callbacks(trainer))
 
 
 def _asks(policy: Any) -> bool:

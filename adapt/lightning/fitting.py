@@ -5,7 +5,6 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from lightning import LightningModule, Trainer
 from torch import Tensor, nn
 
 from adapt.arguments import is_number
@@ -15,6 +14,7 @@ from adapt.learned.options import LearnedWidths
 from adapt.learned.phases import Phases
 from adapt.lightning.loaders import first_batches
 from adapt.lightning.metrics import arguments
+from adapt.lightning.packages import LightningModule, Trainer, has_own_forward
 from adapt.perfmodel import operations
 from adapt.perfmodel.inputs import samples_of
 
@@ -90,7 +90,7 @@ def network_of(pl_module: LightningModule) -> nn.Module:
     Raises:
         ValueError: there are several, or none.
     """
-    if type(pl_module).forward is not LightningModule.forward:
+    if has_own_forward(pl_module):
         return pl_module
     children = [child for child in pl_module.children() if any(True for _ in child.parameters())]
     if len(children) != 1:

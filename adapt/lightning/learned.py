@@ -5,9 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Unpack
 
-from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import BaseFinetuning, BatchSizeFinder, LearningRateFinder
-from lightning.pytorch.utilities import rank_zero_info
+from lightning_utilities.core.rank_zero import rank_zero_info
 
 from adapt import user_warnings
 from adapt.learned.attachment import attach_plan
@@ -20,8 +18,12 @@ from adapt.lightning.base import ELSEWHERE, PrecisionCallback
 from adapt.lightning.compatibility import callbacks, has_layers, why_steps_are_unknown, without_layers
 from adapt.lightning.fitting import Listening, check_phases, in_steps, network_of, some_inputs, unlearned
 from adapt.lightning.losses import Losses
+from adapt.lightning.packages import LightningModule, Trainer, classes
 from adapt.lightning.widths import WidthReports
 from adapt.switching.fixed import FOREVER
+
+_FINETUNING = classes("callbacks.BaseFinetuning")
+_FINDERS = classes("callbacks.LearningRateFinder", "callbacks.BatchSizeFinder")
 
 
 class LearnedBitwidth(PrecisionCallback):
@@ -108,14 +110,14 @@ class LearnedBitwidth(PrecisionCallback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse what cannot work, and find the place among the callbacks."""
         if stage == "fit":
-            freezing = [c for c in callbacks(trainer) if isinstance(c, BaseFinetuning)]
+            freezing = [c for c in callbacks(trainer) if isinstance(c, _FINETUNING)]
             if freezing:
                 raise NotImplementedError(
                     f"{type(freezing[0]).__name__} unfreezes layers during fit, but budgets are those of all layers "
                     "from the beginning: train the frozen network first, in a fit without LearnedBitwidth, or freeze "
                     "nothing"
                 )
-            finders = [c for c in callbacks(trainer) if isinstance(c, LearningRateFinder | BatchSizeFinder)]
+            finders = [c for c in callbacks(trainer) if isinstance(c, _FINDERS)]
             if finders:
                 raise NotImplementedError(
                     f"{type(finders[0]).__name__} would learn widths in each of its trials, and change the rates of "

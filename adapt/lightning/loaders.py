@@ -5,11 +5,10 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
-from lightning import LightningModule, Trainer
-from lightning.pytorch.utilities import CombinedLoader
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Generator
 from torch.utils.data import DataLoader, IterableDataset
+
+from adapt.lightning.packages import LightningModule, Trainer, isolate_rng
 
 
 def first_batches(trainer: Trainer, pl_module: LightningModule, count: int) -> list[Any]:
@@ -23,7 +22,7 @@ def first_batches(trainer: Trainer, pl_module: LightningModule, count: int) -> l
     combined = trainer.fit_loop._combined_loader
     assert combined is not None
     # Another one, because the fit already iterates over its own.
-    again = CombinedLoader(combined.iterables, combined._mode)
+    again = type(combined)(combined.iterables, combined._mode)
     with contextlib.ExitStack() as stack:
         stack.enter_context(isolate_rng())
         for loader in combined.flattened:

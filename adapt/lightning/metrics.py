@@ -9,13 +9,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from lightning import LightningModule
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
-from lightning.pytorch.utilities import move_data_to_device
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from adapt.layers.naming import named, plain_name
+from adapt.lightning.packages import LightningModule, Logger, classes, has_own_forward, move_data_to_device
 from adapt.perfmodel import RunningSummary, operations
 from adapt.perfmodel.inputs import samples_of
 from adapt.trace import Trace
@@ -135,7 +133,7 @@ def count_operations(module: LightningModule, batch: Any) -> tuple[dict[Tensor, 
     that forward takes. A module without a forward of its own is counted as its only submodule with parameters.
     """
     network: nn.Module = module
-    if type(module).forward is LightningModule.forward:
+    if not has_own_forward(module):
         children = [(name, child) for name, child in module.named_children() if any(True for _ in child.parameters())]
         if len(children) != 1:
             return None, f"{type(module).__name__} has no forward"
@@ -207,7 +205,8 @@ def save_files(files: Mapping[str, Saved], loggers: Sequence[Logger]) -> list[Pa
 
 def timelines(loggers: Sequence[Logger]) -> list[Any]:
     """Return a `Timeline` for every TensorBoard logger, without lines, because the loggers draw those themselves."""
-    writers = [logger.experiment for logger in loggers if isinstance(logger, TensorBoardLogger)]
+    kinds = classes("loggers.TensorBoardLogger")
+    writers = [logger.experiment for logger in loggers if isinstance(logger, kinds)]
     if not writers or importlib.util.find_spec("matplotlib") is None:
         return []
     from adapt.tensorboard import Timeline

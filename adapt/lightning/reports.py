@@ -4,13 +4,13 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from lightning import LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from adapt.engine.engine import Engine
 from adapt.lightning import metrics
 from adapt.lightning.compatibility import changes_accumulation
+from adapt.lightning.packages import LightningModule, Trainer
 from adapt.trace import Trace
 
 _BAR = ("adapt/mean_word_length", "adapt/training_speedup")

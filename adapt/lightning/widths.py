@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-from lightning import LightningModule, Trainer
-
 from adapt.engine.engine import Engine
 from adapt.learned.learner import Learner
 from adapt.lightning import metrics
+from adapt.lightning.packages import LightningModule, Trainer
 from adapt.lightning.reports import Reports
 from adapt.trace import Trace
 

@@ -9,7 +9,7 @@ LARGEST = (2 - 2**-23) * 2.0**127
 """The largest finite float32 number."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class BlockFloat:
     """Words of `word_length` bits with one power-of-two scale for each tensor, computed from the tensor being rounded.
 

@@ -11,7 +11,7 @@ LOWEST_FRACTION, HIGHEST_FRACTION = -126, 126
 """Fraction lengths whose step 2^−FL and its reciprocal are both normal float32 numbers."""
 
 
-@dataclass(frozen=True, slots=True, order=True)
+@dataclass(frozen=True, order=True)  # without slots: configuration tools read vars()
 class Precision:
     """The fixed-point format ⟨WL, FL⟩: multiples of 2^−FL that fit a two's complement word of WL bits.
 

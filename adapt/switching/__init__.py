@@ -2,6 +2,7 @@
 
 from adapt.switching.allocation import allocate, best_ranges, squared_error
 from adapt.switching.compact import next_bits, rounding_cost
+from adapt.switching.configuration import from_dict, to_dict
 from adapt.switching.cyclic import CyclicPrecision, cyclic_word_length
 from adapt.switching.divergence import divergence
 from adapt.switching.diversity import diversity, log_diversity
@@ -19,6 +20,7 @@ __all__ = [
     "cyclic_word_length",
     "divergence",
     "diversity",
+    "from_dict",
     "inter_epoch_diversity",
     "log_diversity",
     "next_bits",
@@ -32,4 +34,5 @@ __all__ = [
     "squared_error",
     "suggest",
     "switching_threshold",
+    "to_dict",
 ]

@@ -3,12 +3,13 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, TypedDict, Unpack, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from adapt import arguments
 from adapt.arguments import check_flags, is_number, is_whole
 from adapt.numerics import SHORTEST_WORD, LayerFormat, Precision
 from adapt.switching import compact
@@ -26,6 +27,23 @@ from adapt.switching.pushup import push_up, push_up_by_diversity
 EIGHT_BITS = Precision(8, 4)
 
 PushUp = Literal["suggestion", "diversity", "loss"]
+
+
+class Overrides(TypedDict, total=False):
+    """What `AdaPT.compact` takes: the hyperparameters of `AdaPT`, named one by one for editors and command lines."""
+
+    initial: Precision | None
+    buffer_bits: int
+    resolution: tuple[int, int]
+    lookback: tuple[int, int]
+    lookback_momentum: float
+    kl_tolerance: float
+    normalize_gradients: bool
+    quantize_gradients: bool
+    push_up: PushUp
+    loss_tolerance: float
+    bits: float | None
+    count: compact.Count
 
 
 class Window(NamedTuple):
@@ -88,13 +106,7 @@ class AdaPT:
         if not is_whole(self.buffer_bits) or not 0 <= self.buffer_bits <= 30:
             raise ValueError(f"buffer_bits must be a whole number from 0 to 30, got {self.buffer_bits!r}")
         for name in ("resolution", "lookback"):
-            bounds = getattr(self, name)
-            pair = isinstance(bounds, tuple | list) and len(bounds) == 2
-            if not pair or not all(map(is_whole, bounds)):
-                raise TypeError(f"{name} must be two whole numbers (lower, upper), got {bounds!r}")
-            if not 1 <= bounds[0] <= bounds[1]:
-                raise ValueError(f"{name} must be bounds (lower, upper) with 1 ≤ lower ≤ upper, got {bounds!r}")
-            object.__setattr__(self, name, tuple(bounds))
+            object.__setattr__(self, name, arguments.bounds(name, getattr(self, name)))
         if not is_number(self.lookback_momentum) or not 0 <= self.lookback_momentum <= 1:
             raise ValueError(f"lookback_momentum must be a number between 0 and 1, got {self.lookback_momentum!r}")
         if not is_number(self.kl_tolerance) or not 0 <= self.kl_tolerance < math.inf:
@@ -118,7 +130,7 @@ class AdaPT:
             raise ValueError(f"loss_tolerance must be a share of the loss above 0, got {self.loss_tolerance!r}")
 
     @classmethod
-    def compact(cls, **overrides: Any) -> "AdaPT":
+    def compact(cls, **overrides: Unpack[Overrides]) -> "AdaPT":
         """The policy that wastes no bits: as in the paper precision rises and falls layer by layer, at a fifth of its
         bits.
 
@@ -149,8 +161,14 @@ class AdaPT:
             overrides: hyperparameters that replace those of `compact`. `lookback` is the length of the first window
                 and of the longest; `resolution`, `lookback_momentum` and `kl_tolerance` have no effect.
         """
-        own = {"initial": None, "buffer_bits": 0, "lookback": (2, 128), "normalize_gradients": False, "push_up": "loss"}
-        return cls(**own | overrides)
+        own: dict[str, Any] = {
+            "initial": None,
+            "buffer_bits": 0,
+            "lookback": (2, 128),
+            "normalize_gradients": False,
+            "push_up": "loss",
+        }
+        return cls(**{**own, **overrides})
 
     @property
     def keeps_gradients(self) -> bool:

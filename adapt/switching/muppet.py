@@ -110,19 +110,23 @@ class MuPPET:
             value = getattr(self, name)
             if not (is_whole(value) and value >= lowest) and not (name == "steps_per_epoch" and value is None):
                 raise ValueError(f"{name} must be a whole number ≥ {lowest}, got {value!r}")
-        words = self.word_lengths
-        if not isinstance(words, tuple | list) or not words or not all(is_whole(bits) for bits in words):
-            raise TypeError(f"word_lengths must be whole numbers of bits such as (8, 12, 14, 16), got {words!r}")
+        words = arguments.items(self.word_lengths)
+        if not words or not all(is_whole(bits) for bits in words):
+            raise TypeError(
+                f"word_lengths must be whole numbers of bits such as (8, 12, 14, 16), got {self.word_lengths!r}"
+            )
         if not SHORTEST_WORD <= words[0] <= words[-1] < LONGEST_WORD or any(a >= b for a, b in pairwise(words)):
             raise ValueError(
                 f"word_lengths must increase and lie between {SHORTEST_WORD} and {LONGEST_WORD - 1} bits (float32 "
                 f"follows by itself), got {words!r}"
             )
-        numbers = self.threshold
-        if not isinstance(numbers, tuple | list) or len(numbers) != 3 or not all(map(is_number, numbers)):
-            raise TypeError(f"threshold must be three numbers (offset, amplitude, decay), got {numbers!r}")
+        numbers = arguments.items(self.threshold)
+        if len(numbers) != 3 or not all(map(is_number, numbers)):
+            raise TypeError(f"threshold must be three numbers (offset, amplitude, decay), got {self.threshold!r}")
         if not all(0 <= number < math.inf for number in numbers):
             raise ValueError(f"threshold must be finite numbers ≥ 0 (offset, amplitude, decay), got {numbers!r}")
+        object.__setattr__(self, "word_lengths", words)
+        object.__setattr__(self, "threshold", numbers)
         check_flags(self, "normalize_gradients", "quantize_gradients")
 
     def start(self, weights: Sequence[Tensor]) -> MuPPETState:

@@ -34,7 +34,6 @@ from tests.lightning.modules import (
     loader,
     precision,
     same,
-    sgd,
     trainer,
     weights,
 )
@@ -313,29 +312,6 @@ class TestRefusals:
         with pytest.raises(kind, match=message):
             AdaptivePrecision(**options)
 
-    def test_the_trainer_of_the_other_package(self):
-        pytorch_lightning = pytest.importorskip("pytorch_lightning")
-
-        class Other(pytorch_lightning.LightningModule):
-            def __init__(self):
-                super().__init__()
-                self.net = nn.Linear(6, 3)
-
-            def training_step(self, batch, index):
-                return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
-
-            def configure_optimizers(self):
-                return sgd(self)
-
-        run = pytorch_lightning.Trainer(
-            accelerator="cpu", callbacks=[precision()], logger=False, enable_checkpointing=False,
-            enable_progress_bar=False, enable_model_summary=False, max_epochs=1,
-        )  # fmt: skip
-        with pytest.raises(
-            TypeError, match=r"the trainer is a pytorch_lightning.* one: import Trainer.* from lightning"
-        ):
-            run.fit(Other(), loader())
-
 
 class TestARunThatIsTooShort:
     def test_is_warned_about(self):
@@ -359,16 +335,6 @@ class TestARunThatIsTooShort:
 
 def test_importing_adapt_imports_no_lightning():
     code = "import sys, adapt; assert not {'lightning', 'tensorboard', 'matplotlib'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def test_without_lightning_the_import_says_what_to_install():
-    code = (
-        "import importlib.util as u; found = u.find_spec\n"
-        "u.find_spec = lambda name, *rest: None if name == 'lightning' else found(name, *rest)\n"
-        "try:\n    import adapt.lightning\nexcept ImportError as error:\n    assert 'pip install' in str(error)\n"
-        "else:\n    raise SystemExit('imported')"
-    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -1,0 +1,52 @@
+"""What made a run, as plain data: for the trace's file, checkpoints, loggers and reports."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from numbers import Integral, Real
+from typing import Any
+
+from adapt.trace.archive import LONGEST_TEXT
+
+
+def plain(value: Any) -> Any:
+    """Return a value as None, booleans, numbers, texts, and lists and dicts of these.
+
+    A dataclass becomes a dict of its fields, a function its full name, and anything else what `repr` says of it.
+    """
+    if value is None or isinstance(value, bool | str):
+        return value
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Real):
+        return float(value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(name): plain(part) for name, part in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, bytes):
+        return [plain(part) for part in value]
+    if callable(value) and hasattr(value, "__qualname__"):
+        return f"{value.__module__}.{value.__qualname__}"
+    return repr(value)
+
+
+def packed(run: Mapping[str, Any]) -> list[str]:
+    """Return a description as texts that fit into an archive: JSON, cut into pieces."""
+    text = json.dumps(plain(run))
+    return [text[start : start + LONGEST_TEXT] for start in range(0, len(text), LONGEST_TEXT)]
+
+
+def unpacked(pieces: Sequence[str]) -> dict[str, Any]:
+    """Return the description that `packed` cut into pieces.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        run = json.loads("".join(pieces))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"what made the run is not readable: {error}") from error
+    if not isinstance(run, dict):
+        raise ValueError(f"what made the run should be named values, got {run!r:.80}")
+    return run
