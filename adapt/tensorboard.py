@@ -129,14 +129,15 @@ class Timeline:
         """Show what made the run as the text adapt/run and, with torch's writer, as hyperparameters of the run.
 
         Args:
-            made: policy, options, versions and whatever else, by name.
+            made: policy, options, versions and whatever else, by name; values may be mappings in turn.
         """
+        made = _flat(made)
         lines = [f"| {name} | {_cell(value)} |" for name, value in made.items()]
         self._writer.add_text("adapt/run", "\n".join(["| | |", "|---|---|", *lines]))
         if type(self._writer).__module__.startswith("torch."):
             from torch.utils.tensorboard.summary import hparams
 
-            plain = {name: value if isinstance(value, bool | int | str) else str(value) for name, value in made.items()}
+            plain = {n: v if isinstance(v, bool | int | float | str) else str(v) for n, v in made.items()}
             metrics = dict.fromkeys(("adapt/mean_word_length", "adapt/nonzero", "adapt/size_ratio"), 0.0)
             # `add_hparams` would open a second event file, after which TensorBoard reads no more of the first.
             for summary in hparams(plain, metrics):  # type: ignore[no-untyped-call]
@@ -197,6 +198,14 @@ class Timeline:
 
 def _tag(column: str, layer: str) -> str:
     return f"adapt_layers/{column}/{layer}"
+
+
+def _flat(made: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    """Return nested values under names joined by dots."""
+    flat: dict[str, object] = {}
+    for name, value in made.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat
 
 
 def _cell(value: object) -> str:
