@@ -8,6 +8,7 @@ from adapt.engine.saved_formats import formats
 from adapt.files import load, save
 from adapt.initialization import tnvs_
 from adapt.numerics import Format, Precision
+from adapt.recorder import Recorder
 from adapt.rounding import quantize
 from adapt.switching.adapt import AdaPT
 from adapt.switching.cyclic import CyclicPrecision
@@ -26,6 +27,7 @@ __all__ = [
     "Format",
     "MuPPET",
     "Precision",
+    "Recorder",
     "Trace",
     "attach",
     "formats",

@@ -1,11 +1,13 @@
 """Draw a trace as plain Figure objects: without pyplot, without a window, without changing global settings."""
 
-from itertools import pairwise
+import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from adapt.numerics import LONGEST_WORD
 from adapt.trace import Trace
 from adapt.trace.thinning import thinned
 
@@ -23,64 +25,92 @@ except ImportError as error:
         "the pictures of a trace need matplotlib: run pip install 'adapt-precision[tensorboard]'"
     ) from error
 
-# The same colour means the same word length in every picture, whatever range a run covers. Classes are one bit wide
-# where one bit matters, and wider above.
-_CLASSES = (1, 3, 4, 5, 6, 7, 8, 9, 10, 12, 14, 16, 20, 24, 28, 32)
-_COLUMNS = 1200
-_POINTS = 600
+_COLUMNS, _POINTS = 1200, 600
+_MOST_LINES = 20
+"""Lines that an eye can follow. A timeline of more layers shows their distribution instead."""
 _LEGEND_LINES = 10
-_NAME_CHARACTERS = 36
-_INK, _FAINT = "#22313f", "#d7dde3"
-_TITLE: dict[str, Any] = {"loc": "left", "fontsize": 11, "color": _INK}
+_INK, _FAINT, _FLOAT32 = "#22313f", "#d7dde3", "#8c6d4f"
 
 
-def word_length_heatmap(trace: Trace) -> Figure:
+@dataclass(frozen=True)
+class Canvas:
+    """What a figure is drawn on.
+
+    Args:
+        width: in inches.
+        height: in inches; None: as high as the layers need.
+        dpi: dots per inch.
+        points: size of the letters.
+        characters: the longest name that is written out.
+    """
+
+    width: float
+    height: float | None
+    dpi: int
+    points: float
+    characters: int
+
+
+PAGE = Canvas(10, None, 110, 8, 36)
+"""For a file: every layer has its name."""
+
+CARD = Canvas(3.7, 2.35, 260, 7.5, 16)
+"""For a card of TensorBoard, which shows a picture of this shape some 360 pixels wide."""
+
+
+def word_length_heatmap(trace: Trace, canvas: Canvas = PAGE) -> Figure:
     """Draw every layer's word length over the steps: a row of the picture per layer, the first layer at the top.
 
-    The line above shows the word length of the average weight.
+    The colours span this run's word lengths; layers in float32 have a colour of their own. On a page the line above
+    shows the word length of the average weight.
 
     Raises:
         ValueError: the trace has no rows.
     """
-    rows = _thinned(trace, _COLUMNS)
-    layers = len(trace.layers)
-    row_height = 0.24 if layers <= 30 else 0.17
-    body = max(layers * row_height, 2.6)
-    figure = Figure(figsize=(10, body + 1.9), dpi=110, layout="constrained")
-    above, below = figure.subplots(2, 1, sharex=True, height_ratios=[1.0, body])
-
+    rows, layers, mean = _thinned(trace, _COLUMNS), len(trace.layers), trace.mean_word_length()
+    body = max(layers * (0.24 if layers <= 30 else 0.17), 2.6)
     edges = _edges(trace.step[rows])
+    if canvas.height is None:
+        figure = _figure(canvas, body + 1.9)
+        above, below = figure.subplots(2, 1, sharex=True, height_ratios=[1.0, body])
+        above.stairs(mean[rows], edges, baseline=None, color=_INK, linewidth=1.4)
+        _clean(above, canvas)
+        above.set_ylabel("mean", fontsize=canvas.points, color=_INK)
+        above.tick_params(axis="x", length=0)
+        above.set_ylim(np.floor(mean[rows].min()) - 0.5, np.ceil(mean[rows].max()) + 0.5)
+        above.yaxis.set_major_locator(MaxNLocator(3, integer=True, min_n_ticks=1))
+        top, title = above, "Word length of each layer, above: of the average weight ({:.1f} bits after step {})"
+    else:
+        body = canvas.height - 0.6
+        figure = _figure(canvas, canvas.height)
+        top = below = figure.subplots()
+        title = "Word length of each layer ({:.1f} bits on average)"
+    _title(top, title.format(mean[-1], trace.step[-1]), canvas)
     mesh = _mesh(below, edges, trace.word_length[rows])
-    below.hlines(np.arange(1, layers), edges[0], edges[-1], colors="white", linewidth=0.8 if layers <= 30 else 0.4)
+    if layers <= 60:
+        below.hlines(np.arange(1, layers), edges[0], edges[-1], colors="white", linewidth=0.8 if layers <= 30 else 0.4)
     below.set_ylim(layers, 0)
-    below.set_yticks(np.arange(layers) + 0.5, short_names(trace.layers), fontsize=8 if layers <= 30 else 6.5)
-    below.tick_params(axis="y", length=0, labelcolor=_INK)
+    # Every k-th layer has its name, so that names never touch.
+    named = np.arange(0, layers, math.ceil(layers * canvas.points * 1.25 / (body * 72)))
+    names = short_names(trace.layers, canvas.characters)
+    below.set_yticks(named + 0.5, [names[i] for i in named], fontsize=canvas.points)
+    below.tick_params(axis="y", length=0 if len(named) == layers else 2, labelcolor=_INK, color=_FAINT)
     below.spines[:].set_visible(False)
-    _label_steps(below, edges[0], edges[-1])
-
-    _scale(figure, mesh, below, max(body * 5, 10))
-
-    mean = trace.mean_word_length()
-    above.stairs(mean[rows], edges, baseline=None, color=_INK, linewidth=1.4)
-    _clean(above)
-    above.set_ylabel("mean", fontsize=8, color=_INK)
-    above.tick_params(axis="x", length=0)
-    above.set_ylim(np.floor(mean[rows].min()) - 0.5, np.ceil(mean[rows].max()) + 0.5)
-    above.yaxis.set_major_locator(MaxNLocator(3, integer=True, min_n_ticks=1))
-    above.set_title(
-        f"Word length of each layer, above: of the average weight ({mean[-1]:.1f} bits after step {trace.step[-1]})",
-        **_TITLE,
-    )
+    _label_steps(below, edges, canvas)
+    _scale(figure, mesh, below, canvas, max(body * 5, 18))
     return figure
 
 
-def channel_heatmap(step: NDArray[np.int64], word_length: NDArray[np.integer], name: str) -> Figure:
+def channel_heatmap(
+    step: NDArray[np.int64], word_length: NDArray[np.integer], name: str, canvas: Canvas = PAGE
+) -> Figure:
     """Draw the word length of every channel of one layer over the steps: a row of the picture per channel.
 
     Args:
         step: optimizer step of each row, int [rows], increasing.
         word_length: bits, int [rows, channels]; each row holds until the next.
         name: the layer's name.
+        canvas: what to draw on.
 
     Raises:
         ValueError: there are no rows.
@@ -89,72 +119,89 @@ def channel_heatmap(step: NDArray[np.int64], word_length: NDArray[np.integer], n
         raise ValueError("there are no word lengths yet: there is nothing to draw")
     rows = thinned(0, len(step), _COLUMNS)
     channels = word_length.shape[1]
-    figure = Figure(figsize=(10, min(max(channels * 0.06, 2.6), 12.0)), dpi=110, layout="constrained")
+    figure = _figure(canvas, min(max(channels * 0.06, 2.6), 12.0))
     axes = figure.subplots()
     edges = _edges(step[rows])
     mesh = _mesh(axes, edges, word_length[rows])
     axes.set_ylim(channels, 0)
-    axes.yaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
-    axes.tick_params(axis="y", color=_FAINT, labelcolor=_INK, labelsize=8)
-    axes.set_ylabel("channel", color=_INK, fontsize=9)
+    axes.yaxis.set_major_locator(MaxNLocator(8 if canvas.height is None else 4, integer=True, min_n_ticks=1))
+    axes.tick_params(axis="y", color=_FAINT, labelcolor=_INK, labelsize=canvas.points)
+    axes.set_ylabel("channel", color=_INK, fontsize=canvas.points)
     axes.spines[:].set_visible(False)
-    _label_steps(axes, edges[0], edges[-1])
-    _scale(figure, mesh, axes, 20)
-    (short,) = short_names((name,))
-    axes.set_title(f"Word length of each channel of {short} ({word_length[-1].mean():.1f} bits on average)", **_TITLE)
+    _label_steps(axes, edges, canvas)
+    _scale(figure, mesh, axes, canvas, 20)
+    (short,) = short_names((name,), canvas.characters)
+    _title(axes, f"Word length of each channel of {short} ({word_length[-1].mean():.1f} bits on average)", canvas)
     return figure
 
 
-def timeline(trace: Trace) -> Figure:
+def timeline(trace: Trace, canvas: Canvas = PAGE) -> Figure:
     """Draw every layer's word length (above) and share of zeros (below) over the steps, as in AdaPT's figures 3–6.
 
-    The dark line shows the average weight.
+    The bold line shows the average weight. More than 20 layers are drawn as two bands: one spans all layers, the other
+    the middle half of them.
 
     Raises:
         ValueError: the trace has no rows.
     """
-    rows = _thinned(trace, _POINTS)
-    edges, layers, names = _edges(trace.step[rows]), len(trace.layers), short_names(trace.layers)
-    figure = Figure(figsize=(10, 6), dpi=110, layout="constrained")
+    rows, layers, small = _thinned(trace, _POINTS), len(trace.layers), canvas.height is not None
+    edges = _edges(trace.step[rows])
+    figure = _figure(canvas, 6)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
-    # Without the ends of the colour map, which are too pale on white and too close to the dark line.
-    depth = ListedColormap(matplotlib.colormaps["viridis"](np.linspace(0.08, 0.92, 256)))
-    weights = trace.numel / trace.numel.sum()
+    draw = _lines if layers <= _MOST_LINES else _bands
     zeros = 1 - trace.nonzero[rows]
-    # Layers often have equal word lengths. Lines that are shifted by less than a quarter bit all stay visible.
-    apart = np.linspace(0.2, -0.2, layers) if layers > 1 else 0.0
-    for axes, values, shift in ((above, trace.word_length[rows], apart), (below, zeros, np.zeros(layers))):
-        lines = values + shift
-        for layer in range(layers):
-            axes.stairs(
-                lines[:, layer],
-                edges,
-                baseline=None,
-                color=depth(layer / max(layers - 1, 1)),
-                linewidth=1.2 if layers <= 30 else 0.8,
-                alpha=0.75,
-                label=names[layer],
-            )
-        axes.stairs(values @ weights, edges, baseline=None, color=_INK, linewidth=2.2, label="average weight")
-        _clean(axes)
+    for axes, values in ((above, trace.word_length[rows]), (below, zeros)):
+        draw(axes, edges, values, short_names(trace.layers, canvas.characters))
+        average = values @ (trace.numel / trace.numel.sum())
+        axes.stairs(average, edges, baseline=None, color=_INK, linewidth=2 if small else 2.4, label="average weight")
+        _clean(axes, canvas)
     above.set_ylim(max(int(trace.word_length[rows].min()) - 1, 0), int(trace.word_length[rows].max()) + 1)
-    above.yaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=2))
-    above.set_ylabel("word length (bits)", color=_INK, fontsize=9)
-    below.set_ylim(0, min(max(float(zeros.max()) * 1.05, 0.05), 1.0))
+    above.yaxis.set_major_locator(MaxNLocator(4 if small else 8, integer=True, min_n_ticks=2))
+    above.set_ylabel("bits" if small else "word length (bits)", color=_INK, fontsize=canvas.points)
+    # A margin below keeps the line of a network without zeros off the axis.
+    most = min(max(float(zeros.max()) * 1.05, 0.05), 1.0)
+    below.set_ylim(-0.04 * most, most)
+    below.yaxis.set_major_locator(MaxNLocator(2 if small else 5, min_n_ticks=2))
     below.yaxis.set_major_formatter(PercentFormatter(1.0))
-    below.set_ylabel("share of zeros", color=_INK, fontsize=9)
-    _label_steps(below, edges[0], edges[-1])
-    above.set_title("Precision and sparsity of each layer, dark: of the average weight", **_TITLE)
-    if layers <= _LEGEND_LINES:
+    below.set_ylabel("zeros" if small else "share of zeros", color=_INK, fontsize=canvas.points)
+    _label_steps(below, edges, canvas)
+    shown = "of each layer" if layers <= _MOST_LINES else "in bands: all layers, the middle half"
+    title = f"Bits and zeros {shown}" if small else f"Precision and sparsity {shown}"
+    _title(above, f"{title}; bold: average", canvas)
+    if small:
+        return figure
+    if layers <= _LEGEND_LINES or layers > _MOST_LINES:
         handles, labels = above.get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=8, labelcolor=_INK)
+        figure.legend(
+            handles, labels, loc="outside right center", frameon=False, fontsize=canvas.points, labelcolor=_INK
+        )
     else:
-        bar = figure.colorbar(ScalarMappable(Normalize(1, layers), depth), ax=[above, below], pad=0.015, aspect=45)
-        bar.set_label("layer, from the first to the last", color=_INK, fontsize=9)
-        bar.ax.tick_params(length=0, labelsize=8, labelcolor=_INK)
+        bar = figure.colorbar(ScalarMappable(Normalize(1, layers), _DEPTH), ax=[above, below], pad=0.015, aspect=45)
+        bar.set_label("layer, from the first to the last", color=_INK, fontsize=canvas.points)
+        bar.ax.tick_params(length=0, labelsize=canvas.points, labelcolor=_INK)
         bar.ax.yaxis.set_major_locator(MaxNLocator(8, integer=True))
         bar.outline.set_visible(False)
     return figure
+
+
+# Without the ends of the colour map, which are too pale on white and too close to the bold line.
+_DEPTH = ListedColormap(matplotlib.colormaps["viridis"](np.linspace(0.08, 0.92, 256)))
+
+
+def _lines(axes: Axes, edges: NDArray[np.float64], values: NDArray[Any], names: list[str]) -> None:
+    """Draw a line for each layer, coloured by its place in the network."""
+    for layer, name in enumerate(names):
+        colour = _DEPTH(layer / max(len(names) - 1, 1))
+        axes.stairs(values[:, layer], edges, baseline=None, color=colour, linewidth=1.2, alpha=0.8, label=name)
+
+
+def _bands(axes: Axes, edges: NDArray[np.float64], values: NDArray[Any], names: list[str]) -> None:
+    """Draw bands that hold all of the layers and the middle half of them, and their median."""
+    least, low, median, high, most = np.quantile(values, (0, 0.25, 0.5, 0.75, 1), axis=1)
+    light, dark = _DEPTH(0.72), _DEPTH(0.42)
+    axes.stairs(most, edges, baseline=least, fill=True, color=light, alpha=0.35, label="all layers")
+    axes.stairs(high, edges, baseline=low, fill=True, color=dark, alpha=0.45, label="the middle half of them")
+    axes.stairs(median, edges, baseline=None, color=dark, linewidth=1.2, label="the median layer")
 
 
 def pixels(figure: Figure) -> NDArray[np.uint8]:
@@ -165,16 +212,16 @@ def pixels(figure: Figure) -> NDArray[np.uint8]:
     return rgba[..., :3].copy()
 
 
-def short_names(layers: tuple[str, ...]) -> list[str]:
+def short_names(layers: tuple[str, ...], characters: int = PAGE.characters) -> list[str]:
     """Return the names as labels: without a ".weight" at the end of all of them, long ones without their middle."""
     if all(name.endswith(".weight") and name != ".weight" for name in layers):
         layers = tuple(name.removesuffix(".weight") for name in layers)
-    half = _NAME_CHARACTERS // 2
+    half = characters // 2
     # A dollar sign would start a formula.
     return [
-        (
-            name if len(name) <= _NAME_CHARACTERS else f"{name[:half].rstrip('.')}…{name[1 - half :].lstrip('.')}"
-        ).replace("$", r"\$")
+        (name if len(name) <= characters else f"{name[:half].rstrip('.')}…{name[1 - half :].lstrip('.')}").replace(
+            "$", r"\$"
+        )
         for name in layers
     ]
 
@@ -191,36 +238,65 @@ def _edges(step: NDArray[np.int64]) -> NDArray[np.float64]:
     return np.append(step, step[-1] + width).astype(np.float64)
 
 
+def _figure(canvas: Canvas, height: float) -> Figure:
+    return Figure(figsize=(canvas.width, canvas.height or height), dpi=canvas.dpi, layout="constrained")
+
+
 def _mesh(axes: Axes, edges: NDArray[np.float64], word_length: NDArray[np.integer]) -> QuadMesh:
-    """Draw word lengths [rows, lines] as coloured lines."""
-    colours = ListedColormap(matplotlib.colormaps["YlGnBu"](np.linspace(0.04, 1.0, len(_CLASSES))))
-    norm = BoundaryNorm([*_CLASSES, 33], colours.N)
-    lines = np.arange(word_length.shape[1] + 1)
-    return axes.pcolormesh(edges, lines, word_length.T, cmap=colours, norm=norm, rasterized=True)
+    """Draw word lengths [rows, lines] as coloured lines: a colour for each bit of the run, and one for float32."""
+    words = word_length[word_length < LONGEST_WORD]
+    low, high = (int(words.min()), int(words.max())) if words.size else (LONGEST_WORD, LONGEST_WORD)
+    bits = high - low + 1
+    # A few bits should not look as far apart as many.
+    colours = ListedColormap(matplotlib.colormaps["YlGnBu"](np.linspace(0.12, min(0.3 + 0.14 * bits, 1.0), bits)))
+    norm = BoundaryNorm(np.arange(low, high + 2) - 0.5, bits)
+    mesh = axes.pcolormesh(
+        edges, np.arange(word_length.shape[1] + 1), word_length.T, cmap=colours, norm=norm, rasterized=True
+    )
+    if words.size < word_length.size and words.size:
+        mesh.cmap = colours.with_extremes(over=_FLOAT32)
+    return mesh
 
 
-def _scale(figure: Figure, mesh: QuadMesh, axes: Axes, aspect: float) -> None:
-    """Draw the scale of the colours."""
-    bar = figure.colorbar(mesh, ax=axes, fraction=0.04, pad=0.015, aspect=aspect, spacing="uniform")
-    classes = list(pairwise((*_CLASSES, 33)))
-    labels = [str(low) if high - low == 1 else f"{low}–{high - 1}" for low, high in classes]
-    bar.set_ticks([(low + high) / 2 for low, high in classes], labels=labels, fontsize=7, color=_INK)
+def _scale(figure: Figure, mesh: QuadMesh, axes: Axes, canvas: Canvas, aspect: float) -> None:
+    """Draw the scale of the colours, with float32 above it where the run has both."""
+    norm: Any = mesh.norm
+    has_float32 = bool((np.asarray(mesh.get_array()) > norm.vmax).any())
+    bar = figure.colorbar(
+        mesh, ax=axes, fraction=0.04, pad=0.015, aspect=aspect, spacing="uniform", extend="max" if has_float32 else None
+    )
+    low, high = round(norm.vmin + 0.5), round(norm.vmax - 0.5)
+    ticks = np.unique(np.linspace(low, high, 6 if canvas.height is None else 4).round()).astype(int).tolist()
+    bar.set_ticks(ticks, labels=list(map(str, ticks)), fontsize=canvas.points, color=_INK)
     bar.ax.tick_params(which="both", length=0)
     bar.outline.set_visible(False)
-    bar.set_label("word length (bits)", color=_INK, fontsize=9)
+    bar.set_label("word length (bits)" if canvas.height is None else "bits", color=_INK, fontsize=canvas.points)
+    if has_float32:
+        bar.ax.set_title("float32", fontsize=canvas.points - 1, color=_FLOAT32)
 
 
-def _label_steps(axes: Axes, first: float, last: float) -> None:
-    axes.set_xlim(first, last)
-    axes.set_xlabel("optimizer step", color=_INK, fontsize=9)
-    axes.xaxis.set_major_locator(MaxNLocator(9, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
+def _title(axes: Axes, text: str, canvas: Canvas) -> None:
+    if canvas.height is None:
+        axes.set_title(text, loc="left", fontsize=canvas.points + 3, color=_INK)
+    else:
+        # Over the whole width, which a small picture needs for its title.
+        figure = axes.get_figure(root=True)
+        assert figure is not None
+        figure.suptitle(text, x=0.02, ha="left", fontsize=canvas.points + 0.5, color=_INK)
+
+
+def _label_steps(axes: Axes, edges: NDArray[np.float64], canvas: Canvas) -> None:
+    axes.set_xlim(edges[0], edges[-1])
+    axes.set_xlabel("optimizer step", color=_INK, fontsize=canvas.points)
+    ticks = 9 if canvas.height is None else 5
+    axes.xaxis.set_major_locator(MaxNLocator(ticks, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.tick_params(axis="x", color=_FAINT, labelcolor=_INK, labelsize=8)
+    axes.tick_params(axis="x", color=_FAINT, labelcolor=_INK, labelsize=canvas.points)
 
 
-def _clean(axes: Axes) -> None:
+def _clean(axes: Axes, canvas: Canvas) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(_FAINT)
     axes.grid(axis="y", color=_FAINT, linewidth=0.6)
     axes.set_axisbelow(True)
-    axes.tick_params(color=_FAINT, labelcolor=_INK, labelsize=8)
+    axes.tick_params(color=_FAINT, labelcolor=_INK, labelsize=canvas.points)

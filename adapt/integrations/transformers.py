@@ -87,7 +87,7 @@ class AdaptivePrecisionCallback(TrainerCallback):  # type: ignore[misc]
                 layers[name].numel() * (LONGEST_WORD if form is None else form.word_length)
                 for name, form in self.controller.precisions.items()
             )
-            figures = {"adapt/word_length": bits / sum(layer.numel() for layer in layers.values())}
+            figures = {"adapt/mean_word_length": bits / sum(layer.numel() for layer in layers.values())}
             for entry in (logs, state.log_history[-1] if state.log_history else None):
                 if entry is not None:
                     entry.update(figures)

@@ -38,10 +38,10 @@ class AdaptivePrecision(PrecisionCallback):
     These figures of all quantised layers together are logged, and can be monitored: adapt/mean_word_length,
     adapt/nonzero, adapt/size_ratio and adapt/memory_ratio; also adapt/training_speedup and adapt/inference_speedup of
     the performance model if the multiply-adds are known, from `example_input_array` or from the first training batch.
-    Every logger gets each layer's word_length, fraction_length, nonzero, lookback, resolution and diversity, as
-    `word_length/<layer>` and so on, by the LightningModule's names where those of several optimizers are not unique. A
-    TensorBoard logger gets pictures too. A logger with a local folder gets `trace.npz` there, or `trace_0.npz` and so
-    on with several optimizers, for `adapt report`.
+    Every logger gets each layer's word_length, fraction_length and nonzero, as `adapt_layers/word_length/<layer>` and
+    so on, by the LightningModule's names where those of several optimizers are not unique. A TensorBoard logger gets
+    pictures too, and points only where a value changes. A logger with a local folder gets `trace.npz` there, or
+    `trace_0.npz` and so on with several optimizers, for `adapt report`.
 
     A policy that must know the optimizer steps of an epoch, such as `adapt.MuPPET()`, is told when training starts.
 
@@ -51,6 +51,7 @@ class AdaptivePrecision(PrecisionCallback):
     `StochasticWeightAveraging`, and optimizers that evaluate the loss several times in a step (LBFGS) are refused.
 
     Args:
+        log_internals: log by layer how AdaPT decides too: lookback, resolution and diversity.
         export: where to write the network of the best checkpoint as a packed file when fit ends, as by
             `adapt.export.capture(checkpoint, module).save(export)`; None writes none. Needs the extra "export".
         policy, l1, l2, options: as in `adapt.attach` (rounding, seed, layers, layer_bits, activations, …).
@@ -66,9 +67,11 @@ class AdaptivePrecision(PrecisionCallback):
         l1: float = 0.0,
         l2: float = 0.0,
         *,
+        log_internals: bool = False,
         export: str | os.PathLike[str] | None = None,
         **options: Unpack[CommonOptions],
     ) -> None:
+        self._log_internals = log_internals
         super().__init__(export)
         # Refuse wrong settings at once, not when fit starts.
         if policy is not None:

@@ -39,6 +39,8 @@ class PrecisionCallback(Callback):
         controllers: one for each optimizer with layers, of the running fit or the latest.
     """
 
+    _log_internals = False
+
     def __init__(self, export: str | os.PathLike[str] | None = None) -> None:
         self._artefact = export
         self._begin()
@@ -47,7 +49,7 @@ class PrecisionCallback(Callback):
         """Forget the latest fit."""
         self.controllers: list[Any] = []
         self._losses = Losses((), ())
-        self._reports = Reports()
+        self._reports = Reports(self._log_internals)
         self._evaluation = contextlib.ExitStack()
         self._averagings: list[BeforeAveraging] = []
 

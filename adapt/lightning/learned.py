@@ -39,11 +39,12 @@ class LearnedBitwidth(PrecisionCallback):
     Where configure_optimizers returns a scheduler, the learning rate is the scheduler's; otherwise it rises and falls
     as a cosine in each phase, with the optimizer's rate as the peak.
 
-    Logged, and so fit to be monitored: adapt/weight_bits, adapt/activation_bits, adapt/weight_kilobytes,
-    adapt/activation_kilobytes and adapt/penalty; every logger gets the mean word length of each tensor as
-    `word_length/<tensor>`. What each phase did, and by how much learning missed the budgets, is reported when it ends
-    and stays in `learner.log`. A TensorBoard logger gets pictures, by layer and by channel; the folder of a logger that
-    has one gets `trace.npz` and `widths.npz`.
+    Logged, and so fit to be monitored: adapt/mean_word_length, adapt/nonzero, adapt/size_ratio and adapt/memory_ratio
+    as by `AdaptivePrecision`; also adapt/weight_bits, adapt/activation_bits, adapt/weight_kilobytes,
+    adapt/activation_kilobytes and adapt/penalty. Every logger gets the mean word length of each tensor as
+    `adapt_layers/word_length/<tensor>`. What each phase did, and by how much learning missed the budgets, is reported
+    when it ends and stays in `learner.log`. A TensorBoard logger gets pictures, by layer and by channel; the folder of
+    a logger that has one gets `trace.npz` and `widths.npz`.
 
     The steps of manual optimization and of a `GradientAccumulationScheduler` do not follow from epochs: give the
     trainer `max_steps` alone. A training that ends before the budgets are met is warned about.

@@ -17,6 +17,7 @@ from adapt.lightning.packages import LightningModule, Logger, classes, has_own_f
 from adapt.perfmodel import RunningSummary, operations
 from adapt.perfmodel.inputs import samples_of
 from adapt.trace import Trace
+from adapt.trace.shown import shown_columns
 
 
 class Saved(Protocol):
@@ -50,20 +51,23 @@ def distinct_names(
     ]
 
 
-def layer_values(traces: Sequence[Trace], names: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Return the last row of each trace as `column/layer`, the policy's own columns included.
+def layer_values(
+    traces: Sequence[Trace], names: Sequence[Sequence[str]], *, internals: bool = False
+) -> dict[str, float]:
+    """Return the last row of each trace as `adapt_layers/column/layer`, the policy's own columns included.
 
     Columns that may hold NaN are left out. Before the first row all values are NaN, so that the keys never change.
 
     Args:
         traces: one for each optimizer.
         names: the names of each trace's layers.
+        internals: whether lookback, resolution and diversity are returned too.
     """
     return {
-        f"{name}/{layer}": float(value)
+        f"adapt_layers/{name}/{layer}": float(value)
         for trace, layers in zip(traces, names, strict=True)
-        for name, column in trace.columns.items()
-        if not column.nan
+        for name in shown_columns(trace, internals=internals)
+        if not trace.columns[name].nan
         for layer, value in zip(layers, trace[name][-1] if len(trace) else [math.nan] * len(layers), strict=True)
     }
 
@@ -203,15 +207,15 @@ def save_files(files: Mapping[str, Saved], loggers: Sequence[Logger]) -> list[Pa
     return paths
 
 
-def timelines(loggers: Sequence[Logger]) -> list[Any]:
-    """Return a `Timeline` for every TensorBoard logger, without lines, because the loggers draw those themselves."""
+def timelines(loggers: Sequence[Logger], *, internals: bool = False) -> dict[Logger, Any]:
+    """Return a `Timeline` for every TensorBoard logger: it leaves out the points at which nothing has changed."""
     kinds = classes("loggers.TensorBoardLogger")
-    writers = [logger.experiment for logger in loggers if isinstance(logger, kinds)]
-    if not writers or importlib.util.find_spec("matplotlib") is None:
-        return []
+    drawing = [logger for logger in loggers if isinstance(logger, kinds)]
+    if not drawing or importlib.util.find_spec("matplotlib") is None:
+        return {}
     from adapt.tensorboard import Timeline
 
-    return [Timeline(writer, lines=False) for writer in writers]
+    return {logger: Timeline(logger.experiment, internals=internals) for logger in drawing}
 
 
 def merged(traces: Sequence[Trace], names: Sequence[Sequence[str]]) -> Trace:

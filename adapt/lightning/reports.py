@@ -10,8 +10,9 @@ from torch import Tensor
 from adapt.engine.engine import Engine
 from adapt.lightning import metrics
 from adapt.lightning.compatibility import changes_accumulation
-from adapt.lightning.packages import LightningModule, Trainer
+from adapt.lightning.packages import LightningModule, Logger, Trainer
 from adapt.trace import Trace
+from adapt.trace.widths import Widths
 
 _BAR = ("adapt/mean_word_length", "adapt/training_speedup")
 _DRAWING_SHARE = 0.05
@@ -19,12 +20,18 @@ _DRAWING_SHARE = 0.05
 
 
 class Reports:
-    """Logs at the trainer's logging steps, and draws and saves at the ends. Only then does it wait for the device."""
+    """Logs at the trainer's logging steps, and draws and saves at the ends. Only then does it wait for the device.
 
-    def __init__(self) -> None:
+    Args:
+        internals: whether loggers get what says how AdaPT decides too.
+    """
+
+    def __init__(self, internals: bool = False) -> None:
+        self._internals = internals
         self._aggregates: metrics.Aggregates | None = None
         self._counts: dict[Tensor, int] = {}
-        self._timelines: list[Any] = []
+        self._timelines: dict[Logger, Any] = {}
+        self._widths: Widths | None = None
         self._steps = 0
         self._draw_after = 0.0
 
@@ -50,7 +57,7 @@ class Reports:
             )
         self._aggregates = metrics.Aggregates(batch_size=samples or 1, accumulation=accumulation)
         if trainer.is_global_zero:
-            self._timelines = metrics.timelines(trainer.loggers)
+            self._timelines = metrics.timelines(trainer.loggers, internals=self._internals)
 
     def log(self, trainer: Trainer, pl_module: LightningModule, controllers: Sequence[Engine]) -> None:
         """Log after a step, if it is the first, the last of an epoch, or one in which the trainer logs."""
@@ -67,8 +74,17 @@ class Reports:
                     name, value, on_step=True, on_epoch=False, prog_bar=name in _BAR, logger=bool(trainer.loggers)
                 )
         if due and trainer.is_global_zero:
-            values = metrics.layer_values(traces, _names(traces, controllers, pl_module))
-            for logger in trainer.loggers:
+            values = metrics.layer_values(traces, _names(traces, controllers, pl_module), internals=self._internals)
+            self._log_layers(trainer, values)
+            # Merging long traces takes too long to do it often; those of several optimizers wait until they are drawn.
+            if len(traces) == 1:
+                for timeline in self._timelines.values():
+                    timeline.write_layers(traces[0])
+
+    def _log_layers(self, trainer: Trainer, values: dict[str, float]) -> None:
+        """Give the layers' values to all loggers but those with a timeline, which writes them itself."""
+        for logger in trainer.loggers:
+            if logger not in self._timelines:
                 # The same step that the trainer and its own callbacks give to the loggers.
                 logger.log_metrics(values, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
 
@@ -102,8 +118,9 @@ class Reports:
     def _draw(self, traces: Sequence[Trace], names: Sequence[Sequence[str]]) -> None:
         if self._timelines and traces:
             trace = metrics.merged(traces, names)
-            for timeline in self._timelines:
-                timeline.write(trace)
+            for timeline in self._timelines.values():
+                timeline.write_layers(trace, self._widths, to_the_end=True)
+                timeline.draw(trace)
 
 
 def _names(traces: Sequence[Trace], controllers: Sequence[Engine], module: LightningModule) -> list[Sequence[str]]:

@@ -9,6 +9,7 @@ from adapt.lightning import metrics
 from adapt.lightning.packages import LightningModule, Trainer
 from adapt.lightning.reports import Reports
 from adapt.trace import Trace
+from adapt.trace.shown import totals
 
 _BAR = ("adapt/weight_bits", "adapt/activation_bits")
 
@@ -28,11 +29,14 @@ class WidthReports(Reports):
     def log(self, trainer: Trainer, pl_module: LightningModule, controllers: Sequence[Engine]) -> None:
         """Log after a step, if it is the first, the last of an epoch, or one in which the trainer logs."""
         (learner,) = _learners(controllers)
+        self._widths = learner.widths
         before, self._steps = self._steps, learner.step
         due = trainer._logger_connector.should_update_logs
         if self._steps == before or trainer.barebones or not (due or before == 0 or trainer.is_last_batch):
             return
-        figures = {f"adapt/{name}": value for name, value in learner.size._asdict().items() if value == value}
+        whole = totals(learner.trace, learner.widths) if len(learner.trace) else {}
+        figures = {f"adapt/{name}": float(values[-1]) for name, values in whole.items()}
+        figures |= {f"adapt/{name}": value for name, value in learner.size._asdict().items() if value == value}
         figures["adapt/penalty"] = float(learner.penalty())
         for name, value in figures.items():
             pl_module.log(
@@ -40,17 +44,18 @@ class WidthReports(Reports):
             )
         if due and trainer.is_global_zero:
             values = {
-                f"word_length/{name}": float(bits)
+                f"adapt_layers/word_length/{name}": float(bits)
                 for name, bits in zip(learner.widths.names, learner.widths.means()[-1], strict=True)
             }
-            for logger in trainer.loggers:
-                logger.log_metrics(values, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
+            self._log_layers(trainer, values)
+            for timeline in self._timelines.values():
+                timeline.write_layers(learner.trace, learner.widths)
 
     def end(self, trainer: Trainer, pl_module: LightningModule, controllers: Sequence[Engine]) -> None:
         """Draw once more, the channels too, and save the files."""
         super().end(trainer, pl_module, controllers)
         (learner,) = _learners(controllers)
-        for timeline in self._timelines:
+        for timeline in self._timelines.values():
             timeline.write_channels(learner.widths.step, _by_channel(learner))
 
     def files(self, traces: Sequence[Trace], controllers: Sequence[Engine]) -> dict[str, metrics.Saved]:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adapt.report.summary import totals
+from adapt.report.summary import check_rows, totals
 from adapt.trace import Trace
 
 
@@ -18,7 +18,7 @@ def table(trace: Trace) -> str:
     Raises:
         ValueError: the trace has no rows.
     """
-    figures = totals(trace)
+    check_rows(trace)
     switches = trace.switches().sum(0)
     shown: dict[str, tuple[NDArray[Any], str, str]] = {
         "word length": (trace.word_length, "{:.0f}", "{:.1f}"),
@@ -42,8 +42,18 @@ def table(trace: Trace) -> str:
     ]
     head, subhead, *body = (line.rstrip() for line in _aligned(list(zip(*columns, strict=True)), gap="    "))
     rule = "-" * max(map(len, (head, subhead, *body)))
+    return "\n".join([head, subhead, rule, *body, "", *totals_lines(trace)])
+
+
+def totals_lines(trace: Trace) -> list[str]:
+    """Return a line for each figure of the whole network.
+
+    Raises:
+        ValueError: the trace has no rows.
+    """
+    figures = totals(trace)
     rows = "row" if len(trace) == 1 else "rows"
-    summary = [
+    lines = [
         ("rows", f"{len(trace)} {rows}, steps {trace.step[0]} to {trace.step[-1]}"),
         (
             "word length",
@@ -53,7 +63,7 @@ def table(trace: Trace) -> str:
         ("size ratio", f"{figures['size_ratio']:.3f} of float32, at the end"),
         ("memory ratio", f"{figures['memory_ratio']:.3f} of float32, masters included, on average"),
     ]
-    return "\n".join([head, subhead, rule, *body, "", *(f"{name:<14}{value}" for name, value in summary)])
+    return [f"{name:<14}{value}" for name, value in lines]
 
 
 def _course(values: NDArray[Any], single: str, average: str) -> tuple[str, str, str]:

@@ -82,6 +82,16 @@ class Widths:
         ]
         return np.stack(parts, axis=1) if parts else np.empty((len(self), 0))
 
+    def means_at(self, step: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return `means` as they are at these optimizer steps, float64 [steps, tensors]; before the first row, its own.
+
+        Raises:
+            ValueError: there are no rows.
+        """
+        if not self._steps:
+            raise ValueError("there are no word lengths yet")
+        return self.means()[np.maximum(np.searchsorted(self.step, step, side="right") - 1, 0)]
+
     def append(self, step: int, word_length: ArrayLike) -> None:
         """Add a row, unless its word lengths equal those of the last row.
 

@@ -12,6 +12,7 @@ Measured with the default seed: accuracy 0.992 in float32 and 0.997 with AdaPT (
 """
 
 import argparse
+import contextlib
 import logging
 import time
 from pathlib import Path
@@ -24,13 +25,11 @@ import torch.nn.functional as F
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from torch.optim.lr_scheduler import OneCycleLR
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 import adapt
 from adapt.lightning import AdaptivePrecision
 from adapt.report import save_pictures
-from adapt.tensorboard import Timeline
 from recipes.common.batches import Batches
 from recipes.common.classification import evaluate
 from recipes.common.costs import costs, table
@@ -76,7 +75,8 @@ def plain(method: str, model: Classifier, training: Batches, test: Batches, epoc
     else:
         optimizer = torch.optim.SGD(model.parameters(), **model.options)
     schedule = OneCycleLR(optimizer, model.options["lr"], total_steps=model.steps, cycle_momentum=False)
-    with tqdm(total=model.steps, desc=f"{method}, plain", unit="step") as bar:
+    recorder = adapt.Recorder(optimizer.controller, folder) if method == "adapt" else contextlib.nullcontext()
+    with recorder, tqdm(total=model.steps, desc=f"{method}, plain", unit="step") as bar:
         for epoch in range(epochs):
             training.set_epoch(epoch)
             for x, labels in training:
@@ -93,10 +93,6 @@ def plain(method: str, model: Classifier, training: Batches, test: Batches, epoc
         return None
     trace = optimizer.controller.trace
     optimizer.controller.detach()
-    folder.mkdir(parents=True, exist_ok=True)
-    trace.save(folder / "trace.npz")
-    with SummaryWriter(folder) as writer:
-        Timeline(writer).write(trace)
     return trace
 
 
@@ -152,7 +148,7 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"\n{table(rows)}\n")
     print(f"Word lengths of the two AdaPT runs: {'the same in every step' if same else 'different'}.")
     print(f"Pictures: {', '.join(map(str, pictures_of_trace))}")
-    print(f"Curves: tensorboard --logdir {options.out}    Layers: adapt report {options.out / next(iter(traces))}")
+    print(f"Curves: tensorboard --logdir {options.out}")
 
 
 if __name__ == "__main__":

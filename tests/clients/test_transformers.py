@@ -45,7 +45,7 @@ def test_every_pass_is_on_the_grid_formats_move_and_the_loss_is_seen(tmp_path):
     model, controller, trainer = trained(tmp_path, 80)
     assert all(model.on_grid)
     assert len(set(map(tuple, controller.trace.word_length.tolist()))) > 1
-    assert any("adapt/word_length" in entry for entry in trainer.state.log_history)
+    assert any("adapt/mean_word_length" in entry for entry in trainer.state.log_history)
     assert not controller.is_attached
 
 

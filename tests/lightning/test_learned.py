@@ -25,6 +25,7 @@ import adapt
 from adapt.learned import Budget, Distillation, Widths
 from adapt.lightning import AdaptivePrecision, LearnedBitwidth
 from adapt.lightning.fitting import in_steps
+from adapt.trace.shown import totals
 from tests.lightning.modules import Classifier, ResumableLoader, Scaled, assert_nothing_attached, loader, same, trainer
 from tests.lightning.modules import weights as weights_of
 
@@ -115,9 +116,18 @@ def test_figures_are_logged_and_files_written(tmp_path):
     folder = tmp_path / "lightning_logs" / "version_0"
     table = (folder / "metrics.csv").read_text().splitlines()
     names = table[0].split(",")
-    for name in ("adapt/weight_bits", "adapt/activation_kilobytes", "adapt/penalty", "word_length/net.0.weight.input"):
+    shared = ("adapt/mean_word_length", "adapt/nonzero", "adapt/size_ratio", "adapt/memory_ratio")
+    for name in (
+        *shared,
+        "adapt/weight_bits",
+        "adapt/activation_kilobytes",
+        "adapt/penalty",
+        "adapt_layers/word_length/net.0.weight.input",
+    ):
         assert name in names
     assert run.callback_metrics["adapt/weight_bits"] == pytest.approx(callback.learner.size.weight_bits)
+    mean = float(run.callback_metrics["adapt/mean_word_length"])
+    assert mean == pytest.approx(totals(callback.trace, callback.learner.widths)["mean_word_length"][-1])
     widths = Widths.load(folder / "widths.npz")
     assert np.array_equal(widths.word_length, callback.learner.widths.word_length)
     assert len(adapt.Trace.load(folder / "trace.npz")) == len(callback.trace)

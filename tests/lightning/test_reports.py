@@ -36,7 +36,8 @@ from tests.lightning.modules import (
 )
 from tests.trace.test_own_columns import Counting
 
-FIELDS = ("word_length", "fraction_length", "nonzero", "lookback", "resolution", "diversity")
+INTERNALS = ("lookback", "resolution", "diversity")
+FIELDS = ("word_length", "fraction_length", "nonzero")
 AGGREGATES = ("mean_word_length", "nonzero", "size_ratio", "memory_ratio", "training_speedup", "inference_speedup")
 
 
@@ -63,20 +64,27 @@ class TestLogging:
     def test_every_layer_at_every_logging_step_with_constant_keys(self):
         book = Notebook()
         callback, _ = fit(Classifier(), logger=book, log_every_n_steps=4)
-        keys = {f"{field}/{layer}" for field in FIELDS for layer in ("net.0.weight", "net.2.weight")}
-        lines = [(step, line) for step, line in book.lines if "word_length/net.0.weight" in line]
+        keys = {f"adapt_layers/{field}/{layer}" for field in FIELDS for layer in ("net.0.weight", "net.2.weight")}
+        lines = [(step, line) for step, line in book.lines if "adapt_layers/word_length/net.0.weight" in line]
         assert [step for step, _ in lines] == [3, 7, 11, 15]
         for step, line in lines:
             assert line.keys() == keys
             row = callback.trace.step.tolist().index(step + 1)
             for field in FIELDS:
                 for column, layer in enumerate(callback.trace.layers):
-                    assert line[f"{field}/{layer}"] == getattr(callback.trace, field)[row, column]
+                    assert line[f"adapt_layers/{field}/{layer}"] == getattr(callback.trace, field)[row, column]
+
+    def test_how_the_policy_decides_is_logged_on_request(self):
+        for asked in (False, True):
+            book = Notebook()
+            fit(Classifier(), AdaptivePrecision(RESTLESS, log_internals=asked), logger=book, log_every_n_steps=4)
+            for field in INTERNALS:
+                assert bool(book.having(f"adapt_layers/{field}/net.0.weight")) == asked
 
     def test_a_policys_own_column_is_logged_beside_the_others(self):
         book = Notebook()
         callback, _ = fit(Classifier(), AdaptivePrecision(Counting()), logger=book, log_every_n_steps=4)
-        logged = book.having("largest_norm/net.0.weight")
+        logged = book.having("adapt_layers/largest_norm/net.0.weight")
         assert list(logged) == [3, 7, 11, 15]
         assert list(logged.values()) == callback.trace["largest_norm"][[3, 7, 11, 15], 0].tolist()
 
@@ -137,7 +145,7 @@ class TestLogging:
         fit(Classifier(), logger=logger, log_every_n_steps=2, val_check_interval=2)
         with open(f"{logger.log_dir}/metrics.csv", newline="") as file:
             rows = list(csv.DictReader(file))
-        for key in ("adapt/mean_word_length", *(f"{field}/net.0.weight" for field in FIELDS)):
+        for key in ("adapt/mean_word_length", *(f"adapt_layers/{field}/net.0.weight" for field in FIELDS)):
             assert sum(row[key] != "" for row in rows) == 3 * BATCHES // 2
 
     def test_steps_of_two_optimizers(self):
@@ -146,7 +154,8 @@ class TestLogging:
         logged = book.having("adapt/mean_word_length")
         assert list(logged) == [3, 7, 11, 15]
         assert all(
-            list(book.having(f"word_length/{part}.weight")) == list(logged) for part in ("generator", "discriminator")
+            list(book.having(f"adapt_layers/word_length/{part}.weight")) == list(logged)
+            for part in ("generator", "discriminator")
         )
         traces = [controller.trace for controller in callback.controllers]
         sizes = [int(trace.numel.sum()) for trace in traces]
@@ -162,10 +171,10 @@ class TestLogging:
         callback, _ = fit(Twins(), AdaptivePrecision(), logger=[book, TensorBoardLogger(tmp_path)], log_every_n_steps=4)
         for part, controller in zip(("generator", "discriminator"), callback.controllers, strict=True):
             assert controller.trace.layers == ("weight",)
-            assert list(book.having(f"nonzero/{part}.weight").values()) == [
+            assert list(book.having(f"adapt_layers/nonzero/{part}.weight").values()) == [
                 controller.trace.nonzero[step, 0] for step in (3, 7, 11, 15)
             ]
-        assert not book.having("nonzero/weight")
+        assert not book.having("adapt_layers/nonzero/weight")
 
     def test_layers_that_the_module_does_not_know_are_called_by_their_optimizer(self):
         traces = [trace_of(["weight"], [1], 2), trace_of(["weight"], [1], 2)]
@@ -178,7 +187,7 @@ class TestLogging:
     def test_a_sparse_trace_logs_its_latest_row(self):
         book = Notebook()
         callback, _ = fit(Classifier(), precision(trace_every=5), logger=book, log_every_n_steps=1)
-        logged = book.having("word_length/net.0.weight")
+        logged = book.having("adapt_layers/word_length/net.0.weight")
         assert len(logged) == 3 * BATCHES
         assert math.isnan(logged[0])
         assert logged[9] == callback.trace.word_length[1, 0]
@@ -188,7 +197,7 @@ class TestLogging:
 def first_rows(trace, rows):
     """A trace of the first rows of another."""
     part = adapt.Trace(trace.layers, trace.numel)
-    fields = (*FIELDS, "divergence")
+    fields = (*FIELDS, *INTERNALS, "divergence")
     part.append(trace.step[:rows], **{field: getattr(trace, field)[:rows] for field in fields})
     return part
 
@@ -339,7 +348,7 @@ class TestAggregates:
         parts = []
         for columns in ([0, 2], [1]):
             part = adapt.Trace([names[i] for i in columns], [numel[i] for i in columns])
-            part.append(whole.step, **{f: getattr(whole, f)[:, columns] for f in (*FIELDS, "divergence")})
+            part.append(whole.step, **{f: getattr(whole, f)[:, columns] for f in (*FIELDS, *INTERNALS, "divergence")})
             parts.append(part)
         counts = [{name: work[name] for name in part.layers} for part in parts]
         both = metrics.Aggregates(batch_size=8, accumulation=1).update(parts, counts)
@@ -462,9 +471,13 @@ class TestTensorBoard:
         callback, _ = fit(Classifier(), logger=logger, log_every_n_steps=2)
         events = accumulator.EventAccumulator(logger.log_dir).Reload()
         tags = events.Tags()
+        # Points where the value changes, and where a picture was drawn.
         for field in FIELDS:
-            points = events.Scalars(f"{field}/net.0.weight")
-            assert [point.step for point in points] == list(range(1, 3 * BATCHES, 2))
+            points = events.Scalars(f"adapt_layers/{field}/net.0.weight")
+            line = np.interp(callback.trace.step, [p.step for p in points], [p.value for p in points])
+            np.testing.assert_allclose(line, callback.trace[field][:, 0], rtol=1e-6)
+        assert len(events.Scalars("adapt_layers/word_length/net.0.weight")) < len(callback.trace)
+        assert not any(f"adapt_layers/{field}/net.0.weight" in tags["scalars"] for field in INTERNALS)
         assert {f"adapt/{name}" for name in AGGREGATES} <= set(tags["scalars"])
         assert tags["images"] == ["adapt/word_length_heatmap", "adapt/timeline"]
         assert events.Images("adapt/timeline")[-1].step == 3 * BATCHES == callback.trace.step[-1]
@@ -474,12 +487,12 @@ class TestTensorBoard:
         timeline = pytest.importorskip("adapt.tensorboard").Timeline
         drawn, clock = [], [0.0]
 
-        def write(self, trace):
+        def draw(self, trace):
             drawn.append(len(trace))
             clock[0] += 1.0
 
         monkeypatch.setattr("time.monotonic", lambda: clock[0])
-        monkeypatch.setattr(timeline, "write", write)
+        monkeypatch.setattr(timeline, "draw", draw)
 
         class Passes(Callback):
             def on_train_epoch_end(self, *args):
@@ -496,7 +509,7 @@ class TestTensorBoard:
         monkeypatch.setattr(
             "importlib.util.find_spec", lambda name, *rest: None if name == "matplotlib" else real(name, *rest)
         )
-        assert metrics.timelines([logger]) == []
+        assert metrics.timelines([logger]) == {}
         fit(Classifier(), precision(RESTLESS), logger=logger, log_every_n_steps=2)
 
 

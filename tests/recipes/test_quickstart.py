@@ -31,5 +31,5 @@ def test_both_ways_train_and_agree(tmp_path, capsys):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
     for way in ("plain", "lightning"):
         tags = EventAccumulator(str(tmp_path / f"adapt-{way}")).Reload().Tags()
-        assert "word_length/model.0.weight" in tags["scalars"]
+        assert "adapt_layers/word_length/model.0.weight" in tags["scalars"]
         assert "adapt/timeline" in tags["images"]

@@ -1,0 +1,51 @@
+"""What loggers show of a trace: figures of the whole network, and columns of the layers."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adapt.numerics import LONGEST_WORD
+from adapt.trace.trace import Trace
+from adapt.trace.widths import Widths
+
+
+def totals(trace: Trace, widths: Widths | None = None) -> dict[str, NDArray[np.float64]]:
+    """Return what loggers show under `adapt/`: each layer counts by its number of weights.
+
+    Args:
+        trace: what happened.
+        widths: the word lengths by channel of a run that learned them, which the trace rounds to whole bits.
+
+    Returns:
+        float64 [rows] of each: mean_word_length, bits; nonzero, share of the weights; size_ratio, AdaPT 4.1.2, SZ;
+        memory_ratio, MEM, the mean of the rows so far.
+    """
+    share = trace.numel / trace.numel.sum()
+    lengths, nonzero = word_lengths(trace, widths), trace.nonzero.astype(np.float64)
+    size = (nonzero * lengths) @ share / LONGEST_WORD
+    return {
+        "mean_word_length": lengths @ share,
+        "nonzero": nonzero @ share,
+        "size_ratio": size,
+        "memory_ratio": 1 + np.cumsum(size) / np.arange(1, len(size) + 1),
+    }
+
+
+def word_lengths(trace: Trace, widths: Widths | None = None) -> NDArray[np.float64]:
+    """Return each layer's word length, float64 [rows, layers]: of learned widths, the exact mean over the channels."""
+    lengths = trace.word_length.astype(np.float64)
+    if widths is not None and len(widths):
+        exact = dict(zip(widths.names, widths.means_at(trace.step).T, strict=True))
+        for layer, name in enumerate(trace.layers):
+            lengths[:, layer] = exact.get(name, lengths[:, layer])
+    return lengths
+
+
+def shown_columns(trace: Trace, *, internals: bool = False) -> tuple[str, ...]:
+    """Return the columns that loggers show layer by layer: the formats, non-zeros, and the policy's own columns.
+
+    Args:
+        trace: what happened.
+        internals: whether to return all columns: the others say how AdaPT decides.
+    """
+    others = trace.columns if internals else trace.own_columns
+    return tuple(dict.fromkeys(("word_length", "fraction_length", "nonzero", *others)))
