@@ -25,7 +25,13 @@ HEADROOM = 2
 
 
 def prepare(
-    plan: Plan, layers: Mapping[str, Tensor], module: nn.Module, pin: Pin
+    plan: Plan,
+    layers: Mapping[str, Tensor],
+    module: nn.Module,
+    pin: Pin,
+    *,
+    table: type[FormatTable] = FormatTable,
+    masters: type[LearnedMasters] = LearnedMasters,
 ) -> tuple[LearnedMasters, FormatTable, InputQuantizers | None]:
     """Return the masters of the layers, a table without steps and ranges yet, and what rounds activations, if anything.
 
@@ -34,6 +40,7 @@ def prepare(
         layers: weights and quantised biases by name; their values now are the masters.
         module: what owns them.
         pin: the view that a context asks for.
+        table, masters: the kinds to make.
 
     Raises:
         NotImplementedError: a weight lies on several processes.
@@ -54,7 +61,7 @@ def prepare(
     sites = InputQuantizers(module, {id(w): n for n, w in layers.items()}, pin) if plan.with_activations else None
     names = () if sites is None else sites.names
     numel = np.repeat([w.numel() // c for w, c in zip(layers.values(), counts, strict=True)], counts)
-    formats = FormatTable(
+    formats = table(
         [*layers, *names],
         [*counts, *[1] * len(names)],
         np.concatenate([numel, np.zeros(len(names))]).astype(np.int64),
@@ -65,7 +72,7 @@ def prepare(
         power_of_two=isinstance(plan, FixedWidths) and plan.power_of_two,
         device=next(iter(layers.values())).device,
     )
-    return LearnedMasters(layers, channels, formats), formats, sites
+    return masters(layers, channels, formats), formats, sites
 
 
 def first_bits(plan: Plan, formats: FormatTable, averages: Sequence[float]) -> NDArray[np.int64]:

@@ -1,11 +1,12 @@
-"""What a user chooses of learned bit widths, checked once: widths that are learned, or LSQ at widths that are given."""
+"""What a user chooses, checked once: widths that are learned, or LSQ and AQT at widths that are given."""
 
 import math
 from dataclasses import dataclass
-from typing import Literal, TypedDict
+from typing import ClassVar, Literal, TypedDict
 
 from adapt.arguments import check_flags, check_number, check_whole
 from adapt.layers import choice
+from adapt.learned.aqt import check_width
 from adapt.learned.budget import Budget
 from adapt.learned.lsq import check_bits
 from adapt.learned.phases import Phases
@@ -59,6 +60,18 @@ class LsqOptions(ScalingOptions, LayerOptions, total=False):
     steps: int | None
     warmup: float
     momentum: float
+
+
+class AqtOptions(TypedDict, total=False):
+    """Keyword options of `adapt.learned.attach_aqt`; `MaximumRanges` has the defaults."""
+
+    weight_bits: int
+    activation_bits: int | None
+    first_bits: int
+    last_bits: int
+    activations_from: float
+    decay: float
+    layers: choice.Choice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,7 +191,58 @@ class FixedWidths(CommonSettings):
         _check_between("warmup", self.warmup, 0.0, 1.0)
 
 
-Plan = LearnedWidths | FixedWidths
+@dataclass(frozen=True, kw_only=True)
+class MaximumRanges:
+    """AQT: widths that are given, ranges from the largest magnitudes. `adapt.learned.attach_aqt` explains the options.
+
+    Raises:
+        TypeError, ValueError: an option is no sensible one.
+    """
+
+    steps: int
+    weight_bits: int = 4
+    activation_bits: int | None = 4
+    first_bits: int = 8
+    last_bits: int = 8
+    activations_from: float = 0.2
+    decay: float = 0.9
+    layers: choice.Choice = choice.is_matrix
+
+    quantize_biases = False
+    per_channel = True
+    weight_budget = None
+    activation_budget = None
+    activation_size = "sum"
+    floor = 2
+    weight_scaling: ClassVar[Scaling] = "ste"
+    activation_scaling: ClassVar[Scaling] = "ste"
+    delta = DELTA
+    is_scheduled = False
+    warmup = 0.0
+
+    @property
+    def with_activations(self) -> bool:
+        """Whether activations are quantised."""
+        return self.activation_bits is not None
+
+    @property
+    def calibration(self) -> int:
+        """The steps in which activations are float32 and their ranges are averaged; at least one."""
+        return max(round(self.activations_from * self.steps), 1)
+
+    def __post_init__(self) -> None:
+        if not callable(self.layers):
+            raise TypeError(f"layers must be a function of (name, parameter), got {self.layers!r}")
+        _check_count("steps", self.steps)
+        for name in ("weight_bits", "activation_bits", "first_bits", "last_bits"):
+            value = getattr(self, name)
+            if name != "activation_bits" or value is not None:
+                check_width(name, value)
+        _check_between("activations_from", self.activations_from, 0.0, 1.0)
+        _check_between("decay", self.decay, 0.0, 1.0)
+
+
+Plan = LearnedWidths | FixedWidths | MaximumRanges
 
 
 def _check_between(name: str, value: float, low: float, high: float) -> None:
