@@ -38,7 +38,7 @@ PRECISIONS: Mapping[str, tuple[int, int]] = {
     "4-8": (4, 8),
     "4": (4, 4),
 }
-"""Bits of all layers but the first and the last, and of these two, by the precision's name (the paper's section 5.2)."""
+"""Bits of the inner layers, and of the first and the last one, by the precision's name (the paper's section 5.2)."""
 
 
 @dataclass(frozen=True, kw_only=True)
