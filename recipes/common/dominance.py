@@ -1,6 +1,6 @@
 """Which points another point beats: less cost and a better score."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 
@@ -29,6 +29,6 @@ def best_beater(point: Point, others: Sequence[Point]) -> Point | None:
     return max(beaten_by(point, others), key=lambda other: (other.score, -other.cost), default=None)
 
 
-def dominated(curve: Sequence[Point], others: Mapping[str, Sequence[Point]]) -> dict[str, int]:
-    """Return how many points of a curve each other curve beats with one of its own, by the curves' names."""
-    return {name: sum(bool(beaten_by(point, rival)) for point in curve) for name, rival in others.items()}
+def count_beaten(curve: Sequence[Point], rival: Sequence[Point]) -> int:
+    """Return how many points of a curve another curve beats with one of its own."""
+    return sum(bool(beaten_by(point, rival)) for point in curve)
