@@ -40,15 +40,18 @@ class _Block(nn.Module):
         return F.relu(x + y)
 
 
-def resnet(classes: int = 10, shape: Shape = (3, 32, 32), *, blocks: int = 3, multiplier: float = 1.0) -> nn.Sequential:
+def resnet(
+    classes: int = 10, shape: Shape = (3, 32, 32), *, blocks: int | tuple[int, int, int] = 3, multiplier: float = 1.0
+) -> nn.Sequential:
     """ResNet-20 (He et al. 2015, section 4.2) with the parameter-free shortcut, option A. 0.27 M parameters.
 
     Args:
-        blocks: of each of the three stages; the network has 6·blocks + 2 layers.
+        blocks: of each of the three stages; the network has two layers for each block and two more.
         multiplier: of the numbers of filters, which are 16, 32 and 64 in the stages at 1.
     """
     stages = [max(round(filters * multiplier), 1) for filters in (16, 32, 64)]
-    widths = [filters for filters in stages for _ in range(blocks)]
+    counts = (blocks,) * 3 if isinstance(blocks, int) else blocks
+    widths = [filters for filters, count in zip(stages, counts, strict=True) for _ in range(count)]
     body = [
         _Block(before, width, stride=1 if before == width else 2)
         for before, width in zip([stages[0], *widths], widths, strict=False)

@@ -6,11 +6,11 @@
     python -m recipes.tradeoff report                                        # tables and figures
 
 The study of "Exploring the trade-off between model complexity and numerical precision" (2024). The footprint is
-parameters·b_p + largest activation·b_a. For each b_p the network is scaled until it fills the budget, in width and depth
-alike ("compound") or in width alone, and activations have b_a = b_p + k bits; --extra-bits without numbers leaves them
-in float32, as text does by default. A kB is 8000 bits. Every finished run is appended as one line to tradeoff.jsonl
-under --out. The same command given again skips finished runs and continues interrupted ones from their last whole epoch.
-`report` needs these lines alone: it writes tradeoff.md and a figure for each task and budget beside them.
+parameters·b_p + largest activation·b_a. For each b_p the network is scaled until it fills the budget, in width and
+depth alike ("compound") or in width alone, and activations have b_a = b_p + k bits; --extra-bits without numbers leaves
+them in float32, as text does by default. A kB is 8000 bits. Every finished run is appended as one line to
+tradeoff.jsonl under --out. The same command given again skips finished runs and continues interrupted ones from their
+last whole epoch. `report` needs these lines alone: it writes tradeoff.md and a figure for each task and budget.
 
 The defaults are a schedule for one CPU core and about an hour: of the pictures half, and four epochs.
 """

@@ -14,8 +14,8 @@ DOCUMENT, FIGURES = "tradeoff.md", "figures"
 NOTES = (
     "For each width of parameters b_p the network is scaled until parameters·b_p + largest activation·b_a fills the "
     "budget, trained from scratch by LSQ with activations at b_a = b_p + k bits, and tested. 32 bits are float32. α is "
-    "the factor of the number of parameters, as far as whole filters and layers allow. Memory is modelled; the schedule "
-    "is far shorter than the paper's."
+    "the factor of the number of parameters, as far as whole filters and layers allow. Memory is modelled; the "
+    "schedule is far shorter than the paper's."
 )
 
 
@@ -118,9 +118,10 @@ def document(studies: Sequence[Study]) -> str:
 def verdict(study: Study) -> str:
     """The winner, in a sentence."""
     best, first = study.best, study.best.lines[0]
+    score = f"{best.score(study.task).text(_form(study.task))} {_unit(study.task)}"
     return paragraph(
-        f"Best is {best.score(study.task).text(_form(study.task))} {_unit(study.task)} at {best.bits} bits ({best.name}), with "
-        f"{first['parameters']:,} parameters, among {len(study.variants)} variants."
+        f"Best is {score} at {best.bits} bits ({best.name}), with {first['parameters']:,} parameters, among "
+        f"{len(study.variants)} variants."
     )
 
 

@@ -92,6 +92,8 @@ def plan(task: Task, name: str, options: Any) -> list[TradeoffSettings]:
     Activations have at most LSQ's 8 bits, so that long words have fewer choices; float32 has none.
     """
     extras = options.extra_bits if options.extra_bits is not None else ([0, 1, 2] if task.activations else [])
+    epochs = options.epochs or task.epochs
+    subset = (task.subset if options.subset is None else options.subset) or None
     found = []
     for seed in options.seeds:
         for scaling in options.scalings:
@@ -101,8 +103,8 @@ def plan(task: Task, name: str, options: Any) -> list[TradeoffSettings]:
                     found.append(
                         TradeoffSettings(
                             method="lsq" if bits < FLOAT else "float32", task=name, budget=options.budget,
-                            scaling=scaling, bits=bits, activation_bits=activation_bits, epochs=options.epochs,
-                            lr=task.lr, weight_decay=task.weight_decay, subset=options.subset or None, seed=seed,
+                            scaling=scaling, bits=bits, activation_bits=activation_bits, epochs=epochs,
+                            lr=task.lr, weight_decay=task.weight_decay, subset=subset, seed=seed,
                         )
                     )  # fmt: skip
     return found

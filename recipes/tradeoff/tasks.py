@@ -26,6 +26,7 @@ class Task(Protocol):
         larger_is_better: whether it does.
         activations: whether activations are quantised if the command line does not say.
         lr, weight_decay: of AdamW.
+        epochs, subset: of the reduced study; a subset of 0 is all of the data.
     """
 
     name: str
@@ -35,6 +36,8 @@ class Task(Protocol):
     activations: bool
     lr: float
     weight_decay: float
+    epochs: int
+    subset: int
 
     def network(self, width: float, depth: float) -> tuple[nn.Module, Tensor]:
         """The network of these factors of width and depth, and an input of one sample. It needs no data.
@@ -56,11 +59,13 @@ class PicturesTask:
     """CIFAR-10 pictures and ResNet-20 (the paper's section 4.1)."""
 
     name, score, unit, larger_is_better, activations = "pictures", "accuracy", "accuracy", True, True
-    lr, weight_decay = 4e-3, 1e-2
+    lr, weight_decay, epochs, subset = 4e-3, 1e-2, 4, 25_000
 
     def network(self, width: float, depth: float) -> tuple[nn.Module, Tensor]:
-        """ResNet-20 at 1; one block a stage and one filter at least."""
-        return resnet(blocks=max(round(3 * depth), 1), multiplier=width), torch.zeros(1, 3, 32, 32)
+        """ResNet-20 at 1; one block a stage and one filter at least. Stages that come first are the deeper ones."""
+        blocks = max(round(9 * depth), 3)
+        stages = (blocks + 2) // 3, (blocks + 1) // 3, blocks // 3
+        return resnet(blocks=stages, multiplier=width), torch.zeros(1, 3, 32, 32)
 
     def load(self, folder: Path, *, download: bool) -> None:
         """Read the pictures."""
@@ -88,16 +93,17 @@ class TextTask:
     """The characters of a text and a decoder-only transformer (the paper's section 4.3, over characters)."""
 
     name, score, unit, larger_is_better, activations = "text", "bits_per_character", "bits per character", False, False
-    lr, weight_decay = 3e-3, 0.1
+    lr, weight_decay, epochs, subset = 3e-3, 0.1, 10, 0
     context, alphabet, steps, batch_size = 64, 65, 100, 32
 
     def network(self, width: float, depth: float) -> tuple[nn.Module, Tensor]:
-        """Four layers with eight heads of 16 at 1: embedding dimension, heads and layers are scaled."""
-        heads = max(round(8 * width), 1)
-        model = CharGPT(
-            self.alphabet, context=self.context, layers=max(round(4 * depth), 1), width=16 * heads, heads=heads
-        )
-        return model, torch.zeros(1, self.context, dtype=torch.int64)
+        """Four layers with 16 heads of 8 at 1: embedding dimension, heads and layers are scaled.
+
+        The input is one character, because a text is read and written one character after another.
+        """
+        heads, layers = max(round(16 * width), 1), max(round(4 * depth), 1)
+        model = CharGPT(self.alphabet, context=self.context, layers=layers, width=8 * heads, heads=heads)
+        return model, torch.zeros(1, 1, dtype=torch.int64)
 
     def load(self, folder: Path, *, download: bool) -> None:
         """Read tinyshakespeare, or the text that `folder` is."""
@@ -135,9 +141,8 @@ def find(name: str) -> Task:
     try:
         made: Task = getattr(importlib.import_module(module), kind)()
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(
-            f"task must be {', '.join(TASKS)}, or module:class of your own, got {name!r}: {error}"
-        ) from error
+        known = ", ".join(TASKS)
+        raise ValueError(f"task must be {known}, or module:class of your own, got {name!r}: {error}") from error
     return made
 
 
