@@ -15,6 +15,7 @@ from recipes.common.bfloat16 import Bfloat16
 from recipes.common.gpt import CharGPT
 from recipes.common.models import resnet
 from recipes.common.training import Data, evaluating
+from recipes.tradeoff.keywords import KeywordsTask, RecurrentKeywordsTask
 
 
 class Task(Protocol):
@@ -125,7 +126,12 @@ class TextTask:
         return {"bits_per_character": float(total) / (len(self._text.held_out) - 1) / math.log(2)}
 
 
-TASKS: dict[str, type[Any]] = {"pictures": PicturesTask, "text": TextTask}
+TASKS: dict[str, type[Any]] = {
+    "pictures": PicturesTask,
+    "text": TextTask,
+    "keywords": KeywordsTask,
+    "keywords-gru": RecurrentKeywordsTask,
+}
 
 
 def find(name: str) -> Task:

@@ -13,6 +13,7 @@ from recipes.tradeoff.runs import TradeoffSettings
 from recipes.tradeoff.scaling import RATIO, Footprint, factors, footprint_of, largest
 from recipes.tradeoff.tasks import TASKS, find
 from tests.recipes.small_runs import interrupt, timeless, write_cifar
+from tests.recipes.spoken import write_words
 
 
 @pytest.fixture
@@ -33,6 +34,8 @@ def test_the_baselines_have_the_papers_sizes():
     # Its table 2: ResNet-20 has 270k parameters and a largest activation of 16k.
     assert footprint_of(*TASKS["pictures"]().network(1.0, 1.0)) == Footprint(269_722, 16 * 32 * 32)
     # A character GPT of 4 layers and 128 dimensions: embeddings, then attention, feed-forward and norms, then the head.
+    # Its table 1: a GRU of 280k parameters.
+    assert 275_000 < footprint_of(*TASKS["keywords-gru"]().network(1.0, 1.0)).parameters < 285_000
     layer = 128 * 384 + 384 + 128 * 128 + 128 + 2 * 128 * 512 + 512 + 128 + 4 * 128
     wanted = 65 * 128 + 64 * 128 + 4 * layer + 2 * 128 + 128 * 65 + 65
     assert footprint_of(*TASKS["text"]().network(1.0, 1.0)) == Footprint(wanted, 512)
@@ -119,6 +122,18 @@ def test_text_is_trained_with_activations_in_float32(tmp_path):
     assert "Best is" in write(tmp_path / LEDGER)
 
 
+@pytest.mark.parametrize("task", ["keywords", "keywords-gru"])
+def test_spoken_words_are_told_apart(task, tmp_path):
+    write_words(tmp_path, words=("no", "yes"), each=20)
+    main([
+        "--task", task, "--bits", "4", "--extra-bits", *(["1"] if task == "keywords" else []), "--budget", "30",
+        "--epochs", "40", "--data", str(tmp_path), "--out", str(tmp_path), "--device", "cpu",
+    ])  # fmt: skip
+    (line,) = ledger.read(tmp_path / LEDGER)
+    assert line["kilobytes"] <= 30
+    assert line["accuracy"] > 0.8
+
+
 def test_the_winner_is_the_best_mean(tmp_path):
     for bits, scores in ((2, (0.5, 0.7)), (4, (0.55, 0.56))):
         for seed, score in enumerate(scores):
@@ -139,7 +154,7 @@ def test_the_winner_is_the_best_mean(tmp_path):
     ("arguments", "message"),
     [
         (["--bits", "9"], "bits must be 1 to 8, or 32, got 9"),
-        (["--task", "nothing"], "task must be pictures, text, or module:class"),
+        (["--task", "nothing"], "task must be pictures, text, keywords, keywords-gru, or module:class"),
         (["--budget", "0.001"], "budget must be at least"),
     ],
 )
