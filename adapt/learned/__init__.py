@@ -1,6 +1,7 @@
-"""Bit widths as learned parameters, under size budgets; and LSQ, their case of given widths."""
+"""Bit widths as learned parameters, under size budgets; and LSQ and AQT, where widths are given."""
 
-from adapt.learned.attachment import attach, attach_lsq
+from adapt.learned.aqt import aqt
+from adapt.learned.attachment import attach, attach_aqt, attach_lsq
 from adapt.learned.budget import Budget
 from adapt.learned.distillation import Distillation
 from adapt.learned.learner import Learner, Size
@@ -18,7 +19,9 @@ __all__ = [
     "Phases",
     "Size",
     "Widths",
+    "aqt",
     "attach",
+    "attach_aqt",
     "attach_lsq",
     "lsq",
     "quantize",

@@ -43,6 +43,26 @@ class SiteStatistics:
         self.elements = max(self.elements, x.numel() / self.samples)
 
 
+class SitePeaks:
+    """The extremes of what passes one site in training.
+
+    Args:
+        peaks: the largest −x and the largest x so far, float32 [2], which passes raise in place.
+
+    Attributes:
+        elements: the most elements of a pass, for one sample; the first dimension is that of the samples.
+    """
+
+    def __init__(self, peaks: Tensor) -> None:
+        self._peaks, self.elements = peaks, 0
+
+    def look(self, x: Tensor) -> None:
+        """Take in the values of one pass."""
+        low, high = x.detach().aminmax()
+        self._peaks.copy_(torch.maximum(self._peaks, torch.stack([-low, high]).float()))
+        self.elements = max(self.elements, x.numel() // x.shape[0] if x.ndim else 1)
+
+
 class InputQuantizers:
     """Rounds the inputs of the linear layers and convolutions whose weights are quantised.
 
@@ -81,7 +101,14 @@ class InputQuantizers:
         """From now on only look at what passes, and return what will be met at each site."""
         met = [SiteStatistics() for _ in self._hooks]
         for hook, one in zip(self._hooks, met, strict=True):
-            hook.quantizer, hook.met = None, one
+            hook.quantizer, hook.met, hook.in_training = None, one, False
+        return met
+
+    def look(self, peaks: Tensor) -> list[SitePeaks]:
+        """From now on only look at what passes in training, and raise the peaks of each site, [sites, 2]."""
+        met = [SitePeaks(peaks[i]) for i in range(len(self._hooks))]
+        for hook, one in zip(self._hooks, met, strict=True):
+            hook.quantizer, hook.met, hook.in_training = None, one, True
         return met
 
     def quantize(self, formats: FormatTable, scaling: str, delta: float) -> None:
@@ -103,7 +130,8 @@ class _Hook:
 
     def __init__(self, pin: Pin) -> None:
         self._pin = pin
-        self.met: SiteStatistics | None = None
+        self.met: SiteStatistics | SitePeaks | None = None
+        self.in_training = False
         self.quantizer: Quantizer | None = None
 
     def before(
@@ -117,7 +145,7 @@ class _Hook:
             return x
         if (not torch.compiler.is_compiling() and is_drawn()) or not x.numel():
             return x
-        if self.met is not None:
+        if self.met is not None and (training or not self.in_training):
             self.met.look(x)
         if self.quantizer is None or self._pin.view == "masters":
             return x

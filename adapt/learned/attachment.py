@@ -1,4 +1,4 @@
-"""A learner for the user's own optimizer and modules: `attach` for learned widths, `attach_lsq` for given ones."""
+"""A learner for the user's own optimizer: `attach` for learned widths, `attach_lsq` and `attach_aqt` for given ones."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Unpack
@@ -12,9 +12,18 @@ from adapt.layers import choice
 from adapt.layers.layer_bits import check_patterns
 from adapt.layers.naming import module_site, named
 from adapt.layers.optimizers import check_optimizer
+from adapt.learned.aqt_run import AqtRun
 from adapt.learned.budget import Budget
 from adapt.learned.learner import Learner
-from adapt.learned.options import AttachOptions, FixedWidths, LearnedWidths, LsqOptions, Plan
+from adapt.learned.options import (
+    AqtOptions,
+    AttachOptions,
+    FixedWidths,
+    LearnedWidths,
+    LsqOptions,
+    MaximumRanges,
+    Plan,
+)
 from adapt.learned.phases import Phases
 from adapt.learned.run import LearnedRun
 
@@ -115,10 +124,38 @@ def attach_lsq(
     return attach_plan(optimizer, module, plan, lambda learner: learner.calibrate(calibration))
 
 
+def attach_aqt(optimizer: Optimizer, module: nn.Module, *, steps: int, **options: Unpack[AqtOptions]) -> Learner:
+    """AQT: train at given bit widths, in ranges that follow from the largest magnitudes (Abdolrashidi et al. 2021).
+
+    Weights have a scale for each output channel, from max|w| in every step. Activations, the inputs of linear layers
+    and convolutions, stay float32 in the first fifth of the training, while a moving average of each input's max|x| is
+    kept; from then on that average is their range. An input has one scale, because the products that a layer sums
+    must share it, and no sign if calibration met no negative value, as after a ReLU. Biases stay float32.
+
+    Args:
+        optimizer: any torch optimizer that evaluates the loss once in a step.
+        module: the module that it trains.
+        steps: optimizer steps of the whole training; the learning rates are yours.
+        weight_bits, activation_bits: 2 to 8. None leaves activations in float32.
+        first_bits, last_bits: the bits of weight and input of the first and the last layer, in the module's order.
+        activations_from: share of the steps after which activations are rounded; the paper recommends 0.1 to 0.4.
+        decay: what a step keeps of the moving average. Its ranges are those of the largest magnitude over a step's
+            micro-batches and all processes.
+        layers: as in `attach`.
+
+    Returns:
+        The learner, as from `attach`.
+
+    Raises:
+        TypeError, ValueError, NotImplementedError: as `attach`.
+    """
+    return attach_plan(optimizer, module, MaximumRanges(steps=steps, **options))
+
+
 def attach_plan(
     optimizer: Optimizer, module: nn.Module, plan: Plan, begin: Callable[[Learner], None] | None = None
 ) -> Learner:
-    """Return a learner with a plan, for `begin` to calibrate: what `attach` and `attach_lsq` share.
+    """Return a learner with a plan, for `begin` to calibrate: what the other three share.
 
     Raises:
         TypeError, ValueError, RuntimeError, NotImplementedError: as they do.
@@ -145,7 +182,8 @@ def attach_plan(
     check_patterns(plan.layer_bits or {}, [*names, *inputs])
 
     def make() -> Learner:
-        return Learner(optimizer, module, parameters, LearnedRun(plan, is_layer, chosen, module))
+        kind = AqtRun if isinstance(plan, MaximumRanges) else LearnedRun
+        return Learner(optimizer, module, parameters, kind(plan, is_layer, chosen, module))
 
     return registry.register(optimizer, module, make, begin)
 

@@ -19,7 +19,7 @@ from adapt.learned.calibration import gaussian_range
 from adapt.learned.format_table import FormatTable
 from adapt.learned.lsq import initial_step
 from adapt.learned.masters import LearnedMasters, channels_of
-from adapt.learned.options import FixedWidths, LearnedWidths, Plan
+from adapt.learned.options import FixedWidths, LearnedWidths, MaximumRanges, Plan
 from adapt.learned.outgrowth import begins_small, growth, outgrown
 from adapt.numerics import LONGEST_WORD
 
@@ -28,7 +28,13 @@ HEADROOM = 2
 
 
 def prepare(
-    plan: Plan, layers: Mapping[str, Tensor], module: nn.Module, pin: Pin
+    plan: Plan,
+    layers: Mapping[str, Tensor],
+    module: nn.Module,
+    pin: Pin,
+    *,
+    table: type[FormatTable] = FormatTable,
+    masters: type[LearnedMasters] = LearnedMasters,
 ) -> tuple[LearnedMasters, FormatTable, InputQuantizers | None]:
     """Return the masters of the layers, a table without steps and ranges yet, and what rounds activations, if anything.
 
@@ -37,6 +43,7 @@ def prepare(
         layers: weights and quantised biases by name; their values now are the masters.
         module: what owns them.
         pin: the view that a context asks for.
+        table, masters: the kinds to make.
 
     Raises:
         NotImplementedError: a weight lies on several processes.
@@ -57,7 +64,7 @@ def prepare(
     sites = InputQuantizers(module, {id(w): n for n, w in layers.items()}, pin) if plan.with_activations else None
     names = () if sites is None else sites.names
     numel = np.repeat([w.numel() // c for w, c in zip(layers.values(), counts, strict=True)], counts)
-    formats = FormatTable(
+    formats = table(
         [*layers, *names],
         [*counts, *[1] * len(names)],
         np.concatenate([numel, np.zeros(len(names))]).astype(np.int64),
@@ -67,11 +74,12 @@ def prepare(
         power_of_two=isinstance(plan, FixedWidths) and plan.power_of_two,
         device=next(iter(layers.values())).device,
     )
-    bound(plan, formats)
-    return LearnedMasters(layers, channels, formats), formats, sites
+    if not isinstance(plan, MaximumRanges):
+        bound(plan, formats)
+    return masters(layers, channels, formats), formats, sites
 
 
-def bound(plan: Plan, formats: FormatTable) -> None:
+def bound(plan: LearnedWidths | FixedWidths, formats: FormatTable) -> None:
     """Let the word lengths keep to the bounds that the plan sets by name; those of LSQ are the nearest within them."""
     places = formats.places.items()
     names = [name if place.start < formats.weights else module_site(name) for name, place in places]

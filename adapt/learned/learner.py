@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from adapt.engine.engine import Engine
 from adapt.layers.naming import module_site
 from adapt.layers.optimizers import is_scaled
-from adapt.learned.options import FixedWidths, LearnedWidths, Plan
+from adapt.learned.options import FixedWidths, LearnedWidths, MaximumRanges, Plan
 from adapt.learned.phases import Phases
 from adapt.learned.run import LearnedRun
 from adapt.learned.schedule import Schedule
@@ -38,7 +38,9 @@ class Size(NamedTuple):
 
 
 class Learner(Engine):
-    """Keeps an optimizer's layers on grids whose steps and ranges are learned. `attach` and `attach_lsq` make it.
+    """Keeps an optimizer's layers on grids whose steps and ranges are learned, or observed under AQT.
+
+    `attach`, `attach_lsq` and `attach_aqt` make it.
 
     Masters, views of the weights in training, evaluation and checkpoints, persistence in `optimizer.state_dict()` and
     the trace are those of a `Controller`. All rounding is to nearest.
@@ -59,7 +61,7 @@ class Learner(Engine):
 
     @property
     def plan(self) -> Plan:
-        """The options of `attach` or `attach_lsq`."""
+        """The options of `attach`, `attach_lsq` or `attach_aqt`."""
         return self._run.plan
 
     @property
@@ -103,8 +105,10 @@ class Learner(Engine):
 
     @property
     def phase(self) -> str:
-        """The phase of the next step: "pretraining", "learning" or "finetuning"; "lsq" where widths are given."""
-        return "lsq" if isinstance(self.plan, FixedWidths) else self.plan.phases.at(self.step)[0]
+        """The phase of the next step: "pretraining", "learning" or "finetuning"; "lsq" or "aqt" for given widths."""
+        if isinstance(self.plan, LearnedWidths):
+            return self.plan.phases.at(self.step)[0]
+        return "lsq" if isinstance(self.plan, FixedWidths) else "aqt"
 
     @property
     def widths(self) -> Widths:
@@ -133,7 +137,8 @@ class Learner(Engine):
 
     @torch.no_grad()
     def _before_update(self, loss: Any) -> None:
-        if self.is_attached and self._run.inputs is not None and is_scaled():
+        learns = not isinstance(self.plan, MaximumRanges)
+        if self.is_attached and learns and self._run.inputs is not None and is_scaled():
             raise RuntimeError(
                 "a GradScaler multiplies the gradients from which activations learn their formats: use bfloat16, which "
                 "needs no scaler, or leave the activations in float32 (no activation_budget or activation_bits)"

@@ -1,12 +1,13 @@
-"""What a user chooses of learned bit widths, checked once: widths that are learned, or LSQ at widths that are given."""
+"""What a user chooses, checked once: widths that are learned, or LSQ and AQT at widths that are given."""
 
 import math
 from dataclasses import dataclass
-from typing import Literal, TypedDict
+from typing import ClassVar, Literal, TypedDict
 
 from adapt.arguments import check_flags, check_number, check_whole
 from adapt.layers import choice
 from adapt.layers.layer_bits import LayerBits, checked
+from adapt.learned.aqt import check_width
 from adapt.learned.budget import LONGEST, Budget
 from adapt.learned.lsq import LONGEST as LONGEST_OF_LSQ
 from adapt.learned.lsq import check_bits
@@ -62,6 +63,18 @@ class LsqOptions(ScalingOptions, LayerOptions, total=False):
     steps: int | None
     warmup: float
     momentum: float
+
+
+class AqtOptions(TypedDict, total=False):
+    """Keyword options of `adapt.learned.attach_aqt`; `MaximumRanges` has the defaults."""
+
+    weight_bits: int
+    activation_bits: int | None
+    first_bits: int
+    last_bits: int
+    activations_from: float
+    decay: float
+    layers: choice.Choice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,10 +203,62 @@ class FixedWidths(CommonSettings):
         object.__setattr__(self, "layer_bits", _checked_bits(self))
 
 
-Plan = LearnedWidths | FixedWidths
+@dataclass(frozen=True, kw_only=True)
+class MaximumRanges:
+    """AQT: widths that are given, ranges from the largest magnitudes. `adapt.learned.attach_aqt` explains the options.
+
+    Raises:
+        TypeError, ValueError: an option is no sensible one.
+    """
+
+    steps: int
+    weight_bits: int = 4
+    activation_bits: int | None = 4
+    first_bits: int = 8
+    last_bits: int = 8
+    activations_from: float = 0.2
+    decay: float = 0.9
+    layers: choice.Choice = choice.is_matrix
+
+    layer_bits: ClassVar[None] = None
+    quantize_biases = False
+    per_channel = True
+    weight_budget = None
+    activation_budget = None
+    activation_size = "sum"
+    floor = 2
+    weight_scaling: ClassVar[Scaling] = "ste"
+    activation_scaling: ClassVar[Scaling] = "ste"
+    delta = DELTA
+    is_scheduled = False
+    warmup = 0.0
+
+    @property
+    def with_activations(self) -> bool:
+        """Whether activations are quantised."""
+        return self.activation_bits is not None
+
+    @property
+    def calibration(self) -> int:
+        """The steps in which activations are float32 and their ranges are averaged; at least one."""
+        return max(round(self.activations_from * self.steps), 1)
+
+    def __post_init__(self) -> None:
+        if not callable(self.layers):
+            raise TypeError(f"layers must be a function of (name, parameter), got {self.layers!r}")
+        _check_count("steps", self.steps)
+        for name in ("weight_bits", "activation_bits", "first_bits", "last_bits"):
+            value = getattr(self, name)
+            if name != "activation_bits" or value is not None:
+                check_width(name, value)
+        _check_between("activations_from", self.activations_from, 0.0, 1.0)
+        _check_between("decay", self.decay, 0.0, 1.0)
 
 
-def _checked_bits(plan: Plan) -> dict[str, tuple[int, int]] | None:
+Plan = LearnedWidths | FixedWidths | MaximumRanges
+
+
+def _checked_bits(plan: LearnedWidths | FixedWidths) -> dict[str, tuple[int, int]] | None:
     """Return a plan's bits by pattern as bounds."""
     words = plan.words
     return None if plan.layer_bits is None else checked(plan.layer_bits, shortest=words[0], longest=words[-1])

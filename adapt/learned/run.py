@@ -18,10 +18,12 @@ from adapt.layers.choice import Choice
 from adapt.layers.naming import module_site
 from adapt.learned import initial_formats
 from adapt.learned import persistence as learned_persistence
-from adapt.learned.activations import SiteStatistics
+from adapt.learned.activations import InputQuantizers, SiteStatistics
+from adapt.learned.format_table import FormatTable
 from adapt.learned.log import Log
+from adapt.learned.masters import LearnedMasters
 from adapt.learned.normalization import Reestimation
-from adapt.learned.options import FixedWidths, LearnedWidths, Plan
+from adapt.learned.options import FixedWidths, LearnedWidths, MaximumRanges, Plan
 from adapt.learned.outgrowth import is_due
 from adapt.learned.phases import Phases
 from adapt.learned.projection import settle
@@ -35,8 +37,8 @@ from adapt.weights.masters import Masters
 _FADING = 0.8
 """What an update keeps of the energy of earlier gradients."""
 
-_LSQ_ROWS = 20
-"""Steps between two rows of the trace under LSQ, whose formats move in every step."""
+ROWS = 20
+"""Steps between two rows of the trace where formats move in every step."""
 
 
 class LearnedRun(Run):
@@ -70,7 +72,7 @@ class LearnedRun(Run):
         self.plan = plan
         self.frozen = self.settled = False
         self.learning_rate = 0.0
-        self.layers, self.table, self.inputs = initial_formats.prepare(plan, layers, module, self.pin)
+        self.layers, self.table, self.inputs = self._prepare(layers, module)
         self.sizes = Sizes(self.table, plan.weight_budget, plan.activation_budget, plan.activation_size)
         self.rule: WidthRule | StepRule = StepRule()
         self.log = Log(self.table, self.sizes)
@@ -80,8 +82,18 @@ class LearnedRun(Run):
         self._trace = Trace(self.layers.names, self.layers.numel)
         self._news = False
         self.sizes.check(self.sizes.budgets[:1])
-        initial_formats.begin_weights(plan, self.table, self.layers, self._first_bits())
+        self._begin_weights()
         self._begin()
+
+    def _prepare(
+        self, layers: Mapping[str, Tensor], module: nn.Module
+    ) -> tuple[LearnedMasters, FormatTable, InputQuantizers | None]:
+        """Return masters, the table of formats, and what rounds activations, if anything."""
+        return initial_formats.prepare(self.plan, layers, module, self.pin)
+
+    def _begin_weights(self) -> None:
+        """Set the weights' first formats."""
+        initial_formats.begin_weights(self.plan, self.table, self.layers, self._first_bits())
 
     def calibrate(self, statistics: Sequence[SiteStatistics]) -> None:
         """Begin with what calibration met at the inputs.
@@ -169,8 +181,8 @@ class LearnedRun(Run):
         if isinstance(plan, FixedWidths):
             self.count += 1
             self._move(at)
-            self._news |= self.step % _LSQ_ROWS == 0
-        else:
+            self._news |= self.step % ROWS == 0
+        elif isinstance(plan, LearnedWidths):
             self._learn(plan, at)
         return False
 
@@ -229,7 +241,7 @@ class LearnedRun(Run):
 
     def _follow_weights(self) -> None:
         """Let formats of a network that began near zero follow weights that have outgrown them, until widths settle."""
-        every = self.plan.update_every if isinstance(self.plan, LearnedWidths) else _LSQ_ROWS
+        every = self.plan.update_every if isinstance(self.plan, LearnedWidths) else ROWS
         if self.table.follows and not self.settled and is_due(self.step, every):
             grown = initial_formats.follow_weights(self.plan, self.table, self.layers)
             if grown.any():
@@ -303,8 +315,8 @@ class LearnedRun(Run):
         self.rule.check_state(rule, self.table)
         self.log.check_state(log)
         trace, widths = learned_persistence.histories(saved, self._trace, self.widths)
-        words = self.plan.words
-        if self.plan.layer_bits is None:
+        if not isinstance(self.plan, MaximumRanges) and self.plan.layer_bits is None:
+            words = self.plan.words
             bits = persistence.unpack_bits(saved, shortest=words[0], longest=words[-1])
             self.plan = replace(self.plan, layer_bits=bits)
             initial_formats.bound(self.plan, self.table)

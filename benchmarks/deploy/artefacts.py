@@ -48,7 +48,7 @@ def networks() -> dict[str, tuple[Callable[[], nn.Module], Callable[[int], Tenso
         return torch.randint(0, ALPHABET, (batch, CONTEXT), generator=torch.Generator().manual_seed(batch))
 
     return {
-        "resnet20": (models.resnet20, pictures(3, 32, 32)),
+        "resnet20": (models.resnet, pictures(3, 32, 32)),
         "alexnet": (models.alexnet, pictures(3, 32, 32)),
         "mlp": (models.mlp, pictures(1, 28, 28)),
         "gpt": (lambda: CharGPT(ALPHABET, context=CONTEXT, layers=4, width=128, heads=4), text),

@@ -40,22 +40,31 @@ class _Block(nn.Module):
         return F.relu(x + y)
 
 
-def resnet20(classes: int = 10, shape: Shape = (3, 32, 32)) -> nn.Module:
-    """ResNet-20 (He et al. 2015, section 4.2) with the parameter-free shortcut, option A. 0.27 M parameters."""
-    widths = [16] * 3 + [32] * 3 + [64] * 3
-    blocks = [
+def resnet(
+    classes: int = 10, shape: Shape = (3, 32, 32), *, blocks: int | tuple[int, int, int] = 3, multiplier: float = 1.0
+) -> nn.Sequential:
+    """ResNet-20 (He et al. 2015, section 4.2) with the parameter-free shortcut, option A. 0.27 M parameters.
+
+    Args:
+        blocks: of each of the three stages; the network has two layers for each block and two more.
+        multiplier: of the numbers of filters, which are 16, 32 and 64 in the stages at 1.
+    """
+    stages = [max(round(filters * multiplier), 1) for filters in (16, 32, 64)]
+    counts = (blocks,) * 3 if isinstance(blocks, int) else blocks
+    widths = [filters for filters, count in zip(stages, counts, strict=True) for _ in range(count)]
+    body = [
         _Block(before, width, stride=1 if before == width else 2)
-        for before, width in zip([16, *widths], widths, strict=False)
+        for before, width in zip([stages[0], *widths], widths, strict=False)
     ]
     return adapt.tnvs_(
         nn.Sequential(
-            nn.Conv2d(shape[0], 16, 3, padding=1, bias=False),
-            nn.BatchNorm2d(16),
+            nn.Conv2d(shape[0], stages[0], 3, padding=1, bias=False),
+            nn.BatchNorm2d(stages[0]),
             nn.ReLU(inplace=True),
-            *blocks,
+            *body,
             nn.AdaptiveAvgPool2d(1),
             nn.Flatten(),
-            nn.Linear(64, classes),
+            nn.Linear(stages[-1], classes),
         )
     )
 
@@ -183,7 +192,8 @@ def small_cnn(classes: int = 10, shape: Shape = (1, 8, 8)) -> nn.Module:
 
 
 MODELS: dict[str, Callable[[int, Shape], nn.Module]] = {
-    "resnet20": resnet20,
+    "resnet8": partial(resnet, blocks=1),
+    "resnet20": resnet,
     "mobilenet-v2": mobilenet_v2,
     "mobilenet-v2-quarter": partial(mobilenet_v2, width=0.25),
     "alexnet": alexnet,

@@ -1,4 +1,4 @@
-"""The ways of spending bits on weights that the recipe compares, by name; all round to nearest.
+"""The ways of spending bits that the recipe compares, by name; all round to nearest, and all but aqt weights alone.
 
 | name              | what it is                                                                              |
 |-------------------|-----------------------------------------------------------------------------------------|
@@ -8,6 +8,7 @@
 | lsq:k             | LSQ: k bits in every layer, a learned step for every output channel                     |
 | lsq-layer:k       | LSQ with a learned step for every layer                                                 |
 | lsq-p2:k          | as lsq, with the power of two nearest to the learned step; likewise lsq-layer-p2:k      |
+| aqt:k             | AQT: k bits in weights and inputs of layers, 8 in the first and last layer              |
 | compact:k         | `AdaPT.compact(bits=k)`; without k as many bits as the loss asks for                    |
 | compact-entropy:k | `AdaPT.compact(bits=k, count="entropy")`: k bits of entropy per weight                  |
 """
@@ -45,6 +46,9 @@ def attach(settings: Settings, optimizer: Optimizer, model: nn.Module, steps: in
         return None
     if settings.method != "compact" and settings.bits is None:
         raise ValueError(f"{settings.method} needs the bits of every layer, such as {settings.method}:4")
+    if settings.method == "aqt":
+        bits = {"weight_bits": settings.bits, "activation_bits": settings.bits}
+        return adapt.learned.attach_aqt(optimizer, model, steps=steps, **{**bits, **settings.options})
     if settings.method in LSQ:
         return LSQ[settings.method](optimizer, model, weight_bits=settings.bits, **settings.options)
     policy = POLICIES[settings.method](settings.bits, steps, settings.options)
@@ -76,4 +80,4 @@ LSQ = {
     for name, per_channel in (("lsq", True), ("lsq-layer", False))
     for suffix, power_of_two in (("", False), ("-p2", True))
 }
-METHODS = ("float32", *POLICIES, *LSQ)
+METHODS = ("float32", *POLICIES, *LSQ, "aqt")

@@ -18,7 +18,8 @@ from recipes.common.comparison import NOTHING, Estimate, Runs
 
 TITLE = "The same bits for every layer, or bits where they pay"
 NOTES = """\
-Accuracy on the test pictures of networks whose weights are rounded and whose activations are float32, means over seeds
+Accuracy on the test pictures of networks whose weights are rounded and whose activations are float32, or under aqt
+rounded to as many bits as the layer's weights, means over seeds
 ± the standard error. Bits are the mean word length of a quantised weight; bytes are the words packed without gaps,
 zeros included, and, beside them, what an ideal entropy coder would need. Bias and normalisation stay float32 and are
 not counted. Differences pair the runs of the same seed, which see the same pictures in the same order, and come with

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from recipes.common.classification import ClassifierSettings, Splits, recommended, train
-from recipes.common.models import resnet20
+from recipes.common.models import resnet
 
 IMAGENET = torch.tensor([0.485, 0.456, 0.406]) * 255, torch.tensor([0.229, 0.224, 0.225]) * 255
 """ImageNet's mean and deviation of each channel, in pixel values, by which published networks scale their inputs."""
@@ -45,7 +45,7 @@ def own(splits: Splits, epochs: int, folder: Path) -> Start:
 
 
 def published(path: Path) -> Start:
-    """Return `recipes.common.models.resnet20` with the weights of a published checkpoint.
+    """Return `recipes.common.models.resnet` with the weights of a published checkpoint.
 
     Args:
         path: a file of `{"state_dict": …}` whose keys read `module.conv1.weight`, `module.layer1.0.bn1.bias`, … and
@@ -57,7 +57,7 @@ def published(path: Path) -> Start:
     content = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
         raise ValueError(f"{path} must hold a dictionary with a 'state_dict', as published ResNet-20 checkpoints do")
-    model = resnet20()
+    model = resnet()
     state: dict[str, Tensor] = {renamed(key): value for key, value in content["state_dict"].items()}
     missing, unexpected = model.load_state_dict(state, strict=False)
     # Checkpoints of old versions of PyTorch do not count the batches that a normalisation has seen.
@@ -68,7 +68,7 @@ def published(path: Path) -> Start:
 
 
 def renamed(key: str) -> str:
-    """Return the name that a published checkpoint's tensor has in `recipes.common.models.resnet20`."""
+    """Return the name that a published checkpoint's tensor has in `recipes.common.models.resnet`."""
     key = key.removeprefix("module.")
     key = re.sub(r"^layer(\d)\.(\d)\.", lambda m: f"{3 * int(m[1]) + int(m[2])}.", key)
     key = re.sub(r"^(\d+)\.bn", r"\1.norm", key)

@@ -54,7 +54,8 @@ def tune(settings: Settings, start: Start, splits: Splits, checkpoint: Path | No
             files.save(state, checkpoint)
     figures = measured(controller) if controller is not None else {"bits": 32.0}
     if controller is not None:
-        controller.detach()  # leaves the rounded weights, which are tested in float32
+        # Leaves the rounded weights, and activations where they are rounded; products are computed in float32.
+        controller.detach(keep_activations=True)
     scores = evaluate(model, Batches(splits[1], 500, *scaling))
     if checkpoint is not None:
         checkpoint.unlink(missing_ok=True)

@@ -87,6 +87,14 @@ def test_short_types_are_rounded_as_float32():
     learned_numba.forward(x, found, ROWS, 1)
     learned_torch.forward(x.float(), expected, ROWS, 1)
     assert torch.equal(found, expected.to(torch.bfloat16))
+    g = values((300,), seed=1).nan_to_num(posinf=1.0, neginf=-1.0).to(torch.bfloat16)
+    gradients, totals = [], []
+    for kernels in (learned_numba, learned_torch):
+        gradients.append(torch.empty_like(x))
+        totals.append(torch.zeros(len(ROWS), 4, dtype=torch.float64))
+        kernels.backward(g, x, gradients[-1], ROWS, 1, totals[-1], scaling=0, delta=5e-3)
+    assert torch.equal(*gradients)
+    torch.testing.assert_close(*totals, rtol=1e-5, atol=1e-4)
 
 
 def test_threads_change_nothing():

@@ -8,7 +8,7 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from adapt.learned import Budget, Phases, attach
+from adapt.learned import Budget, Phases, attach, attach_aqt
 
 PHASES = Phases(4, 20, 6)
 
@@ -54,6 +54,22 @@ def train(share=0, shares=1, state=None, until=PHASES.total):
     return learner, {"model": plain.state_dict(), "optimizer": optimizer.state_dict()}
 
 
+def train_aqt(share=0, shares=1):
+    """Train under AQT, each process on a share of each batch; return the learner."""
+    model = network()
+    plain = model
+    if shares > 1:
+        model = DistributedDataParallel(model)
+    optimizer = torch.optim.SGD(plain.parameters(), lr=0.05, momentum=0.9)
+    learner = attach_aqt(optimizer, model, steps=20)
+    for step in range(20):
+        optimizer.zero_grad()
+        x, y = (part.chunk(shares)[share] for part in batch(step))
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    return learner
+
+
 def outcome(learner):
     """What must agree."""
     return {
@@ -73,6 +89,7 @@ def main(folder):
     _, state = train(rank, size, until=11)
     learner, _ = train(rank, size, state)
     torch.save(outcome(learner), folder / f"resumed_{rank}.pt")
+    torch.save(outcome(train_aqt(rank, size)), folder / f"aqt_{rank}.pt")
     model = fully_shard(network())
     try:
         attach(torch.optim.SGD(model.parameters(), lr=0.1), model, weight_budget=Budget(bits=4), phases=PHASES)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.learned.ranks import outcome, train
+from tests.learned.ranks import outcome, train, train_aqt
 
 PROCESSES = 2
 
@@ -53,6 +53,12 @@ def test_weights_learn_the_formats_of_one_process_on_the_combined_batch(folder, 
     monkeypatch.setattr(activations, "percentile", lambda x: sum(parts(part) for part in x.chunk(2)) / 2)
     alone = outcome(train()[0])
     torch.testing.assert_close(read(folder, "whole")[0], alone, rtol=TOLERANCE, atol=TOLERANCE)
+
+
+def test_aqt_averages_the_largest_magnitudes_over_all_ranks(folder):
+    first, second = read(folder, "aqt")
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
+    torch.testing.assert_close(first, outcome(train_aqt()), rtol=TOLERANCE, atol=TOLERANCE)
 
 
 def test_sharded_weights_are_refused(folder):

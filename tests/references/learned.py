@@ -68,3 +68,18 @@ def outgrown(values, maximum, bits):
 def growth(present, first, is_outgrown):
     """How much larger the step or the range becomes."""
     return max(2.0, first / present) if is_outgrown else 1.0
+
+
+def aqt(x, maximum, bits, signed):
+    """AQT 3.1: clip, scale to the largest whole number, round, scale back."""
+    top = 2 ** (bits - 1) - 1 if signed else 2**bits - 1
+    clipped = min(max(x, -maximum if signed else 0.0), maximum)
+    return half_even(clipped * top / maximum) * maximum / top
+
+
+def moving_average(maxima, decay):
+    """The exponential moving average of a sequence, which begins with its first value."""
+    average = maxima[0]
+    for value in maxima[1:]:
+        average = decay * average + (1 - decay) * value
+    return average

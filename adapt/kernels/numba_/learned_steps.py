@@ -18,7 +18,6 @@ from torch.autograd.graph import increment_version
 from adapt.kernels.learned_steps import SCALINGS, SUMS
 from adapt.kernels.numba_.chunks import address_of, chunks_of, run
 from adapt.kernels.numba_.compiler import add, compiled, floats
-from adapt.kernels.torch_ import learned_steps as learned_torch
 
 BLOCK = 1024
 _ZERO, _ONE, _HALF = np.float32(0), np.float32(1), np.float32(0.5)
@@ -199,7 +198,10 @@ def _backward_pass(
 
 def forward(source: Tensor, output: Tensor, rows: Tensor, site: int) -> None:
     if source.dtype != torch.float32 or output.dtype != torch.float32:
-        learned_torch.forward(source, output, rows, site)
+        # Two copies more, and still several times as fast as torch's own operations one by one.
+        held = source.to(torch.float32, copy=True)
+        forward(held, held, rows, site)
+        output.copy_(held)
         return
     run(_forward_pass, chunks_of((source.numel(),)), address_of(source), address_of(output), rows.numpy(), site)
     increment_version(output)
@@ -217,7 +219,9 @@ def backward(
     delta: float,
 ) -> None:
     if not gradient.dtype == source.dtype == output.dtype == torch.float32:
-        learned_torch.backward(gradient, source, output, rows, site, sums, scaling=scaling, delta=delta)
+        held = gradient.to(torch.float32, copy=True)
+        backward(held, source.to(torch.float32), held, rows, site, sums, scaling=scaling, delta=delta)
+        output.copy_(held)
         return
     chunks = chunks_of((source.numel(),))
     partial = np.empty((len(chunks.table), SUMS))

@@ -11,7 +11,7 @@ import adapt
 from adapt import files
 from recipes.common import ledger
 from recipes.common.data import Pictures
-from recipes.common.models import resnet20
+from recipes.common.models import resnet
 from recipes.same_bits import __main__ as command_line
 from recipes.same_bits import methods, sizes
 from recipes.same_bits.report import Difference, document, paired
@@ -39,7 +39,7 @@ SPLITS = pictures(24), pictures(20, seed=1)
 
 def start(seed=0):
     torch.manual_seed(seed)
-    return Start("random", resnet20(), *SPLITS[0].statistics())
+    return Start("random", resnet(), *SPLITS[0].statistics())
 
 
 def published_name(name):
@@ -53,7 +53,7 @@ def published_name(name):
 
 def test_a_published_checkpoint_becomes_the_network(tmp_path):
     torch.manual_seed(1)
-    model = resnet20()
+    model = resnet()
     state = {published_name(n): t for n, t in model.state_dict().items() if not n.endswith("num_batches_tracked")}
     assert "module.layer2.0.bn1.running_var" in state
     torch.save({"state_dict": state}, tmp_path / "net.th")
@@ -114,7 +114,7 @@ def test_methods_attach_their_controllers():
 @pytest.mark.parametrize("method", ["block", "lsq"])
 def test_words_of_one_length_fill_their_bytes(method):
     figures = tune(Settings(method, 3, batch_size=8), start(), SPLITS)
-    numel = [p.numel() for p in resnet20().parameters() if p.ndim > 1]
+    numel = [p.numel() for p in resnet().parameters() if p.ndim > 1]
     assert figures["bits"] == 3
     assert figures["dense_bytes"] == sum(-(-3 * n // 8) for n in numel)
 
@@ -123,7 +123,7 @@ def test_a_run_reports_what_it_has_on_disk():
     settings = Settings("compact", 4, {"lookback": [1, 4]}, batch_size=4)
     figures = tune(settings, start(), SPLITS)
     words = [word for word, _ in figures["formats"]]
-    numel = [p.numel() for p in resnet20().parameters() if p.ndim > 1]
+    numel = [p.numel() for p in resnet().parameters() if p.ndim > 1]
     assert figures["bits"] == pytest.approx(np.dot(words, numel) / sum(numel))
     assert 3.92 <= figures["bits"] <= 4
     assert figures["dense_bytes"] == pytest.approx(figures["bits"] * sum(numel) / 8, abs=len(words))

@@ -1,0 +1,1 @@
+"""Accuracy against cost: filter multipliers and precisions of a ResNet under AQT."""

@@ -1,0 +1,1 @@
+"""Fewer parameters or fewer bits: the largest network within a memory budget at each precision."""
