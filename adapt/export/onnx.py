@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
-from torch.utils._pytree import tree_leaves
 
 from adapt import files
 from adapt.export import onnx_graph
@@ -21,13 +20,14 @@ from adapt.export.onnx_operators import AddedBias, BatchNorm, LinearQuantization
 from adapt.export.rounding import INPUT, OUTPUT, Rounding, add_rounding
 from adapt.export.runtime import runner
 from adapt.numerics.format import Format
+from adapt.torch_internals import ConvNd, tree_leaves
 
 FORMS = ("qdq", "weights")
 ARITHMETIC = ("exact", "operator", "folded")
 OPSET = 21
 """The first that has words of 4 and 16 bits."""
 
-LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
+LAYERS = (nn.Linear, ConvNd)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
@@ -64,12 +64,14 @@ def to_onnx(
             but no longer the network that was trained. How far its outputs are from it is printed.
 
     Raises:
-        ModuleNotFoundError: onnx or onnxscript are missing: pip install 'adapt-precision[onnx]'.
+        ModuleNotFoundError: onnx, onnxscript or torch.onnx.ops, which torch 2.8 brings, are missing: pip install
+            'adapt-precision[onnx]'.
         ValueError: the form is unknown, or does not hold a format; the message names the layer.
         OSError: the folder does not exist or cannot be written.
     """
     onnx = needs("onnx", "onnx")
     needs("onnxscript", "onnx")
+    needs("torch.onnx.ops", "onnx")
     if form not in FORMS:
         raise ValueError(f"form must be one of {', '.join(FORMS)}, got {form!r}")
     check_arithmetic(batch_norm)

@@ -2,7 +2,7 @@
 
 import sys
 
-import torch
+from adapt import torch_internals
 
 
 def is_drawn() -> bool:
@@ -11,7 +11,7 @@ def is_drawn() -> bool:
     Raises:
         RuntimeError: it is recorded for another purpose.
     """
-    if not torch._C._get_tracing_state():
+    if not torch_internals.tracing_state():
         return False
     frame = sys._getframe(1)
     while frame.f_back is not None:

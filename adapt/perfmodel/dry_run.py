@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from adapt.perfmodel.inputs import tensors_in
 from adapt.perfmodel.structural_copy import structural_copy
+from adapt.torch_internals import TorchDispatchMode
 
 Observer = TypeVar("Observer", bound=AbstractContextManager[Any])
 

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from adapt.perfmodel.dry_run import dry_run, wrapper_prefix
 from adapt.perfmodel.inputs import samples_of, tensors_in
+from adapt.torch_internals import TorchDispatchMode
 
 _aten = torch.ops.aten
 
