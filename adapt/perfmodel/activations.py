@@ -11,7 +11,9 @@ from adapt.perfmodel.dry_run import dry_run, wrapper_prefix
 from adapt.perfmodel.inputs import samples_of, tensors_in
 
 
-def activation_sizes(model: nn.Module, *example_inputs: Any, batch_size: int | None = None) -> dict[str, int]:
+def activation_sizes(
+    model: nn.Module, *example_inputs: Any, batch_size: int | None = None, **example_keywords: Any
+) -> dict[str, int]:
     """Return the elements of each layer's output per sample, keyed by module name, in the order of first use.
 
     Layers are the modules that own a weight of two or more dimensions, parametrised or not. One that runs several
@@ -19,19 +21,20 @@ def activation_sizes(model: nn.Module, *example_inputs: Any, batch_size: int | N
     `operations`.
 
     Args:
-        model, example_inputs, batch_size: as in `operations`.
+        model, example_inputs, example_keywords, batch_size: as in `operations`.
 
     Raises:
         TypeError, ValueError, RuntimeError: as `operations`.
     """
-    samples = samples_of(example_inputs, batch_size)
-    return {name: round(size / samples) for name, size in dry_run(model, example_inputs, _OutputSizes).sizes.items()}
+    samples = samples_of((*example_inputs, *example_keywords.values()), batch_size)
+    sizes = dry_run(model, example_inputs, example_keywords, _OutputSizes).sizes
+    return {name: round(size / samples) for name, size in sizes.items()}
 
 
 class _OutputSizes(nullcontext[None]):
     """Record the largest output of every layer, by module name."""
 
-    def __init__(self, model: nn.Module, inputs: tuple[Any, ...]) -> None:
+    def __init__(self, model: nn.Module, inputs: Any) -> None:
         super().__init__()
         self.sizes: dict[str, int] = {}
         prefix = wrapper_prefix(model)
