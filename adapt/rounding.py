@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from adapt import arguments
+from adapt import arguments, torch_internals
 from adapt.kernels import Rounding, backend, set_backend
 from adapt.kernels.stream import is_dense
 from adapt.kernels.torch_ import weights as torch_
@@ -72,7 +72,7 @@ def quantize(
         device = "cpu" if generator is None else generator.device
         halves = torch.randint(0, 2**32, (2,), generator=generator, device=device)
     operands = x.detach(), precision.word_length, precision.fraction_length, halves
-    opaque = torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(x)
+    opaque = torch.compiler.is_compiling() or torch_internals.is_transformed(x)
     return torch.ops.adapt.quantize(*operands) if opaque else _quantize(*operands)
 
 

@@ -15,7 +15,7 @@ ROOT = Path(adapt.__file__).parent
 
 # From the ground up. A room may import from the floors below.
 FLOORS = (
-    ("numerics", "files", "factories", "user_warnings", "call_stack"),
+    ("numerics", "files", "factories", "user_warnings", "call_stack", "torch_internals"),
     ("arguments", "penalties", "kernels"),
     ("rounding", "distributed", "initialization", "trace"),
     ("perfmodel", "switching", "layers", "figures"),
@@ -82,3 +82,60 @@ def test_import_is_light():
     code = f"import sys, adapt; print(sorted({heavy} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+OBJECTS = {
+    "_version", "_is_view", "_parameters", "_modules", "_forward_hooks", "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs", "_optimizer_step_pre_hooks", "_optimizer_step_post_hooks", "_orig_mod",
+    "_output_padding", "_reversed_padding_repeated_twice", "_trilinear",
+}  # fmt: skip
+"""Private attributes of torch's tensors, modules, optimizers and operators, all there since torch 2.6."""
+
+
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__")
+
+
+def torch_names(tree: ast.Module) -> set[str]:
+    """The dotted names of torch's that a file imports or uses, whatever it calls them."""
+    meanings = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                top = alias.name.split(".")[0]
+                meanings[alias.asname or top] = alias.name if alias.asname else top
+        elif isinstance(node, ast.ImportFrom):
+            meanings |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+
+    def dotted(node: ast.AST) -> str | None:
+        if isinstance(node, ast.Name):
+            return meanings.get(node.id)
+        owner = dotted(node.value) if isinstance(node, ast.Attribute) else None
+        return owner and f"{owner}.{node.attr}"
+
+    names = {*meanings.values(), *filter(None, map(dotted, ast.walk(tree)))}
+    return {name for name in names if name.split(".")[0] == "torch"}
+
+
+def own_attributes() -> set[str]:
+    """The private names that the package itself defines, and those of Python that are documented."""
+    names = {"_replace", "_asdict", "_fields", "_getframe"}  # of named tuples, and of sys
+    for path in FILES.values():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                names.add(node.name)
+            elif isinstance(node, ast.Attribute | ast.Name) and isinstance(node.ctx, ast.Store):
+                names.add(node.attr if isinstance(node, ast.Attribute) else node.id)
+    return names
+
+
+def test_private_names_of_torch_are_used_in_one_module_only():
+    own = own_attributes()
+    for name in FILES.keys() - {"adapt.torch_internals"}:
+        tree = ast.parse(FILES[name].read_text(encoding="utf-8"))
+        found = {other for other in torch_names(tree) if any(map(is_private, other.split(".")))}
+        assert not found, f"{name} uses {sorted(found)}: go through adapt/torch_internals.py"
+        if not name.startswith("adapt.lightning."):  # Lightning has private attributes of its own
+            attributes = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+            unknown = {attribute for attribute in attributes - own - OBJECTS if is_private(attribute)}
+            assert not unknown, f"{name} uses {sorted(unknown)}: go through adapt/torch_internals.py"

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils import checkpoint as torch_checkpoint
 
+from adapt import torch_internals
+
 _FIRST_REENTRANT = torch_checkpoint.CheckpointFunction.forward.__code__
 _REPEATED_REENTRANT = torch_checkpoint.CheckpointFunction.backward.__code__
 _FIRST = inspect.unwrap(torch_checkpoint.checkpoint).__code__
@@ -22,7 +24,7 @@ _REPEATED = "unpack_hook"
 
 def is_repeated() -> bool:
     """Whether this forward pass runs within backward, and so repeats one that activation checkpointing forgot."""
-    return torch._C._current_graph_task_id() != -1
+    return torch_internals.backward_pass() != -1
 
 
 def start_in_stream(owner: Hashable, site: int, drawn: Tensor) -> Tensor | None:
@@ -51,7 +53,7 @@ def start_in_stream(owner: Hashable, site: int, drawn: Tensor) -> Tensor | None:
 
 def _may_be_forgotten() -> bool:
     """Whether activation checkpointing may forget this forward pass: it turns gradients off or hooks what is saved."""
-    return not torch.is_grad_enabled() or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+    return not torch.is_grad_enabled() or torch_internals.may_have_hooks()
 
 
 class _Region:
@@ -64,7 +66,7 @@ class _Region:
 
     def next(self, site: Hashable) -> Tensor | None:
         """Return where the next repeated pass of a site begins; None if the region has not seen it."""
-        if self._backward != (task := torch._C._current_graph_task_id()):
+        if self._backward != (task := torch_internals.backward_pass()):
             # With retain_graph=True a region is repeated several times.
             self._backward, self._repeated = task, {}
         position = self._repeated.get(site, 0)

@@ -5,14 +5,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from adapt import torch_internals
 from adapt.activations import checkpointing
 from adapt.activations.straight_through import StraightThrough, quantized
 from adapt.kernels.activation import TYPES, ActivationKernels, SiteTables, mask_size
 from adapt.kernels.stream import is_dense
 from adapt.layers.hooks import with_input
 from adapt.layers.tracing import is_drawn
-
-_is_transformed = torch._C._functorch.is_functorch_wrapped_tensor
 
 
 class ActivationHooks:
@@ -58,7 +57,7 @@ class ActivationHooks:
         if x.is_cpu is not sites.are_on_cpu or x.is_meta:
             # The layer itself reports what is wrong.
             return x
-        if _is_transformed(x):
+        if torch_internals.is_transformed(x):
             raise NotImplementedError(
                 "transforms of torch.func cannot look into the rounding of activations: apply them to a model whose "
                 "weights alone are quantised, or after detach()"

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adapt.torch_internals import memory_references, references
+
 
 def is_unshared(gradient: Tensor) -> bool:
     """Whether nothing but the `backward` that calls this with its own argument can ever see this gradient.
@@ -34,8 +36,7 @@ def unshared_counts() -> tuple[int, int, int]:
 
 def _counts(gradient: Tensor) -> tuple[int, int, int]:
     """Return how many references there are to the tensor, to its memory, and to its Python object."""
-    memory = torch._C._storage_Use_Count(gradient.untyped_storage()._cdata)
-    return gradient._use_count(), memory, sys.getrefcount(gradient)  # type: ignore[attr-defined]
+    return references(gradient), memory_references(gradient), sys.getrefcount(gradient)
 
 
 class _Probe(torch.autograd.Function):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adapt import user_warnings
+from adapt import torch_internals, user_warnings
 from adapt.activations import checkpointing
 from adapt.activations.ownership import is_unshared
 from adapt.kernels.activation import NOISE, ActivationKernels, SiteTables, activation_kernels, mask_size
@@ -127,7 +127,7 @@ def _warn_if_ambiguous(sites: SiteTables, site: int, numel: int) -> None:
 # compiler not to merge two calls with the same input; not all of its passes obey.
 
 
-@torch.library.custom_op("adapt::quantize_activation", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,))
+@torch_internals.tagged_op("adapt::quantize_activation", torch.Tag.nondeterministic_seeded)
 def _quantize_activation(
     x: Tensor, formats: Tensor, keys: Tensor, drawn: Tensor, peaks: Tensor, site: int, error: int, training: bool
 ) -> tuple[Tensor, Tensor]:
@@ -143,7 +143,13 @@ def _(
     return torch.empty_like(x), x.new_empty(mask_size(x.numel()), dtype=torch.uint8)
 
 
-@torch.library.custom_op("adapt::quantize_error", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,))
+# The schema is written out because torch 2.6 cannot infer a sequence of integers.
+@torch_internals.tagged_op(
+    "adapt::quantize_error",
+    torch.Tag.nondeterministic_seeded,
+    schema="(Tensor gradient, Tensor mask, Tensor formats, Tensor keys, Tensor drawn, Tensor peaks, SymInt error, "
+    "SymInt[] strides) -> Tensor",
+)
 def _quantize_error(
     gradient: Tensor,
     mask: Tensor,

@@ -1,10 +1,10 @@
 """Putting optimizer and modules back as they were when attaching to them fails."""
 
 from torch import nn
-from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 from torch.optim import Optimizer
 
 from adapt.layers.optimizers import optimized
+from adapt.torch_internals import set_version
 
 
 class Snapshot:
@@ -22,8 +22,8 @@ class Snapshot:
         self._tables = [(table, dict(table)) for table in (*hooks, *optimizer.param_groups)]
         self._overriding = {m for m in self._modules if "forward" in vars(m)}
         buffers = (buffer for m in self._modules for buffer in m.buffers(recurse=False))
-        tensors = tuple(tensor for tensor in (*optimized(optimizer), *buffers) if not tensor.is_inference())
-        self._versions = _unsafe_preserve_version_counter(tensors)
+        tensors = [tensor for tensor in (*optimized(optimizer), *buffers) if not tensor.is_inference()]
+        self._versions = [(tensor, tensor._version) for tensor in tensors]
 
     def restore(self) -> None:
         """Put them back. The tensors' values must be back already: a graph that saved them still fits them."""
@@ -33,4 +33,5 @@ class Snapshot:
         for module in self._modules:
             if module not in self._overriding:
                 vars(module).pop("forward", None)
-        self._versions.__exit__()
+        for tensor, version in self._versions:
+            set_version(tensor, version)

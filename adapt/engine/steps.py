@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from adapt import call_stack
+from adapt import call_stack, torch_internals
 from adapt.distributed.sharding import whole
 from adapt.layers.optimizers import optimized
 
@@ -133,5 +133,5 @@ def unscale(optimizer: Optimizer) -> None:
     scale = getattr(optimizer, "grad_scale", None)
     if scale is not None:
         gradients = [p.grad for p in optimized(optimizer) if p.grad is not None]
-        torch._foreach_mul_(gradients, scale.double().reciprocal().to(scale.dtype))
+        torch_internals.foreach_multiply(gradients, scale.double().reciprocal().to(scale.dtype))
         optimizer.grad_scale = None  # type: ignore[attr-defined]

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adapt import call_stack
+from adapt import call_stack, torch_internals
 
 _SHORT = (torch.bfloat16, torch.float16)
 
@@ -56,4 +56,4 @@ def _widened(values: Any) -> Any:
     def widen(tensor: Tensor) -> Tensor:
         return tensor.float() if tensor.dtype in _SHORT else tensor
 
-    return torch.utils._pytree.tree_map_only(Tensor, widen, values)
+    return torch_internals.tree_map_only(Tensor, widen, values)

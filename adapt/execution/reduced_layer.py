@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from adapt import torch_internals
 from adapt.execution.float32_boundary import Float32Boundary
 from adapt.execution.products import Geometry
 from adapt.execution.reduced_product import reduced_product
@@ -59,7 +60,7 @@ class ReducedLayer:
         if geometry is not None and input.dim() < x.dim():
             y = y.squeeze(0)
         # A pass within backward is one that activation checkpointing repeats; its modules around the layer do not run.
-        inside = compiling or self._boundary.depth or torch._C._current_graph_task_id() != -1
+        inside = compiling or self._boundary.depth or torch_internals.backward_pass() != -1
         return y if inside else y.float()
 
     def __getstate__(self) -> dict[str, Any]:

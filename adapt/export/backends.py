@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from adapt.engine.engine import Engine
 from adapt.engine.registry import attached
@@ -17,6 +16,7 @@ from adapt.export.exported import Exported
 from adapt.export.integer import IntegerNetwork
 from adapt.export.loading import load
 from adapt.export.structure import unwrapped
+from adapt.torch_internals import tree_leaves
 
 
 class Outcome(NamedTuple):

@@ -13,5 +13,4 @@ def needs(package: str, extra: str) -> Any:
     try:
         return importlib.import_module(package)
     except ModuleNotFoundError as error:
-        name = package.partition(".")[0]
-        raise ModuleNotFoundError(f"{name} is not installed: pip install 'adapt-precision[{extra}]'") from error
+        raise ModuleNotFoundError(f"{error.name} is not installed: pip install 'adapt-precision[{extra}]'") from error

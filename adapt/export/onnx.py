@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from adapt import files
 from adapt.export import onnx_graph, onnx_norms
@@ -19,6 +18,7 @@ from adapt.export.onnx_operators import BatchNorm, LinearQuantization, Words
 from adapt.export.onnx_words import check_words, store_biases, store_words
 from adapt.export.rounding import Rounding
 from adapt.export.runtime import runner
+from adapt.torch_internals import tree_leaves
 
 FORMS = ("qdq", "weights")
 ARITHMETIC = ("exact", "operator", "folded")
@@ -61,12 +61,14 @@ def to_onnx(
             but no longer the network that was trained. How far its outputs are from it is printed.
 
     Raises:
-        ModuleNotFoundError: onnx or onnxscript are missing: pip install 'adapt-precision[onnx]'.
+        ModuleNotFoundError: onnx, onnxscript or torch.onnx.ops, which torch 2.8 brings, are missing: pip install
+            'adapt-precision[onnx]'.
         ValueError: the form is unknown, or does not hold a format; the message names the layer.
         OSError: the folder does not exist or cannot be written.
     """
     onnx = needs("onnx", "onnx")
     needs("onnxscript", "onnx")
+    needs("torch.onnx.ops", "onnx")
     if form not in FORMS:
         raise ValueError(f"form must be one of {', '.join(FORMS)}, got {form!r}")
     check_arithmetic(batch_norm)

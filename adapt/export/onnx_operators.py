@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-import torch.onnx.ops
 from torch import Tensor, nn
 
 from adapt.numerics.format import Format
@@ -19,7 +18,9 @@ UNSIGNED_ZERO = 128
 
 def operator(name: str, inputs: tuple[Tensor, ...], like: Tensor, dtype: torch.dtype, **attributes: Any) -> Tensor:
     """Put one ONNX operator into the graph, whose output has the shape of `like`."""
-    result: Tensor = torch.onnx.ops.symbolic(name, inputs, attributes, dtype=dtype, shape=like.shape)
+    from torch.onnx import ops  # from torch 2.8 on
+
+    result: Tensor = ops.symbolic(name, inputs, attributes, dtype=dtype, shape=like.shape)
     return result
 
 

@@ -13,8 +13,9 @@ from adapt.export.exported import Exported
 from adapt.export.onnx_operators import AddedBias, Words
 from adapt.export.rounding import INPUT, OUTPUT, add_rounding
 from adapt.numerics.format import Format
+from adapt.torch_internals import ConvNd
 
-LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
+LAYERS = (nn.Linear, ConvNd)
 
 
 def store_words(

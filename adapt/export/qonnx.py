@@ -50,6 +50,7 @@ def write(exported: Exported, path: Path, inputs: Any, *, norms: Callable[[nn.Mo
     onnx = needs("onnx", "fpga")
     needs("onnx.shape_inference", "fpga")
     needs("onnxscript", "fpga")
+    needs("torch.onnx.ops", "fpga")
     network = exported.module(rounding=Quant)
     if norms is not None:
         norms(network)

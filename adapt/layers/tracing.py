@@ -5,7 +5,7 @@ To draw the graph of a network is allowed: nobody computes with what is drawn, s
 
 import sys
 
-import torch
+from adapt import torch_internals
 
 _DRAWING = ("torch.utils.tensorboard", "tensorboardX")
 
@@ -16,7 +16,7 @@ def is_drawn() -> bool:
     Raises:
         RuntimeError: it is recorded for another purpose.
     """
-    if not torch._C._get_tracing_state():
+    if not torch_internals.tracing_state():
         return False
     frame = sys._getframe(1)
     while frame.f_back is not None:

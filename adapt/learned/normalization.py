@@ -2,6 +2,8 @@
 
 from torch import nn
 
+from adapt.torch_internals import BatchNormNd
+
 
 class Reestimation:
     """Lets batch normalisation forget the statistics of other formats when fine-tuning begins.
@@ -17,7 +19,7 @@ class Reestimation:
         self._norms = [
             part
             for part in (() if module is None else module.modules())
-            if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.running_mean is not None
+            if isinstance(part, BatchNormNd) and part.running_mean is not None
         ]
         self._momenta: list[float | None] | None = None
 

@@ -21,7 +21,9 @@ class LayerActivations:
     outputs: int
 
 
-def activation_sizes(model: nn.Module, *example_inputs: Any, batch_size: int | None = None) -> dict[str, int]:
+def activation_sizes(
+    model: nn.Module, *example_inputs: Any, batch_size: int | None = None, **example_keywords: Any
+) -> dict[str, int]:
     """Return the elements of each layer's output per sample, keyed by module name, in the order of first use.
 
     Layers are the modules that own a weight of two or more dimensions, parametrised or not. One that runs several
@@ -29,25 +31,25 @@ def activation_sizes(model: nn.Module, *example_inputs: Any, batch_size: int | N
     `operations`.
 
     Args:
-        model, example_inputs, batch_size: as in `operations`.
+        model, example_inputs, example_keywords, batch_size: as in `operations`.
 
     Raises:
         TypeError, ValueError, RuntimeError: as `operations`.
     """
-    found = layer_activations(model, *example_inputs, batch_size=batch_size)
+    found = layer_activations(model, *example_inputs, batch_size=batch_size, **example_keywords)
     return {name: layer.outputs for name, layer in found.items()}
 
 
 def layer_activations(
-    model: nn.Module, *example_inputs: Any, batch_size: int | None = None
+    model: nn.Module, *example_inputs: Any, batch_size: int | None = None, **example_keywords: Any
 ) -> dict[str, LayerActivations]:
     """Return what flows through each layer, keyed and ordered as by `activation_sizes`.
 
     The kind is "convolution", "pointwise" (1×1), "depthwise", "lookup" (an embedding) or "linear", which stands for
     all other products, those of recurrent layers and attention included.
     """
-    samples = samples_of(example_inputs, batch_size)
-    found = dry_run(model, example_inputs, _Sizes)
+    samples = samples_of((*example_inputs, *example_keywords.values()), batch_size)
+    found = dry_run(model, example_inputs, example_keywords, _Sizes)
     return {
         name: LayerActivations(found.kinds[name], round(inputs / samples), round(outputs / samples))
         for name, (inputs, outputs) in found.sizes.items()
@@ -57,7 +59,7 @@ def layer_activations(
 class _Sizes(nullcontext[None]):
     """Record the kind, and the largest input and output, of every layer by module name."""
 
-    def __init__(self, model: nn.Module, inputs: tuple[Any, ...]) -> None:
+    def __init__(self, model: nn.Module, inputs: Any) -> None:
         super().__init__()
         self.sizes: dict[str, tuple[int, int]] = {}
         self.kinds: dict[str, str] = {}

@@ -16,16 +16,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from adapt.perfmodel.inputs import tensors_in
 from adapt.perfmodel.structural_copy import structural_copy
+from adapt.torch_internals import TorchDispatchMode
 
 Observer = TypeVar("Observer", bound=AbstractContextManager[Any])
 
 
 def dry_run(
-    model: nn.Module, example_inputs: tuple[Any, ...], observe: Callable[[nn.Module, tuple[Any, ...]], Observer]
+    model: nn.Module,
+    example_inputs: tuple[Any, ...],
+    example_keywords: dict[str, Any],
+    observe: Callable[[nn.Module, Any], Observer],
 ) -> Observer:
     """Run a copy of `model` once, in evaluation mode and without gradients, and return what observed it.
 
@@ -38,6 +41,7 @@ def dry_run(
     Args:
         model: any module; its layers must have their shapes.
         example_inputs: positional arguments of its forward.
+        example_keywords: keyword arguments of its forward.
         observe: takes the copy and the copied inputs and returns the context in which the copy runs.
 
     Raises:
@@ -55,10 +59,10 @@ def dry_run(
     failure: Exception | None = None
     for copy_tensor, device in attempts:
         try:
-            copy, inputs = structural_copy((model, example_inputs), copy_tensor, {})
-            observer = observe(copy, inputs)
+            copy, inputs, keywords = structural_copy((model, example_inputs, example_keywords), copy_tensor, {})
+            observer = observe(copy, (inputs, keywords))
             with _global_state_restored(model), torch.no_grad(), device, _original_refused(model), observer:
-                copy(*inputs)
+                copy(*inputs, **keywords)
             return observer
         except _OriginalReachedError:
             raise

@@ -1,7 +1,7 @@
 """The tensors in a batch of example inputs, and how many samples they hold."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -46,7 +46,7 @@ def tensors_in(tree: Any) -> Iterator[Tensor]:
 def _leaves(tree: Any) -> Iterator[Tensor | PackedSequence]:
     if isinstance(tree, Tensor | PackedSequence):  # a packed sequence is a tuple too
         yield tree
-    elif isinstance(tree, dict):
+    elif isinstance(tree, Mapping):
         yield from _leaves(list(tree.values()))
     elif isinstance(tree, list | tuple | deque):
         for item in tree:

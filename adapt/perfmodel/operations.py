@@ -7,24 +7,27 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from adapt.perfmodel.dry_run import dry_run, wrapper_prefix
 from adapt.perfmodel.inputs import samples_of, tensors_in
+from adapt.torch_internals import TorchDispatchMode
 
 _aten = torch.ops.aten
 
 
-def operations(model: nn.Module, *example_inputs: Any, batch_size: int | None = None) -> dict[str, int]:
+def operations(
+    model: nn.Module, *example_inputs: Any, batch_size: int | None = None, **example_keywords: Any
+) -> dict[str, int]:
     """AdaPT 4.1.2, ops^l: multiply-adds of one forward pass per sample, keyed by the weight's parameter name.
 
     Every parameter of two or more dimensions has an entry, in the order of `model.named_parameters()`; the names are
     those of the bare model, without the prefixes of torch.compile, DistributedDataParallel or averaging. Products
     with padded zeros count. A weight used twice (tied, or in a module called twice) counts twice; weights that are
-    joined (torch.cat, torch.stack) share the count in proportion to their elements. Embeddings, weights that only scale
-    or shift, and weights that forward does not use cost 0; products of activations with each other (attention scores)
-    and element-wise work belong to no weight and are left out. Work on weights alone, such as a low-rank product, is
+    joined (torch.cat, torch.stack) share the count in proportion to their elements. Experts of a mixture, stacked in
+    one parameter, count for the tokens that are routed to them. Embeddings, weights that only scale or shift, and
+    weights that forward does not use cost 0; products of activations with each other (attention scores) and
+    element-wise work belong to no weight and are left out. Work on weights alone, such as a low-rank product, is
     divided by the number of samples and rounded.
 
     The model is left as it is: a copy of its structure runs once in evaluation mode on the meta device, or, where
@@ -33,7 +36,8 @@ def operations(model: nn.Module, *example_inputs: Any, batch_size: int | None = 
     Args:
         model: any module whose shapes are known.
         example_inputs: positional arguments of its forward: tensors, or containers of them.
-        batch_size: samples in `example_inputs`; by default the first dimension of every input tensor. Give it where
+        example_keywords: keyword arguments of its forward, such as decoder_input_ids of an encoder–decoder model.
+        batch_size: samples in the example; by default the first dimension of every input tensor. Give it where
             the batch is another dimension.
 
     Raises:
@@ -42,8 +46,8 @@ def operations(model: nn.Module, *example_inputs: Any, batch_size: int | None = 
         RuntimeError: forward fails on the inputs, or finds layers in a way that a copy cannot follow, such as a global
             variable.
     """
-    samples = samples_of(example_inputs, batch_size)
-    counter = dry_run(model, example_inputs, _MultiplyAdds)
+    samples = samples_of((*example_inputs, *example_keywords.values()), batch_size)
+    counter = dry_run(model, example_inputs, example_keywords, _MultiplyAdds)
     return {name: round(count / samples) for name, count in counter.counts.items()}
 
 
@@ -64,7 +68,7 @@ class _MultiplyAdds(TorchDispatchMode):
     else, such as a mask, is neither and has no origin.
     """
 
-    def __init__(self, model: nn.Module, inputs: tuple[Any, ...]) -> None:
+    def __init__(self, model: nn.Module, inputs: Any) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         # Imported here because it imports triton where that is installed.
         from torch.utils.flop_counter import flop_registry
@@ -93,14 +97,15 @@ class _MultiplyAdds(TorchDispatchMode):
         if self._recurrent:
             return func(*args, **kwargs)
         operation = func.overloadpacket
-        formula = self._formulas.get(operation)
+        formula = self._formulas.get(operation) or _FORMULAS_BY_NAME.get(str(operation))
         if formula is None and func is not torch.ops.prim.device.default:
             with self:
                 parts = func.decompose(*args, **kwargs)
             if parts is not NotImplemented:
                 return parts
         result = func(*args, **kwargs)
-        operands = [(tensor, self._origins[tensor]) for tensor in tensors_in((args, kwargs)) if tensor in self._origins]
+        sources = args[0] if _selects_matrices(operation, args) else (args, kwargs)
+        operands = [(tensor, self._origins[tensor]) for tensor in tensors_in(sources) if tensor in self._origins]
         if formula is not None:
             weight = _multiplied(operation, [origin for _, origin in operands])
             if weight is not None:
@@ -143,6 +148,20 @@ def _multiplied(operation: Any, origins: list[_Origin]) -> _Origin | None:
     return weights[-1] if weights else None
 
 
+def _selects_matrices(operation: Any, args: tuple[Any, ...]) -> bool:
+    """Whether whole matrices are taken from a stack, as a router does with its experts: they remain weights.
+
+    Rows that are taken from one matrix are activations, as those of an embedding.
+    """
+    if operation is _aten.index:
+        selected = len(args[1])
+    elif operation is _aten.index_select and args[1] == 0:
+        selected = 1
+    else:
+        return False
+    return bool(args[0].ndim - selected >= 2)
+
+
 def _combined(operation: Any, operands: list[tuple[Tensor, _Origin]], *, product: bool) -> _Origin | None:
     """The origin of a result: an activation if an operand is one, else the largest weight, or all that it joins."""
     if not operands:
@@ -170,6 +189,12 @@ def _bilinear(first: Tensor, weight: Tensor, second: Tensor, *args: Any, out_val
     return 2 * first.shape[0] * weight.numel()
 
 
+def _grouped(first: Tensor, second: Tensor, *args: Any, out_val: Tensor, **kwargs: Any) -> int:
+    if first.ndim == 3 and second.ndim == 2:  # the columns of the second are in groups
+        return 2 * first.shape[1] * second.numel()
+    return 2 * first.numel() * second.shape[-1]
+
+
 _FORMULAS: dict[Any, Callable[..., int]] = {
     _aten.dot: _matrix_by_vector,
     _aten.mv: _matrix_by_vector,
@@ -178,6 +203,9 @@ _FORMULAS: dict[Any, Callable[..., int]] = {
     _aten._trilinear: _bilinear,
 }
 """Floating-point operations (two per multiply-add) of the products that torch's registry lacks."""
+
+_FORMULAS_BY_NAME = {"aten._grouped_mm": _grouped, "transformers.grouped_mm_fallback": _grouped}
+"""The same for operators that not every version of torch has, or that another package brings."""
 
 _JOINING = (_aten.cat, _aten.stack, _aten.block_diag)
 """Operations whose result holds the elements of all their operands."""

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adapt import rounding
+from adapt import rounding, torch_internals
 from adapt.distributed.sharding import OnPieces, is_sharded, local, placed
 from adapt.kernels import Kernels
 from adapt.kernels.stream import is_dense
@@ -168,7 +168,7 @@ class Masters(ABC):
             return
         parameters = [self.parameters[i] for i in indices]
         if view == "masters":
-            torch._foreach_copy_([local(p) for p in parameters], [local(self.weights[i]) for i in indices])
+            torch_internals.foreach_copy([local(p) for p in parameters], [local(self.weights[i]) for i in indices])
         else:
             self._round(indices, parameters, stochastic=self.is_stochastic and view == "training")
         for i in indices:

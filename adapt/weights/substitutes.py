@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from adapt import torch_internals
+
 _FIRST = 2**31
 """No write in place ever counts a parameter's version up to here."""
 
@@ -38,10 +40,8 @@ class Substitutes:
         A graph that leads to the parameter refers to it until the graph is freed, but saves it only until backward.
         """
         parameter = self._parameters[index]
-        storage = parameter.untyped_storage()
-        # Without a graph the parameter holds its storage, and so does `storage`.
-        views: int = torch._C._storage_Use_Count(storage._cdata) - 2
-        references: int = parameter._use_count() - (2 if parameter.requires_grad else 1)  # type: ignore[attr-defined]
+        views = torch_internals.memory_references(parameter) - 1
+        references = torch_internals.references(parameter) - (2 if parameter.requires_grad else 1)
         return max(views, 0) + max(references, 0)
 
     @torch.inference_mode(False)
@@ -50,7 +50,7 @@ class Substitutes:
         parameter = self._parameters[index]
         self._own.setdefault(index, (parameter.data, parameter._version))
         parameter.data = values
-        _set_version(parameter, next(_versions))
+        torch_internals.set_version(parameter, next(_versions))
 
     @torch.inference_mode(False)
     def end(self, index: int) -> None:
@@ -59,12 +59,8 @@ class Substitutes:
             return
         parameter, (memory, version) = self._parameters[index], self._own[index]
         parameter.data = memory
-        _set_version(parameter, version)
+        torch_internals.set_version(parameter, version)
         del self._own[index]
-
-
-def _set_version(parameter: Tensor, version: int) -> None:
-    torch._C._autograd._unsafe_set_version_counter((parameter,), (version,))
 
 
 def keeping_graphs() -> Callable[[], None] | None:
@@ -73,17 +69,14 @@ def keeping_graphs() -> Callable[[], None] | None:
     Autograd saves a parameter as such, and would find in it what it holds by then. None where hooks on saved tensors
     are disabled, as in transforms of torch.func: such a graph is refused once the parameter is back.
     """
-    autograd: Any = torch._C._autograd
-    if not autograd._saved_tensors_hooks_is_enabled():
+    if not torch_internals.hooks_are_enabled():
         return None
-    hooks = _pack, _unpack
-    autograd._push_saved_tensors_default_hooks(*hooks)
+    torch_internals.push_hooks(_pack, _unpack)
 
     def end() -> None:
         # An exception may have left other hooks above these.
-        top = autograd._top_saved_tensors_default_hooks(True)
-        if top is not None and top[0] is _pack:
-            autograd._pop_saved_tensors_default_hooks()
+        if torch_internals.may_be_on_top(_pack):
+            torch_internals.pop_hooks()
 
     return end
 

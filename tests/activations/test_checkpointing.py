@@ -122,7 +122,7 @@ def test_checkpointing_of_others_is_exact_for_one_pass_and_warns_of_several(recw
         apply(x, model).square().sum().backward()
         found.append(x.grad)
     assert torch.equal(*found)
-    assert not recwarn
+    assert not [warning for warning in recwarn if "checkpointing" in str(warning.message)]
     y = Forgetful.apply(x, model) + Forgetful.apply(x, model)
     with pytest.warns(UserWarning, match="activation checkpointing repeats one of several passes"):
         y.sum().backward()

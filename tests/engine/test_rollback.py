@@ -122,12 +122,17 @@ def check_same(before, after):
 
 
 def count_calls(attach, model):
-    """How many calls an attach makes, once all that happens only once in a process has happened."""
+    """How many calls an attach makes, once all that happens only once in a process has happened.
+
+    A graph waits for its backward pass, as in the test: parameters that one holds take another way.
+    """
+    waiting = model.eval()(pictures()[0])
     attach(torch.optim.SGD(model.parameters(), lr=0.1), model).detach("masters")
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with Interruption() as counted:
         controller = attach(optimizer, model)
     controller.detach()
+    del waiting
     return counted.calls
 
 

@@ -296,7 +296,7 @@ def test_draws_follow_memory_order(kernels):
 @pytest.mark.skipif(INTERPRETED, reason="this is what the other process runs")
 def test_the_interpreter_gives_the_bits_of_torch():
     """In a new process, because Triton reads the variable when it is imported."""
-    pytest.importorskip("triton")
+    pytest.importorskip("triton", minversion="3.6")
     command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", "-k", "triton", __file__]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -308,7 +308,7 @@ def test_the_interpreter_gives_the_bits_of_torch():
 @pytest.mark.parametrize("half", [0, 16, 19])
 @pytest.mark.parametrize("name", ["forward_pass", "backward_pass"])
 def test_the_compiled_code_rounds_where_the_others_do_and_moves_sixteen_bytes_at_a_time(name, half):
-    triton = pytest.importorskip("triton")
+    triton = pytest.importorskip("triton", minversion="3.6")
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-triton = pytest.importorskip("triton")
+triton = pytest.importorskip("triton", minversion="3.6")
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,7 @@ def test_an_exported_program_rounds_inputs_too(make):
         learner.detach()
         assert not torch.equal(model(inputs), expected)
     model, _, _ = make()
-    program = torch.export.export(model.eval(), (inputs,))
+    program = torch.export.export(model.eval(), (inputs,), strict=False)  # the default from torch 2.7 on
     assert torch.equal(program.module()(inputs), expected)
 
 

@@ -245,6 +245,44 @@ def test_products_of_activations_belong_to_no_weight():
     assert operations_on_meta(model, torch.rand(2, 5, 4)) == {"shift": 0, "q.weight": 5 * 16}
 
 
+def in_batches(self, x, experts):
+    return (self.w[experts] @ x.unsqueeze(-1)).squeeze(-1)
+
+
+def by_selection(self, x, experts):
+    return torch.bmm(x.unsqueeze(1), self.w.index_select(0, experts).transpose(1, 2)).squeeze(1)
+
+
+def in_groups(self, x, experts):
+    order = experts.argsort()
+    ends = torch.histc(experts.float(), bins=3, min=0, max=2).cumsum(0, dtype=torch.int32)
+    return torch.nn.functional.grouped_mm(x[order], self.w.transpose(1, 2), offs=ends)
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        in_batches,
+        by_selection,
+        pytest.param(
+            in_groups, marks=pytest.mark.skipif(not hasattr(F, "grouped_mm"), reason="torch 2.10 is the first")
+        ),
+    ],
+)
+def test_experts_count_for_the_tokens_that_they_get(forward):
+    model = Forward(
+        lambda self, x: forward(self, x.flatten(0, 1), self.router(x).flatten(0, 1).argmax(-1)),
+        w=matrix(3, 8, 4),
+        router=nn.Linear(4, 3),
+    )
+    assert operations(model, torch.rand(2, 5, 4)) == {"w": 5 * 8 * 4, "router.weight": 5 * 12}
+
+
+def test_rows_that_are_looked_up_are_activations():
+    model = Forward(lambda self, ids: self.table[ids] @ self.table[ids].transpose(1, 2), table=matrix(11, 4))
+    assert operations_on_meta(model, torch.randint(11, (2, 5))) == {"table": 0}
+
+
 def test_scores_of_learned_queries_are_not_counted():
     model = Forward(
         lambda self, x: self.attention(self.queries.expand(x.shape[0], -1, -1), x, x)[0],
@@ -521,6 +559,25 @@ def test_nested_inputs_and_another_batch_dimension():
     attention = nn.MultiheadAttention(8, 2)
     inputs = torch.rand(3, 2, 8), torch.rand(5, 2, 8), torch.rand(5, 2, 8)
     assert operations_on_meta(attention, *inputs, batch_size=2)["in_proj_weight"] == 13 * 64
+
+
+class EncoderDecoder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.encoder, self.decoder = nn.Linear(3, 4), nn.Linear(4, 5)
+
+    def forward(self, source=None, mask=None, *, target):
+        assert mask is None
+        return self.decoder(self.encoder(source).sum(1, keepdim=True) + target)
+
+
+def test_inputs_by_keyword():
+    example = {"source": torch.rand(2, 7, 3), "target": torch.rand(2, 6, 4)}
+    expected = {"encoder.weight": 7 * 12, "decoder.weight": 6 * 20}
+    assert operations_on_meta(EncoderDecoder(), **example) == expected
+    assert operations(EncoderDecoder(), example["source"], target=example["target"]) == expected
+    assert operations(EncoderDecoder(), **example, batch_size=1) == {name: 2 * n for name, n in expected.items()}
+    assert adapt.perfmodel.activation_sizes(EncoderDecoder(), **example) == {"encoder": 28, "decoder": 30}
 
 
 @pytest.mark.parametrize(

@@ -1,1 +1,9 @@
 """The passes for CUDA, written in Triton."""
+
+import triton
+
+OLDEST = (3, 6)
+"""The first version of triton that the kernels were compiled and compared with; torch 2.10 brings it."""
+
+if tuple(map(int, triton.__version__.split(".")[:2])) < OLDEST:
+    raise ImportError(f"triton {triton.__version__} is older than {OLDEST[0]}.{OLDEST[1]}")

@@ -1,0 +1,100 @@
+"""All that the package uses of torch's private names: a new version of torch is adapted to here and nowhere else.
+
+Every name exists from torch 2.6 on, unless the comment beside it says otherwise. `.ci/versions` runs the tests with a
+version of torch, and docs/status.md says for which versions that was done.
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._library.custom_ops import CustomOpDef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+__all__ = ["BatchNormNd", "ConvNd", "TorchDispatchMode", "tree_leaves", "tree_map_only"]
+
+_C: Any = torch._C
+
+ConvNd = nn.modules.conv._ConvNd
+BatchNormNd = nn.modules.batchnorm._BatchNorm
+
+foreach_copy = torch._foreach_copy_
+foreach_multiply = torch._foreach_mul_
+
+backward_pass: Callable[[], int] = _C._current_graph_task_id
+"""Return the number of the backward pass that the caller runs in, −1 outside of one."""
+
+tracing_state: Callable[[], object | None] = _C._get_tracing_state
+"""Return what `torch.jit.trace` records into, or None while it does not run."""
+
+is_transformed: Callable[[Tensor], bool] = _C._functorch.is_functorch_wrapped_tensor
+"""Return whether a transform of `torch.func` wraps the tensor."""
+
+
+def memory_references(tensor: Tensor) -> int:
+    """Return how many references there are to a tensor's memory, one of which is the tensor's own."""
+    storage = tensor.untyped_storage()
+    return int(_C._storage_Use_Count(storage._cdata)) - 1
+
+
+def references(tensor: Tensor) -> int:
+    """Return how many references there are to a tensor in C++, where Python's all count as one."""
+    return int(tensor._use_count())  # type: ignore[attr-defined]
+
+
+def set_version(tensor: Tensor, version: int) -> None:
+    """Set the number by which autograd knows whether a tensor that it saved has been written since."""
+    if _SETS_ONE_VERSION:
+        _C._autograd._unsafe_set_version_counter(tensor, version)
+    else:
+        _C._autograd._unsafe_set_version_counter((tensor,), (version,))
+
+
+_SETS_ONE_VERSION = "Sequence" not in _C._autograd._unsafe_set_version_counter.__doc__
+"""In torch 2.6 it takes one tensor at a time."""
+
+# The stack of hooks that torch.autograd.graph.saved_tensors_hooks pushes: (pack, unpack) for what autograd saves.
+
+hooks_are_enabled: Callable[[], bool] = _C._autograd._saved_tensors_hooks_is_enabled
+push_hooks: Callable[[Callable[[Tensor], Any], Callable[[Any], Tensor]], None] = (
+    _C._autograd._push_saved_tensors_default_hooks
+)
+pop_hooks: Callable[[], None] = _C._autograd._pop_saved_tensors_default_hooks
+
+# Missing from torch 2.6.
+_top_hooks: Callable[[bool], tuple[Any, Any] | None] | None = getattr(
+    _C._autograd, "_top_saved_tensors_default_hooks", None
+)
+
+
+def may_have_hooks() -> bool:
+    """Return whether saved tensors pass through hooks; always true where torch cannot tell."""
+    return _top_hooks is None or _top_hooks(True) is not None
+
+
+def may_be_on_top(pack: Callable[[Tensor], Any]) -> bool:
+    """Return whether the innermost hooks are those of `pack`; always true where torch cannot tell."""
+    if _top_hooks is None:
+        return True
+    top = _top_hooks(True)
+    return top is not None and top[0] is pack
+
+
+def tagged_op(name: str, tag: torch.Tag, *, schema: str | None = None) -> Callable[[Callable[..., Any]], CustomOpDef]:
+    """`torch.library.custom_op`, a decorator, for an operator that changes no argument, with a tag."""
+
+    def register(kernel: Callable[..., Any]) -> CustomOpDef:
+        if not _TAKES_TAGS:
+            operator: CustomOpDef = torch.library.custom_op(name, kernel, mutates_args=(), schema=schema)
+            operator._opoverload._tags.append(tag)
+            return operator
+        return torch.library.custom_op(name, kernel, mutates_args=(), schema=schema, tags=(tag,))
+
+    return register
+
+
+_TAKES_TAGS = "tags" in inspect.signature(torch.library.custom_op).parameters
+"""Not in torch 2.6, whose compiler finds a tag all the same where it is put."""
