@@ -141,7 +141,7 @@ class Timeline:
             metrics = dict.fromkeys(("adapt/mean_word_length", "adapt/nonzero", "adapt/size_ratio"), 0.0)
             # `add_hparams` would open a second event file, after which TensorBoard reads no more of the first.
             for summary in hparams(plain, metrics):  # type: ignore[no-untyped-call]
-                self._writer._get_file_writer().add_summary(summary)
+                self._writer.file_writer.add_summary(summary)
 
     def _write_charts(self, trace: Trace) -> None:
         layout: dict[str, dict[str, list[Any]]] = {}
