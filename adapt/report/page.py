@@ -33,7 +33,7 @@ _POINTS = 300
 _MOVES = 20
 """Moves of each layer that the page lists, the latest."""
 
-_SCRIPTS = ("dom.js", "charts.js", "heatmap.js", "tables.js", "page.js")
+_SCRIPTS = ("dom.js", "charts.js", "heatmap.js", "tables.js", "layers.js", "page.js")
 
 
 def as_html(runs: Sequence[Run]) -> str:

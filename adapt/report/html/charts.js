@@ -1,4 +1,5 @@
-// Curves of several runs over the steps. Each run has a colour and a pattern of dashes, so that neither is needed alone.
+// Curves of several runs over the steps, and columns of a run's layers. Each run has a colour and a pattern of dashes, so
+// that its curve is known without colours too.
 
 const DASHES = ["", "7 3", "2 3", "9 3 2 3", "12 4", "5 2 1 2"];
 const strokeOf = (run) => ({ stroke: `var(--run-${run % 6})`, "stroke-dasharray": DASHES[run % 6] });
@@ -9,10 +10,16 @@ function sign(run) {
   return make("svg", { viewBox: "0 0 26 10", "aria-hidden": "true" }, line);
 }
 
-/** Draw curves [{run, label, step, value}] with their last values; `held` ones keep each value until the next step. */
+/**
+ * Draw curves [{run, label, step, value}] and write down their last values; `held` curves keep each value until the next
+ * step. Return null where there is no point.
+ */
 function chart(title, curves, show, held = false) {
   const [width, height, left, right, top, bottom] = [420, 190, 46, 10, 8, 22];
-  const sound = curves.map((curve) => ({ ...curve, points: pairs(curve.step, curve.value) })).filter((c) => c.points.length);
+  const sound = curves
+    .map((curve) => ({ ...curve, points: pairs(curve.step, curve.value) }))
+    .filter((c) => c.points.length);
+  if (!sound.length) return null;
   const steps = sound.flatMap((curve) => [curve.points[0][0], curve.points.at(-1)[0]]);
   const values = sound.flatMap((curve) => curve.points.map((point) => point[1]));
   const [first, last] = [Math.min(...steps), Math.max(...steps)];
@@ -45,7 +52,11 @@ function chart(title, curves, show, held = false) {
     "figure",
     {},
     make("figcaption", {}, title),
-    make("ul", { class: "key" }, sound.map((curve, i) => make("li", {}, sign(curve.run), ends[i]))),
+    make(
+      "ul",
+      { class: "key" },
+      sound.map((curve, i) => make("li", {}, sign(curve.run), ends[i])),
+    ),
     make("svg", { class: "chart", viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": about }, drawing),
   );
 }
@@ -57,8 +68,16 @@ function columns(run, names, values, high) {
   const y = (value) => top + ((high - value) / high) * (height - top - bottom);
   const bars = values.map((value, i) => {
     const gap = each > 6 ? each * 0.15 : 0;
-    const place = { x: left + i * each + gap / 2, width: Math.max(each - gap, 0.5), y: y(value), height: Math.max(y(0) - y(value), 0.5) };
-    return styled(make("rect", { class: "column", ...place }, make("title", {}, `${names[i]}: ${value.toFixed(2)} %`)), { "--run": `var(--run-${run.index % 6})` });
+    const place = {
+      x: left + i * each + gap / 2,
+      width: Math.max(each - gap, 0.5),
+      y: y(value),
+      height: Math.max(y(0) - y(value), 0.5),
+    };
+    return styled(
+      make("rect", { class: "column", ...place }, make("title", {}, `${names[i]}: ${value.toFixed(2)} %`)),
+      { "--run": `var(--run-${run.index % 6})` },
+    );
   });
   const grid = ticks(0, high, 4).flatMap((value) => [
     make("line", { class: "grid", x1: left, x2: width - right, y1: y(value), y2: y(value) }),
@@ -67,12 +86,31 @@ function columns(run, names, values, high) {
   const fits = each > 7 * Math.max(...names.map((name) => name.length));
   const marks = names.map((name, i) =>
     fits || i === 0 || i === names.length - 1
-      ? make("text", { x: fits ? left + (i + 0.5) * each : i ? width - right : left, y: height - 4, "text-anchor": fits ? "middle" : i ? "end" : "start" }, fits ? name : `layer ${i + 1}`)
+      ? make(
+          "text",
+          {
+            x: fits ? left + (i + 0.5) * each : i ? width - right : left,
+            y: height - 4,
+            "text-anchor": fits ? "middle" : i ? "end" : "start",
+          },
+          fits ? name : `layer ${i + 1}`,
+        )
       : null,
   );
-  const order = values.map((value, i) => [value, names[i]]).sort((a, b) => b[0] - a[0]).slice(0, 3);
-  const about = `Modelled cost of ${names.length} layers, the largest: ${order.map(([value, name]) => `${name} ${value.toFixed(1)} %`).join(", ")}`;
-  return make("svg", { class: "chart", viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": about }, grid, bars, marks);
+  const largest = values
+    .map((value, i) => [value, names[i]])
+    .sort((a, b) => b[0] - a[0])
+    .slice(0, 3)
+    .map(([value, name]) => `${name} ${value.toFixed(1)} %`);
+  const about = `Modelled cost of ${names.length} layers, the largest: ${largest.join(", ")}`;
+  return make(
+    "svg",
+    { class: "chart", viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": about },
+    grid,
+    bars,
+    marks,
+  );
 }
 
-const pairs = (steps, values) => steps.map((step, i) => [step, values[i]]).filter((pair) => pair[0] != null && pair[1] != null);
+const pairs = (steps, values) =>
+  steps.map((step, i) => [step, values[i]]).filter((pair) => pair[0] != null && pair[1] != null);

@@ -3,7 +3,12 @@
 /** What a map may show: its name, the values [layers][steps] of a run at some steps, how they read, and their scale. */
 const QUANTITIES = {
   bits: { name: "word length", unit: "bits", show: String, logarithmic: true, of: (run) => formatsOf(run, "bits", 0) },
-  fraction: { name: "fraction length", unit: "bits", show: String, of: (run) => formatsOf(run, "fraction", run.map.lowest_fraction) },
+  fraction: {
+    name: "fraction length",
+    unit: "bits",
+    show: String,
+    of: (run) => formatsOf(run, "fraction", run.map.lowest_fraction),
+  },
   zeros: {
     name: "zeros",
     unit: "%",
@@ -47,9 +52,18 @@ function heatmap(run, quantity, within, choose) {
   });
   const axis = make("div", { class: "axis", "aria-hidden": "true" });
   const readout = make("output", { "aria-live": "polite" }, run.map.complete ? "" : sampled(run));
-  const labelled = make("ol", { class: "names", "aria-hidden": "true" }, names.map((name, i) => make("li", { title: run.layers[i].layer }, name)));
-  const last = (layer) => (quantity === QUANTITIES.bits ? bits(run.layers[layer].word_length_last) : quantity.show(values[layer].at(-1)));
-  const ends = make("ol", { class: "ends", "aria-hidden": "true" }, names.map((_, layer) => make("li", {}, last(layer))));
+  const labelled = make(
+    "ol",
+    { class: "names", "aria-hidden": "true" },
+    names.map((name, i) => make("li", { title: run.layers[i].layer }, name)),
+  );
+  const last = (layer) =>
+    quantity === QUANTITIES.bits ? bits(run.layers[layer].word_length_last) : quantity.show(values[layer].at(-1));
+  const ends = make(
+    "ol",
+    { class: "ends", "aria-hidden": "true" },
+    names.map((_, layer) => make("li", {}, last(layer))),
+  );
   const body = make("div", { class: "body" }, labelled, canvas, ends, axis);
   styled(body, { "--row": `${row}px`, "--text": `${Math.min(row - 2, 13)}px` });
   const cursor = { layer: 0, at: step.length - 1 };
@@ -69,7 +83,7 @@ function heatmap(run, quantity, within, choose) {
     values.forEach((line, layer) => {
       const [top, bottom] = [Math.round(layer * row * density), Math.round((layer + 1) * row * density) - gap];
       for (let from = 0, to; from < line.length; from = to) {
-        for (to = from + 1; to < line.length && line[to] === line[from]; ) to++;
+        for (to = from + 1; to < line.length && line[to] === line[from];) to++;
         const { fill, ink } = colour(toShare(line[from]));
         pen.fillStyle = fill;
         pen.fillRect(place[from], top, place[to] - place[from], bottom - top);
@@ -82,7 +96,9 @@ function heatmap(run, quantity, within, choose) {
     });
     const marks = ticks(first, end, Math.max(2, Math.min(8, width / 80))).filter((value) => value >= first);
     axis.replaceChildren(
-      ...marks.map((value) => styled(make("span", {}, compact(value)), { left: `${((value - first) / (end - first)) * 100}%` })),
+      ...marks.map((value) =>
+        styled(make("span", {}, compact(value)), { left: `${((value - first) / (end - first)) * 100}%` }),
+      ),
     );
   }
 
@@ -99,7 +115,10 @@ function heatmap(run, quantity, within, choose) {
     const box = canvas.getBoundingClientRect();
     const wanted = first + ((event.clientX - box.left) / box.width) * (end - first);
     cursor.layer = Math.min(Math.max(Math.floor((event.clientY - box.top) / row), 0), names.length - 1);
-    cursor.at = Math.max(step.findLastIndex((value) => value <= wanted), 0);
+    cursor.at = Math.max(
+      step.findLastIndex((value) => value <= wanted),
+      0,
+    );
     read();
   }
 
@@ -130,10 +149,16 @@ function heatmap(run, quantity, within, choose) {
   canvas.addEventListener("click", () => choose(cursor.layer));
   canvas.addEventListener("keydown", press);
   new ResizeObserver(draw).observe(canvas);
-  const head = make("div", { class: "head" }, make("figcaption", { class: "name" }, run.label), scaleKey(within, toShare, quantity));
+  const head = make(
+    "div",
+    { class: "head" },
+    make("figcaption", { class: "name" }, run.label),
+    scaleKey(within, toShare, quantity),
+  );
   return make("figure", { class: "map" }, head, body, readout);
 }
 
 const formatAt = (run, layer, at) => format(run.formats_at.bits[layer][at], run.formats_at.fraction[layer][at]);
 
-const sampled = (run) => `Formats changed in more steps than fit: every ${whole(run.map.step[1] - run.map.step[0])}th is shown.`;
+const sampled = (run) =>
+  `Formats changed in more steps than fit: every ${whole(run.map.step[1] - run.map.step[0])}th is shown.`;

@@ -5,21 +5,38 @@ const page = document.getElementById("page");
 
 runs.forEach((run, index) => {
   run.index = index;
-  run.formats_at = { bits: formatsOf(run, "bits", 0).values, fraction: formatsOf(run, "fraction", run.map.lowest_fraction).values };
+  run.formats_at = {
+    bits: formatsOf(run, "bits", 0).values,
+    fraction: formatsOf(run, "fraction", run.map.lowest_fraction).values,
+  };
 });
 const several = runs.length > 1;
-const section = (title, about, ...parts) =>
-  page.append(make("section", {}, make("h2", {}, title), about ? make("p", { class: "note" }, about) : null, ...parts.flat()));
-/** Under a head for each run, unless there is only one. */
-const perRun = (chosen, show) => chosen.flatMap((run) => [several ? make("h3", { class: "name" }, run.label) : null, show(run)]);
 
+/** Whether the multiply-adds of every layer are known. */
+const isCosted = (run) =>
+  Boolean(run.totals.modelled_inference_speedup) && run.layers.every((row) => row.modelled_share != null);
+
+/** Add a section to the page, unless it would be empty. */
+function section(title, about, ...parts) {
+  const content = parts.flat(Infinity);
+  const note = about ? make("p", { class: "note" }, about) : null;
+  if (content.length) page.append(make("section", {}, make("h2", {}, title), note, content));
+}
+
+/** Under a head for each run, unless there is only one. */
+const perRun = (chosen, show) =>
+  chosen.flatMap((run) => [several ? make("h3", { class: "name" }, run.label) : null, show(run)]);
+
+/** Make the tables of what came out of the runs and of what made them. */
 function comparison() {
-  const total = (name, show) => [runs.map((run) => show(run.totals[name]))];
-  const row = (title, name, show) => [title, ...total(name, show)];
+  const row = (title, name, show) => [title, runs.map((run) => show(run.totals[name]))];
   const present = (rows) => rows.filter(([, texts]) => texts.some((text) => text !== UNKNOWN));
   const made = [...new Set(runs.flatMap((run) => run.made.map(([name]) => name)))];
   const logged = [...new Set(runs.flatMap((run) => Object.keys(run.metrics)))];
-  const settings = made.map((name) => [name, runs.map((run) => run.made.find(([key]) => key === name)?.[1] ?? UNKNOWN)]);
+  const settings = made.map((name) => [
+    name,
+    runs.map((run) => run.made.find(([key]) => key === name)?.[1] ?? UNKNOWN),
+  ]);
   const results = [
     ["Last logged", logged.map((name) => [name, runs.map((run) => short(run.metrics[name]))])],
     [
@@ -41,18 +58,35 @@ function comparison() {
   return make("div", { class: "beside" }, facts(runs, results, "What came out"), settingsTable);
 }
 
+/** Make the charts of what was logged, and of the whole network's word length and zeros. */
 function curves() {
-  const of = (value, held) => runs.map((run) => ({ run: run.index, label: several ? run.label : "", ...value(run) })).filter((curve) => curve.step);
+  const of = (value, held) =>
+    runs
+      .map((run) => ({ run: run.index, label: several ? run.label : "", ...value(run) }))
+      .filter((curve) => curve.step);
   const names = [...new Set(runs.flatMap((run) => Object.keys(run.curves)))];
   const logged = names.map((name) =>
-    chart(name, of((run) => (run.curves[name] ? { step: run.curves[name][0], value: run.curves[name][1] } : {})), short),
+    chart(
+      name,
+      of((run) => (run.curves[name] ? { step: run.curves[name][0], value: run.curves[name][1] } : {})),
+      short,
+    ),
   );
   return make(
     "div",
     { class: "charts" },
     logged,
-    chart("mean word length, bits", of((run) => ({ step: run.step, value: run.mean })), decimal, true),
-    chart("zeros, %", of((run) => ({ step: run.step, value: run.mean_zeros.map((share) => 100 * share) })), (value) => value.toFixed(1)),
+    chart(
+      "mean word length, bits",
+      of((run) => ({ step: run.step, value: run.mean })),
+      decimal,
+      true,
+    ),
+    chart(
+      "zeros, %",
+      of((run) => ({ step: run.step, value: run.mean_zeros.map((share) => 100 * share) })),
+      (value) => value.toFixed(1),
+    ),
   );
 }
 
@@ -61,7 +95,12 @@ function maps(choose) {
   const place = make("div");
   const shared = make("input", { type: "checkbox", change: draw });
   const choices = Object.entries(QUANTITIES).map(([key, { name }], i) =>
-    make("label", {}, make("input", { type: "radio", name: "quantity", value: key, checked: i === 0, change: draw }), ` ${name}`),
+    make(
+      "label",
+      {},
+      make("input", { type: "radio", name: "quantity", value: key, checked: i === 0, change: draw }),
+      ` ${name}`,
+    ),
   );
   const controls = make(
     "div",
@@ -81,6 +120,7 @@ function maps(choose) {
   return [controls, place];
 }
 
+/** Make the bars of the weights' bytes, on one scale for all runs. */
 function sizes() {
   const largest = Math.max(...runs.map((run) => run.totals.float32_bytes));
   return perRun(runs, (run) => {
@@ -95,7 +135,14 @@ function sizes() {
       { class: "sizes" },
       bars.map(([name, size]) => [
         make("dt", {}, name),
-        make("dd", { class: "track", "aria-hidden": "true" }, styled(make("span", { class: "fill" }), { width: `${(100 * size) / largest}%`, "--run": `var(--run-${run.index % 6})` })),
+        make(
+          "dd",
+          { class: "track", "aria-hidden": "true" },
+          styled(make("span", { class: "fill" }), {
+            width: `${(100 * size) / largest}%`,
+            "--run": `var(--run-${run.index % 6})`,
+          }),
+        ),
         make("dd", {}, `${whole(size)} bytes${size < before ? `, ${times(before / size)} smaller` : ""}`),
       ]),
     );
@@ -130,7 +177,10 @@ function moves() {
     place.replaceChildren(...moveTable(runs[run], layer));
   }
   const parts = [make("div", { class: "controls" }, make("label", {}, "Layer ", select)), place];
-  const busiest = runs[0].layers.reduce((best, row, index) => (row.moves > runs[0].layers[best].moves ? index : best), 0);
+  const busiest = runs[0].layers.reduce(
+    (best, row, index) => (row.moves > runs[0].layers[best].moves ? index : best),
+    0,
+  );
   const choose = (run, layer) => {
     select.value = `${run.index}/${layer}`;
     show();
@@ -143,36 +193,56 @@ function moves() {
 }
 
 const [moveParts, chooseLayer] = moves();
+const others = (run) => Object.keys(run.formats).filter((name) => !run.layers.some((row) => row.layer === name));
+const costed = runs.filter(isCosted);
+
 document.title = `adapt report: ${runs.map((run) => run.label).join(", ")}`;
 document.getElementById("lead").textContent = several ? `${runs.length} runs` : runs[0].label;
-document.getElementById("foot").textContent = `Made by adapt ${version}. Figures called modelled come from a cost model; nothing here was timed.`;
+document.getElementById("foot").textContent =
+  `Made by adapt ${version}. Figures called modelled come from a cost model; nothing here was timed.`;
 page.replaceChildren();
 section(several ? "The runs" : "The run", several ? "What differs is marked ≠." : "", comparison());
 section("Over the steps", "", curves());
 section(
   "Formats of every layer",
-  "Steps run from left to right, a layer to a row, its last value at the end. Pale is few, dark is many. Point at a map, or use the arrow keys, to read it; click for the reasons of a layer's moves.",
+  "Steps run from left to right, a layer to a row, its last value at the end. Pale is few, dark is many. Point at a " +
+    "map, or use the arrow keys, to read it; click for the reasons of a layer's moves.",
   maps(chooseLayer),
 );
 section(
   "Why layers moved",
-  "Δs is the diversity of the gradients in the window that ended with the move (AdaPT eq. 3): 1 if all point one way, ∞ if they cancel. Divergence is what push-down gave up (eq. 1). Further columns are the policy's own.",
+  "Δs is the diversity of the gradients in the window that ended with the move (AdaPT eq. 3): 1 if all point one way, " +
+    "∞ if they cancel. Divergence is what push-down gave up (eq. 1). Further columns are the policy's own.",
   moveParts,
 );
-const filed = runs.some((run) => run.packed_file)
-  ? " A packed file stores a layer's words entropy-coded where that is smaller; it may hold an earlier checkpoint, with other formats than the last row."
-  : "";
-section("Size of the weights", `Packed: each layer's words in the last row, without gaps. Biases, norms and headers are not counted.${filed}`, sizes());
-const costed = runs.filter((run) => run.totals.modelled_inference_speedup && run.layers.every((row) => row.modelled_share != null));
-if (costed.length) {
-  const about = "ops·sp·WL: multiply-adds times the share of weights that are not zero times bits, of the last row. float32 is 100 %. Modelled, not measured.";
-  section("Modelled cost of inference by layer", about, costs(costed));
-}
-section("Layers", "A click on a head sorts by it, a second one the other way; a click on a layer shows its moves.", layerTable(runs, chooseLayer));
-const learned = runs.filter((run) => run.channels.length);
-if (learned.length) section("Learned widths by channel", "The log's exact figures; maps and curves round a layer's mean to whole bits.", perRun(learned, channelTable));
-const phased = runs.filter((run) => run.phases.length);
-if (phased.length) section("Phases of learning", "", perRun(phased, phaseTable));
-const others = (run) => Object.keys(run.formats).filter((name) => !run.layers.some((row) => row.layer === name));
-const formatted = runs.filter((run) => others(run).length);
-if (formatted.length) section("Activations, biases and norms", "", perRun(formatted, (run) => formatTable(run, others(run))));
+section(
+  "Size of the weights",
+  "Packed: each layer's words in the last row, without gaps. Biases, norms and headers are not counted." +
+    (runs.some((run) => run.packed_file)
+      ? " A packed file stores a layer's words entropy-coded where that is smaller; it may hold an earlier checkpoint, " +
+        "with other formats than the last row."
+      : ""),
+  sizes(),
+);
+section(
+  "Modelled cost of inference by layer",
+  "ops·sp·WL: multiply-adds times the share of weights that are not zero times bits, of the last row. float32 is " +
+    "100 %. Modelled, not measured.",
+  costed.length ? costs(costed) : [],
+);
+section(
+  "Layers",
+  "A click on a head sorts by it, a second one the other way; a click on a layer shows its moves.",
+  layerTable(runs, chooseLayer),
+);
+section(
+  "Learned widths by channel",
+  "The log's exact figures; maps and curves round a layer's mean to whole bits.",
+  perRun(runs.filter((run) => run.channels.length), channelTable),
+);
+section("Phases of learning", "", perRun(runs.filter((run) => run.phases.length), phaseTable));
+section(
+  "Activations, biases and norms",
+  "",
+  perRun(runs.filter((run) => others(run).length), (run) => formatTable(run, others(run))),
+);
