@@ -1,5 +1,9 @@
 """How the CPU's kernels are compiled."""
 
+import os
+import subprocess
+import sys
+
 import numba
 import numpy as np
 import pytest
@@ -22,3 +26,27 @@ def test_loops_use_the_widest_registers_whatever_the_processor_is_said_to_prefer
     (assembly,) = function.inspect_asm().values()
     assert (x == 2 * np.arange(100)).all()
     assert "zmm" in assembly
+
+
+class TestNotice:
+    """The first compilation takes seconds, and says so."""
+
+    CODE = "from adapt.kernels.numba_.compiler import prefetch; prefetch(0, 0); prefetch(0, 2)"
+
+    def said(self, **environment):
+        environment = {**os.environ, **environment}
+        done = subprocess.run(
+            [sys.executable, "-c", self.CODE], env=environment, capture_output=True, text=True, check=True
+        )
+        return done.stderr.splitlines()
+
+    def test_it_is_one_line_and_only_where_nothing_is_cached(self, tmp_path):
+        (line,) = self.said(NUMBA_CACHE_DIR=str(tmp_path))
+        assert line.startswith("adapt compiles its kernels for this processor (some ten seconds, once;")
+        assert str(tmp_path) in line
+        assert self.said(NUMBA_CACHE_DIR=str(tmp_path)) == []
+
+    def test_functions_of_others_are_compiled_silently(self, tmp_path):
+        code = "import adapt.kernels.numba_.compiler, numba; numba.njit(lambda x: x)(1)"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert done.stderr == ""

@@ -1,5 +1,6 @@
 """Compilation for the CPU by Numba, and what all compiled functions need: arrays at addresses, sums and prefetching."""
 
+import logging
 from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any
@@ -8,10 +9,35 @@ import numba
 import numpy as np
 from llvmlite import ir
 from numba import types
+from numba.core import event
 from numba.extending import intrinsic
 
 if numba.config.DISABLE_JIT:
     raise ImportError("NUMBA_DISABLE_JIT is set")
+
+
+class _Notice(event.Listener):  # type: ignore[misc]
+    """Logs one line when the first function of this package is compiled: the user waits, and should know for what.
+
+    Numba tells of it only where its cache does not have the function.
+    """
+
+    def on_start(self, compilation: Any) -> None:
+        function = compilation.data["dispatcher"]
+        if function.py_func.__module__.startswith("adapt."):
+            event.unregister("numba:compile", self)
+            folder = function.stats.cache_path
+            kept = f"once; the result is kept in {folder}" if folder else "in every process: there is no cache folder"
+            # A warning only by its level, so that it is seen; logging.getLogger("adapt") silences it.
+            logging.getLogger("adapt").warning(
+                "adapt compiles its kernels for this processor (some ten seconds, %s)", kept
+            )
+
+    def on_end(self, compilation: Any) -> None:
+        pass
+
+
+event.register("numba:compile", _Notice())
 
 
 def compiled(
