@@ -56,7 +56,7 @@ class BackwardViews:
                 _register_first(tensor, before_backward)
 
     def _show(self, places: Sequence[tuple[Masters, int]], seen: Sequence[View]) -> None:
-        task = torch._C._current_graph_task_id()
+        task = backward_pass()
         stale = [(*place, view) for place, view in zip(places, seen, strict=True) if _shown(*place) != view]
         if stale and (task == self._task or self._pin.view is not None):
             raise RuntimeError(
