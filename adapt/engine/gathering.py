@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from adapt.layers.hooks import WeakHook
 from adapt.layers.view import Pin, View
+from adapt.torch_internals import backward_pass, tree_leaves
 from adapt.weights.masters import Masters
 
 
@@ -51,7 +52,7 @@ class BackwardViews:
             if self._inside.get(module) is places:
                 self._show(places, seen)
 
-        for tensor in torch.utils._pytree.tree_leaves(output):
+        for tensor in tree_leaves(output):
             if isinstance(tensor, Tensor) and tensor.requires_grad:
                 _register_first(tensor, before_backward)
 
