@@ -98,3 +98,13 @@ def tagged_op(name: str, tag: torch.Tag, *, schema: str | None = None) -> Callab
 
 _TAKES_TAGS = "tags" in inspect.signature(torch.library.custom_op).parameters
 """Not in torch 2.6, whose compiler finds a tag all the same where it is put."""
+
+
+def register_first(tensor: Any, hook: Callable[[Tensor], None]) -> None:
+    """Register a hook on a tensor that runs before those that it has, such as FSDP's own, which gathers."""
+    older = dict(tensor._backward_hooks or {})
+    tensor.register_hook(hook)
+    # The order of insertion decides; moving keys of the ordered dictionary does not reach what autograd reads.
+    for key, other in older.items():
+        del tensor._backward_hooks[key]
+        tensor._backward_hooks[key] = other

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from adapt.layers.hooks import WeakHook
 from adapt.layers.view import Pin, View
-from adapt.torch_internals import backward_pass, tree_leaves
+from adapt.torch_internals import backward_pass, register_first, tree_leaves
 from adapt.weights.masters import Masters
 
 
@@ -54,7 +54,7 @@ class BackwardViews:
 
         for tensor in tree_leaves(output):
             if isinstance(tensor, Tensor) and tensor.requires_grad:
-                _register_first(tensor, before_backward)
+                register_first(tensor, before_backward)
 
     def _show(self, places: Sequence[tuple[Masters, int]], seen: Sequence[View]) -> None:
         task = backward_pass()
@@ -70,16 +70,6 @@ class BackwardViews:
         if stale:
             self._renew()
         self._task = task
-
-
-def _register_first(tensor: Any, hook: Callable[[Tensor], None]) -> None:
-    """Register a hook on a tensor that runs before those that it has, such as FSDP's own, which gathers."""
-    older = dict(tensor._backward_hooks or {})
-    tensor.register_hook(hook)
-    # The order of insertion decides; moving keys of the ordered dictionary does not reach what autograd reads.
-    for key, other in older.items():
-        del tensor._backward_hooks[key]
-        tensor._backward_hooks[key] = other
 
 
 def _shown(masters: Masters, index: int) -> View:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from adapt import torch_internals
 from adapt.layers.hooks import with_input
 from adapt.layers.naming import module_site, owners
 from adapt.numerics import Format
@@ -50,7 +51,7 @@ class FrozenRounding:
         rounded = self._quantize(x.detach())
         if torch.onnx.is_in_onnx_export():
             return rounded
-        if torch._C._get_tracing_state():
+        if torch_internals.tracing_state():
             # A traced program cannot hold the function below, and may be trained, too. Subtracting zero changes no
             # bit; the difference from itself is NaN where x is infinite.
             return rounded - (x.detach() - x).nan_to_num(0.0)
