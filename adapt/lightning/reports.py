@@ -13,7 +13,8 @@ from adapt.lightning import metrics
 from adapt.lightning.compatibility import changes_accumulation
 from adapt.trace import Trace
 
-_BAR = ("adapt/mean_word_length", "adapt/training_speedup")
+_BAR = ("adapt/mean_word_length",)
+"""What the progress bar shows: nothing that is modelled, which would look measured there."""
 _DRAWING_SHARE = 0.05
 """Share of the time that pictures may take while training goes on."""
 
