@@ -136,12 +136,12 @@ def _write_page(options: argparse.Namespace) -> None:
 def _table(run: Path) -> str:
     """The table of a trace, or of a folder that holds one."""
     from adapt.report import table
-    from adapt.report.runs import find_trace
+    from adapt.report.runs import find_trace, load_widths
 
     path = find_trace(run)
     trace = Trace.load(path)
     try:
-        return table(trace)
+        return table(trace, load_widths(path.parent))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 

@@ -79,8 +79,9 @@ class TestTable:
         saved = [(3 * 8 + 8) / 4, (3 * 4 + 6) / 4, (3 * 8 + 1) / 4]
         assert figures["memory_ratio"] == pytest.approx(np.mean([(bits + 32) / 32 for bits in saved]))
         text = table(example())
-        assert "word length   9.5 bits on average, 13.0 at the end" in text
-        assert f"size ratio    {25 / 128:.3f}" in text
+        assert "word length      9.5 bits on average, 13.0 at the end" in text
+        assert "packed size      6,500 bytes, 0.406 of float32, at the end" in text
+        assert f"modelled size    {25 / 128:.3f}" in text
 
     @pytest.mark.parametrize("function", [table, totals, lambda trace: save_pictures(trace, "nowhere")])
     def test_a_trace_without_rows_is_refused(self, function):

@@ -90,7 +90,8 @@ class Log:
 
     def warn_if_unmoved(self) -> None:
         """Warn where learning has left every width as it was."""
-        if (self._formats.bits == self.began).all():
+        free = ~self._formats.is_pinned
+        if free.any() and (self._formats.bits == self.began)[free].all():
             user_warnings.warn(
                 "no bit width moved in learning by its gradient (root mean square to log₂ of steps and ranges: "
                 f"{self._gradient:.3g}); what the log shows as moved was only cut to the budgets afterwards: give the "

@@ -35,9 +35,10 @@ class AdaptivePrecision(PrecisionCallback):
     `ModelCheckpoint(save_weights_only=True)` hold the quantised weights and their formats (`adapt.formats(path)`), but
     no run can be resumed from them.
 
-    These figures of all quantised layers together are logged, and can be monitored: adapt/mean_word_length,
-    adapt/nonzero, adapt/size_ratio and adapt/memory_ratio; also adapt/training_speedup and adapt/inference_speedup of
-    the performance model if the multiply-adds are known, from `example_input_array` or from the first training batch.
+    These figures of all quantised layers together are logged, and can be monitored: adapt/mean_word_length, the bits of
+    the average weight, and adapt/nonzero; and modelled ones, adapt/size_ratio, which leaves zeros out,
+    adapt/memory_ratio and, if the multiply-adds are known, from `example_input_array` or from the first training batch,
+    adapt/training_speedup and adapt/inference_speedup.
     Every logger gets each layer's word_length, fraction_length and nonzero, as `adapt_layers/word_length/<layer>` and
     so on, by the LightningModule's names where those of several optimizers are not unique. A TensorBoard logger gets
     pictures too, and points only where a value changes. A logger with a local folder gets `trace.npz` there, or

@@ -14,7 +14,8 @@ from adapt.lightning.packages import LightningModule, Logger, Trainer
 from adapt.trace import Trace
 from adapt.trace.widths import Widths
 
-_BAR = ("adapt/mean_word_length", "adapt/training_speedup")
+_BAR = ("adapt/mean_word_length",)
+"""What the progress bar shows: nothing that is modelled, which would look measured there."""
 _DRAWING_SHARE = 0.05
 """Share of the time that pictures may take while training goes on."""
 

@@ -54,7 +54,8 @@ def from_json(text: str | bytes, where: str) -> dict[str, Format]:
     found = {}
     for name, entry in table["formats"].items():
         try:
-            found[name] = _format(entry)
+            with np.errstate(all="ignore"):  # what overflows here is refused
+                found[name] = _format(entry)
         except (ValueError, TypeError, OverflowError) as error:
             raise ValueError(f"{where}: the format of {name} makes no sense: {error!s:.300}") from error
     return found
@@ -126,6 +127,8 @@ def _format(entry: Any) -> Format:
     if not ((word >= 1) & (word <= 32)).all():
         raise ValueError(f"word_length must lie between 1 and 32 bits, got {word}")
     step = given["step"] if "step" in given else np.exp2(-given["fraction_length"].astype(np.float64))
+    if not ((step > 0) & (step < np.inf)).all():
+        raise ValueError(f"step must be a positive float32 number, got {step}")
     signed = given.get("signed", np.ones(word.shape, bool))
     # One signed bit is the word −1 or 1.
     half = np.exp2(word - signed)

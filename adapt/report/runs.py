@@ -124,7 +124,7 @@ def load_run(path: Path, read_packed: ReadPacked | None = None) -> Run:
         trace=trace,
         made=dict(made) if isinstance(made, Mapping) else {},
         operations={n: int(c) for n, c in counts.items() if _is_count(c)} if isinstance(counts, dict) else None,
-        widths=_widths(folder / "widths.npz"),
+        widths=load_widths(folder),
         phases=[entry for entry in described.get("phases", []) if isinstance(entry, dict)],
         formats=_formats(folder, described),
         metrics=_from_csv(folder / "metrics.csv") or _from_events(folder),
@@ -148,9 +148,10 @@ def _is_count(value: object) -> bool:
     return isinstance(value, int) and 0 <= value < 2**62
 
 
-def _widths(path: Path) -> Widths | None:
+def load_widths(folder: Path) -> Widths | None:
+    """Return the word lengths by channel that a run with learned widths left in its folder, if it did."""
     try:
-        return Widths.load(path)
+        return Widths.load(folder / "widths.npz")
     except (OSError, ValueError):
         return None
 

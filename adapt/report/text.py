@@ -6,14 +6,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adapt.report.summary import check_rows, totals
+from adapt.report.summary import check_rows, overall, summary
 from adapt.trace import Trace
+from adapt.trace.widths import Widths
 
 
-def table(trace: Trace) -> str:
+def table(trace: Trace, widths: Widths | None = None) -> str:
     """Return a line per layer: word length, fraction length, share of non-zeros and the policy's own columns.
 
-    Each is given at the start, on average and at the end. The figures of `totals` follow below.
+    Each is given at the start, on average and at the end. The figures of the whole network follow below.
+
+    Args:
+        trace: what happened.
+        widths: the word lengths by channel of a run that learned them; the trace rounds their mean to whole bits.
 
     Raises:
         ValueError: the trace has no rows.
@@ -42,16 +47,16 @@ def table(trace: Trace) -> str:
     ]
     head, subhead, *body = (line.rstrip() for line in _aligned(list(zip(*columns, strict=True)), gap="    "))
     rule = "-" * max(map(len, (head, subhead, *body)))
-    return "\n".join([head, subhead, rule, *body, "", *totals_lines(trace)])
+    return "\n".join([head, subhead, rule, *body, "", *totals_lines(trace, widths)])
 
 
-def totals_lines(trace: Trace) -> list[str]:
+def totals_lines(trace: Trace, widths: Widths | None = None) -> list[str]:
     """Return a line for each figure of the whole network.
 
     Raises:
         ValueError: the trace has no rows.
     """
-    figures = totals(trace)
+    figures = overall(trace, summary(trace, widths=widths))
     rows = "row" if len(trace) == 1 else "rows"
     lines = [
         ("rows", f"{len(trace)} {rows}, steps {trace.step[0]} to {trace.step[-1]}"),
@@ -60,10 +65,14 @@ def totals_lines(trace: Trace) -> list[str]:
             f"{figures['run_mean_word_length']:.1f} bits on average, {figures['mean_word_length']:.1f} at the end",
         ),
         ("non-zero", f"{figures['run_nonzero']:.1%} on average, {figures['nonzero']:.1%} at the end"),
-        ("size ratio", f"{figures['size_ratio']:.3f} of float32, at the end"),
-        ("memory ratio", f"{figures['memory_ratio']:.3f} of float32, masters included, on average"),
+        (
+            "packed size",
+            f"{figures['bytes']:,} bytes, {figures['bytes'] / figures['float32_bytes']:.3f} of float32, at the end",
+        ),
+        ("modelled size", f"{figures['size_ratio']:.3f} of float32, zeros left out, at the end"),
+        ("modelled memory", f"{figures['memory_ratio']:.3f} of float32, masters included, on average"),
     ]
-    return [f"{name:<14}{value}" for name, value in lines]
+    return [f"{name:<17}{value}" for name, value in lines]
 
 
 def _course(values: NDArray[Any], single: str, average: str) -> tuple[str, str, str]:

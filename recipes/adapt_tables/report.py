@@ -49,7 +49,8 @@ def summary(experiments: Sequence[Experiment]) -> str:
         counted = seeds(runs for method, runs in experiment.methods.items() if method in shown)
         schedules.append(f"{network} {experiment.schedule}, {counted}")
     head = [
-        "", "accuracy, %", "Δ to float32, points", "bits", "size", "training speedup", "inference speedup", "memory",
+        "", "accuracy, %", "Δ to float32, points", "bits", "modelled size", "modelled training speedup",
+        "modelled inference speedup", "modelled memory",
     ]  # fmt: skip
     missing = [f"{tables.NETWORKS[row.model]} on {tables.DATA_SETS[row.data_set]}" for row in _missing(experiments)]
     below = f"Schedules: {'; '.join(schedules) or 'none yet'}. Not run: {', '.join(missing) or 'nothing'}."

@@ -105,10 +105,10 @@ def performance(form: str, name: str) -> Value:
 COSTS = {
     "bits at the end": ("mean_word_length", ".1f"),
     "bits on average": ("run_mean_word_length", ".1f"),
-    "size ratio": ("size_ratio", ".3f"),
-    "training speedup": ("training_speedup", ".2f"),
-    "inference speedup": ("inference_speedup", ".2f"),
-    "memory ratio": ("memory_ratio", ".2f"),
+    "modelled size": ("size_ratio", ".3f"),
+    "modelled training speedup": ("training_speedup", ".2f"),
+    "modelled inference speedup": ("inference_speedup", ".2f"),
+    "modelled memory": ("memory_ratio", ".2f"),
 }
 """The performance model's figures that tables show, in the form "paper", and their number formats."""
 

@@ -14,14 +14,15 @@ by their elements; physical: backward as the two products that it takes; printed
 which all layers weigh the same."""
 
 COLUMNS = {
-    "run": "{}",
-    "accuracy": "{:.4f}",
-    "mean_word_length": "{:.1f}",
-    "size_ratio": "{:.2f}",
-    "training_speedup": "{:.2f}",
-    "inference_speedup": "{:.2f}",
-    "seconds": "{:.0f}",
+    "run": ("run", "{}"),
+    "accuracy": ("accuracy", "{:.4f}"),
+    "mean_word_length": ("bits", "{:.1f}"),
+    "size_ratio": ("modelled size", "{:.2f}"),
+    "training_speedup": ("modelled training speedup", "{:.2f}"),
+    "inference_speedup": ("modelled inference speedup", "{:.2f}"),
+    "seconds": ("seconds", "{:.0f}"),
 }
+"""The columns of a table: a heading, and a form of its cells."""
 
 
 def summaries(
@@ -45,14 +46,14 @@ def costs(model: nn.Module, example: Tensor, trace: adapt.Trace | None, batch_si
     """The figures of `summaries` that tables show, by name.
 
     Returns:
-        mean_word_length in bits over all layers and steps, final_word_length over the layers at the end;
+        mean_word_length, bits of the average weight at the end, and run_mean_word_length, over all steps;
         nonzero, size_ratio and inference_speedup of the final model and memory_ratio of the run, in the form "paper";
         training_speedup in each form, and size_ratio also in the form "printed".
     """
     paper, physical, printed = summaries(perfmodel.operations(model, example), trace, batch_size).values()
     return {
-        "mean_word_length": 32.0 if trace is None else float(trace.word_length.mean()),
-        "final_word_length": 32.0 if trace is None else float(trace.word_length[-1].mean()),
+        "mean_word_length": paper.mean_word_length,
+        "run_mean_word_length": paper.run_mean_word_length,
         "nonzero": paper.nonzero,
         "size_ratio": paper.size_ratio,
         "size_ratio_printed": printed.size_ratio,
@@ -66,8 +67,8 @@ def costs(model: nn.Module, example: Tensor, trace: adapt.Trace | None, batch_si
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """The rows as aligned text, one column per entry of `COLUMNS`; entries that a row lacks stay empty."""
-    texts = [[name.replace("_", " ") for name in COLUMNS]]
-    texts += [[form.format(row[name]) if name in row else "" for name, form in COLUMNS.items()] for row in rows]
+    texts = [[heading for heading, _ in COLUMNS.values()]]
+    texts += [[form.format(row[name]) if name in row else "" for name, (_, form) in COLUMNS.items()] for row in rows]
     widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
     lines = []
     for first, *others in texts:

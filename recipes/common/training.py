@@ -132,7 +132,7 @@ def train(
             entry = {"loss": loss, **scores, "seconds": seconds, "processor_seconds": processor_seconds}
             entry["lr"] = optimizer.param_groups[0]["lr"]
             if run.trace is not None:
-                entry["mean_word_length"] = float(run.trace.word_length[-1].mean())
+                entry["mean_word_length"] = float(run.trace.mean_word_length()[-1])
             run.history.append(entry)
             if isinstance(run.schedule, ReduceLROnPlateau):
                 run.schedule.step(loss)

@@ -123,10 +123,10 @@ class TestLogging:
         assert (tmp_path / "best.ckpt").exists()
         assert math.isfinite(float(keep.best_model_score))
 
-    def test_the_progress_bar_shows_word_length_and_speedup(self):
+    def test_the_progress_bar_shows_the_word_length_and_nothing_modelled(self):
         _, run = fit(Classifier(), None, TQDMProgressBar(refresh_rate=0), enable_progress_bar=True)
         shown = {name for name in run.progress_bar_metrics if name.startswith("adapt/")}
-        assert shown == {"adapt/mean_word_length", "adapt/training_speedup"}
+        assert shown == {"adapt/mean_word_length"}
 
     def test_nothing_is_said_about_loggers_where_there_are_none(self, recwarn):
         fit(Classifier(), logger=False)

@@ -86,6 +86,22 @@ def test_what_makes_no_sense_is_refused_by_name(text, message):
         from_json(text, "f.json")
 
 
+NUMBERS = st.one_of(st.integers(), st.floats(), st.booleans(), st.none(), st.text(max_size=3))
+VALUES = st.one_of(NUMBERS, st.integers(-130, 130), st.lists(NUMBERS, max_size=3), st.lists(st.lists(NUMBERS)))
+FIELDS = ["word_length", "integer_length", "fraction_length", "step", "signed", "minimum", "maximum", "axis", "groups"]
+
+
+@given(st.one_of(VALUES, st.dictionaries(st.sampled_from(FIELDS), VALUES)))
+def test_any_entry_is_a_format_or_refused_by_name(entry):
+    text = json.dumps({"format": "adapt.formats", "version": 1, "formats": {"conv1.weight": entry}})
+    try:
+        found, message = from_json(text, "f.json"), None
+    except ValueError as error:
+        found, message = {}, str(error)
+    assert message is None or message.startswith("f.json: the format of conv1.weight")
+    assert from_json(to_json(found), "f.json") == found
+
+
 @pytest.mark.parametrize(
     ("form", "message"),
     [
