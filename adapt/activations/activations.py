@@ -19,7 +19,7 @@ from adapt.distributed import ranks
 from adapt.kernels.activation import FROZEN, NOISE, RECORD, SiteTables, activation_kernels
 from adapt.layers.hooks import remove_all
 from adapt.layers.naming import module_site, owners
-from adapt.layers.products import PRODUCTS, warn_of_others
+from adapt.layers.products import ACTIVATIONS_STAY, PRODUCTS, warn_of_others
 from adapt.layers.view import Pin
 from adapt.numerics import BlockFloat, Format, LayerFormat, Precision
 from adapt.rounding import Noise
@@ -118,13 +118,7 @@ class Activations:
         self._streams = tuple(_of_rank(self.names))
         self._step = 0
         if old is None:
-            warn_of_others(
-                module,
-                layers,
-                (owner for owner, _ in found),
-                "activations of {} stay float32, because what these modules compute inside cannot be reached: only "
-                "their weights are quantised",
-            )
+            warn_of_others(module, layers, (owner for owner, _ in found), ACTIVATIONS_STAY)
         else:
             self.load_state_dict(old.state_dict(), strict=False)
 

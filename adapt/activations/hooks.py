@@ -35,9 +35,7 @@ class ActivationHooks:
 
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Any:
         """Forward pre-hook: round the layer's input."""
-        changed = with_input(args, kwargs or {}, lambda x: self._apply(x, self.input, module.training))
-        # torch passes no kwargs to a hook that another hook of the same call has just removed, as when layers join.
-        return changed if kwargs is not None or changed is None else changed[0]
+        return with_input(args, kwargs, lambda x: self._apply(x, self.input, module.training))
 
     def after(self, module: nn.Module, args: Any, output: Any) -> Any:
         """Forward hook: round the layer's output."""

@@ -30,6 +30,10 @@ def attach(
     torch's SGD on the layers is fused with the rounding, unless somebody else's hook comes between the two; their
     gradients then keep their values. Other optimizers find, and leave, normalised and penalised gradients.
 
+    Values that you write into a parameter in place between two steps, as by `parameter.clamp_(-1, 1)` under
+    `torch.no_grad()` or by `load_state_dict`, become masters. Do not write through `parameter.data`: torch does not
+    count such writes, so that they are noticed late, from samples, or not at all.
+
     Args:
         optimizer: any torch optimizer that evaluates the loss once in a step, or what Accelerate, MMEngine, fastai or
             Lightning wraps around it.

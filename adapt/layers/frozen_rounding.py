@@ -34,9 +34,7 @@ class FrozenRounding:
         self._inverse = float(np.float32(1) / np.float32(self._step * (2 if self._is_sign else 1)))
         self._low, self._high = float(form.low), float(form.high)
 
-    def before(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Any:
         """Round the module's input."""
         return with_input(args, kwargs, self.apply)
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 
 class WeakHook:
@@ -36,18 +37,25 @@ class WeakHook:
         return WeakHook, (None,)
 
 
-def with_input(
-    args: tuple[Any, ...], kwargs: dict[str, Any], change: Callable[[Any], Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    """Return a layer's arguments with its input changed: the first argument, or the one called input.
+def with_input(args: tuple[Any, ...], kwargs: dict[str, Any] | None, change: Callable[[Any], Any]) -> Any:
+    """Return a layer's arguments with its input changed, as a forward pre-hook does.
 
-    None if there is neither, as a forward pre-hook that changes nothing returns.
+    The input is the first argument; in a call by keywords alone the one called `input`, as torch's layers do, or else
+    the first tensor. None if there is no input.
+
+    Args:
+        args, kwargs: the arguments. torch passes no kwargs, and expects none, where another hook of the same call has
+            just removed the hook, as when layers join.
+        change: what to do with the input.
     """
     if args:
-        return (change(args[0]), *args[1:]), kwargs
-    if "input" in kwargs:
-        return args, {**kwargs, "input": change(kwargs["input"])}
-    return None
+        args = (change(args[0]), *args[1:])
+        return args if kwargs is None else (args, kwargs)
+    tensors = [name for name, value in (kwargs or {}).items() if isinstance(value, Tensor)]
+    if not kwargs or not tensors:
+        return None
+    name = "input" if "input" in tensors else tensors[0]
+    return args, {**kwargs, name: change(kwargs[name])}
 
 
 def remove_all(handles: Iterable[Any]) -> None:

@@ -35,6 +35,13 @@ PRODUCTS = (
 """Modules whose forward pass multiplies its input by the weight, and whose activations can therefore be rounded."""
 
 
+ACTIVATIONS_STAY = (
+    "activations of {} stay float32, because what these modules compute inside cannot be reached: only their weights "
+    "are quantised"
+)
+"""A message for `warn_of_others`."""
+
+
 def warn_of_others(module: nn.Module, weights: Container[int], reached: Iterable[nn.Module], message: str) -> None:
     """Warn by name of the modules that own one of some weights, but whose products cannot be reached.
 

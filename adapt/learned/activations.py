@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from adapt.kernels.activation import TYPES
 from adapt.layers.hooks import remove_all, with_input
 from adapt.layers.naming import owners
-from adapt.layers.products import PRODUCTS
+from adapt.layers.products import ACTIVATIONS_STAY, PRODUCTS, warn_of_others
 from adapt.layers.tracing import is_drawn
 from adapt.layers.view import Pin
 from adapt.learned.calibration import percentile
@@ -67,7 +67,8 @@ class InputQuantizers:
     """Rounds the inputs of the linear layers and convolutions whose weights are quantised.
 
     Other modules with a quantised weight, such as recurrent layers, attention and embeddings, keep their activations:
-    the inner values of the first two cannot be reached, and an embedding's output is on its weight's grid already.
+    the inner values of the first two cannot be reached, of which a warning tells by name, and an embedding's output is
+    on its weight's grid already.
 
     Programs of torch.compile and torch.export contain the rounding as an operator.
 
@@ -87,6 +88,8 @@ class InputQuantizers:
         # Attention never calls its projection's forward; it uses the weight itself.
         inner = "NonDynamicallyQuantizableLinear"
         found = [pair for pair in owners(module, PRODUCTS, weights) if type(pair[1]).__name__ != inner]
+        lookups = (part for part in module.modules() if isinstance(part, nn.Embedding | nn.EmbeddingBag))
+        warn_of_others(module, weights, (*(owner for _, owner in found), *lookups), ACTIVATIONS_STAY)
         self.names = tuple(f"{name}.input" for name, _ in found)
         self._hooks = [_Hook(pin) for _ in found]
         handles = [
@@ -134,9 +137,7 @@ class _Hook:
         self.in_training = False
         self.quantizer: Quantizer | None = None
 
-    def before(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Any:
         """Round the layer's input."""
         return with_input(args, kwargs, lambda x: self._apply(x, module.training))
 

@@ -50,6 +50,10 @@ def attach(
     inputs without a sign where calibration met none. First and last layers are layers like all others. A GradScaler's
     scale would count in the gradients to the activations' formats: use bfloat16, which needs none.
 
+    Values that you write into a parameter in place between two steps, as by `parameter.clamp_(-1, 1)` under
+    `torch.no_grad()` or by `load_state_dict`, become masters. Do not write through `parameter.data`: torch does not
+    count such writes, so that they are noticed late, from samples, or not at all.
+
     Args:
         optimizer: any torch optimizer that evaluates the loss once in a step.
         module: the module that it trains.

@@ -2,9 +2,10 @@ import copy
 import gc
 import pickle
 
+import pytest
 import torch
 
-from adapt.layers.hooks import WeakHook
+from adapt.layers.hooks import WeakHook, with_input
 
 
 class Listener:
@@ -50,3 +51,23 @@ def test_it_is_not_in_the_way_of_a_compiler():
 
     assert function(torch.zeros(1)).item() == 1
     assert listener.heard == []
+
+
+ONE, TWO = torch.ones(2), torch.zeros(2)
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs", "expected"),
+    [
+        ((1, 2), {"a": 3}, ((-1, 2), {"a": 3})),
+        ((1, 2), None, (-1, 2)),
+        ((), {"output_size": ONE, "input": TWO}, ((), {"output_size": ONE, "input": -TWO})),
+        ((), {"scale": 3, "hidden_states": ONE, "other": TWO}, ((), {"scale": 3, "hidden_states": -ONE, "other": TWO})),
+        ((), {"scale": 3}, None),
+        ((), {}, None),
+        ((), None, None),
+    ],
+)
+def test_the_input_is_found_among_arguments_and_keywords(args, kwargs, expected):
+    found = with_input(args, kwargs, lambda x: -x)
+    assert str(found) == str(expected)

@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from adapt.learned import quantize
+import adapt
+from adapt.learned import attach_lsq, quantize
 from tests.learned.networks import learning, pictures, train
+from tests.training import Conv1D
 
 
 def seen(model, inputs, training):
@@ -168,3 +170,55 @@ def test_layers_that_calibration_does_not_reach_keep_their_inputs():
     assert "spare.input" not in learner.formats
     model(torch.randn(8, 4), both=True).sum().backward()
     optimizer.step()
+
+
+class Keywords(nn.Module):
+    """Calls its layers by keywords alone, one of which has a name of its own for its input."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 5), Conv1D(3, 5)
+
+    def forward(self, inputs):
+        return self.second(x=self.first(input=inputs).relu())
+
+
+@pytest.mark.parametrize("attach", ["lsq", "adaptive"])
+def test_inputs_that_are_given_by_keyword_are_rounded_too(attach):
+    torch.manual_seed(0)
+    model, x = Keywords(), torch.randn(50, 6)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    if attach == "lsq":
+        controller = attach_lsq(optimizer, model, [x], weight_bits=4, activation_bits=3)
+    else:
+        controller = adapt.attach(optimizer, model, adapt.Fixed(adapt.Precision(4, 2)), activations="layer")
+    seen = []
+    for layer in (model.first, model.second):
+        hook = lambda module, args, kwargs: seen.append(*kwargs.values())  # noqa: E731
+        layer.register_forward_pre_hook(hook, with_kwargs=True)
+    found = [model.eval()(x)]
+    for name, inputs in zip(("first.input", "second.input"), seen, strict=True):
+        assert torch.equal(controller.formats[name].quantize(inputs), inputs)
+    controller.detach(keep_activations=True)
+    found.append(model(x))
+    assert torch.equal(*found)
+
+
+def test_a_warning_names_the_modules_whose_activations_stay():
+    class Mixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.gru, self.head = nn.Embedding(7, 6), nn.GRU(6, 4, batch_first=True), nn.Linear(4, 3)
+
+        def forward(self, tokens):
+            return self.head(self.gru(self.table(tokens))[0])
+
+    model = Mixed()
+    with pytest.warns(UserWarning, match="activations of gru stay float32, because what"):
+        attach_lsq(
+            torch.optim.SGD(model.parameters(), lr=0.1),
+            model,
+            [torch.randint(7, (5, 4))],
+            weight_bits=4,
+            activation_bits=4,
+        )
