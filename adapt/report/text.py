@@ -1,6 +1,7 @@
 """A trace as a table for the terminal."""
 
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,11 +10,14 @@ from numpy.typing import NDArray
 from adapt.report.summary import totals
 from adapt.trace import Trace
 
+_WIDTH = 100
+"""Characters of a line of what made the run."""
+
 
 def table(trace: Trace) -> str:
     """Return a line per layer: word length, fraction length, share of non-zeros and the policy's own columns.
 
-    Each is given at the start, on average and at the end. The figures of `totals` follow below.
+    Each is given at the start, on average and at the end. The figures of `totals` and what made the run follow below.
 
     Raises:
         ValueError: the trace has no rows.
@@ -53,7 +57,20 @@ def table(trace: Trace) -> str:
         ("size ratio", f"{figures['size_ratio']:.3f} of float32, at the end"),
         ("memory ratio", f"{figures['memory_ratio']:.3f} of float32, masters included, on average"),
     ]
+    lines = textwrap.wrap(one_line(trace.run), _WIDTH)
+    summary += zip(["made by", *[""] * len(lines)], lines, strict=False)
     return "\n".join([head, subhead, rule, *body, "", *(f"{name:<14}{value}" for name, value in summary)])
+
+
+def one_line(value: object) -> str:
+    """Return plain data as text in one line, without characters that a terminal might act upon."""
+    if isinstance(value, Mapping):
+        parts = {one_line(name): one_line(part) for name, part in value.items()}
+        nested = {one_line(name) for name, part in value.items() if isinstance(part, Mapping)}
+        return ", ".join(f"{name} ({part})" if name in nested else f"{name} {part}" for name, part in parts.items())
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(one_line, value))}]"
+    return "".join(c if c.isprintable() else "?" for c in str(value))
 
 
 def _course(values: NDArray[Any], single: str, average: str) -> tuple[str, str, str]:
