@@ -27,9 +27,11 @@ from adapt.layers.layer_bits import bounds_of
 from adapt.numerics import LONGEST_WORD, SHORTEST_WORD, Format, Precision
 from adapt.rounding import Noise
 from adapt.switching.bounds import ALL, Bounds
+from adapt.switching.configuration import to_dict
 from adapt.switching.policy import Policy, carry, check_bounds, columns_of, for_layers, pack, unpack
 from adapt.trace import Trace
 from adapt.trace.archive import release_of
+from adapt.trace.description import made_by
 from adapt.weights.masters import Masters
 
 _LOOK_EVERY = 16
@@ -100,11 +102,18 @@ class AdaptiveRun(Run):
 
     @property
     def trace(self) -> Trace:
-        """What happened in every step so far. Reading it waits for the device."""
+        """What happened in every step so far, and what made the run. Reading it waits for the device."""
         self.settle()
         self.decisions.close_row(self.layers.nonzeros.cpu().numpy(), self.layers.grids.fraction_lengths)
         self.decisions.write()
+        self.decisions.trace.run = self._made_by()
         return self.decisions.trace
+
+    def _made_by(self) -> dict[str, Any]:
+        """Return the policy and the options of this run as they are now: the policy may have been replaced."""
+        rounding = "stochastic" if self.noise.stochastic else "nearest"
+        options = {**vars(self.options), "seed": self.noise.seed, "rounding": rounding}
+        return made_by(policy=to_dict(self.decisions.policy), **options)
 
     # Which tensors take part
 

@@ -31,6 +31,7 @@ from adapt.learned.sizes import Sizes
 from adapt.learned.updates import StepRule, WidthRule
 from adapt.numerics import Format
 from adapt.trace import Trace
+from adapt.trace.description import made_by
 from adapt.trace.widths import Widths
 from adapt.weights.masters import Masters
 
@@ -150,6 +151,7 @@ class LearnedRun(Run):
     def trace(self) -> Trace:
         """Layer by layer what happened: a row for the first step, for every step in which formats moved, and afterwards
         as often. Its word lengths are a layer's average in whole bits; `widths` has them channel by channel."""
+        self._trace.run = made_by(plan=type(self.plan).__name__, **vars(self.plan))
         return self._trace
 
     def join(self, layers: Mapping[str, Tensor]) -> None:
@@ -291,7 +293,7 @@ class LearnedRun(Run):
             **{name: tensor.clone() for name, tensor in self._tensors().items()},
             "rule": persistence.sealed(self.rule.state_dict()),
             "log": persistence.sealed(self.log.state_dict()),
-            "trace": persistence.sealed(self._trace.state_dict()),
+            "trace": persistence.sealed(self.trace.state_dict()),
             "widths": persistence.sealed(self.widths.state_dict()),
             **(between if self.losses else {}),
             **persistence.pack_bits(self.plan.layer_bits),

@@ -1,6 +1,7 @@
 """A trace as a table for the terminal."""
 
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,15 @@ from adapt.report.summary import check_rows, overall, summary
 from adapt.trace import Trace
 from adapt.trace.widths import Widths
 
+_WIDTH = 100
+"""Characters of a line of what made the run."""
+
 
 def table(trace: Trace, widths: Widths | None = None) -> str:
     """Return a line per layer: word length, fraction length, share of non-zeros and the policy's own columns.
 
-    Each is given at the start, on average and at the end. The figures of the whole network follow below.
+    Each is given at the start, on average and at the end. The figures of the whole network and what made the run
+    follow below.
 
     Args:
         trace: what happened.
@@ -72,7 +77,20 @@ def totals_lines(trace: Trace, widths: Widths | None = None) -> list[str]:
         ("modelled size", f"{figures['size_ratio']:.3f} of float32, zeros left out, at the end"),
         ("modelled memory", f"{figures['memory_ratio']:.3f} of float32, masters included, on average"),
     ]
-    return [f"{name:<17}{value}" for name, value in lines]
+    made = textwrap.wrap(one_line(trace.run), _WIDTH)
+    lines += zip(["made by", *[""] * len(made)], made, strict=False)
+    return [f"{name:<17}{value}".rstrip() for name, value in lines]
+
+
+def one_line(value: object) -> str:
+    """Return plain data as text in one line, without characters that a terminal might act upon."""
+    if isinstance(value, Mapping):
+        parts = {one_line(name): one_line(part) for name, part in value.items()}
+        nested = {one_line(name) for name, part in value.items() if isinstance(part, Mapping)}
+        return ", ".join(f"{name} ({part})" if name in nested else f"{name} {part}" for name, part in parts.items())
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(one_line, value))}]"
+    return "".join(c if c.isprintable() else "?" for c in str(value))
 
 
 def _course(values: NDArray[Any], single: str, average: str) -> tuple[str, str, str]:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from adapt.report.summary import Row
+from adapt.report.text import one_line
 
 _TOTALS = {
     "last_step": "steps",
@@ -54,7 +55,7 @@ def as_markdown(runs: Sequence[Row]) -> str:
     parts = ["# Runs", _table(["run", *_TOTALS.values()], [[r["run"], *_cells(r["totals"], _TOTALS)] for r in runs])]
     for run in runs:
         parts += [f"## {_escaped(run['run'])}"]
-        parts += [f"- {_escaped(name)}: {_escaped(value)}" for name, value in run["made"].items()]
+        parts += [f"- {_escaped(name)}: {_escaped(one_line(value))}" for name, value in run["made"].items()]
         parts.append(_table(list(_LAYERS.values()), [_cells(row, _LAYERS) for row in run["layers"]]))
     return "\n\n".join(parts)
 

@@ -6,6 +6,7 @@ from dataclasses import fields, is_dataclass
 from numbers import Integral, Real
 from typing import Any
 
+import adapt
 from adapt.trace.archive import LONGEST_TEXT
 
 
@@ -29,6 +30,11 @@ def plain(value: Any) -> Any:
     if callable(value) and hasattr(value, "__qualname__"):
         return f"{value.__module__}.{value.__qualname__}"
     return repr(value)
+
+
+def made_by(**parts: Any) -> dict[str, Any]:
+    """Return what made a run, as plain data, with the release of adapt that it ran with."""
+    return {"adapt": adapt.__version__, **plain(parts)}
 
 
 def packed(run: Mapping[str, Any]) -> list[str]:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from adapt.numerics import HIGHEST_FRACTION, LONGEST_WORD, LOWEST_FRACTION
-from adapt.trace import archive
+from adapt.trace import archive, description
 from adapt.trace.columns import (
     Column,
     check_policy_column,
@@ -25,8 +25,11 @@ from adapt.trace.columns import (
     unpacked_column,
 )
 
-VERSION = 2
-"""1: the seven columns below, and no others. 2: every column is described in the file."""
+VERSION = 3
+"""1: the seven columns below, and no others. 2: every column is described in the file. 3: what made the run too."""
+
+_RUN = "run.json"
+"""Where a file keeps what made the run: a name that no column can have."""
 
 
 class Trace:
@@ -41,6 +44,11 @@ class Trace:
         layers: the layers' weight names, unique and printable, in order.
         numel: how many weights each layer has, one non-negative integer per layer, not all zero.
         columns: columns of the policy's own, as in `add_columns`.
+
+    Attributes:
+        run: what made the run, as numbers, texts, lists and dicts by name: the release of adapt, the policy with its
+            hyperparameters (`adapt.switching.from_dict` makes it again), rounding, penalties and all other options.
+            Empty where nobody said, and in files of earlier versions.
 
     Raises:
         TypeError, ValueError: the names, sizes or columns are not as described.
@@ -81,6 +89,7 @@ class Trace:
         self._numel = checked_sizes(numel, len(self._layers))
         if not self._numel.any():
             raise ValueError("numel is zero for every layer: a trace needs at least one weight")
+        self.run: dict[str, Any] = {}
         self._rows = 0
         self._steps = np.empty(0, dtype=np.int64)
         self._columns = dict(_COLUMNS)
@@ -212,6 +221,7 @@ class Trace:
             raise ValueError(f"layers must be {list(self._layers)} in another order, got {list(layers)!r:.200}")
         places = [self._layers.index(name) for name in layers]
         trace = type(self)(layers, self._numel[places], self.own_columns)
+        trace.run = self.run
         trace.append(self.step, **{name: self[name][:, places] for name in self._columns})
         return trace
 
@@ -265,6 +275,7 @@ class Trace:
         return {
             "layers": list(self._layers),
             "columns": [packed_column(name, column) for name, column in self._columns.items()],
+            _RUN: description.packed(self.run),
             "numel": self._numel,
             "step": self._steps[: self._rows],
             **{name: values[: self._rows] for name, values in self._values.items()},
@@ -278,6 +289,8 @@ class Trace:
             "numel": (np.dtype(np.int64), ("layers",)),
             "step": (np.dtype(np.int64), ("rows",)),
         }
+        if _RUN in content:
+            layout[_RUN] = (None, ("pieces",))
         if "columns" in content:
             layout["columns"] = (None, ("columns",))
             archive.check({"columns": content["columns"]}, {"columns": layout["columns"]})
@@ -292,6 +305,7 @@ class Trace:
         own = {name: column for name, column in stored.items() if name not in _COLUMNS}
         trace = cls(content["layers"], content["numel"], own)
         trace.append(content["step"], **{name: content[name] for name in stored})
+        trace.run = description.unpacked(content[_RUN]) if _RUN in content else {}
         return trace
 
     def _reserve(self, rows: int) -> None:

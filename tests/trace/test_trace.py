@@ -17,7 +17,7 @@ import adapt
 from adapt.trace import Column, Trace, archive
 
 FIELDS = ("word_length", "fraction_length", "nonzero", "lookback", "resolution", "diversity", "divergence")
-MEMBERS = ("version", "release", "layers", "columns", "numel", "step", *FIELDS)
+MEMBERS = ("version", "release", "layers", "columns", "run.json", "numel", "step", *FIELDS)
 
 
 def row(**changes):
@@ -314,7 +314,7 @@ class TestVersions:
         small().save(tmp_path / "t.npz")
         with np.load(tmp_path / "t.npz") as file:
             assert file["release"] == adapt.__version__
-            assert file["version"] == 2
+            assert file["version"] == 3
 
 
 class TestAddLayers:
@@ -519,13 +519,13 @@ HOSTILE = {
     "missing member": lambda: (zipped({"nonzero.npy": None}), "nonzero"),
     "same member twice": lambda: (doubled(), "something twice"),
     "other method": lambda: (zipped({}, zipfile.ZIP_LZMA), "packed by an unexpected method"),
-    "later version": lambda: (zipped({"version.npy": packed(np.array(3))}), "version is 3.*install the release that"),
+    "later version": lambda: (zipped({"version.npy": packed(np.array(4))}), "version is 4.*install the release that"),
     "later version of a named release": lambda: (
-        zipped({"version.npy": packed(np.array(3)), "release.npy": packed(np.array("0.9"))}),
-        "version is 3, and adapt .* reads versions up to 2: install adapt 0.9, which wrote it, or a later one",
+        zipped({"version.npy": packed(np.array(4)), "release.npy": packed(np.array("0.9"))}),
+        "version is 4, and adapt .* reads versions up to 3: install adapt 0.9, which wrote it, or a later one",
     ),
     "escape codes in the release": lambda: (
-        zipped({"version.npy": packed(np.array(3)), "release.npy": packed(np.array("\x1b[2J"))}),
+        zipped({"version.npy": packed(np.array(4)), "release.npy": packed(np.array("\x1b[2J"))}),
         "install the release that wrote it or a later one",
     ),
     "version 0": lambda: (zipped({"version.npy": packed(np.array(0))}), "version is 0"),
@@ -620,8 +620,8 @@ class TestHostileFiles:
     @pytest.mark.parametrize(
         ("changes", "error", "words"),
         [
-            ({"version": 3}, ValueError, "version is 3.*install adapt .*, which wrote it"),
-            ({"version": 3, "release": 7}, ValueError, "version is 3.*install the release that wrote it"),
+            ({"version": 4}, ValueError, "version is 4.*install adapt .*, which wrote it"),
+            ({"version": 4, "release": 7}, ValueError, "version is 4.*install the release that wrote it"),
             ({"version": True}, ValueError, "version is True"),
             ({"extra": 1}, ValueError, "extra"),
             ({"step": [1, 2, 4]}, TypeError, r"step must be an array \(in a state, a tensor\), got list"),
