@@ -69,17 +69,20 @@ def carry_out(options: argparse.Namespace) -> None:
     runs = plan(task, options.task, options)
     task.load(options.data, download=not options.no_download)
     # A step takes about as long as its network has parameters and activations.
-    sizes = [scaled(task, settings).footprint for settings in runs]
-    work = [settings.epochs * (8.0 * f.activation + f.parameters) for settings, f in zip(runs, sizes, strict=True)]
+    sizes = [scaled(task, settings) for settings in runs]
+    work = [
+        settings.epochs * (8.0 * size.footprint.activation + size.footprint.parameters)
+        for settings, size in zip(runs, sizes, strict=True)
+    ]
     done: list[tuple[float, float]] = []
-    for number, settings in enumerate(runs, 1):
+    for number, (settings, size) in enumerate(zip(runs, sizes, strict=True), 1):
         title = f"{settings.title}, seed {settings.seed}"
         # Read anew each time: another process may have finished it meanwhile.
         if ledger.is_finished(ledger.read(path), settings.identity(1)):
             print(f"{number} of {len(runs)}: {title}: already finished", flush=True)
             continue
         print(heading(number, len(runs), title, time_left(done, work[number - 1 :])), flush=True)
-        line = finish(settings, task, path, device=options.device, progress=sys.stderr.isatty())
+        line = finish(settings, task, size, path, device=options.device, progress=sys.stderr.isatty())
         done.append((work[number - 1], line["seconds"]))
         print(f"{task.unit} {line[task.score]:.4f} in {line['seconds']:.0f} s", flush=True)
 
