@@ -8,7 +8,8 @@ The sweep of "Pareto-Optimal Quantized ResNet Is Mostly 4-bit" (Abdolrashidi et 
 ResNet whose numbers of filters are multiplied, trained from scratch by AQT with all layers at 4 bits, with 8 bits in
 the first and the last layer, with all layers at 8 bits, and in bfloat16. Every finished run is appended as one line to
 pareto.jsonl under --out. The same command given again skips finished runs and continues interrupted ones from their
-last whole epoch. `report` needs these lines alone: it writes pareto.md and figures/pareto.png beside them.
+last whole epoch. `report` needs these lines alone: it writes pareto.md and figures/pareto.png beside them, and with
+--page a summary into the marked part of a Markdown file.
 
 The defaults are a schedule for one CPU core and about an hour: ResNet-8 and five multipliers.
 """
@@ -16,7 +17,7 @@ The defaults are a schedule for one CPU core and about an hour: ResNet-8 and fiv
 import argparse
 import sys
 
-from recipes.common import commands, ledger
+from recipes.common import commands, ledger, markdown
 from recipes.common.data import load
 from recipes.common.remaining import heading, time_left
 from recipes.pareto.runs import LEDGER, PRECISIONS, ParetoSettings, costs, finish
@@ -34,7 +35,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=ParetoSettings.batch_size)
     parser.add_argument("--subset", type=int, default=25_000, help="train on this many pictures only; 0: on all")
     commands.add_data(parser)
-    commands.add_results(parser, page=False)
+    commands.add_results(parser)
     return parser.parse_args(arguments)
 
 
@@ -42,9 +43,11 @@ def carry_out(options: argparse.Namespace) -> None:
     """Write and print the report, or make the missing runs, multiplier by multiplier."""
     if options.what == "report":
         # Training does not draw, and matplotlib takes a while to import.
-        from recipes.pareto.report import write
+        from recipes.pareto.report import gather, summary, write
 
         print(write(options.out), end="")
+        if options.page is not None:
+            markdown.insert(summary(gather(options.out / LEDGER)), "pareto", options.page)
         return
     schedule = {name: getattr(options, name) for name in ("blocks", "epochs", "batch_size")}
     plan = [

@@ -122,6 +122,22 @@ def write(folder: Path) -> str:
     return text
 
 
+def summary(studies: Sequence[Study]) -> str:
+    """For a page: of the last schedule, accuracy by multiplier and precision, and how many networks are beaten."""
+    study = studies[-1]
+    precisions = list(dict.fromkeys(network.precision for network in study.networks))
+    found = {(network.multiplier, network.precision): network for network in study.networks}
+    rows = [
+        [
+            f"{multiplier:g}",
+            *(found[key].accuracy.text() if (key := (multiplier, name)) in found else NOTHING for name in precisions),
+        ]
+        for multiplier in sorted({network.multiplier for network in study.networks})
+    ]
+    accuracies = table(["filters ×", *(f"{named(name)}, %" for name in precisions)], rows)
+    return "\n\n".join([f"{study.title}:", accuracies, counts(study)])
+
+
 def document(studies: Sequence[Study]) -> str:
     """The report in Markdown."""
     parts = ["# What precision buys", paragraph(NOTES), f"![Accuracy against cost]({FIGURE})"]
@@ -151,13 +167,6 @@ def figures(study: Study) -> str:
 def dominance(study: Study) -> str:
     """How many points of each curve the others beat, what nothing beats, and the best rival of every network."""
     curves = {cost: study.points(cost) for cost in COSTS}
-    names = list(curves["memory"])
-    counts = [
-        [title, named(name), *(_count(curves[cost], name, rival) for rival in names)]
-        for cost, title in COSTS.items()
-        for name in names
-    ]
-    head = ["by", "networks that are beaten", *(f"by {named(name)}" for name in names)]
     fronts = [f"Beaten by none in {title}: {_front(curves[cost])}." for cost, title in COSTS.items()]
     every = {cost: [point for curve in curves[cost].values() for point in curve] for cost in COSTS}
     rivals = [
@@ -165,7 +174,19 @@ def dominance(study: Study) -> str:
         for i, network in enumerate(study.networks)
     ]
     beaten = table(["network", *(f"best rival in {title}" for title in COSTS.values())], rivals)
-    return "\n\n".join([table(head, counts), paragraph(" ".join(fronts)), beaten])
+    return "\n\n".join([counts(study), paragraph(" ".join(fronts)), beaten])
+
+
+def counts(study: Study) -> str:
+    """For each cost how many networks of each precision every other precision beats."""
+    curves = {cost: study.points(cost) for cost in COSTS}
+    names = list(curves["memory"])
+    rows = [
+        [title, named(name), *(_count(curves[cost], name, rival) for rival in names)]
+        for cost, title in COSTS.items()
+        for name in names
+    ]
+    return table(["in accuracy and", "networks that are beaten", *(f"by {named(name)}" for name in names)], rows)
 
 
 def _count(curves: Mapping[str, Sequence[Point]], name: str, rival: str) -> str:

@@ -11,7 +11,8 @@ parameters·b_p + largest activation·b_a. For each b_p the network is scaled un
 depth alike ("compound") or in width alone, and activations have b_a = b_p + k bits; --extra-bits without numbers leaves
 them in float32, as text does by default. A kB is 8000 bits. Every finished run is appended as one line to
 tradeoff.jsonl under --out. The same command given again skips finished runs and continues interrupted ones from their
-last whole epoch. `report` needs these lines alone: it writes tradeoff.md and a figure for each task and budget.
+last whole epoch. `report` needs these lines alone: it writes tradeoff.md and a figure for each task and budget,
+and with --page a summary into the marked part of a Markdown file.
 
 The defaults are a schedule for one CPU core and about an hour: of the pictures half, and four epochs.
 """
@@ -20,7 +21,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from recipes.common import commands, ledger
+from recipes.common import commands, ledger, markdown
 from recipes.common.remaining import heading, time_left
 from recipes.tradeoff.runs import FLOAT, LONGEST, finish, plan, scaled
 from recipes.tradeoff.scaling import SCALINGS
@@ -45,7 +46,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--subset", type=int, help="train on this much of the data only; 0: on all")
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the data")
     parser.add_argument("--no-download", action="store_true", help="stop with an error where the data are missing")
-    commands.add_results(parser, page=False)
+    commands.add_results(parser)
     return parser.parse_args(arguments)
 
 
@@ -58,9 +59,11 @@ def carry_out(options: argparse.Namespace) -> None:
     path = options.out / LEDGER
     if options.what == "report":
         # Training does not draw, and matplotlib takes a while to import.
-        from recipes.tradeoff.report import write
+        from recipes.tradeoff.report import gather, summary, write
 
         print(write(path), end="")
+        if options.page is not None:
+            markdown.insert(summary(gather(path)), "tradeoff", options.page)
         return
     for bits in options.bits:
         if bits not in (*range(1, LONGEST + 1), FLOAT):
@@ -69,17 +72,20 @@ def carry_out(options: argparse.Namespace) -> None:
     runs = plan(task, options.task, options)
     task.load(options.data, download=not options.no_download)
     # A step takes about as long as its network has parameters and activations.
-    sizes = [scaled(task, settings).footprint for settings in runs]
-    work = [settings.epochs * (8.0 * f.activation + f.parameters) for settings, f in zip(runs, sizes, strict=True)]
+    sizes = [scaled(task, settings) for settings in runs]
+    work = [
+        settings.epochs * (8.0 * size.footprint.activation + size.footprint.parameters)
+        for settings, size in zip(runs, sizes, strict=True)
+    ]
     done: list[tuple[float, float]] = []
-    for number, settings in enumerate(runs, 1):
+    for number, (settings, size) in enumerate(zip(runs, sizes, strict=True), 1):
         title = f"{settings.title}, seed {settings.seed}"
         # Read anew each time: another process may have finished it meanwhile.
         if ledger.is_finished(ledger.read(path), settings.identity(1)):
             print(f"{number} of {len(runs)}: {title}: already finished", flush=True)
             continue
         print(heading(number, len(runs), title, time_left(done, work[number - 1 :])), flush=True)
-        line = finish(settings, task, path, device=options.device, progress=sys.stderr.isatty())
+        line = finish(settings, task, size, path, device=options.device, progress=sys.stderr.isatty())
         done.append((work[number - 1], line["seconds"]))
         print(f"{task.unit} {line[task.score]:.4f} in {line['seconds']:.0f} s", flush=True)
 

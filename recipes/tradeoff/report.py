@@ -107,6 +107,12 @@ def write(path: Path) -> str:
     return text
 
 
+def summary(studies: Sequence[Study]) -> str:
+    """For a page: who wins in each study, and its figures."""
+    parts = [part for study in studies for part in (f"{study.title}. {verdict(study)}", figures(study))]
+    return "\n\n".join(parts)
+
+
 def document(studies: Sequence[Study]) -> str:
     """The report in Markdown."""
     parts = ["# Fewer parameters or fewer bits", paragraph(NOTES)]

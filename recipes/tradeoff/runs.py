@@ -120,14 +120,13 @@ def scaled(task: Task, settings: TradeoffSettings) -> Scaled:
 
 
 def train(
-    task: Task, settings: TradeoffSettings, folder: Path | None, *, device: str = "cpu", progress: bool = True
+    task: Task, settings: TradeoffSettings, size: Scaled, folder: Path | None, *, device: str, progress: bool
 ) -> Run:
     """Train until `settings.epochs` are done, from the checkpoint in `folder` if there is one.
 
     Raises:
-        ValueError: no network fits the budget, the folder holds another run, or the loss became NaN.
+        ValueError: the folder holds another run, or the loss became NaN.
     """
-    size = scaled(task, settings)
     torch.manual_seed(settings.seed)
     network, example = task.network(size.width, size.depth)
     model = in_bfloat16(network.to(device))
@@ -145,12 +144,17 @@ def train(
     return training.train(run, batches, task.evaluate, folder, progress=progress)
 
 
-def finish(settings: TradeoffSettings, task: Task, path: Path, *, device: str, progress: bool) -> ledger.Line:
-    """Train to the end, from the last whole epoch of an interrupted run; append the line to `path` and return it."""
+def finish(
+    settings: TradeoffSettings, task: Task, size: Scaled, path: Path, *, device: str, progress: bool
+) -> ledger.Line:
+    """Train to the end, from the last whole epoch of an interrupted run; append the line to `path` and return it.
+
+    Args:
+        size: the network's, from `scaled`.
+    """
     identity = settings.identity(1)
     folder = checkpoint_folder(path, identity)
-    size = scaled(task, settings)
-    run = train(task, settings, folder, device=device, progress=progress)
+    run = train(task, settings, size, folder, device=device, progress=progress)
     line = {
         **identity,
         **outcome(run, task.score),
