@@ -24,8 +24,11 @@ function styled(element, style) {
 
 const UNKNOWN = "–";
 const known = (show) => (value) => (value == null ? UNKNOWN : typeof value === "string" ? value : show(value));
-const grouped = (value, digits = 0) =>
-  value.toLocaleString("en-US", { minimumFractionDigits: digits, maximumFractionDigits: digits });
+// Made once: a formatter of its own for each cell would take most of the time in which the page opens.
+const formatters = [0, 1, 2].map(
+  (digits) => new Intl.NumberFormat("en-US", { minimumFractionDigits: digits, maximumFractionDigits: digits }),
+);
+const grouped = (value, digits = 0) => formatters[digits].format(value);
 
 const whole = known((value) => grouped(value));
 const decimal = known((value) => grouped(value, 2));

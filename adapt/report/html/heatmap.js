@@ -26,11 +26,11 @@ function formatsOf(run, name, offset) {
 const distinct = (values) => [...new Set(values.flatMap((row) => [...new Set(row)]))].sort((a, b) => a - b);
 
 /** Make the colours' key: every value that occurs, or some of them. */
-function scaleKey(values, toShare, quantity) {
+function scaleKey(values, paint, quantity) {
   const each = Math.ceil(values.length / 12);
   const shown = values.filter((_, i) => i % each === 0 || i === values.length - 1);
   const swatches = shown.map((value) => {
-    const { fill, ink } = colour(toShare(value));
+    const { fill, ink } = paint.get(value);
     return styled(make("li", {}, quantity.show(value)), { background: fill, color: ink });
   });
   return make("ul", { class: "scale", "aria-label": `colours of ${quantity.name} in ${quantity.unit}` }, swatches);
@@ -40,6 +40,7 @@ function scaleKey(values, toShare, quantity) {
 function heatmap(run, quantity, within, choose) {
   const { step, values } = quantity.of(run);
   const toShare = scale(within, quantity.logarithmic);
+  const paint = new Map(within.map((value) => [value, colour(toShare(value))]));
   const names = labels(run.layers.map((row) => row.layer));
   const row = names.length <= 12 ? 26 : names.length <= 32 ? 20 : names.length <= 60 ? 15 : 12;
   const [first, end] = [run.map.step[0], run.map.end];
@@ -84,7 +85,7 @@ function heatmap(run, quantity, within, choose) {
       const [top, bottom] = [Math.round(layer * row * density), Math.round((layer + 1) * row * density) - gap];
       for (let from = 0, to; from < line.length; from = to) {
         for (to = from + 1; to < line.length && line[to] === line[from];) to++;
-        const { fill, ink } = colour(toShare(line[from]));
+        const { fill, ink } = paint.get(line[from]);
         pen.fillStyle = fill;
         pen.fillRect(place[from], top, place[to] - place[from], bottom - top);
         const text = quantity.show(line[from]);
@@ -153,7 +154,7 @@ function heatmap(run, quantity, within, choose) {
     "div",
     { class: "head" },
     make("figcaption", { class: "name" }, run.label),
-    scaleKey(within, toShare, quantity),
+    scaleKey(within, paint, quantity),
   );
   return make("figure", { class: "map" }, head, body, readout);
 }
