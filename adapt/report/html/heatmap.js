@@ -66,6 +66,7 @@ function heatmap(run, quantity, within, choose) {
     names.map((_, layer) => make("li", {}, last(layer))),
   );
   const body = make("div", { class: "body" }, labelled, canvas, ends, axis);
+  styled(canvas, { height: `${row * names.length}px` });
   styled(body, { "--row": `${row}px`, "--text": `${Math.min(row - 2, 13)}px` });
   const cursor = { layer: 0, at: step.length - 1 };
 
@@ -74,7 +75,6 @@ function heatmap(run, quantity, within, choose) {
     if (!width) return;
     const density = window.devicePixelRatio || 1;
     [canvas.width, canvas.height] = [Math.round(width * density), Math.round(row * names.length * density)];
-    canvas.style.height = `${row * names.length}px`;
     const pen = canvas.getContext("2d");
     const place = step.map((value) => Math.round(((value - first) / (end - first)) * canvas.width));
     place.push(canvas.width);
@@ -95,7 +95,9 @@ function heatmap(run, quantity, within, choose) {
         }
       }
     });
-    const marks = ticks(first, end, Math.max(2, Math.min(8, width / 80))).filter((value) => value >= first);
+    const marks = ticks(first, end, Math.max(2, Math.min(8, width / 80))).filter(
+      (value) => value >= first && Number.isInteger(value),
+    );
     axis.replaceChildren(
       ...marks.map((value) =>
         styled(make("span", {}, compact(value)), { left: `${((value - first) / (end - first)) * 100}%` }),
