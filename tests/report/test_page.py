@@ -276,7 +276,7 @@ class TestBrowser:
         heads = page.texts["h2"]
         for head in ("Why layers moved", "Modelled cost", "Learned widths", "Phases", "Activations", "Layers"):
             assert head in heads
-        assert EVIL in page.texts["option"]
+        assert EVIL in page.texts["title"]
         assert "accuracy" in page.texts["figcaption"]
 
     def test_the_table_sorts_and_the_map_answers_to_keys(self, tmp_path):

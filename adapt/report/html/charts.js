@@ -2,7 +2,10 @@
 // that its curve is known without colours too.
 
 const DASHES = ["", "7 3", "2 3", "9 3 2 3", "12 4", "5 2 1 2"];
-const strokeOf = (run) => ({ stroke: `var(--run-${run % 6})`, "stroke-dasharray": DASHES[run % 6] });
+const strokeOf = (run) => ({
+  stroke: `var(--run-${run % 6})`,
+  "stroke-dasharray": DASHES[(run + Math.floor(run / 6)) % 6],
+});
 
 /** The sign of a run in a key. */
 function sign(run) {
@@ -29,7 +32,7 @@ function chart(title, curves, show, held = false) {
   const x = (step) => left + ((step - first) / (last - first || 1)) * (width - left - right);
   const y = (value) => top + ((high - value) / (high - low)) * (height - top - bottom);
   const text = (at, down, anchor, content) => make("text", { x: at, y: down, "text-anchor": anchor }, content);
-  const across = ticks(first, last, 5).filter((step) => step >= first && step <= last);
+  const across = ticks(first, last, 5).filter((step) => step >= first && Number.isInteger(step));
   const drawing = [
     ...ticks(low, high, 4).flatMap((value) => [
       make("line", { class: "grid", x1: left, x2: width - right, y1: y(value), y2: y(value) }),
@@ -43,7 +46,8 @@ function chart(title, curves, show, held = false) {
           return i === 0 ? `M${place}` : held ? `H${x(step).toFixed(1)}V${y(value).toFixed(1)}` : `L${place}`;
         })
         .join("");
-      return styled(make("path", { class: "curve", d: line }), strokeOf(curve.run));
+      const dash = curve.points.length === 1 ? "h6" : ""; // or a single point would not be seen
+      return styled(make("path", { class: "curve", d: line + dash }), strokeOf(curve.run));
     }),
   ];
   const ends = sound.map((curve) => `${curve.label} ${show(curve.points.at(-1)[1])}`);

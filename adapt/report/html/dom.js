@@ -24,8 +24,11 @@ function styled(element, style) {
 
 const UNKNOWN = "–";
 const known = (show) => (value) => (value == null ? UNKNOWN : typeof value === "string" ? value : show(value));
-const grouped = (value, digits = 0) =>
-  value.toLocaleString("en-US", { minimumFractionDigits: digits, maximumFractionDigits: digits });
+// Made once: a formatter of its own for each cell would take most of the time in which the page opens.
+const formatters = [0, 1, 2].map(
+  (digits) => new Intl.NumberFormat("en-US", { minimumFractionDigits: digits, maximumFractionDigits: digits }),
+);
+const grouped = (value, digits = 0) => formatters[digits].format(value);
 
 const whole = known((value) => grouped(value));
 const decimal = known((value) => grouped(value, 2));
@@ -34,7 +37,8 @@ const times = known((value) => `${value >= 100 ? grouped(value) : value.toPrecis
 const short = known((value) => {
   if (value === 0) return "0";
   const size = Math.abs(value);
-  return size >= 1e5 || size < 1e-3 ? value.toExponential(2) : String(Number(value.toPrecision(4)));
+  if (size < 1e5 && size >= 1e-3) return String(Number(value.toPrecision(4)));
+  return Number(value.toPrecision(3)).toExponential().replace("+", "");
 });
 /** Bits: all digits of a mean that is not whole. */
 const bits = known((value) => (Number.isInteger(value) ? String(value) : value.toFixed(2)));
@@ -57,14 +61,22 @@ function ticks(low, high, count) {
   return found;
 }
 
-/** The names as labels: without a ".weight" that all have, and long ones without their middle. */
+/**
+ * The names as labels: without a ".weight" that all have, and with the words of a long one cut to equal lengths, so that
+ * "encoder.layers.11.attention.output" stays apart from layer 12.
+ */
 function labels(names) {
   const all = names.every((name) => name.endsWith(".weight") && name.length > 7);
   const longest = window.matchMedia("(max-width: 40rem)").matches ? 17 : 36;
-  const head = Math.floor(longest / 3);
-  return names
-    .map((name) => (all ? name.slice(0, -7) : name))
-    .map((name) => (name.length > longest ? `${name.slice(0, head)}…${name.slice(head + 1 - longest)}` : name));
+  return names.map((name) => cut(all ? name.slice(0, -7) : name, longest));
+}
+
+function cut(name, longest) {
+  const words = name.split(".");
+  for (let letters = longest; letters > 0 && name.length > longest; letters--) {
+    name = words.map((word) => (/^\d+$/.test(word) ? word : word.slice(0, letters))).join(".");
+  }
+  return name.length > longest ? `${name.slice(0, longest - 1)}…` : name;
 }
 
 /** Numbers 0 to 255 [layers][steps] from base64. */
@@ -89,7 +101,7 @@ function colour(share) {
   return { fill: `rgb(${mixed.join(" ")})`, ink: light ? "#12181f" : "#ffffff" };
 }
 
-/** A scale from numbers to shares; by ratios if logarithmic, as twice the bits are as far from 4 to 8 as from 8 to 16. */
+/** Return the scale from numbers to shares; by ratios if logarithmic: 4 to 8 bits is as far as 8 to 16. */
 function scale(values, logarithmic) {
   const [low, high] = [Math.min(...values), Math.max(...values)];
   const at = logarithmic ? Math.log : Number;

@@ -26,11 +26,11 @@ function formatsOf(run, name, offset) {
 const distinct = (values) => [...new Set(values.flatMap((row) => [...new Set(row)]))].sort((a, b) => a - b);
 
 /** Make the colours' key: every value that occurs, or some of them. */
-function scaleKey(values, toShare, quantity) {
+function scaleKey(values, paint, quantity) {
   const each = Math.ceil(values.length / 12);
   const shown = values.filter((_, i) => i % each === 0 || i === values.length - 1);
   const swatches = shown.map((value) => {
-    const { fill, ink } = colour(toShare(value));
+    const { fill, ink } = paint.get(value);
     return styled(make("li", {}, quantity.show(value)), { background: fill, color: ink });
   });
   return make("ul", { class: "scale", "aria-label": `colours of ${quantity.name} in ${quantity.unit}` }, swatches);
@@ -40,6 +40,7 @@ function scaleKey(values, toShare, quantity) {
 function heatmap(run, quantity, within, choose) {
   const { step, values } = quantity.of(run);
   const toShare = scale(within, quantity.logarithmic);
+  const paint = new Map(within.map((value) => [value, colour(toShare(value))]));
   const names = labels(run.layers.map((row) => row.layer));
   const row = names.length <= 12 ? 26 : names.length <= 32 ? 20 : names.length <= 60 ? 15 : 12;
   const [first, end] = [run.map.step[0], run.map.end];
@@ -65,6 +66,7 @@ function heatmap(run, quantity, within, choose) {
     names.map((_, layer) => make("li", {}, last(layer))),
   );
   const body = make("div", { class: "body" }, labelled, canvas, ends, axis);
+  styled(canvas, { height: `${row * names.length}px` });
   styled(body, { "--row": `${row}px`, "--text": `${Math.min(row - 2, 13)}px` });
   const cursor = { layer: 0, at: step.length - 1 };
 
@@ -73,7 +75,6 @@ function heatmap(run, quantity, within, choose) {
     if (!width) return;
     const density = window.devicePixelRatio || 1;
     [canvas.width, canvas.height] = [Math.round(width * density), Math.round(row * names.length * density)];
-    canvas.style.height = `${row * names.length}px`;
     const pen = canvas.getContext("2d");
     const place = step.map((value) => Math.round(((value - first) / (end - first)) * canvas.width));
     place.push(canvas.width);
@@ -84,7 +85,7 @@ function heatmap(run, quantity, within, choose) {
       const [top, bottom] = [Math.round(layer * row * density), Math.round((layer + 1) * row * density) - gap];
       for (let from = 0, to; from < line.length; from = to) {
         for (to = from + 1; to < line.length && line[to] === line[from];) to++;
-        const { fill, ink } = colour(toShare(line[from]));
+        const { fill, ink } = paint.get(line[from]);
         pen.fillStyle = fill;
         pen.fillRect(place[from], top, place[to] - place[from], bottom - top);
         const text = quantity.show(line[from]);
@@ -94,7 +95,9 @@ function heatmap(run, quantity, within, choose) {
         }
       }
     });
-    const marks = ticks(first, end, Math.max(2, Math.min(8, width / 80))).filter((value) => value >= first);
+    const marks = ticks(first, end, Math.max(2, Math.min(8, width / 80))).filter(
+      (value) => value >= first && Number.isInteger(value),
+    );
     axis.replaceChildren(
       ...marks.map((value) =>
         styled(make("span", {}, compact(value)), { left: `${((value - first) / (end - first)) * 100}%` }),
@@ -153,7 +156,7 @@ function heatmap(run, quantity, within, choose) {
     "div",
     { class: "head" },
     make("figcaption", { class: "name" }, run.label),
-    scaleKey(within, toShare, quantity),
+    scaleKey(within, paint, quantity),
   );
   return make("figure", { class: "map" }, head, body, readout);
 }

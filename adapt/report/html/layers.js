@@ -85,7 +85,7 @@ function layerTable(runs, choose) {
   const body = make("tbody", {}, records.map((record) => record.element));
 
   const sortable = ([head, value, , about, begins]) => {
-    const heading = make("th", { scope: "col", class: kind(head, begins), title: about || null });
+    const heading = make("th", { scope: "col", class: kind(head, begins), title: about });
     const sort = () => {
       const down = heading.getAttribute("aria-sort") === "ascending";
       heads.forEach((other) => other.removeAttribute("aria-sort"));

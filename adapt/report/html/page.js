@@ -168,7 +168,8 @@ function costs(chosen) {
 function moves() {
   const place = make("div", { "aria-live": "polite" });
   const options = runs.map((run) => {
-    const entries = run.layers.map((row, index) => make("option", { value: `${run.index}/${index}` }, row.layer));
+    const names = labels(run.layers.map((row) => row.layer));
+    const entries = names.map((name, index) => make("option", { value: `${run.index}/${index}` }, name));
     return several ? make("optgroup", { label: run.label }, entries) : entries;
   });
   const select = make("select", { change: show }, options);
