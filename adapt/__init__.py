@@ -16,7 +16,7 @@ from adapt.switching.fixed import Fixed
 from adapt.switching.muppet import MuPPET
 from adapt.trace import Trace
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "ASGD",
