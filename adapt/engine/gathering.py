@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from adapt.layers.hooks import WeakHook
 from adapt.layers.view import Pin, View
+from adapt.torch_internals import backward_pass
 from adapt.weights.masters import Masters
 
 
