@@ -18,11 +18,12 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.optim import Optimizer
 
 from adapt import user_warnings
-from adapt.engine import persistence
+from adapt.engine import persistence, rounded_copies
 from adapt.engine.first_step import FirstStep
 from adapt.engine.fused_sgd import FusedSGD
 from adapt.engine.losses import training_loss
 from adapt.engine.members import Members
+from adapt.engine.rounded_copies import Module
 from adapt.engine.run import Run
 from adapt.engine.steps import Steps, unscale
 from adapt.engine.views import Views
@@ -251,6 +252,22 @@ class Engine:
         for masters in self.banks:
             masters.round_parameters()
         self._views.renew()
+
+    def quantized(self, module: Module) -> Module:
+        """Return a copy of a module that computes on the grid, for evaluation: the average of weights that others keep.
+
+        Its parameters are rounded to nearest in the present formats, and so are its activations where the run rounds
+        them. Nothing of the run or of the module changes.
+
+        Args:
+            module: an averaged copy of the network, as `AveragedModel` and timm's `ModelEmaV3` are, or the network
+                itself while it holds the average.
+
+        Raises:
+            ValueError: the module lacks a parameter of the run.
+        """
+        names = [name for masters in self.banks for name in masters.names]
+        return rounded_copies.quantized(module, names, self.formats)
 
     def detach(self, view: View = "evaluation", *, keep_activations: bool = False) -> None:
         """Remove the hooks for good. `trace` and `masters` can still be read.

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,11 +12,7 @@ from adapt.learned.distillation import Distillation
 from adapt.learned.learner import Learner
 from adapt.learned.options import LearnedWidths
 from adapt.learned.phases import Phases
-from adapt.lightning.loaders import first_batches
-from adapt.lightning.metrics import arguments
-from adapt.lightning.packages import LightningModule, Trainer, has_own_forward
-from adapt.perfmodel import operations
-from adapt.perfmodel.inputs import samples_of
+from adapt.lightning.packages import LightningModule, has_own_forward
 
 
 def check_phases(phases: Any) -> tuple[float, float, float]:
@@ -99,39 +95,6 @@ def network_of(pl_module: LightningModule) -> nn.Module:
             "forward, as calibration runs it"
         )
     return children[0]
-
-
-def some_inputs(trainer: Trainer, pl_module: LightningModule, network: nn.Module, count: int) -> list[Any]:
-    """What `network` takes of the first training batches, as tuples of positional arguments.
-
-    Raises:
-        ValueError: there are no batches, they can be read only once, or forward takes no part of one.
-    """
-    batches = first_batches(trainer, pl_module, count)
-    if not batches:
-        raise ValueError("LearnedBitwidth calibrates with training batches, but the training data are empty")
-    reasons = []
-    for choice, inputs in enumerate(_candidates(network, batches[0])):
-        try:
-            samples_of(inputs, None)
-            operations(network, *inputs)
-        except (TypeError, ValueError, RuntimeError) as error:
-            reasons.append(str(error))
-        else:
-            return [list(_candidates(network, batch))[choice] for batch in batches]
-    raise ValueError(
-        f"LearnedBitwidth could not calibrate: the forward of {type(network).__name__} takes no part of a training "
-        f"batch ({'; '.join(reasons)[:300]}). Give the batches that it takes by calibration=…"
-    )
-
-
-def _candidates(network: nn.Module, batch: Any) -> Iterator[tuple[Any, ...]]:
-    """What forward might take of a batch, the likeliest first."""
-    if isinstance(batch, Mapping):
-        yield from arguments(network, batch)
-    elif isinstance(batch, list | tuple):
-        yield from (tuple(batch[:count]) for count in range(1, len(batch) + 1))
-    yield (batch,)
 
 
 class Listening:

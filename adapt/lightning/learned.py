@@ -15,8 +15,9 @@ from adapt.learned.learner import Learner
 from adapt.learned.options import LearnedWidths, WidthOptions
 from adapt.learned.phases import Phases
 from adapt.lightning.base import ELSEWHERE, PrecisionCallback
+from adapt.lightning.calibrating import calibration_of
 from adapt.lightning.compatibility import callbacks, has_layers, why_steps_are_unknown, without_layers
-from adapt.lightning.fitting import Listening, check_phases, in_steps, network_of, some_inputs, unlearned
+from adapt.lightning.fitting import Listening, check_phases, in_steps, network_of, unlearned
 from adapt.lightning.losses import Losses
 from adapt.lightning.packages import LightningModule, Trainer, classes
 from adapt.lightning.widths import WidthReports
@@ -57,7 +58,8 @@ class LearnedBitwidth(PrecisionCallback):
         phases: pre-training, learning and fine-tuning, as shares of the training that sum to 1, or as whole numbers of
             epochs that sum to the trainer's.
         calibration: how many training batches calibrate the activations, or the batches themselves, as in
-            `adapt.learned.attach`: needed where training data can be read only once, or forward takes no part of them.
+            `adapt.learned.attach`: needed where training data can be read only once. Forward takes the part of a batch
+            that it can, as many arguments as `example_input_array` has; where it takes none, training_step runs.
         distillation: a teacher and how its predictions count. The student's logits are what the module's forward
             returns in training_step, or that of its only submodule with parameters.
         options: activation_size, floor, weight_scaling, activation_scaling, delta, beta, update_every, width_rate,
@@ -169,9 +171,9 @@ class LearnedBitwidth(PrecisionCallback):
         steps = trainer.estimated_stepping_batches
         learner.use_phases(in_steps(self._phases, steps, trainer.max_epochs))
         if self._settings.activation_budget is not None and not learner.is_calibrated:
-            network, given = network_of(pl_module), self._calibration
+            given = self._calibration
             learner.calibrate(
-                some_inputs(trainer, pl_module, network, given) if isinstance(given, int) else given, network
+                *calibration_of(trainer, pl_module, given) if isinstance(given, int) else (given, network_of(pl_module))
             )
 
     def on_train_batch_end(

@@ -147,7 +147,8 @@ def count_operations(module: LightningModule, batch: Any) -> tuple[dict[Tensor, 
         try:
             counts = operations(network, *move_data_to_device(inputs, module.device))
         except (TypeError, ValueError, RuntimeError) as error:
-            reason = str(error)
+            # Its advice is for callers of `operations`, which the callback's user is not.
+            reason = str(error).partition(": say batch_size=")[0]
         else:
             weights = {plain_name(name): p for name, p in network.named_parameters(remove_duplicate=False)}
             return {weights[plain_name(name)]: count for name, count in counts.items()}, ""

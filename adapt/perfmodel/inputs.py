@@ -13,12 +13,16 @@ from adapt import arguments
 def samples_of(example_inputs: tuple[Any, ...], batch_size: int | None) -> int:
     """Return the number of samples in the inputs: `batch_size`, or the first dimension that all their tensors share.
 
+    A batch of torch_geometric's has as many samples as graphs.
+
     Raises:
         TypeError: `batch_size` is not a whole number.
         ValueError: no input, no tensor among them, tensors that disagree, or a batch without samples.
     """
     if not example_inputs:
         raise ValueError("example_inputs is empty: give one batch as forward takes it, operations(model, batch)")
+    if batch_size is None:
+        batch_size = next((one.num_graphs for one in example_inputs if hasattr(one, "num_graphs")), None)
     if batch_size is None:
         sizes = sorted(
             {
