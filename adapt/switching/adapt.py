@@ -12,7 +12,7 @@ from torch import Tensor
 from adapt import arguments
 from adapt.arguments import check_flags, is_number, is_whole
 from adapt.numerics import SHORTEST_WORD, LayerFormat, Precision
-from adapt.switching import compact
+from adapt.switching import choices, compact
 from adapt.switching.adapt_state import AdaPTState
 from adapt.switching.allocation import WORDS, best_ranges, sample
 from adapt.switching.bounds import Bounds, fixed_point, within
@@ -43,7 +43,7 @@ class Overrides(TypedDict, total=False):
     push_up: PushUp
     loss_tolerance: float
     bits: float | None
-    count: compact.Count
+    count: choices.Count
 
 
 class Window(NamedTuple):
@@ -94,7 +94,7 @@ class AdaPT:
     push_up: PushUp = "suggestion"
     loss_tolerance: float = 0.001
     bits: float | None = None
-    count: compact.Count = "words"
+    count: choices.Count = "words"
 
     sums_gradients = True
     samples_gradients = False
@@ -114,8 +114,8 @@ class AdaPT:
         check_flags(self, "normalize_gradients", "quantize_gradients")
         if self.push_up not in get_args(PushUp):
             raise ValueError(f"push_up must be one of {get_args(PushUp)}, got {self.push_up!r}")
-        if self.count not in get_args(compact.Count):
-            raise ValueError(f"count must be one of {get_args(compact.Count)}, got {self.count!r}")
+        if self.count not in get_args(choices.Count):
+            raise ValueError(f"count must be one of {get_args(choices.Count)}, got {self.count!r}")
         if self.count == "entropy" and self.bits is None:
             raise ValueError('count="entropy" needs a budget, such as bits=3, got bits=None')
         if self.bits is not None:

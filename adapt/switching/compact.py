@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from statistics import fmean
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,17 +17,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from adapt import arguments
-from adapt.numerics import LONGEST_WORD, LayerFormat, Precision
+from adapt.numerics import LayerFormat, Precision
 from adapt.rounding import quantize
 from adapt.switching.adapt_state import AdaPTState
-from adapt.switching.allocation import WORDS, allocate, errors_by_word, sample, squared_error
-from adapt.switching.bounds import Bounds, fixed_point, within
+from adapt.switching.allocation import allocate, steady
+from adapt.switching.bounds import Bounds, fixed_point
+from adapt.switching.choices import Count, bits_taken, choices, padded, present
 from adapt.switching.diversity import diversity
-from adapt.switching.entropy import code_length, errors_by_step, steady
 from adapt.switching.policy import Observation
-
-Count = Literal["words", "entropy"]
-"""What a budget of bits counts: words as hardware holds them, or what an entropy coder leaves of them."""
 
 MARGIN = 8.0
 """How far below the tolerance the cost must lie before a bit is given back: a bit less makes rounding errors twice as
@@ -143,28 +140,28 @@ def switched(
         weights = observation.weights[layer]  # Once, because looking gathers weights that are spread over processes.
         form = fixed_point(chosen_form, weights)
         numel.append(weights.numel())
-        lengths.append(_length(weights, form, count))
+        lengths.append(bits_taken(weights, form, count))
         if layer in moving:
-            tables[layer] = _table(weights, form, count, observation.bounds[layer])
+            tables[layer] = choices(weights, form, count, observation.bounds[layer])
             cost += _cost(layer, weights, form, windows, observation) if by_loss else 0.0
     sizes, taken = np.array(numel), np.array(numel) * np.array(lengths)
-    here, present = max(int(sizes[moving].sum()), 1), float(taken[moving].sum())
+    here, spent = max(int(sizes[moving].sum()), 1), float(taken[moving].sum())
     if bits is not None:
-        budget = bits * int(sizes.sum()) - (float(taken.sum()) - present)
+        budget = bits * int(sizes.sum()) - (float(taken.sum()) - spent)
     elif by_loss:
         window = int(windows.gradients[moving].max())
         allowed = tolerance * abs(fmean(windows.losses[-window:])) * here / max(float(sizes.mean()), 1)
-        budget = next_bits(present / here, cost, allowed) * here
+        budget = next_bits(spent / here, cost, allowed) * here
     else:
-        budget = present
+        budget = spent
     powers = np.square(windows.sum_of_norms[moving] / windows.gradients[moving])
-    errors = _columns([[error for _, error, _ in tables[layer]] for layer in moving])
-    choices = _columns([[length for _, _, length in tables[layer]] for layer in moving])
-    costs, prices = powers[:, None] * errors, sizes[moving, None] * choices
+    errors = padded([[error for _, error, _ in tables[layer]] for layer in moving])
+    taken_by = padded([[length for _, _, length in tables[layer]] for layer in moving])
+    costs, prices = powers[:, None] * errors, sizes[moving, None] * taken_by
     chosen = allocate(costs, prices, budget)
-    if count == "entropy":
-        present_rows = [_present(tables[layer], formats[layer]) for layer in moving]
-        chosen = steady(costs, prices, np.array(present_rows), chosen, budget)
+    if bits is not None:
+        now = [present(tables[layer], formats[layer], count) for layer in moving]
+        chosen = steady(costs, prices, np.array(now), chosen, budget)
     after = list(formats)
     for layer, index in zip(moving, chosen.tolist(), strict=True):
         after[layer] = tables[layer][index][0]
@@ -188,45 +185,6 @@ def check_bounds(bounds: Sequence[Bounds], sizes: Sequence[int], bits: float) ->
             f"layer_bits ask for at least {fewest:.4g} bits per weight on average, but bits={bits:g} allows fewer: "
             "lower the bounds, or allow more bits"
         )
-
-
-def _length(weights: Tensor, form: LayerFormat, count: Count) -> float:
-    """Return the bits that a weight takes in its present format."""
-    if form is None:
-        return LONGEST_WORD
-    assert isinstance(form, Precision)  # AdaPT never leaves fixed point
-    # Words longer than any that the policy chooses by itself are too many to be counted.
-    is_coded = count == "entropy" and form.word_length <= WORDS[-1] + 1
-    return code_length(sample(weights), form) if is_coded else form.word_length
-
-
-def _table(weights: Tensor, form: LayerFormat, count: Count, bounds: Bounds) -> list[tuple[Precision, float, float]]:
-    """Return the formats that a layer may get, cheapest first, with their squared errors and bits per weight."""
-    rows = errors_by_step(weights) if count == "entropy" else _by_word(weights, form)
-    allowed = [row for row in rows if bounds[0] <= row[0].word_length <= bounds[1]]
-    if allowed:
-        return allowed
-    # Fewer bits than any row has, or more.
-    nearest = rows[0 if rows[0][0].word_length > bounds[1] else -1][0]
-    only = fixed_point(within(nearest, bounds), weights)
-    assert isinstance(only, Precision)
-    return [(only, squared_error(sample(weights), only), _length(weights, only, count))]
-
-
-def _by_word(weights: Tensor, form: LayerFormat) -> list[tuple[Precision, float, float]]:
-    return [(found, error, found.word_length) for found, error in errors_by_word(sample(weights), form)]
-
-
-def _present(table: Sequence[tuple[Precision, float, float]], form: LayerFormat) -> int:
-    """Return which row of a layer's table has its present step, or −1."""
-    steps = [found.fraction_length for found, _, _ in table]
-    return steps.index(form.fraction_length) if isinstance(form, Precision) and form.fraction_length in steps else -1
-
-
-def _columns(rows: Sequence[Sequence[float]]) -> NDArray[np.float64]:
-    """Return the rows one below the other; what a short one lacks never gets cheaper or better than its last."""
-    longest = max(map(len, rows))
-    return np.array([[*row, *[row[-1]] * (longest - len(row))] for row in rows], np.float64)
 
 
 def _cost(layer: int, weights: Tensor, form: LayerFormat, windows: Windows, observation: Observation) -> float:

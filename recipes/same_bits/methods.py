@@ -21,7 +21,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 import adapt
-from adapt.switching.compact import Count
+from adapt.switching.choices import Count
 from adapt.switching.policy import Policy
 from recipes.same_bits.settings import Settings
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import adapt
 from adapt.numerics import Precision
-from adapt.switching.allocation import allocate, squared_error
+from adapt.switching.allocation import allocate, squared_error, steady
 from adapt.switching.entropy import code_length, errors_by_step, first_step
 from tests.references import adapt_equations as reference
 from tests.switching.test_compact import advanced, trained
@@ -67,6 +67,22 @@ def test_a_budget_of_entropy_is_met_from_below(bits):
     numel = sum(master.numel() for master in masters.values())
     assert 0.7 * bits <= spent / numel <= 1.02 * bits, "160 weights leave little to choose from"
     assert all((master.abs() <= formats[name].maximum + formats[name].step).all() for name, master in masters.items())
+
+
+@given(data=st.data())
+def test_formats_stay_only_within_the_budget_and_where_others_save_little(data):
+    shape = data.draw(st.tuples(st.integers(1, 4), st.integers(1, 5)))
+    draw = np.random.default_rng(data.draw(st.integers(0, 999)))
+    costs, prices = np.sort(draw.random(shape))[:, ::-1], np.sort(draw.random(shape))
+    budget = float(prices.mean(1).sum())
+    chosen, now = allocate(costs, prices, budget), draw.integers(-1, shape[1], shape[0])
+    found, rows = steady(costs, prices, now, chosen, budget), range(shape[0])
+    stays = (
+        min(now) >= 0
+        and 0.98 * budget <= sum(prices[i, now[i]] for i in rows) <= 1.02 * budget
+        and sum(costs[i, now[i]] for i in rows) <= 1.5 * sum(costs[i, chosen[i]] for i in rows)
+    )
+    assert found.tolist() == (now if stays else chosen).tolist()
 
 
 def test_layers_begin_with_a_step_that_the_budget_affords():

@@ -1,0 +1,66 @@
+"""The formats that a layer may get under `AdaPT.compact()`, with what each loses and takes."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from adapt.numerics import LONGEST_WORD, LayerFormat, Precision
+from adapt.switching.allocation import WORDS, errors_by_word, sample, squared_error
+from adapt.switching.bounds import Bounds, fixed_point, within
+from adapt.switching.entropy import code_length, errors_by_step
+
+Count = Literal["words", "entropy"]
+"""What a budget of bits counts: words as hardware holds them, or what an entropy coder leaves of them."""
+
+Choice = tuple[Precision, float, float]
+"""A format, the mean squared error of a layer's weights in it, and the bits that a weight takes."""
+
+
+def bits_taken(weights: Tensor, form: LayerFormat, count: Count) -> float:
+    """Return the bits that a weight takes in its present format."""
+    if form is None:
+        return LONGEST_WORD
+    assert isinstance(form, Precision)  # AdaPT never leaves fixed point
+    # Words longer than any that the policy chooses by itself are too many to be counted.
+    is_coded = count == "entropy" and form.word_length <= WORDS[-1] + 1
+    return code_length(sample(weights), form) if is_coded else form.word_length
+
+
+def choices(weights: Tensor, form: LayerFormat, count: Count, bounds: Bounds) -> list[Choice]:
+    """Return the formats that a layer may get, cheapest first.
+
+    Args:
+        weights: its master weights.
+        form: its present format.
+        count: what a budget counts.
+        bounds: the fewest and the most bits of its word.
+    """
+    rows = errors_by_step(weights) if count == "entropy" else _by_word(weights, form)
+    allowed = [row for row in rows if bounds[0] <= row[0].word_length <= bounds[1]]
+    if allowed:
+        return allowed
+    # Fewer bits than any row has, or more.
+    nearest = rows[0 if rows[0][0].word_length > bounds[1] else -1][0]
+    only = fixed_point(within(nearest, bounds), weights)
+    assert isinstance(only, Precision)
+    return [(only, squared_error(sample(weights), only), bits_taken(weights, only, count))]
+
+
+def _by_word(weights: Tensor, form: LayerFormat) -> list[Choice]:
+    return [(found, error, found.word_length) for found, error in errors_by_word(sample(weights), form)]
+
+
+def present(found: Sequence[Choice], form: LayerFormat, count: Count) -> int:
+    """Return which choice has the layer's present word length, or its step under an entropy code; −1 if none has."""
+    kept = "fraction_length" if count == "entropy" else "word_length"
+    values = [getattr(choice[0], kept) for choice in found]
+    return values.index(getattr(form, kept)) if isinstance(form, Precision) and getattr(form, kept) in values else -1
+
+
+def padded(rows: Sequence[Sequence[float]]) -> NDArray[np.float64]:
+    """Return the rows one below the other; what a short one lacks never gets cheaper or better than its last."""
+    longest = max(map(len, rows))
+    return np.array([[*row, *[row[-1]] * (longest - len(row))] for row in rows], np.float64)
