@@ -78,7 +78,7 @@ def fit_profile(workloads: Sequence[Workload], times: Times) -> HardwareProfile:
     batches = np.array([workload.batch for workload in workloads])
     work = np.array([layer.multiply_adds for layer in layers]) * batches
     costs: dict[str, dict[float, LayerCost]] = {}
-    for kind in KINDS:
+    for kind in dict.fromkeys(layer.kind for layer in layers):
         own = [i for i, layer in enumerate(layers) if layer.kind == kind]
         described = [layers[i] for i in own]
         costs[kind] = {bits: fit_cost(described, batches[own].tolist(), taken[own]) for bits, taken in times.items()}
