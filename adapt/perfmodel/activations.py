@@ -45,8 +45,8 @@ def layer_activations(
 ) -> dict[str, LayerActivations]:
     """Return what flows through each layer, keyed and ordered as by `activation_sizes`.
 
-    The kind is "convolution", "pointwise" (1×1), "depthwise", "lookup" (an embedding) or "linear", which stands for
-    all other products, those of recurrent layers and attention included.
+    The kind is "convolution", "pointwise" (1×1 without a stride), "depthwise", "lookup" (an embedding) or "linear",
+    which stands for all other products, those of recurrent layers and attention included.
     """
     samples = samples_of((*example_inputs, *example_keywords.values()), batch_size)
     found = dry_run(model, example_inputs, example_keywords, _Sizes)
@@ -88,7 +88,8 @@ def _kind(module: nn.Module) -> str:
     if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
         if module.groups == module.in_channels > 1:
             return "depthwise"
-        return "pointwise" if all(side == 1 for side in module.kernel_size) else "convolution"
+        # With a stride, 1×1 is no product of two matrices that lie in memory: processors run it as a convolution.
+        return "pointwise" if {*module.kernel_size, *module.stride} == {1} else "convolution"
     return "linear"
 
 

@@ -92,7 +92,7 @@ class HardwareProfile:
         return min(FLOAT32_BITS, max(_pair(width)[0] for width in self.rates))
 
     def product(self, weight_bits: float, activation_bits: float) -> tuple[float, float]:
-        """Return the fastest supported bits of weights and activations that hold these.
+        """Return the narrowest supported bits of weights and activations that hold these.
 
         Raises:
             ValueError: more bits than the machine supports.
@@ -103,7 +103,7 @@ class HardwareProfile:
             for number, bits in enumerate((weight_bits, activation_bits)):
                 bounded(f"bits on {self.name}", bits, 0, max(pair[number] for pair in pairs))
             raise ValueError(f"{self.name} multiplies no weights of {weight_bits} by activations of {activation_bits}")
-        return max(holding, key=lambda pair: (pairs[pair], -pair[0] - pair[1]))
+        return min(holding, key=lambda pair: (pair[0] * pair[1], -pairs[pair]))
 
     def width(self, bits: ArrayLike) -> Array:
         """Return the bits of the weights in `product(bits, bits)`, in the same shape.

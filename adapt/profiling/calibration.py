@@ -14,19 +14,26 @@ from adapt.profiling.processor import processor
 from adapt.profiling.stopwatch import fastest, one_core
 from adapt.profiling.workloads import Workload, runnable_widths
 
+Times = dict[int, NDArray[np.float64]]
+"""Seconds of some layers, by bits."""
+
 KINDS = ("convolution", "pointwise", "depthwise", "linear")
 
-_MOST_WORK = 400_000_000
-"""Multiply-adds of a layer at most; larger ones cost time and tell nothing new."""
+_MOST_WORK, _MOST_WEIGHTS = 400_000_000, 4_000_000
+"""Multiply-adds and weights of a layer at most; larger ones take time and memory and tell nothing new."""
 
 
 def calibration_layers(kind: str, count: int, seed: int = 0) -> list[Workload]:
-    """Return layers of one kind with random sizes, evenly spread on a logarithmic scale."""
+    """Return layers of one kind with random sizes, spread on a logarithmic scale.
+
+    They are as networks have them: multiples of 16 channels, and the fewer the larger the picture.
+    """
     generator = np.random.default_rng([KINDS.index(kind), seed])
     found: list[Workload] = []
     while len(found) < count:
         workload = _random_layer(kind, generator)
-        if workload.layer().multiply_adds * workload.batch <= _MOST_WORK:
+        layer = workload.layer()
+        if layer.multiply_adds * workload.batch <= _MOST_WORK and layer.weights <= _MOST_WEIGHTS:
             found.append(workload)
     return found
 
@@ -44,22 +51,40 @@ def measure_processor(
         rounds: how often each is timed.
         progress: is told what is being measured.
     """
-    costs: dict[str, dict[float, LayerCost]] = {kind: {} for kind in KINDS}
-    rates: dict[float, float] = {}
+    workloads = [workload for kind in KINDS for workload in calibration_layers(kind, layers)]
+    progress(f"timing {len(workloads)} layers at {', '.join(map(str, runnable_widths()))} bits, {rounds} rounds")
+    return fit_profile(workloads, time_layers(workloads, rounds))
+
+
+def time_layers(workloads: Sequence[Workload], rounds: int) -> Times:
+    """Return the seconds of every layer at every width that can be run here.
+
+    A round goes through all of them, so that a busy minute of the machine slows none alone.
+    """
+    widths = runnable_widths()
     with one_core():
-        for kind in KINDS:
-            workloads = calibration_layers(kind, layers)
-            described = [workload.layer() for workload in workloads]
-            batches = [workload.batch for workload in workloads]
-            for bits in runnable_widths():
-                progress(f"{layers} layers, {kind}, {bits} bits")
-                seconds = fastest([workload.call(bits) for workload in workloads], rounds=rounds)
-                costs[kind][bits] = fit_cost(described, batches, seconds)
-                work = np.array([layer.multiply_adds for layer in described]) * batches
-                rates[bits] = max(rates.get(bits, 0.0), float((2e-12 * work / seconds).max()))
-        bandwidth = _bandwidth(rounds)
-    source = f"measured in one thread: the fastest of {rounds} rounds of {layers} layers of each kind and width"
-    return HardwareProfile(processor(), rates, bandwidth, costs, source)
+        calls = [workload.call(bits) for bits in widths for workload in workloads]
+        return dict(zip(widths, fastest(calls, rounds=rounds).reshape(len(widths), -1), strict=True))
+
+
+def fit_profile(workloads: Sequence[Workload], times: Times) -> HardwareProfile:
+    """Return the profile of this processor that fits measured layers best.
+
+    Args:
+        workloads: the layers, several of each kind.
+        times: from `time_layers`.
+    """
+    layers = [workload.layer() for workload in workloads]
+    batches = np.array([workload.batch for workload in workloads])
+    work = np.array([layer.multiply_adds for layer in layers]) * batches
+    costs: dict[str, dict[float, LayerCost]] = {}
+    for kind in dict.fromkeys(layer.kind for layer in layers):
+        own = [i for i, layer in enumerate(layers) if layer.kind == kind]
+        described = [layers[i] for i in own]
+        costs[kind] = {bits: fit_cost(described, batches[own].tolist(), taken[own]) for bits, taken in times.items()}
+    rates = {bits: float((2e-12 * work / taken).max()) for bits, taken in times.items()}
+    source = f"measured in one thread: {len(workloads)} layers at each width, every layer in its fastest round"
+    return HardwareProfile(processor(), rates, _bandwidth(), costs, source)
 
 
 def fit_cost(layers: Sequence[Layer], batches: Sequence[int], seconds: NDArray[np.float64]) -> LayerCost:
@@ -101,17 +126,23 @@ def save(profile: HardwareProfile, path: Path) -> None:
 
 
 def _random_layer(kind: str, generator: np.random.Generator) -> Workload:
-    def between(low: int, high: int, multiple: int = 8) -> int:
-        return round(math.exp(generator.uniform(math.log(low), math.log(high))) / multiple) * multiple
+    def between(low: float, high: float, multiple: int = 16) -> int:
+        chosen = math.exp(generator.uniform(math.log(low), math.log(high)))
+        return max(round(chosen / multiple), 1) * multiple
+
+    def one_of(*choices: int) -> int:
+        return int(generator.choice(choices))
 
     if kind == "linear":
-        return Workload(kind, between(1, 256, 1), between(64, 3072), between(64, 3072))
-    batch, size = int(generator.choice([1, 1, 1, 4, 8])), int(generator.choice([7, 8, 14, 16, 28, 32, 56]))
-    stride = int(generator.choice([1, 1, 1, 2]))
+        return Workload(kind, between(1, 512, 1), between(64, 4096), between(64, 4096))
+    batch, size = one_of(1, 1, 1, 4, 8), one_of(7, 8, 14, 16, 28, 32, 56, 112)
+    inputs, outputs = (min(between(512 / size, 9000 / size), 2048) for _ in range(2))
+    if kind == "pointwise":
+        return Workload(kind, batch, inputs, outputs, size)
+    stride = one_of(1, 1, 1, 2)
     if kind == "depthwise":
-        channels = between(16, 768)
-        return Workload(kind, batch, channels, channels, size, int(generator.choice([3, 3, 5])), stride)
-    return Workload(kind, batch, between(16, 512), between(16, 512), size, 1 if kind == "pointwise" else 3, stride)
+        return Workload(kind, batch, inputs, inputs, size, one_of(3, 3, 5), stride)
+    return Workload(kind, batch, inputs, outputs, size, 3 if stride == 1 else one_of(1, 3, 3), stride)
 
 
 def _amounts(layer: Layer, batch: int) -> tuple[float, ...]:
@@ -132,10 +163,11 @@ def _nonnegative(matrix: NDArray[np.float64], target: NDArray[np.float64]) -> ND
     return best
 
 
-def _bandwidth(rounds: int) -> float:
+def _bandwidth() -> float:
     """10⁹ bytes per second that a copy reads and writes, of a tensor that no cache of one core holds."""
     source, target = torch.ones(2**24), torch.empty(2**24)
-    (seconds,) = fastest([lambda: target.copy_(source)], rounds=rounds)
+    with one_core():
+        (seconds,) = fastest([lambda: target.copy_(source)])
     return 2 * source.nbytes / float(seconds) / 1e9
 
 

@@ -13,14 +13,15 @@ from numpy.typing import NDArray
 def fastest(calls: Sequence[Callable[[], object]], *, rounds: int = 8, seconds: float = 2e-3) -> NDArray[np.float64]:
     """Return the seconds of each call in its fastest round.
 
-    The calls take turns, and a round repeats each for so many seconds. The clock is the process's own processor time:
-    another program that gets the core does not count, though what it leaves in the caches does, which is why the
-    fastest round counts.
+    The calls take turns, and a round repeats each for so many seconds, after one call that only fills the caches. The
+    clock is the process's own processor time: another program that gets the core does not count, though what it leaves
+    in the caches does, which is why the fastest round counts.
     """
     repeats = [_repeats(call, seconds) for call in calls]
     best = np.full(len(calls), np.inf)
     for _ in range(rounds):
         for i, (call, count) in enumerate(zip(calls, repeats, strict=True)):
+            call()
             start = time.process_time()
             for _ in range(count):
                 call()

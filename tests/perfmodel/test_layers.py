@@ -22,6 +22,11 @@ def test_kinds_work_and_flows():
     )
 
 
+def test_a_strided_pointwise_convolution_is_a_convolution():
+    (layer,) = network_layers(nn.Conv2d(4, 8, 1, stride=2), torch.zeros(1, 4, 8, 8))
+    assert layer.kind == "convolution"
+
+
 def test_weights_of_one_module_share_its_flows():
     first, second = network_layers(nn.GRU(6, 4, batch_first=True), torch.zeros(1, 10, 6))
     assert (first.name, second.name) == ("weight_ih_l0", "weight_hh_l0")
