@@ -20,7 +20,7 @@ from adapt.learned.format_table import FormatTable
 from adapt.learned.lsq import initial_step
 from adapt.learned.masters import LearnedMasters, channels_of
 from adapt.learned.options import FixedWidths, LearnedWidths, MaximumRanges, Plan
-from adapt.learned.outgrowth import begins_small, growth, outgrown
+from adapt.learned.outgrowth import begins_small, growth, has_grown, outgrown
 from adapt.numerics import LONGEST_WORD
 
 HEADROOM = 2
@@ -142,6 +142,9 @@ def follow_weights(plan: Plan, formats: FormatTable, layers: LearnedMasters) -> 
         rows, place = layers.rows(i), formats.places[name]
         if rows.numel():
             beyond = outgrown(rows, formats.maximum[place], bits[place])
+            if isinstance(plan, FixedWidths):
+                # LSQ's steps learn fast enough from here on. Followed further, weights and steps run away together.
+                beyond &= ~has_grown(formats.maximum[place], rows.shape[1])
             given = None if formats.fixed is None else int(formats.fixed[place.start])
             factor[place] = growth(present[place], _first(rows, given), beyond)
     grown = factor > 1

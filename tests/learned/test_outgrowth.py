@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from adapt.learned import Budget, Phases, attach, attach_lsq
-from adapt.learned.outgrowth import begins_small, growth, is_due, outgrown
+from adapt.learned.outgrowth import begins_small, growth, has_grown, is_due, outgrown
 from tests.references import learned as twin
 
 channels = st.lists(st.floats(-4, 4, width=32), min_size=1, max_size=12)
@@ -33,6 +33,18 @@ def test_usual_initialisations_do_not_begin_small(count):
     bound = count**-0.5
     reach = torch.tensor([3 * bound / 3**0.5, 3 * bound, 0.01 * bound, 0.0])
     assert begins_small(reach, count).tolist() == [False, False, True, True]
+
+
+@pytest.mark.parametrize("count", [1, 4, 64, 1000])
+def test_what_has_grown_is_no_longer_small(count):
+    bound = count**-0.5
+    assert has_grown(torch.tensor([0.1 * bound, 0.49 * bound, 0.51 * bound, bound]), count).tolist() == [
+        False,
+        False,
+        True,
+        True,
+    ]
+    assert not (begins_small(torch.linspace(0, 2, 50), count) & has_grown(torch.linspace(0, 2, 50), count)).any()
 
 
 def test_looks_are_frequent_at_first():
@@ -101,6 +113,27 @@ def test_layers_that_begin_near_zero_train_nearly_as_in_float32(make, optimizer,
     end = {"learned": 0.1, "lsq": 0.1, "lsq at 2 bits": 0.6}[how]
     assert sum(found[-20:]) / 20 < sum(plain[-20:]) / 20 + end
     assert max(found) < 2 * found[0]
+
+
+@pytest.mark.parametrize("bits", [2, pytest.param(3, marks=pytest.mark.long)])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.long)])
+def test_weights_and_steps_of_lsq_do_not_run_away_together(bits, seed):
+    """Followed without an end the losses reached 1.8 after 300 steps, 18 after 420, and NaN by 540 to 1440."""
+    torch.manual_seed(seed)
+    model, teacher = adapters(), torch.randn(16, 4)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.05, momentum=0.9)
+    learner = attach_lsq(optimizer, model, weight_bits=bits)
+    found = []
+    for _ in range(600 if bits == 2 else 1500):
+        x = torch.randn(64, 16)
+        loss = cross_entropy(model(x), (x @ teacher).argmax(1))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        found.append(loss.item())
+    assert max(found) < 2 * found[0]
+    assert sum(found[-50:]) / 50 < 0.6
+    assert max(float(form.step.max()) for form in learner.formats.values()) < 4
 
 
 def test_following_goes_on_after_resuming_bit_for_bit():
