@@ -24,7 +24,8 @@ def draw(study: Study) -> Figure:
     axes = list(figure.subplots(2, 2, sharey=True).flat)
     for panel, (cost, title) in zip(axes, COSTS.items(), strict=False):
         _panel(panel, study.points(cost), f"{title}, of bfloat16 × 1")
-        panel.set_xscale("log")
+        panel.set_xscale("log", base=2)
+        panel.xaxis.set_major_formatter("{x:.3g}")
     multipliers: dict[str, list[Point]] = {}
     for network in study.networks:
         point = Point(network.name, network.multiplier, network.accuracy.mean)
