@@ -5,7 +5,6 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import fields, is_dataclass
 from itertools import chain, count
 from pathlib import Path
 from types import TracebackType
@@ -14,12 +13,12 @@ from typing import Any, Self
 import numpy as np
 import torch
 
-import adapt
 from adapt.distributed import ranks
 from adapt.engine.engine import Engine
 from adapt.files import replacing
 from adapt.learned.learner import Learner
 from adapt.trace import Trace
+from adapt.trace.description import plain
 
 _SHARE = 0.05
 """Share of the time that writing may take while training goes on."""
@@ -146,16 +145,13 @@ class Recorder:
     def _made(self) -> dict[str, Any]:
         """Return what makes the run, by name."""
         controller: Any = self._controller
-        decides = controller.plan if isinstance(controller, Learner) else controller.policy
-        made = {"policy": type(decides).__name__}
-        if is_dataclass(decides):
-            made |= {f"policy.{field.name}": getattr(decides, field.name) for field in fields(decides)}
         group = controller.optimizer.param_groups[0]
-        made |= {"optimizer": type(controller.optimizer).__name__, "lr": group.get("initial_lr", group.get("lr"))}
-        made |= {"adapt": adapt.__version__, "torch": torch.__version__}
-        return {
-            name: value if isinstance(value, bool | int | float | str) else str(value) for name, value in made.items()
+        optimizer = {
+            "optimizer": type(controller.optimizer).__name__,
+            "lr": group.get("initial_lr", group.get("lr")),
+            "torch": torch.__version__,
         }
+        return {**controller.trace.run, **plain(optimizer)}
 
 
 def _is_first() -> bool:

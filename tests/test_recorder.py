@@ -45,7 +45,7 @@ class TestFiles:
         assert "adapt/run/text_summary" in tags["tensors"]
         described = json.loads((recorder.folder / "run.json").read_text())
         assert described["run"]["policy"] == "AdaPT"
-        assert described["run"]["policy.lookback"] == "(2, 4)"
+        assert described["run"]["policy"]["lookback"] == [2, 4]
         assert described["formats"].keys() == {"0.weight", "2.weight"}
 
     def test_the_report_reads_them(self, tmp_path):

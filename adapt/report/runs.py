@@ -115,14 +115,13 @@ def load_run(path: Path, read_packed: ReadPacked | None = None) -> Run:
         raise ValueError(f"{file}: the trace has no rows: no optimizer step was recorded")
     folder = file.parent
     described = _described(folder / "run.json")
-    named = getattr(trace, "run", None)
-    made = named if isinstance(named, Mapping) and named else described.get("run", {})
+    beside = described.get("run")
     counts = described.get("operations")
     packed_file, packed_bytes = ("", {}) if read_packed is None else _packed(folder, read_packed)
     return Run(
         name=str(path),
         trace=trace,
-        made=dict(made) if isinstance(made, Mapping) else {},
+        made={**(beside if isinstance(beside, Mapping) else {}), **trace.run},
         operations={n: int(c) for n, c in counts.items() if _is_count(c)} if isinstance(counts, dict) else None,
         widths=load_widths(folder),
         phases=[entry for entry in described.get("phases", []) if isinstance(entry, dict)],

@@ -1,11 +1,11 @@
 """Policies as plain data and back: for configuration files, and for a run's record of what decided on its formats."""
 
 from collections.abc import Mapping
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, is_dataclass
 from typing import Any
 
 import adapt
-from adapt.numerics import Precision
+from adapt.numerics import BlockFloat, LayerFormat, Precision
 from adapt.switching.adapt import AdaPT
 from adapt.switching.cyclic import CyclicPrecision
 from adapt.switching.fixed import Fixed
@@ -20,10 +20,16 @@ POLICIES: dict[str, type[Any]] = {policy.__name__: policy for policy in (AdaPT, 
 def to_dict(policy: Policy[Any]) -> dict[str, Any]:
     """Return a policy as numbers, texts, lists and dicts, fit for JSON and YAML.
 
-    It holds the name of the policy's class as "policy", and every hyperparameter by its name. A policy of your own is
+    It holds the name of the policy's class as "name", and every hyperparameter by its own name. A policy of your own is
     described too, but only those of this package can be made again by `from_dict`.
+
+    Raises:
+        ValueError: a `Fixed` has a table with a format in which no layer can train.
     """
-    return {"policy": type(policy).__name__, **plain(policy)} if _has_fields(policy) else {"policy": repr(policy)}
+    if isinstance(policy, Fixed) and isinstance(policy.precision, Mapping):
+        policy = policy.for_layers(list(policy.precision))
+    described: dict[str, Any] = plain(policy) if is_dataclass(policy) else {}
+    return {"name": type(policy).__name__, **described}
 
 
 def from_dict(described: Mapping[str, Any]) -> Any:
@@ -34,28 +40,32 @@ def from_dict(described: Mapping[str, Any]) -> Any:
         ValueError: the policy or a hyperparameter is unknown or missing, or has a wrong value.
     """
     if not isinstance(described, Mapping):
-        raise TypeError(f"a policy is described by named values, such as {{'policy': 'AdaPT'}}, got {described!r:.80}")
-    name = described.get("policy")
+        raise TypeError(f"a policy is described by named values, such as {{'name': 'AdaPT'}}, got {described!r:.80}")
+    name = described.get("name")
     if not isinstance(name, str) or name not in POLICIES:
         raise ValueError(f"there is no policy {name!r:.80} in adapt {adapt.__version__}: it has {', '.join(POLICIES)}")
     kind = POLICIES[name]
     known = {field.name: field for field in fields(kind)}
-    given = {key: value for key, value in described.items() if key != "policy"}
+    given = {key: value for key, value in described.items() if key != "name"}
     if unknown := sorted(map(str, set(given) - set(known))):
         raise ValueError(f"{name} has no hyperparameter {', '.join(unknown):.80}: it has {', '.join(known)}")
     if missing := [key for key, field in known.items() if field.default is MISSING and key not in given]:
         raise ValueError(f"{name} needs a value for {', '.join(missing)}")
-    return kind(
-        **{key: _precision(key, value) if isinstance(value, Mapping) else value for key, value in given.items()}
-    )
+    return kind(**{key: _formats(key, value) if isinstance(value, Mapping) else value for key, value in given.items()})
 
 
-def _has_fields(policy: object) -> bool:
-    return hasattr(type(policy), "__dataclass_fields__")
+def _formats(name: str, value: Mapping[str, Any]) -> LayerFormat | dict[str, LayerFormat]:
+    """Return the format, or the table of formats, that plain data describe."""
+    if all(part is None or isinstance(part, Mapping) for part in value.values()):
+        return {
+            layer: None if form is None else _format(f"{name} of {layer}", form, Precision, BlockFloat)
+            for layer, form in value.items()
+        }
+    return _format(name, value, Precision)
 
 
-def _precision(name: str, value: Mapping[str, Any]) -> Precision:
-    lengths = ("word_length", "fraction_length")
-    if sorted(value) != sorted(lengths):
-        raise ValueError(f"{name} needs {' and '.join(lengths)}, and nothing else, got {dict(value)!r:.80}")
-    return Precision(**value)
+def _format(name: str, value: Mapping[str, Any], *kinds: type[Any]) -> Any:
+    for kind in kinds:
+        if set(value) == {field.name for field in fields(kind)}:
+            return kind(**value)
+    raise ValueError(f"{name} needs word_length and fraction_length, and nothing else, got {dict(value)!r:.80}")

@@ -13,11 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import adapt
+from adapt.numerics import BlockFloat, Format
 from adapt.switching import from_dict, to_dict
 from adapt.switching.adapt import Overrides
 from adapt.switching.configuration import POLICIES
 
 precisions = st.builds(adapt.Precision, st.integers(2, 32), st.integers(-126, 126))
+blocks = st.builds(BlockFloat, st.integers(2, 32))
 bounds = st.tuples(st.integers(1, 50), st.integers(50, 10_000))
 shares = st.floats(0, 1)
 flags = st.booleans()
@@ -28,7 +30,7 @@ policies = st.one_of(
     ),
     st.builds(adapt.AdaPT.compact, bits=st.floats(2, 16), lookback=bounds),
     st.builds(adapt.AdaPT.compact, bits=st.floats(0.1, 16), count=st.just("entropy")),
-    st.builds(adapt.Fixed, precisions, flags, flags),
+    st.builds(adapt.Fixed, precisions | st.dictionaries(st.text(), st.none() | precisions | blocks), flags, flags),
     st.builds(adapt.CyclicPrecision, st.integers(64, 10_000), st.tuples(st.integers(2, 4), st.integers(4, 31))),
     st.builds(adapt.MuPPET, st.none() | st.integers(1, 1000), st.just((4, 7, 31)), st.integers(2, 9)),
 )  # fmt: skip
@@ -40,18 +42,23 @@ def test_json_and_yaml_give_the_same_policy_back(policy):
     assert from_dict(described) == policy
     assert from_dict(json.loads(json.dumps(described, allow_nan=False))) == policy
     assert from_dict(yaml.safe_load(yaml.safe_dump(described))) == policy
-    assert described["policy"] == type(policy).__name__
-    assert set(described) == {"policy", *(field.name for field in fields(policy))}
+    assert described["name"] == type(policy).__name__
+    assert set(described) == {"name", *(field.name for field in fields(policy))}
 
 
 @given(policies)
 def test_copies_and_pickles_are_equal(policy):
     assert copy.deepcopy(policy) == pickle.loads(pickle.dumps(policy)) == policy
-    assert hash(copy.deepcopy(policy)) == hash(policy)
+
+
+def test_a_table_of_learned_formats_comes_back_as_what_layers_train_in():
+    table = {"a": Format.of(adapt.Precision(6, 3)), "b": None}
+    policy = from_dict(to_dict(adapt.Fixed(table)))
+    assert policy == adapt.Fixed({"a": adapt.Precision(6, 3), "b": None})
 
 
 def test_what_is_left_out_has_its_default():
-    assert from_dict({"policy": "AdaPT", "lookback": [5, 10]}) == adapt.AdaPT(lookback=(5, 10))
+    assert from_dict({"name": "AdaPT", "lookback": [5, 10]}) == adapt.AdaPT(lookback=(5, 10))
 
 
 def test_all_policies_of_the_package_can_be_described():
@@ -63,13 +70,13 @@ def test_all_policies_of_the_package_can_be_described():
     [
         ("AdaPT", TypeError, "described by named values, such as .*, got 'AdaPT'"),
         ({}, ValueError, "there is no policy None in adapt .*: it has AdaPT, CyclicPrecision, Fixed, MuPPET"),
-        ({"policy": "Adapt"}, ValueError, "there is no policy 'Adapt' in adapt"),
-        ({"policy": ["AdaPT"]}, ValueError, "there is no policy"),
-        ({"policy": "Fixed"}, ValueError, "Fixed needs a value for precision"),
-        ({"policy": "AdaPT", "bit": 4}, ValueError, "AdaPT has no hyperparameter bit: it has initial, buffer_bits"),
-        ({"policy": "AdaPT", "initial": {"word_length": 4}}, ValueError, "initial needs word_length and fraction_l"),
-        ({"policy": "AdaPT", "lookback": [9, 3]}, ValueError, r"lookback must be .*, got \[9, 3\]"),
-        ({"policy": "AdaPT", "lookback": {"word_length": 4, "fraction_length": 2}}, TypeError, "lookback must be two"),
+        ({"name": "Adapt"}, ValueError, "there is no policy 'Adapt' in adapt"),
+        ({"name": ["AdaPT"]}, ValueError, "there is no policy"),
+        ({"name": "Fixed"}, ValueError, "Fixed needs a value for precision"),
+        ({"name": "AdaPT", "bit": 4}, ValueError, "AdaPT has no hyperparameter bit: it has initial, buffer_bits"),
+        ({"name": "AdaPT", "initial": {"word_length": 4}}, ValueError, "initial needs word_length and fraction_l"),
+        ({"name": "AdaPT", "lookback": [9, 3]}, ValueError, r"lookback must be .*, got \[9, 3\]"),
+        ({"name": "AdaPT", "lookback": {"word_length": 4, "fraction_length": 2}}, TypeError, "lookback must be two"),
     ],
 )
 def test_what_describes_no_policy_is_refused(described, kind, message):
@@ -83,7 +90,7 @@ def test_a_policy_of_ones_own_is_described():
         pace: int = 3
         where: object = len
 
-    assert to_dict(Mine()) == {"policy": "Mine", "pace": 3, "where": "builtins.len"}
+    assert to_dict(Mine()) == {"name": "Mine", "pace": 3, "where": "builtins.len"}
     with pytest.raises(ValueError, match="there is no policy 'Mine'"):
         from_dict(to_dict(Mine()))
 
