@@ -85,6 +85,20 @@ def test_formats_stay_only_within_the_budget_and_where_others_save_little(data):
     assert found.tolist() == (now if stays else chosen).tolist()
 
 
+@pytest.mark.parametrize("count", ["words", "entropy"])
+def test_noise_moves_no_format_once_the_budget_is_met_but_another_share_does(count):
+    policy = adapt.AdaPT.compact(bits=4, count=count, lookback=(4, 8))
+    generator, draw = torch.Generator().manual_seed(0), np.random.default_rng(0)
+    weights = [torch.randn(4000, generator=generator) * spread for spread in (0.1, 0.3, 1.0)]
+    state, found = policy.start(weights), []
+    for step in range(120):
+        shares = np.array([1.0, 5.0, 2.0]) if step < 80 else np.array([30.0, 0.2, 2.0])
+        state = advanced(policy, state, weights, norms=shares * draw.uniform(0.8, 1.25, 3))
+        found.append(state.formats)
+    assert len(set(found[16:80])) == 1
+    assert found[79] != found[-1]
+
+
 def test_layers_begin_with_a_step_that_the_budget_affords():
     weights = torch.randn(3000, generator=torch.Generator().manual_seed(0))
     form = first_step(weights, 3)
