@@ -61,7 +61,8 @@ def _formats(name: str, value: Mapping[str, Any]) -> LayerFormat | dict[str, Lay
             layer: None if form is None else _format(f"{name} of {layer}", form, Precision, BlockFloat)
             for layer, form in value.items()
         }
-    return _format(name, value, Precision)
+    only: LayerFormat = _format(name, value, Precision)
+    return only
 
 
 def _format(name: str, value: Mapping[str, Any], *kinds: type[Any]) -> Any:
