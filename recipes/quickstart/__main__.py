@@ -84,7 +84,7 @@ def plain(method: str, model: Classifier, training: Batches, test: Batches, epoc
     else:
         optimizer = torch.optim.SGD(model.parameters(), **model.options)
     schedule = OneCycleLR(optimizer, model.options["lr"], total_steps=model.steps, cycle_momentum=False)
-    recorder = adapt.Recorder(optimizer.controller, folder) if method == "adapt" else contextlib.nullcontext()
+    recorder = adapt.Recorder(optimizer.controller, folder) if method in METHODS else contextlib.nullcontext()
     with recorder, tqdm(total=model.steps, desc=f"{method}, plain", unit="step") as bar:
         for epoch in range(epochs):
             training.set_epoch(epoch)
