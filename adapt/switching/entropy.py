@@ -21,6 +21,10 @@ from adapt.kernels.counting import extremes
 from adapt.numerics import Precision, block_precision
 from adapt.switching.allocation import WORDS, sample, squared_error
 
+NOISE = 0.5
+"""The share of its weights' power that a layer may lose. Costs are of second order and know no bottom: by them a large
+layer whose gradients are small for a while could be rounded to zero altogether, which no network survives."""
+
 
 def code_length(weights: Tensor, precision: Precision) -> float:
     """H + (K − 1)/2·log₂(n)/n: bits per weight of words under an ideal entropy code, and of the table that it needs.
@@ -49,6 +53,8 @@ def code_length(weights: Tensor, precision: Precision) -> float:
 def errors_by_step(weights: Tensor) -> list[tuple[Precision, float, float]]:
     """Return the formats that clip no weight, from the coarsest step to the finest, with what each loses and takes.
 
+    Steps that would lose more than `NOISE` of the weights' power are left out.
+
     Args:
         weights: a layer's master weights, finite.
 
@@ -61,7 +67,9 @@ def errors_by_step(weights: Tensor) -> list[tuple[Precision, float, float]]:
     tight = [block_precision(low, high, word) for word in WORDS]
     # A bit above the largest weight costs nothing under an entropy code, and weights grow until the next window ends.
     formats = [Precision(form.word_length + 1, form.fraction_length) for form in tight]
-    return [(form, squared_error(some, form), code_length(some, form)) for form in formats]
+    rows = [(form, squared_error(some, form), code_length(some, form)) for form in formats]
+    power = float(some.double().square().mean()) if some.numel() else 0.0
+    return [row for row in rows if row[1] <= NOISE * power] or rows[-1:]
 
 
 def first_step(weights: Tensor, bits: float) -> Precision:

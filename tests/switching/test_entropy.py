@@ -30,6 +30,25 @@ def test_an_empty_layer_takes_nothing():
 
 
 @given(VALUES)
+def test_no_step_loses_more_than_half_of_the_weights_power(weights):
+    values = torch.tensor(weights)
+    power = float(values.double().square().mean())
+    errors = [error for _, error, _ in errors_by_step(values)]
+    assert max(errors) <= power / 2 or len(errors) == 1
+
+
+def test_a_layer_without_gradients_for_a_while_is_not_rounded_to_zero():
+    policy = adapt.AdaPT.compact(bits=2, count="entropy", lookback=(4, 8))
+    generator = torch.Generator().manual_seed(0)
+    weights = [torch.randn(4000, generator=generator) for _ in range(2)]
+    state = policy.start(weights)
+    for _ in range(20):
+        state = advanced(policy, state, weights, norms=np.array([1.0, 1e-9]))
+    for layer, form in zip(weights, state.formats, strict=True):
+        assert squared_error(layer, form) <= 0.5 * float(layer.square().mean())
+
+
+@given(VALUES)
 def test_no_format_clips_by_more_than_half_a_step(weights):
     values = torch.tensor(weights)
     for form, error, length in errors_by_step(values):
