@@ -19,11 +19,12 @@ from recipes.common.comparison import NOTHING, Estimate, Runs
 TITLE = "The same bits for every layer, or bits where they pay"
 NOTES = """\
 Accuracy on the test pictures of networks whose weights are rounded and whose activations are float32, or under aqt
-rounded to as many bits as the layer's weights, means over seeds
-± the standard error. Bits are the mean word length of a quantised weight; bytes are the words packed without gaps,
-zeros included, and, beside them, what an ideal entropy coder would need. Bias and normalisation stay float32 and are
-not counted. Differences pair the runs of the same seed, which see the same pictures in the same order, and come with
-the 95 % interval of Student's t."""
+rounded to as many bits as the layer's weights; means over seeds ± the standard error. Bits are the mean word length of
+a quantised weight; bytes are the words packed without gaps, zeros included, and, beside them, what an ideal entropy
+coder would need. Bias and normalisation stay float32 and are not counted. Differences pair the runs of the same seed,
+which see the same pictures in the same order, and come with the 95 % interval of Student's t. They are to block
+floating point and to LSQ with one power of two per layer at the same bits; compact-entropy, whose budget is one of
+coded bytes, is compared with the block floating point that takes the most similar number of them."""
 
 
 @dataclass(frozen=True)
@@ -84,14 +85,29 @@ def document(lines: Sequence[ledger.Line]) -> str:
     groups = grouped(lines)
     if not groups:
         raise ValueError("there are no results yet: make runs first")
-    header = ["method", "bits", "accuracy, %", "bytes", "entropy-coded", "Δ to block", "Δ to float32", "seeds"]
+    header = [
+        "method",
+        "bits",
+        "accuracy, %",
+        "bytes",
+        "entropy-coded",
+        "Δ to block",
+        "Δ to LSQ",
+        "Δ to float32",
+        "seeds",
+    ]
     rows = []
     for key in sorted(groups, key=lambda key: (*key[:2], key[3] or math.inf, *key[2:])):
         label, epochs, method, bits, options = key
         runs = groups[key]
-        block = {} if method == "block" else groups.get((label, epochs, "block", bits, ""), {})
-        float32 = {} if method == "float32" else groups.get((label, epochs, "float32", 0, ""), {})
-        differences = [paired(runs, other) for other in (block, float32)]
+        rivals = [
+            {} if method == rival else groups.get((label, epochs, rival, 0 if rival == "float32" else bits, ""), {})
+            for rival in ("block", "lsq-layer-p2", "float32")
+        ]
+        if method == "compact-entropy":
+            blocks = [others for other, others in groups.items() if other[:3] == (label, epochs, "block")]
+            rivals[0] = _of_similar_size(runs, blocks)
+        differences = [paired(runs, other) for other in rivals]
         name = " ".join(str(part) for part in (method, bits or "", options, label) if part)
         rows.append(
             [
@@ -105,6 +121,15 @@ def document(lines: Sequence[ledger.Line]) -> str:
             ]
         )
     return "\n\n".join([f"# {TITLE}", NOTES, markdown.table(header, rows)]) + "\n"
+
+
+def _of_similar_size(runs: Runs, others: Sequence[Runs]) -> Runs:
+    """Return those of the others that take the most similar number of coded bytes; none where there are none."""
+
+    def coded(these: Runs) -> float:
+        return math.log(fmean(line["entropy_bytes"] for line in these.values()))
+
+    return min(others, key=lambda other: abs(coded(other) - coded(runs)), default={})
 
 
 def _mean(runs: Runs, name: str, form: str) -> str:

@@ -198,7 +198,12 @@ def test_the_report_pairs_runs_of_the_same_seed():
     assert paired(runs, {0: lines[0], 1: lines[1]}).mean == pytest.approx(0.7)
     assert paired(runs, {7: lines[0]}) is None
     text = document(lines)
-    assert "| compact 4 | 4.00 | 74.13 ± 12.07 | 1,000 | 900 | +0.70 [−1.84, +3.24] | −0.50 | 3 |" in text
-    assert "| float32 | 32.00 | 87.00 | – | – | – | – | 1 |" in text
+    assert "| compact 4 | 4.00 | 74.13 ± 12.07 | 1,000 | 900 | +0.70 [−1.84, +3.24] | – | −0.50 | 3 |" in text
+    assert "| float32 | 32.00 | 87.00 | – | – | – | – | – | 1 |" in text
+    coded = [line("block", 3, 0, 0.81) | {"entropy_bytes": 400}, line("compact-entropy", 2, 0, 0.862)]
+    coded += [line("lsq-layer-p2", 4, 0, 0.86)]
+    text = document(lines + coded)
+    assert "| compact-entropy 2 | 2.00 | 86.20 | 1,000 | 900 | +0.20 | – | −0.80 | 1 |" in text
+    assert "900 | +0.70 [−1.84, +3.24] | +0.50 | −0.50 | 3 |" in text
     with pytest.raises(ValueError, match="no results yet"):
         document([])
