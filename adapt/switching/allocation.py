@@ -31,9 +31,6 @@ STICKINESS = 1.5
 """By which factor another format must lower a layer's squared error: a change of format is a jump of the weights that
 training has to make good, so formats that are about as good must not alternate."""
 
-SLACK = 0.02
-"""The share of the budget by which the bits of formats that stay may miss it."""
-
 
 def squared_error(weights: Tensor, precision: Precision) -> float:
     """Σ(Q(W) − W)²/n: the mean squared error of rounding to nearest; 0 for an empty tensor.
@@ -124,32 +121,6 @@ def allocate(costs: NDArray[np.float64], prices: NDArray[np.float64], budget: fl
         if taken[layer] == before and spent + paid <= budget:
             taken[layer], spent = after, spent + paid
     return taken
-
-
-def steady(
-    costs: NDArray[np.float64],
-    prices: NDArray[np.float64],
-    present: NDArray[np.int64],
-    chosen: NDArray[np.int64],
-    budget: float,
-) -> NDArray[np.int64]:
-    """Return the present formats, where they keep to the budget and others would cost little less; else the chosen.
-
-    Costs are noisy, and entropies drift, because weights gather around the values of their grid. Following each drift
-    would move some layers by a whole bit in every window, also in the last ones, from which nothing recovers.
-
-    Args:
-        costs, prices, budget: as in `allocate`.
-        present: index of each layer's present format, [layers]; −1 where it is not among the choices.
-        chosen: what `allocate` chose, likewise.
-    """
-    layers = np.arange(len(costs))
-    keeps = (
-        (present >= 0).all()
-        and abs(prices[layers, present].sum() - budget) <= SLACK * budget
-        and costs[layers, present].sum() <= STICKINESS * costs[layers, chosen].sum()
-    )
-    return present if keeps else chosen
 
 
 def errors_by_word(weights: Tensor, current: LayerFormat) -> list[tuple[Precision, float]]:

@@ -53,11 +53,10 @@ def _by_word(weights: Tensor, form: LayerFormat) -> list[Choice]:
     return [(found, error, found.word_length) for found, error in errors_by_word(sample(weights), form)]
 
 
-def present(found: Sequence[Choice], form: LayerFormat, count: Count) -> int:
-    """Return which choice has the layer's present word length, or its step under an entropy code; −1 if none has."""
-    kept = "fraction_length" if count == "entropy" else "word_length"
-    values = [getattr(choice[0], kept) for choice in found]
-    return values.index(getattr(form, kept)) if isinstance(form, Precision) and getattr(form, kept) in values else -1
+def present_step(found: Sequence[Choice], form: LayerFormat) -> int:
+    """Return which choice has the layer's present step, or −1 if none has."""
+    steps = [choice[0].fraction_length for choice in found]
+    return steps.index(form.fraction_length) if isinstance(form, Precision) and form.fraction_length in steps else -1
 
 
 def padded(rows: Sequence[Sequence[float]]) -> NDArray[np.float64]:

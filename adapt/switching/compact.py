@@ -20,10 +20,11 @@ from adapt import arguments
 from adapt.numerics import LayerFormat, Precision
 from adapt.rounding import quantize
 from adapt.switching.adapt_state import AdaPTState
-from adapt.switching.allocation import allocate, steady
+from adapt.switching.allocation import allocate
 from adapt.switching.bounds import Bounds, fixed_point
-from adapt.switching.choices import Count, bits_taken, choices, padded, present
+from adapt.switching.choices import Count, bits_taken, choices, padded, present_step
 from adapt.switching.diversity import diversity
+from adapt.switching.entropy import steady
 from adapt.switching.policy import Observation
 
 MARGIN = 8.0
@@ -159,8 +160,8 @@ def switched(
     taken_by = padded([[length for _, _, length in tables[layer]] for layer in moving])
     costs, prices = powers[:, None] * errors, sizes[moving, None] * taken_by
     chosen = allocate(costs, prices, budget)
-    if bits is not None:
-        now = [present(tables[layer], formats[layer], count) for layer in moving]
+    if count == "entropy":
+        now = [present_step(tables[layer], formats[layer]) for layer in moving]
         chosen = steady(costs, prices, np.array(now), chosen, budget)
     after = list(formats)
     for layer, index in zip(moving, chosen.tolist(), strict=True):

@@ -14,12 +14,17 @@ entropies and `adapt.switching.allocation.allocate` finds that minimum among ste
 
 import math
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from adapt.kernels.counting import extremes
 from adapt.numerics import Precision, block_precision
-from adapt.switching.allocation import WORDS, sample, squared_error
+from adapt.switching.allocation import STICKINESS, WORDS, sample, squared_error
+
+SLACK = 0.02
+"""The share of the budget by which the bits of steps that stay may miss it."""
 
 NOISE = 0.5
 """The share of its weights' power that a layer may lose. Costs are of second order and know no bottom: by them a large
@@ -70,6 +75,33 @@ def errors_by_step(weights: Tensor) -> list[tuple[Precision, float, float]]:
     rows = [(form, squared_error(some, form), code_length(some, form)) for form in formats]
     power = float(some.double().square().mean()) if some.numel() else 0.0
     return [row for row in rows if row[1] <= NOISE * power] or rows[-1:]
+
+
+def steady(
+    costs: NDArray[np.float64],
+    prices: NDArray[np.float64],
+    present: NDArray[np.int64],
+    chosen: NDArray[np.int64],
+    budget: float,
+) -> NDArray[np.int64]:
+    """Return the present steps, where they keep to the budget and others would cost little less; else the chosen ones.
+
+    Weights gather around the values of their grid, so the entropy of every layer drifts while it trains. Following each
+    drift would move some layers by a whole factor of two in every window, also in the last, from which nothing
+    recovers. The lengths of words do not drift, and there the same rule gained nothing.
+
+    Args:
+        costs, prices, budget: as in `allocate`.
+        present: index of each layer's present step, [layers]; −1 where it is not among the choices.
+        chosen: what `allocate` chose, likewise.
+    """
+    layers = np.arange(len(costs))
+    keeps = (
+        (present >= 0).all()
+        and abs(prices[layers, present].sum() - budget) <= SLACK * budget
+        and costs[layers, present].sum() <= STICKINESS * costs[layers, chosen].sum()
+    )
+    return present if keeps else chosen
 
 
 def first_step(weights: Tensor, bits: float) -> Precision:

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 import adapt
 from adapt.numerics import Precision
-from adapt.switching.allocation import allocate, squared_error, steady
-from adapt.switching.entropy import code_length, errors_by_step, first_step
+from adapt.switching.allocation import allocate, squared_error
+from adapt.switching.entropy import code_length, errors_by_step, first_step, steady
 from tests.references import adapt_equations as reference
 from tests.switching.test_compact import advanced, trained
 
@@ -104,9 +104,8 @@ def test_formats_stay_only_within_the_budget_and_where_others_save_little(data):
     assert found.tolist() == (now if stays else chosen).tolist()
 
 
-@pytest.mark.parametrize("count", ["words", "entropy"])
-def test_noise_moves_no_format_once_the_budget_is_met_but_another_share_does(count):
-    policy = adapt.AdaPT.compact(bits=4, count=count, lookback=(4, 8))
+def test_noise_moves_no_step_once_the_budget_is_met_but_another_share_does():
+    policy = adapt.AdaPT.compact(bits=4, count="entropy", lookback=(4, 8))
     generator, draw = torch.Generator().manual_seed(0), np.random.default_rng(0)
     weights = [torch.randn(4000, generator=generator) * spread for spread in (0.1, 0.3, 1.0)]
     state, found = policy.start(weights), []
