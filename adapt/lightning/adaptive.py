@@ -43,6 +43,8 @@ class AdaptivePrecision(PrecisionCallback):
     so on, by the LightningModule's names where those of several optimizers are not unique. A TensorBoard logger gets
     pictures too, and points only where a value changes. A logger with a local folder gets `trace.npz` there, or
     `trace_0.npz` and so on with several optimizers, for `adapt report`.
+    Every logger gets what makes the run, `trace.run`, as the hyperparameter "adapt" beside the module's own, and a
+    TensorBoard logger as hyperparameters and as the text adapt/run, unless the trainer logs no hyperparameters.
 
     A policy that must know the optimizer steps of an epoch, such as `adapt.MuPPET()`, is told when training starts.
 
@@ -102,6 +104,7 @@ class AdaptivePrecision(PrecisionCallback):
         for controller in self.controllers:
             if told is not policy and controller.policy == until_known(policy):
                 controller.policy = told
+        super().on_train_start(trainer, pl_module)
         steps = trainer.estimated_stepping_batches
         for controller in self.controllers:
             shortest = getattr(controller.policy, "lookback", (0,))[0]

@@ -118,6 +118,10 @@ class PrecisionCallback(Callback):
 
         strategy.save_checkpoint = save_checkpoint  # type: ignore[method-assign]
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give the loggers what makes the run, which is complete by now."""
+        self._reports.describe(trainer, pl_module, self.controllers)
+
     # One step
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:

@@ -45,7 +45,7 @@ class LearnedBitwidth(PrecisionCallback):
     adapt/activation_kilobytes and adapt/penalty. Every logger gets the mean word length of each tensor as
     `adapt_layers/word_length/<tensor>`. What each phase did, and by how much learning missed the budgets, is reported
     when it ends and stays in `learner.log`. A TensorBoard logger gets pictures, by layer and by channel; the folder of
-    a logger that has one gets `trace.npz` and `widths.npz`.
+    a logger that has one gets `trace.npz` and `widths.npz`; what makes the run is logged as by `AdaptivePrecision`.
 
     The steps of manual optimization and of a `GradientAccumulationScheduler` do not follow from epochs: give the
     trainer `max_steps` alone. A training that ends before the budgets are met is warned about.
@@ -98,6 +98,9 @@ class LearnedBitwidth(PrecisionCallback):
         )
         self._listening: Listening | None = None
         self._told = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_listening": None, "_told": 0}
 
     @property
     def learner(self) -> Learner:
@@ -175,6 +178,7 @@ class LearnedBitwidth(PrecisionCallback):
             learner.calibrate(
                 *calibration_of(trainer, pl_module, given) if isinstance(given, int) else (given, network_of(pl_module))
             )
+        super().on_train_start(trainer, pl_module)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -36,6 +36,31 @@ class Reports:
         self._steps = 0
         self._draw_after = 0.0
 
+    def describe(self, trainer: Trainer, pl_module: LightningModule, controllers: Sequence[Engine]) -> None:
+        """Give the loggers what makes the run as hyperparameters: they are known when training starts.
+
+        A hyperparameter of the module's or the data module's own stays, if it is called "adapt" too. TensorBoard shows
+        the first hyperparameters that it is given, which are the module's, but every text.
+        """
+        if not trainer.loggers:
+            return
+        # Every process reads the traces, though only one logs: bringing them up to date may need all processes.
+        runs = [controller.trace.run for controller in controllers]
+        if not trainer.is_global_zero:
+            return
+        self._timelines = metrics.timelines(trainer.loggers, internals=self._internals)
+        # Lightning 2.4 has no such switch.
+        if not getattr(trainer, "enable_autolog_hparams", True):
+            return
+        made = runs[0] if len(runs) == 1 else {str(index): run for index, run in enumerate(runs)}
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        is_taken = any("adapt" in part.hparams for part in (pl_module, data) if part is not None)
+        for logger in trainer.loggers:
+            if logger in self._timelines:
+                self._timelines[logger].describe(made)
+            elif not is_taken:
+                logger.log_hyperparams({"adapt": made})
+
     def begin(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
         """Find out from the first training batch what a forward pass costs."""
         if self._aggregates is not None:
@@ -57,8 +82,6 @@ class Reports:
                 "batches a step has."
             )
         self._aggregates = metrics.Aggregates(batch_size=samples or 1, accumulation=accumulation)
-        if trainer.is_global_zero:
-            self._timelines = metrics.timelines(trainer.loggers, internals=self._internals)
 
     def log(self, trainer: Trainer, pl_module: LightningModule, controllers: Sequence[Engine]) -> None:
         """Log after a step, if it is the first, the last of an epoch, or one in which the trainer logs."""

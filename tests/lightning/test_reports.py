@@ -2,11 +2,16 @@
 
 import csv
 import importlib.util
+import inspect
 import math
+from pathlib import Path
 
+import lightning.pytorch
 import numpy as np
 import pytest
+import pytorch_lightning
 import torch
+import yaml
 from lightning.pytorch.callbacks import (
     Callback,
     EarlyStopping,
@@ -208,8 +213,8 @@ class TestWaiting:
         original = Controller.trace.fget
         monkeypatch.setattr(Controller, "trace", property(lambda self: read.append(self.step) or original(self)))
         fit(Classifier(), logger=Notebook(), log_every_n_steps=5, max_epochs=2)
-        # The first step, every fifth, the last of each epoch, and once more when training ends.
-        assert sorted(set(read)) == [1, 5, 6, 10, 12]
+        # What makes the run, the first step, every fifth, the last of each epoch, and once more when training ends.
+        assert sorted(set(read)) == [0, 1, 5, 6, 10, 12]
         assert read.count(5) == 1
 
     @pytest.mark.parametrize(
@@ -511,6 +516,109 @@ class TestTensorBoard:
         )
         assert metrics.timelines([logger]) == {}
         fit(Classifier(), precision(RESTLESS), logger=logger, log_every_n_steps=2)
+
+
+class WithHyperparameters(Classifier):
+    """A module that saves hyperparameters of its own, "adapt" among them if `taken` is given."""
+
+    def __init__(self, width=8, **taken):
+        super().__init__()
+        self.save_hyperparameters({"width": width, **taken})
+
+
+def learned():
+    return LearnedBitwidth(adapt.learned.Budget(bits=4), phases=(1, 1, 1))
+
+
+def hparams_file(logger):
+    return yaml.safe_load(Path(logger.log_dir, "hparams.yaml").read_text(encoding="utf-8"))
+
+
+class TestHyperparameters:
+    @pytest.mark.parametrize("make", [precision, learned, lambda: precision(adapt.MuPPET())])
+    @pytest.mark.parametrize("package", [lightning.pytorch, pytorch_lightning], ids=lambda package: package.__name__)
+    def test_what_makes_the_run_lies_beside_the_modules_own(self, make, package, tmp_path):
+        class Module(package.LightningModule):
+            def __init__(self, width=8):
+                super().__init__()
+                self.save_hyperparameters()
+                self.net = nn.Linear(6, 3)
+
+            def forward(self, inputs):
+                return self.net(inputs)
+
+            def training_step(self, batch, index):
+                return F.cross_entropy(self.net(batch[0]), batch[1])
+
+            def configure_optimizers(self):
+                return torch.optim.SGD(self.parameters(), lr=0.05)
+
+        callback, logger = make(), package.loggers.CSVLogger(tmp_path)
+        package.Trainer(
+            accelerator="cpu", max_epochs=3, callbacks=[callback], logger=logger, enable_progress_bar=False,
+            enable_model_summary=False, enable_checkpointing=False, log_every_n_steps=5,
+        ).fit(Module(), loader())  # fmt: skip
+        assert hparams_file(logger) == {"width": 8, "adapt": callback.trace.run}
+        if isinstance(callback, AdaptivePrecision):
+            assert adapt.switching.from_dict(callback.trace.run["policy"]) == callback.controller.policy
+        else:
+            assert callback.trace.run["phases"] == {"pretraining": 6, "learning": 6, "finetuning": 6}
+
+    def test_each_optimizer_has_its_own(self, tmp_path):
+        logger = CSVLogger(tmp_path)
+        callback, _ = fit(Adversaries(), logger=logger)
+        assert hparams_file(logger) == {
+            "adapt": {"0": callback.controllers[0].trace.run, "1": callback.controllers[1].trace.run}
+        }
+
+    def test_one_of_the_same_name_stays(self, tmp_path):
+        logger = CSVLogger(tmp_path)
+        fit(WithHyperparameters(adapt="mine"), logger=logger)
+        assert hparams_file(logger) == {"width": 8, "adapt": "mine"}
+
+    @pytest.mark.skipif("enable_autolog_hparams" not in inspect.signature(lightning.Trainer).parameters, reason="old")
+    def test_none_are_logged_where_the_trainer_logs_none(self, tmp_path):
+        logger = CSVLogger(tmp_path)
+        fit(WithHyperparameters(), logger=logger, enable_autolog_hparams=False)
+        assert logger.experiment.hparams == {}
+
+    def test_a_resumed_run_logs_what_it_goes_on_with(self, tmp_path):
+        keep = ModelCheckpoint(tmp_path, "{step}", save_last=True)
+        before, _ = fit(Classifier(), None, keep, enable_checkpointing=True, max_epochs=1)
+        logger = CSVLogger(tmp_path)
+        fit(Classifier(), precision(seed=5), logger=logger, ckpt_path=tmp_path / "last.ckpt")
+        assert hparams_file(logger)["adapt"]["seed"] == before.trace.run["seed"]
+
+    @pytest.mark.parametrize("make", [precision, learned])
+    @pytest.mark.parametrize("module", [Classifier, WithHyperparameters])
+    def test_tensorboard_shows_them(self, make, module, tmp_path):
+        pytest.importorskip("matplotlib")
+        accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+        from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+        logger = TensorBoardLogger(tmp_path)
+        callback, _ = fit(module(), make(), logger=logger)
+        events = accumulator.EventAccumulator(logger.log_dir).Reload()
+        text = events.Tensors("adapt/run/text_summary")[0].tensor_proto.string_val[0].decode()
+        for name, value in callback.trace.run.items():
+            if not isinstance(value, dict):
+                assert f"| {name} | {value} |" in text
+        content = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
+        shown = HParamsPluginData.FromString(content).session_start_info.hparams
+        if module is Classifier:
+            assert shown["adapt"].string_value == adapt.__version__
+        else:
+            assert set(shown) == {"width"}
+
+    def test_tensorboard_shows_them_without_pictures_too(self, tmp_path, monkeypatch):
+        pytest.importorskip("tensorboard")
+        real = importlib.util.find_spec
+        monkeypatch.setattr(
+            "importlib.util.find_spec", lambda name, *rest: None if name == "matplotlib" else real(name, *rest)
+        )
+        logger = TensorBoardLogger(tmp_path)
+        callback, _ = fit(Classifier(), logger=logger)
+        assert logger.hparams == {"adapt": callback.trace.run}
 
 
 def rounding_activations():
