@@ -1,5 +1,7 @@
 """The callbacks in trainers of both of Lightning's packages, and where only one of them, or neither, is installed."""
 
+import copy
+import pickle
 import subprocess
 import sys
 
@@ -11,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import adapt
-from adapt.learned import Budget
+from adapt.learned import Budget, Distillation
 from adapt.lightning import AdaptivePrecision, LearnedBitwidth
 from tests.lightning.modules import RESTLESS, ResumableLoader, Witness, assert_same_run, loader, sgd
 
@@ -103,6 +105,39 @@ class TestInATrainerOfEither:
         trainer(package, callback, max_epochs=4).fit(classifier(package, forward), loader())
         assert callback.learner.is_calibrated
         assert callback.learner.size.weight_bits <= 4
+
+    @pytest.mark.parametrize("copied", [copy.deepcopy, lambda callback: pickle.loads(pickle.dumps(callback))])
+    @pytest.mark.parametrize(
+        "make",
+        [
+            lambda: AdaptivePrecision(RESTLESS, 1e-4, log_internals=True, activations="range", layer_bits={"net.0": 5}),
+            lambda: LearnedBitwidth(
+                Budget(bits=4),
+                Budget(bits=6),
+                calibration=[x for x, _ in loader(2)],
+                distillation=Distillation(nn.Linear(6, 3), "soft"),
+            ),
+        ],
+        ids=["adaptive", "learned"],
+    )
+    @pytest.mark.filterwarnings("ignore:no bit width moved")
+    def test_copies_from_before_within_and_after_fit_train_alike(self, package, make, copied, tmp_path):
+        class Copies(package.Callback):
+            def on_train_batch_end(self, *args):
+                copies.append(copied(callback))
+
+        torch.manual_seed(1)
+        callback = make()
+        copies = [copied(callback)]
+        logger = package.loggers.CSVLogger(tmp_path)
+        trainer(package, callback, Copies(), max_epochs=1, logger=logger).fit(classifier(package), loader())
+        copies.append(copied(callback))
+        assert len(copies) == 8
+        for other in copies:
+            assert other.controllers == []
+        for other in (copies[0], copies[1], copies[-1]):
+            trainer(package, other, max_epochs=1).fit(classifier(package), loader())
+            assert_same_run(other.controller, callback.controller)
 
     def test_learned_widths_refuse_finders(self, package):
         finder = package.callbacks.LearningRateFinder()
