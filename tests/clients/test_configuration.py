@@ -1,5 +1,8 @@
 """Policies from LightningCLI's and Hydra's files: `pytest -m clients tests/clients/test_configuration.py`."""
 
+import re
+from pathlib import Path
+
 import lightning.pytorch
 import pytest
 import pytorch_lightning
@@ -7,6 +10,7 @@ import torch
 import yaml
 
 import adapt
+from adapt.learned import Budget
 from adapt.lightning import AdaptivePrecision, LearnedBitwidth
 from tests.lightning.modules import loader
 
@@ -123,3 +127,59 @@ def test_what_omegaconf_holds_is_a_policy():
     omegaconf = pytest.importorskip("omegaconf")
     for _, policy in POLICIES:
         assert adapt.switching.from_dict(omegaconf.OmegaConf.create(adapt.switching.to_dict(policy))) == policy
+
+
+HOW_TO = Path(adapt.__file__).parent.parent / "docs" / "how-to"
+DOCUMENTED = [
+    yaml.safe_load(block)
+    for page in ("configuration.md", "keep-a-layer.md")
+    for block in re.findall(
+        r"^```yaml\n(.*?)^```", (HOW_TO / page).read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
+    )
+]
+
+
+SAME_IN_PYTHON = [
+    AdaptivePrecision(adapt.AdaPT.compact(bits=4), rounding="nearest", activations="range"),
+    AdaptivePrecision(adapt.AdaPT(lookback=(25, 100), initial=adapt.Precision(8, 4))),
+    LearnedBitwidth(Budget(kilobytes=40), Budget(bits=6), phases=(0.3, 0.4, 0.3)),
+    AdaptivePrecision(rounding="nearest", layer_bits={"model.conv1": 8, "model.head.*": (6, 8)}),
+]
+
+
+@pytest.mark.parametrize("package", [lightning.pytorch, pytorch_lightning], ids=["lightning", "pytorch_lightning"])
+def test_lightning_cli_takes_what_the_documentation_shows(package, tmp_path):
+    shown = [block["trainer"]["callbacks"] for block in DOCUMENTED if "trainer" in block]
+    for (described,), expected in zip(shown, SAME_IN_PYTHON, strict=True):
+        made = cli(package, tmp_path, described)
+        (found,) = (c for c in made.trainer.callbacks if isinstance(c, AdaptivePrecision | LearnedBitwidth))
+        for name in ("_policy", "_phases", "_settings"):
+            assert getattr(found, name, None) == getattr(expected, name, None)
+        assert type(found) is type(expected)
+
+
+def test_hydra_takes_what_the_documentation_shows():
+    pytest.importorskip("hydra")
+    from hydra.utils import instantiate
+    from omegaconf import OmegaConf
+
+    (described,) = (block for block in DOCUMENTED if "callback" in block)
+    made = instantiate(OmegaConf.create(described)).callback
+    assert made._policy == adapt.AdaPT(lookback=(25, 100), initial=adapt.Precision(8, 4))
+    assert made._settings.rounding == "nearest"
+
+
+def test_the_hyperparameters_that_a_run_logs_make_its_policy(tmp_path):
+    described = {"class_path": "adapt.AdaPT.compact", "init_args": {"bits": 4, "lookback": [2, 4]}}
+    made = cli(
+        lightning.pytorch,
+        tmp_path,
+        {"class_path": "adapt.lightning.AdaptivePrecision", "init_args": {"policy": described}},
+        "fit",
+        "--trainer.logger=lightning.pytorch.loggers.CSVLogger",
+        f"--trainer.logger.save_dir={tmp_path}",
+    )
+    (logged,) = tmp_path.rglob("hparams.yaml")
+    run = yaml.safe_load(logged.read_text())["adapt"]
+    assert run == made.trainer.callbacks[0].trace.run
+    assert adapt.switching.from_dict(run["policy"]) == adapt.AdaPT.compact(bits=4, lookback=(2, 4))
