@@ -44,7 +44,7 @@ class TestFiles:
         assert "adapt/timeline" in tags["images"]
         assert "adapt/run/text_summary" in tags["tensors"]
         described = json.loads((recorder.folder / "run.json").read_text())
-        assert described["run"]["policy"] == "AdaPT"
+        assert described["run"]["policy"]["name"] == "AdaPT"
         assert described["run"]["policy"]["lookback"] == [2, 4]
         assert described["formats"].keys() == {"0.weight", "2.weight"}
 

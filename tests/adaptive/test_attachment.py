@@ -459,8 +459,8 @@ def test_hyperparameters_of_adapt(options, error, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"precision": 8}, r"precision must be an adapt\.Precision, got 8"),
-        ({"precision": None}, r"precision must be an adapt\.Precision, got None"),
+        ({"precision": 8}, r"precision must be an adapt\.Precision, or formats .*, got 8"),
+        ({"precision": None}, r"precision must be an adapt\.Precision, or formats .*, got None"),
         ({"normalize_gradients": None}, "normalize_gradients must be True or False, got None"),
     ],
 )

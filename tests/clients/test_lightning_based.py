@@ -4,12 +4,13 @@ Run with `pytest -m clients tests/clients/test_lightning_based.py`.
 """
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 
 import adapt
 from adapt.lightning import AdaptivePrecision
+
+pd = pytest.importorskip("pandas")
 
 pytestmark = [pytest.mark.clients, pytest.mark.filterwarnings("ignore")]
 

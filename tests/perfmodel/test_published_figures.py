@@ -6,7 +6,7 @@ from torch import nn
 
 from adapt.perfmodel import activation_sizes, memory_footprint, network_cost, operations, weight_memory
 from recipes.common.gpt import CharGPT
-from recipes.common.models import resnet20
+from recipes.common.models import resnet
 from tests.perfmodel.published import efficientnet_b0, resnet18, resnet50
 
 PICTURE, SMALL_PICTURE = torch.zeros(1, 3, 224, 224), torch.zeros(1, 3, 32, 32)
@@ -25,7 +25,7 @@ def weights(model):
     ("make", "picture", "count", "multiply_adds", "largest"),
     [
         # LSQ trade-off, table 2: 270k / 16k. He et al. 4.2 without the shortcut's parameters.
-        (resnet20, SMALL_PICTURE, 269_722, 40_551_040, 16 * 32 * 32),
+        (resnet, SMALL_PICTURE, 269_722, 40_551_040, 16 * 32 * 32),
         # Table 2: 11.7M / 0.8M.
         (resnet18, PICTURE, 11_689_512, 1_814_073_344, 64 * 112 * 112),
         # Table 2: 5.3M / 1.2M. The largest activation lies in the second stage, before its stride: 6·16 channels.
@@ -47,7 +47,7 @@ def test_resnet20_by_hand():
     """He et al. 2015, 4.2: 3×3 convolutions of 16, 32 and 64 channels on 32², 16² and 8² pixels, 6 in each stage."""
     first, last = 27 * 16 * 32**2, 64 * 10
     stages = 6 * 144 * 16 * 32**2 + (144 + 5 * 288) * 32 * 16**2 + (288 + 5 * 576) * 64 * 8**2
-    assert sum(operations(resnet20(), SMALL_PICTURE).values()) == first + stages + last
+    assert sum(operations(resnet(), SMALL_PICTURE).values()) == first + stages + last
 
 
 @pytest.mark.parametrize(("multiplier", "count", "printed"), [(1.0, 25_502_912, 25.5), (2.0, 97_896_832, 97.8)])

@@ -130,7 +130,7 @@ class TestReport:
         model, optimizer, controller = attached(adapt.AdaPT.compact(bits=4), **OPTIONS)
         step(model, optimizer, controller)
         text = " ".join(table(controller.trace).split())
-        assert f"made by adapt {adapt.__version__}, policy (policy AdaPT, initial None, buffer_bits 0, " in text
+        assert f"made by adapt {adapt.__version__}, policy (name AdaPT, initial None, buffer_bits 0, " in text
         assert "lookback [2, 128]" in text
         assert "l1 0.0001, l2 0.001, rounding nearest, seed 7" in text
 
@@ -143,4 +143,4 @@ class TestReport:
         trace = Trace(["a"], [1])
         trace.append(1, word_length=8, fraction_length=4, nonzero=1.0)
         trace.run = {"\x1b[2J": "\x1b]0;title\x07"}
-        assert "made by       ?[2J ?]0;title?" in table(trace)
+        assert "made by          ?[2J ?]0;title?" in table(trace)

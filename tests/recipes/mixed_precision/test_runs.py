@@ -174,7 +174,7 @@ def test_phases_fill_the_steps_and_one_cosine_goes_over_all_of_them(steps):
     [
         (["--methods", "muppet"], "methods must be of float32, compact, lsq, learned, got 'muppet'"),
         (["--bits", "1"], "bits must lie between 2 and 8, got 1"),
-        (["--models", "resnet9"], "model must be one of resnet20, .*, got 'resnet9'"),
+        (["--models", "resnet9"], "model must be one of .*resnet20, .*, got 'resnet9'"),
         (["--epochs", "0"], "epochs must be above 0, got 0"),
         (["--subset", "1000"], "subset must lie between 1 and the 192 pictures, got 1000"),
         (["--batch-size", "1000"], "batch_size must lie between 1 and the 192 pictures, got 1000"),
