@@ -112,27 +112,35 @@ class FormatTable:
         2·q₊ on the values are ±q₊, and d, which they do not depend on, has no other bound.
         """
         self.maximum.copy_(maximum.clamp(*RANGES))
+        if self._is_bounded:
+            self._confine_maximum()
         most = torch.where(self.signed, 4.0, 1.0) * self.maximum if self.floor == 1 else self.maximum
         self.step.copy_(torch.minimum(step.clamp(self._lowest, self._highest_steps(step, self.maximum)), most))
         if self._is_bounded:
-            self._confine()
+            self._confine_step()
         self._derive()
 
-    def _confine(self) -> None:
-        """Move d, and q₊ where its own bounds ask for it, so that the word lengths are within theirs.
+    def _confine_maximum(self) -> None:
+        """Move q₊ where the bounds of d would keep the word lengths from theirs."""
+        least, most, is_raised, is_lowered, one = self._limits()
+        maximum = torch.where(is_raised, self.maximum.clamp(min=least * self._lowest), self.maximum)
+        self.maximum.copy_(torch.where(is_lowered & ~one, maximum.clamp(max=most * self._highest), maximum))
+
+    def _confine_step(self) -> None:
+        """Move d, so that the word lengths are within their bounds.
 
         A word at its upper bound gets no finer step, and one at its lower bound is used whole: d = q₊/(2^(b−1) − 1).
         """
+        least, most, is_raised, is_lowered, one = self._limits()
+        step = torch.where(is_raised, torch.minimum(self.step, self.maximum / least.clamp(min=1)), self.step)
+        step = torch.where(is_lowered, torch.maximum(step, self.maximum / most.clamp(min=1)), step)
+        self.step.copy_(torch.where(one, 4 * self.maximum, step))
+
+    def _limits(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """The largest words of the bounds, where each is one, and where a single signed bit is left, [F] each."""
         low, high = (torch.from_numpy(bits).to(self.device) for bits in (self.lowest, self.highest))
-        is_raised, is_lowered = low > self.floor, high < LONGEST_WORD
         least, most = (limit(bits, self.signed) for bits in (low, high))
-        one = (high == 1) & self.signed
-        maximum = torch.where(is_raised, self.maximum.clamp(min=least * self._lowest), self.maximum)
-        maximum = torch.where(is_lowered & ~one, maximum.clamp(max=most * self._highest), maximum)
-        step = torch.where(is_raised, torch.minimum(self.step, maximum / least.clamp(min=1)), self.step)
-        step = torch.where(is_lowered, torch.maximum(step, maximum / most.clamp(min=1)), step)
-        self.maximum.copy_(maximum)
-        self.step.copy_(torch.where(one, 4 * maximum, step))
+        return least, most, low > self.floor, high < LONGEST_WORD, (high == 1) & self.signed
 
     def _highest_steps(self, step: Tensor, maximum: Tensor) -> Tensor:
         """The bounds of d from above; none where one signed bit is left."""
