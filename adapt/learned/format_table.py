@@ -143,8 +143,9 @@ class FormatTable:
         return least, most, low > self.floor, high < LONGEST_WORD, (high == 1) & self.signed
 
     def _highest_steps(self, step: Tensor, maximum: Tensor) -> Tensor:
-        """The bounds of d from above; none where one signed bit is left."""
-        return torch.where(is_sign(step, maximum, self.signed, self.floor), torch.inf, self._highest)
+        """The bounds of d from above; none where one signed bit is left, which the bounds of the word may forbid."""
+        may_be_one = torch.from_numpy(self.lowest <= 1).to(self.device)
+        return torch.where(is_sign(step, maximum, self.signed, self.floor) & may_be_one, torch.inf, self._highest)
 
     @torch.no_grad()
     def shift(self, octaves: Tensor) -> None:
