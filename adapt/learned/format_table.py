@@ -81,6 +81,9 @@ class FormatTable:
         """Keep word lengths that are learned within these bounds, int64 [F], from the next formats on."""
         self.lowest, self.highest = lowest, highest
         self._is_bounded = bool((lowest > self.floor).any() or (highest < LONGEST_WORD).any())
+        # Formats are set in every update, which should copy nothing to the device.
+        self._word_bounds = tuple(torch.from_numpy(bits).to(self.device) for bits in (lowest, highest))
+        self._may_be_one = self._word_bounds[0] <= 1
 
     @property
     def is_pinned(self) -> NDArray[np.bool_]:
@@ -138,14 +141,14 @@ class FormatTable:
 
     def _limits(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """The largest words of the bounds, where each is one, and where a single signed bit is left, [F] each."""
-        low, high = (torch.from_numpy(bits).to(self.device) for bits in (self.lowest, self.highest))
+        low, high = self._word_bounds
         least, most = (limit(bits, self.signed) for bits in (low, high))
         return least, most, low > self.floor, high < LONGEST_WORD, (high == 1) & self.signed
 
     def _highest_steps(self, step: Tensor, maximum: Tensor) -> Tensor:
         """The bounds of d from above; none where one signed bit is left, which the bounds of the word may forbid."""
-        may_be_one = torch.from_numpy(self.lowest <= 1).to(self.device)
-        return torch.where(is_sign(step, maximum, self.signed, self.floor) & may_be_one, torch.inf, self._highest)
+        is_one = is_sign(step, maximum, self.signed, self.floor) & self._may_be_one
+        return torch.where(is_one, torch.inf, self._highest)
 
     @torch.no_grad()
     def shift(self, octaves: Tensor) -> None:

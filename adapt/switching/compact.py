@@ -136,19 +136,21 @@ def switched(
     if not moving:
         return formats
     by_loss = bits is None and len(windows.losses) > 0
-    numel, lengths, tables, cost = [], [], {}, 0.0
+    numel, tables, spent, kept, cost = [], {}, 0.0, 0.0, 0.0
     for layer, chosen_form in enumerate(observation.confined(formats)):
         weights = observation.weights[layer]  # Once, because looking gathers weights that are spread over processes.
         form = fixed_point(chosen_form, weights)
         numel.append(weights.numel())
-        lengths.append(bits_taken(weights, form, count))
-        if layer in moving:
+        if layer not in moving:
+            kept += weights.numel() * bits_taken(weights, form, count) if bits is not None else 0.0
+        else:
+            spent += weights.numel() * bits_taken(weights, form, count) if bits is None else 0.0
             tables[layer] = choices(weights, form, count, observation.bounds[layer])
             cost += _cost(layer, weights, form, windows, observation) if by_loss else 0.0
-    sizes, taken = np.array(numel), np.array(numel) * np.array(lengths)
-    here, spent = max(int(sizes[moving].sum()), 1), float(taken[moving].sum())
+    sizes = np.array(numel)
+    here = max(int(sizes[moving].sum()), 1)
     if bits is not None:
-        budget = bits * int(sizes.sum()) - (float(taken.sum()) - spent)
+        budget = bits * int(sizes.sum()) - kept
     elif by_loss:
         window = int(windows.gradients[moving].max())
         allowed = tolerance * abs(fmean(windows.losses[-window:])) * here / max(float(sizes.mean()), 1)
