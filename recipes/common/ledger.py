@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from adapt import files
+from recipes.common.remaining import heading, time_left
 from recipes.common.settings import Settings
 
 Line = dict[str, Any]
@@ -43,22 +44,51 @@ def read(path: Path) -> list[Line]:
     return lines
 
 
-def is_finished(lines: list[Line], identity: Mapping[str, Any]) -> bool:
-    """Whether a line agrees with `identity` in every key of `identity`."""
+def newest(path: Path) -> list[Line]:
+    """Return the lines of a file, of those with the same settings the newest one.
+
+    Raises:
+        ValueError: a line is not a JSON object.
+    """
+    return list({digest(line["settings"]): line for line in read(path)}.values())
+
+
+def matching(lines: Sequence[Line], identity: Mapping[str, Any]) -> list[Line]:
+    """Return the lines that agree with `identity` in every key of `identity`."""
     wanted = json.loads(json.dumps(identity))
-    return any(all(line.get(key) == value for key, value in wanted.items()) for line in lines)
+    return [line for line in lines if all(line.get(key) == value for key, value in wanted.items())]
 
 
-def unfinished(plan: Sequence[Run], path: Path, steps_per_epoch: Callable[[Run], int]) -> Iterator[Run]:
-    """Yield the runs of a plan that have no line in `path` when their turn comes; print where in the plan it is."""
+def is_finished(lines: Sequence[Line], identity: Mapping[str, Any]) -> bool:
+    """Whether a line agrees with `identity`."""
+    return bool(matching(lines, identity))
+
+
+def unfinished(
+    plan: Sequence[Run], path: Path, steps_per_epoch: Callable[[Run], int], work: Sequence[float] | None = None
+) -> Iterator[Run]:
+    """Yield the runs of a plan that have no line in `path` when their turn comes; print where in the plan it is.
+
+    Args:
+        plan: the runs.
+        path: the file to which the caller appends the line of a run before it asks for the next one.
+        steps_per_epoch: of a run.
+        work: how long each run takes, in whatever unit. If given, the time left is told, at the pace of the runs that
+            were finished since.
+    """
+    done: list[tuple[float, float]] = []
     for number, settings in enumerate(plan, 1):
-        heading = f"{number} of {len(plan)}: {settings.title}, seed {settings.seed}"
+        title = f"{settings.title}, seed {settings.seed}"
+        identity = settings.identity(steps_per_epoch(settings))
         # Read anew each time: another process may have finished it meanwhile.
-        if is_finished(read(path), settings.identity(steps_per_epoch(settings))):
-            print(f"{heading}: already finished", flush=True)
-        else:
-            print(heading, flush=True)
-            yield settings
+        if is_finished(read(path), identity):
+            print(f"{heading(number, len(plan), title)}: already finished", flush=True)
+            continue
+        left = None if work is None else time_left(done, work[number - 1 :])
+        print(heading(number, len(plan), title, left), flush=True)
+        yield settings
+        if work is not None:
+            done += [(work[number - 1], line["seconds"]) for line in matching(read(path), identity)]
 
 
 def digest(identity: Mapping[str, Any]) -> str:

@@ -22,6 +22,6 @@ def told(seconds: float) -> str:
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min"
 
 
-def heading(number: int, total: int, title: str, left: float) -> str:
-    """Return the line that announces a run of a study."""
-    return f"{number} of {total}: {title}; {told(left)} left"
+def heading(number: int, total: int, title: str, left: float | None = None) -> str:
+    """Return the line that announces a run of a study, with the seconds left if they are given."""
+    return f"{number} of {total}: {title}{'' if left is None else f'; {told(left)} left'}"

@@ -19,7 +19,6 @@ import sys
 
 from recipes.common import commands, ledger, markdown
 from recipes.common.data import load
-from recipes.common.remaining import heading, time_left
 from recipes.pareto.runs import LEDGER, PRECISIONS, ParetoSettings, costs, finish
 
 
@@ -43,7 +42,8 @@ def carry_out(options: argparse.Namespace) -> None:
     """Write and print the report, or make the missing runs, multiplier by multiplier."""
     if options.what == "report":
         # Training does not draw, and matplotlib takes a while to import.
-        from recipes.pareto.report import gather, summary, write
+        from recipes.pareto.report import summary, write
+        from recipes.pareto.study import gather
 
         print(write(options.out), end="")
         if options.page is not None:
@@ -58,17 +58,8 @@ def carry_out(options: argparse.Namespace) -> None:
     ]
     splits = load("cifar10", options.data, download=not options.no_download)
     work = [costs(settings)["operations"] * settings.epochs for settings in plan]
-    done: list[tuple[float, float]] = []
-    for number, settings in enumerate(plan, 1):
-        identity = settings.identity(settings.steps_per_epoch(len(splits[0])))
-        # Read anew each time: another process may have finished it meanwhile.
-        if ledger.is_finished(ledger.read(options.out / LEDGER), identity):
-            print(f"{number} of {len(plan)}: {settings.title}, seed {settings.seed}: already finished", flush=True)
-            continue
-        title = f"{settings.title}, seed {settings.seed}"
-        print(heading(number, len(plan), title, time_left(done, work[number - 1 :])), flush=True)
+    for settings in ledger.unfinished(plan, options.out / LEDGER, lambda s: s.steps_per_epoch(len(splits[0])), work):
         line = finish(settings, splits, options.out, device=options.device, progress=sys.stderr.isatty())
-        done.append((work[number - 1], line["seconds"]))
         print(f"accuracy {line['accuracy']:.4f} in {line['seconds']:.0f} s", flush=True)
 
 

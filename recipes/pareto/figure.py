@@ -7,8 +7,8 @@ from matplotlib.figure import Figure
 
 from recipes.common.axes import INK, dress
 from recipes.common.dominance import Point, front
-from recipes.pareto.report import COSTS, Study
 from recipes.pareto.runs import named
+from recipes.pareto.study import COSTS, Study
 
 STYLES = {
     "bfloat16": ("#22313f", "s"),

@@ -22,7 +22,6 @@ import sys
 from pathlib import Path
 
 from recipes.common import commands, ledger, markdown
-from recipes.common.remaining import heading, time_left
 from recipes.tradeoff.runs import FLOAT, LONGEST, finish, plan, scaled
 from recipes.tradeoff.scaling import SCALINGS
 from recipes.tradeoff.tasks import find
@@ -59,7 +58,8 @@ def carry_out(options: argparse.Namespace) -> None:
     path = options.out / LEDGER
     if options.what == "report":
         # Training does not draw, and matplotlib takes a while to import.
-        from recipes.tradeoff.report import gather, summary, write
+        from recipes.tradeoff.report import summary, write
+        from recipes.tradeoff.study import gather
 
         print(write(path), end="")
         if options.page is not None:
@@ -72,21 +72,13 @@ def carry_out(options: argparse.Namespace) -> None:
     runs = plan(task, options.task, options)
     task.load(options.data, download=not options.no_download)
     # A step takes about as long as its network has parameters and activations.
-    sizes = [scaled(task, settings) for settings in runs]
+    sizes = {settings: scaled(task, settings) for settings in runs}
     work = [
-        settings.epochs * (8.0 * size.footprint.activation + size.footprint.parameters)
-        for settings, size in zip(runs, sizes, strict=True)
+        settings.epochs * (8.0 * sizes[settings].footprint.activation + sizes[settings].footprint.parameters)
+        for settings in runs
     ]
-    done: list[tuple[float, float]] = []
-    for number, (settings, size) in enumerate(zip(runs, sizes, strict=True), 1):
-        title = f"{settings.title}, seed {settings.seed}"
-        # Read anew each time: another process may have finished it meanwhile.
-        if ledger.is_finished(ledger.read(path), settings.identity(1)):
-            print(f"{number} of {len(runs)}: {title}: already finished", flush=True)
-            continue
-        print(heading(number, len(runs), title, time_left(done, work[number - 1 :])), flush=True)
-        line = finish(settings, task, size, path, device=options.device, progress=sys.stderr.isatty())
-        done.append((work[number - 1], line["seconds"]))
+    for settings in ledger.unfinished(runs, path, lambda settings: 1, work):
+        line = finish(settings, task, sizes[settings], path, device=options.device, progress=sys.stderr.isatty())
         print(f"{task.unit} {line[task.score]:.4f} in {line['seconds']:.0f} s", flush=True)
 
 

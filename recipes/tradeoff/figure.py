@@ -3,7 +3,7 @@
 from matplotlib.figure import Figure
 
 from recipes.common.axes import INK, dress
-from recipes.tradeoff.report import Study, Variant
+from recipes.tradeoff.study import Study, Variant
 
 COLOURS = ("#d1742f", "#3b528b", "#1f9e74", "#7a4f9a", "#8a8a8a", "#b03a48")
 

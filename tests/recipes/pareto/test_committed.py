@@ -8,8 +8,9 @@ import pytest
 import recipes
 from recipes.common import ledger
 from recipes.common.markdown import inserted
-from recipes.pareto.report import DOCUMENT, gather, summary, write
+from recipes.pareto.report import DOCUMENT, summary, write
 from recipes.pareto.runs import LEDGER, ParetoSettings
+from recipes.pareto.study import gather
 
 RESULTS = Path(recipes.__file__).parent / "results"
 PAGE = RESULTS.parent.parent / "docs" / "how-to" / "choose-a-precision.md"

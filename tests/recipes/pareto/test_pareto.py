@@ -7,8 +7,9 @@ import pytest
 from recipes.common import ledger
 from recipes.common.remaining import heading, time_left
 from recipes.pareto.__main__ import main
-from recipes.pareto.report import gather, write
+from recipes.pareto.report import write
 from recipes.pareto.runs import LEDGER, PRECISIONS, ParetoSettings, costs, network
+from recipes.pareto.study import gather
 from tests.recipes.small_runs import interrupt, timeless, write_cifar
 
 

@@ -9,8 +9,9 @@ import recipes
 from recipes.common import ledger
 from recipes.common.markdown import inserted
 from recipes.tradeoff.__main__ import LEDGER
-from recipes.tradeoff.report import DOCUMENT, gather, summary, write
+from recipes.tradeoff.report import DOCUMENT, summary, write
 from recipes.tradeoff.runs import TradeoffSettings
+from recipes.tradeoff.study import gather
 
 RESULTS = Path(recipes.__file__).parent / "results"
 PAGE = RESULTS.parent.parent / "docs" / "how-to" / "choose-a-precision.md"

@@ -8,9 +8,10 @@ from torch import nn
 
 from recipes.common import ledger
 from recipes.tradeoff.__main__ import LEDGER, main
-from recipes.tradeoff.report import gather, write
+from recipes.tradeoff.report import write
 from recipes.tradeoff.runs import TradeoffSettings
 from recipes.tradeoff.scaling import RATIO, Footprint, factors, footprint_of, largest
+from recipes.tradeoff.study import gather
 from recipes.tradeoff.tasks import TASKS, find
 from tests.recipes.small_runs import interrupt, timeless, write_cifar
 from tests.recipes.spoken import write_words
