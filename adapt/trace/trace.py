@@ -4,9 +4,7 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self
 
@@ -15,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from adapt.numerics import HIGHEST_FRACTION, LONGEST_WORD, LOWEST_FRACTION
 from adapt.trace import archive, description
+from adapt.trace.archived import Archived
 from adapt.trace.columns import (
     Column,
     check_policy_column,
@@ -32,7 +31,7 @@ _RUN = "run.json"
 """Where a file keeps what made the run: a name that no column can have."""
 
 
-class Trace:
+class Trace(Archived):
     """The formats of every layer over a training run. A row describes the state after one optimizer step.
 
     Row i belongs to optimizer step `trace.step[i]` and holds the formats and the quantised weights that the next
@@ -53,6 +52,8 @@ class Trace:
     Raises:
         TypeError, ValueError: the names, sizes or columns are not as described.
     """
+
+    _version, _unreadable = VERSION, "is not a readable trace"
 
     # The table of columns: everything else, from `append` to the file and the loggers, follows from it.
     word_length = Column(np.int16, 1, LONGEST_WORD, float32=32, doc="WL, bits")
@@ -235,41 +236,6 @@ class Trace:
         for lengths in (self.word_length, self.fraction_length):
             switched[1:] |= lengths[1:] != lengths[:-1]
         return switched
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return a copy as plain integers, strings and tensors: what `torch.load(…, weights_only=True)` reads back."""
-        return archive.to_state(self._content(), version=VERSION)
-
-    @classmethod
-    def from_state_dict(cls, state: Mapping[str, Any]) -> Self:
-        """Return the trace that `state_dict` described, in this version or an earlier one.
-
-        Raises:
-            TypeError, ValueError: the state is not one of a trace, or needs a newer release.
-        """
-        return cls._from_content(archive.from_state(state, version=VERSION))
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write an npz file that needs no pickle. The file appears completely or not at all.
-
-        Raises:
-            OSError: the folder does not exist or cannot be written.
-        """
-        archive.write(Path(path), self._content(), version=VERSION)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Read a file that `save` wrote, in this version or an earlier one. Nothing in it is trusted or executed.
-
-        Raises:
-            OSError: the file cannot be opened.
-            ValueError: it is not a complete trace, or needs a newer release; the message names the file and the reason.
-        """
-        path = Path(path)
-        try:
-            return cls._from_content(archive.read(path, version=VERSION))
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{path} is not a readable trace: {error}") from error
 
     def _content(self) -> archive.Content:
         return {

@@ -1,14 +1,13 @@
 """The word length of every learned format over a run: of each channel of a weight and each activation tensor."""
 
-import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from adapt.trace import archive
+from adapt.trace.archived import Archived
 
 VERSION = 2
 """1: without the name of the release that wrote it."""
@@ -22,7 +21,7 @@ _LAYOUT: archive.Layout = {
 }
 
 
-class Widths:
+class Widths(Archived):
     """Word lengths by channel. A row holds from its optimizer step until the next row.
 
     Args:
@@ -33,6 +32,8 @@ class Widths:
     Raises:
         ValueError: the sizes do not fit together.
     """
+
+    _version, _unreadable = VERSION, "holds no readable widths"
 
     def __init__(self, names: Sequence[str], channels: ArrayLike, numel: ArrayLike) -> None:
         self.names = tuple(names)
@@ -106,41 +107,6 @@ class Widths:
         if not self._rows or not np.array_equal(self._rows[-1], row):
             self._steps.append(int(step))
             self._rows.append(row.astype(np.int8))
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return a copy as plain numbers, strings and tensors."""
-        return archive.to_state(self._content(), version=VERSION)
-
-    @classmethod
-    def from_state_dict(cls, state: Mapping[str, Any]) -> Self:
-        """Return the widths that `state_dict` described, in this version or an earlier one.
-
-        Raises:
-            TypeError, ValueError: the state is of something else, or needs a newer release.
-        """
-        return cls._from_content(archive.from_state(state, version=VERSION))
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write an npz file that needs no pickle. The file appears completely or not at all.
-
-        Raises:
-            OSError: the folder does not exist or cannot be written.
-        """
-        archive.write(Path(path), self._content(), version=VERSION)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Read a file that `save` wrote, in this version or an earlier one. Nothing in it is trusted or executed.
-
-        Raises:
-            OSError: the file cannot be opened.
-            ValueError: it is no such file, is not complete, or needs a newer release.
-        """
-        path = Path(path)
-        try:
-            return cls._from_content(archive.read(path, version=VERSION))
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{path} holds no readable widths: {error}") from error
 
     def _content(self) -> archive.Content:
         return {
