@@ -15,7 +15,7 @@ ROOT = Path(adapt.__file__).parent
 
 # From the ground up. A room may import from the floors below.
 FLOORS = (
-    ("numerics", "files", "factories", "user_warnings", "call_stack", "torch_internals"),
+    ("numerics", "files", "factories", "user_warnings", "call_stack", "text_columns", "torch_internals"),
     ("arguments", "penalties", "kernels"),
     ("rounding", "distributed", "initialization", "trace"),
     ("perfmodel", "switching", "layers", "figures"),

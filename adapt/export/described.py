@@ -7,11 +7,12 @@ import torch
 
 from adapt.export.packed import Contents
 from adapt.numerics import Format
+from adapt.text_columns import aligned
 
 
 def describe_formats(formats: Mapping[str, Format]) -> str:
     """Return a line for every format, as text."""
-    return "\n".join(_aligned([(name, str(form)) for name, form in formats.items()]))
+    return "\n".join(_printed([(name, str(form)) for name, form in formats.items()]))
 
 
 def describe_packed(contents: Contents, stored: Mapping[str, tuple[str, int]], size: int) -> str:
@@ -39,7 +40,7 @@ def describe_packed(contents: Contents, stored: Mapping[str, tuple[str, int]], s
         *((name, f"the same as {first}") for name, first in contents.aliases.items()),
     ]
     tables: list[Sequence[tuple[str, ...]]] = [lines, [("activations", "format"), *sites] if sites else [], summary]
-    return "\n\n".join("\n".join(_aligned(table)) for table in tables if table)
+    return "\n\n".join("\n".join(_printed(table)) for table in tables if table)
 
 
 def entropy(words: torch.Tensor) -> float:
@@ -49,8 +50,6 @@ def entropy(words: torch.Tensor) -> float:
     return float(-(shares * np.log2(shares)).sum())
 
 
-def _aligned(lines: Sequence[tuple[str, ...]]) -> list[str]:
+def _printed(lines: Sequence[tuple[str, ...]]) -> list[str]:
     """The cells in columns. What a terminal could take for a command is left out."""
-    lines = [tuple("".join(c for c in cell if c.isprintable()) for cell in line) for line in lines]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    return aligned([["".join(c for c in cell if c.isprintable()) for cell in line] for line in lines])

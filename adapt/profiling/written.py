@@ -1,8 +1,9 @@
 """A model card as text for the terminal, and as JSON."""
 
 import json
-from collections.abc import Sequence
 from typing import Any
+
+from adapt.text_columns import aligned
 
 Card = dict[str, Any]
 """What `adapt.perfmodel.model_card` returns, with the network's name and the figures of training."""
@@ -17,7 +18,7 @@ def as_json(card: Card) -> str:
 
 def as_text(card: Card) -> str:
     """Return a line per layer, and the figures of the whole network."""
-    lines = _aligned([HEAD, *map(cells, card["layers"])])
+    lines = aligned([HEAD, *map(cells, card["layers"])], left=2)
     figures = summary(card)
     width = max(map(len, figures))
     return "\n".join(
@@ -81,15 +82,3 @@ def summary(card: Card) -> dict[str, str]:
 
 def _times(ratio: float | None) -> str:
     return "∞" if ratio is None else f"{ratio:.2f}×"
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return each row in one line: the first two columns to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            cell.ljust(width) if i < 2 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]

@@ -1,13 +1,14 @@
 """A trace as a table for the terminal."""
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from adapt.report.summary import check_rows, overall, summary
+from adapt.text_columns import aligned
 from adapt.trace import Trace
 from adapt.trace.widths import Widths
 
@@ -40,17 +41,16 @@ def table(trace: Trace, widths: Widths | None = None) -> str:
         },
     }
     groups = [
-        _aligned([("start", "mean", "final"), *(_course(column, *forms) for column in values.T)], gap="  ")
+        aligned([("start", "mean", "final"), *(_course(column, *forms) for column in values.T)], left=0)
         for values, *forms in shown.values()
     ]
-    names = max(map(len, ("layer", *trace.layers)))
     columns = [
-        [name.ljust(names) for name in ("layer", "", *trace.layers)],
+        ["layer", "", *trace.layers],
         ["weights", "", *map("{:,}".format, trace.numel)],
         *([head.ljust(len(group[0])), *group] for head, group in zip(shown, groups, strict=True)),
         ["switches", "", *map(str, switches)],
     ]
-    head, subhead, *body = (line.rstrip() for line in _aligned(list(zip(*columns, strict=True)), gap="    "))
+    head, subhead, *body = aligned(list(zip(*columns, strict=True)), left=1, gap="    ")
     rule = "-" * max(map(len, (head, subhead, *body)))
     return "\n".join([head, subhead, rule, *body, "", *totals_lines(trace, widths)])
 
@@ -96,9 +96,3 @@ def one_line(value: object) -> str:
 def _course(values: NDArray[Any], single: str, average: str) -> tuple[str, str, str]:
     """Return the first value, the mean and the last value as text."""
     return single.format(values[0]), average.format(np.mean(values, dtype=np.float64)), single.format(values[-1])
-
-
-def _aligned(rows: Sequence[Sequence[str]], gap: str) -> list[str]:
-    """Return each row's cells in one line, columns aligned to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [gap.join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
