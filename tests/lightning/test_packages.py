@@ -194,6 +194,7 @@ def test_neither_package_needs_the_other(package, missing):
     run(TRAINS.format(package=package, missing=missing))
 
 
+@pytest.mark.long
 def test_a_broken_package_is_no_obstacle(tmp_path):
     (tmp_path / "pytorch_lightning.py").write_text("import nothing_that_there_is")
     run(f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n" + TRAINS.format(package="lightning.pytorch", missing=[]))
@@ -207,6 +208,7 @@ def test_without_either_the_import_says_what_to_install():
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("package", ["lightning.pytorch", "pytorch_lightning"])
 def test_the_logger_stays_that_of_the_package_that_was_imported_first(package):
     run(
