@@ -121,18 +121,18 @@ class AqtRun(LearnedRun):
         return prepared
 
     def _begin_weights(self) -> None:
-        """Give every layer its word lengths, of its weight and of its input; ranges follow when weights are rounded."""
+        """Nothing to do: ranges follow when weights are rounded."""
+
+    def _begin(self) -> None:
+        """Give every weight and input its word length, the nearest within the bounds of `layer_bits`."""
         plan, table = self.plan, self.table
         first, last = self.layers.names[0], self.layers.names[-1]
-        bits = np.where(table.is_weight, plan.weight_bits, plan.activation_bits or plan.weight_bits).astype(np.int64)
+        bits = np.where(table.is_weight, plan.weight_bits, plan.activation_bits or plan.weight_bits)
         # A network of one layer has only a first one.
         for name, width in ((last, plan.last_bits), (first, plan.first_bits)):
             for tensor in {name, f"{name}.input"} & set(table.places):
                 bits[table.places[tensor]] = width
-        table.use_bits(bits)
-
-    def _begin(self) -> None:
-        table = self.table
+        table.use_bits(np.clip(bits, table.lowest, table.highest).astype(np.int64))
         self.widths = Widths(table.names, table.channels, table.numel)
         self.log.begin()
         self._use_inputs()

@@ -145,7 +145,7 @@ def attach_aqt(optimizer: Optimizer, module: nn.Module, *, steps: int, **options
         activations_from: share of the steps after which activations are rounded; the paper recommends 0.1 to 0.4.
         decay: what a step keeps of the moving average. Its ranges are those of the largest magnitude over a step's
             micro-batches and all processes.
-        layers: as in `attach`.
+        layers, layer_bits: as in `attach_lsq`; a pattern also goes before `first_bits` and `last_bits`.
 
     Returns:
         The learner, as from `attach`.

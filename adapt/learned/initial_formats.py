@@ -19,7 +19,7 @@ from adapt.learned.calibration import gaussian_range
 from adapt.learned.format_table import FormatTable
 from adapt.learned.lsq import initial_step
 from adapt.learned.masters import LearnedMasters, channels_of
-from adapt.learned.options import FixedWidths, LearnedWidths, MaximumRanges, Plan
+from adapt.learned.options import FixedWidths, LearnedWidths, Plan
 from adapt.learned.outgrowth import begins_small, growth, has_grown, outgrown
 from adapt.numerics import LONGEST_WORD
 
@@ -74,12 +74,11 @@ def prepare(
         power_of_two=isinstance(plan, FixedWidths) and plan.power_of_two,
         device=next(iter(layers.values())).device,
     )
-    if not isinstance(plan, MaximumRanges):
-        bound(plan, formats)
+    bound(plan, formats)
     return masters(layers, channels, formats), formats, sites
 
 
-def bound(plan: LearnedWidths | FixedWidths, formats: FormatTable) -> None:
+def bound(plan: Plan, formats: FormatTable) -> None:
     """Let the word lengths keep to the bounds that the plan sets by name; those of LSQ are the nearest within them."""
     places = formats.places.items()
     names = [name if place.start < formats.weights else module_site(name) for name, place in places]

@@ -162,6 +162,17 @@ class Learner(Engine):
         """
         self._run.use_phases(phases)
 
+    def use_steps(self, steps: int) -> None:
+        """Let a run of LSQ or AQT have another length, as when the length of a training becomes known late.
+
+        Args:
+            steps: optimizer steps, counted from the run's first one.
+
+        Raises:
+            TypeError, ValueError: it is no such number, or widths are learned, in phases: see `use_phases`.
+        """
+        self._run.use_steps(steps)
+
     def calibrate(self, batches: Iterable[Any], network: nn.Module | None = None) -> None:
         """Set the activations' first ranges; `attach` does it.
 
@@ -173,6 +184,8 @@ class Learner(Engine):
             TypeError, ValueError, RuntimeError: no batches, one that forward does not take, or a budget that cannot be
                 met.
         """
+        if isinstance(self.plan, MaximumRanges):
+            raise ValueError("AQT takes the ranges of activations from its first steps: there is nothing to calibrate")
         inputs, module = self._run.inputs, network or self._module
         if inputs is None or module is None:
             return

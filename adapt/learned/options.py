@@ -7,6 +7,8 @@ from typing import ClassVar, Literal, TypedDict
 from adapt.arguments import check_flags, check_number, check_whole
 from adapt.layers import choice
 from adapt.layers.layer_bits import LayerBits, checked
+from adapt.learned.aqt import LONGEST as LONGEST_OF_AQT
+from adapt.learned.aqt import SHORTEST as SHORTEST_OF_AQT
 from adapt.learned.aqt import check_width
 from adapt.learned.budget import LONGEST, Budget
 from adapt.learned.lsq import LONGEST as LONGEST_OF_LSQ
@@ -54,19 +56,24 @@ class AttachOptions(WidthOptions, total=False):
     schedule: bool
 
 
-class LsqOptions(ScalingOptions, LayerOptions, total=False):
-    """Keyword options of `adapt.learned.attach_lsq`; `FixedWidths` has the defaults."""
+class StepOptions(ScalingOptions, LayerOptions, total=False):
+    """Keyword options of `adapt.lightning.LSQ`; `FixedWidths` has the defaults."""
 
-    activation_bits: int | None
     per_channel: bool
     power_of_two: bool
-    steps: int | None
-    warmup: float
     momentum: float
 
 
+class LsqOptions(StepOptions, total=False):
+    """Keyword options of `adapt.learned.attach_lsq`; `FixedWidths` has the defaults."""
+
+    activation_bits: int | None
+    steps: int | None
+    warmup: float
+
+
 class AqtOptions(TypedDict, total=False):
-    """Keyword options of `adapt.learned.attach_aqt`; `MaximumRanges` has the defaults."""
+    """Keyword options of `adapt.learned.attach_aqt` and `adapt.lightning.AQT`; `MaximumRanges` has the defaults."""
 
     weight_bits: int
     activation_bits: int | None
@@ -75,6 +82,7 @@ class AqtOptions(TypedDict, total=False):
     activations_from: float
     decay: float
     layers: choice.Choice
+    layer_bits: LayerBits | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,14 +227,15 @@ class MaximumRanges:
     activations_from: float = 0.2
     decay: float = 0.9
     layers: choice.Choice = choice.is_matrix
+    layer_bits: LayerBits | None = None
 
-    layer_bits: ClassVar[None] = None
     quantize_biases = False
     per_channel = True
     weight_budget = None
     activation_budget = None
     activation_size = "sum"
-    floor = 2
+    floor = SHORTEST_OF_AQT
+    words = range(SHORTEST_OF_AQT, LONGEST_OF_AQT + 1)
     weight_scaling: ClassVar[Scaling] = "ste"
     activation_scaling: ClassVar[Scaling] = "ste"
     delta = DELTA
@@ -253,12 +262,13 @@ class MaximumRanges:
                 check_width(name, value)
         _check_between("activations_from", self.activations_from, 0.0, 1.0)
         _check_between("decay", self.decay, 0.0, 1.0)
+        object.__setattr__(self, "layer_bits", _checked_bits(self))
 
 
 Plan = LearnedWidths | FixedWidths | MaximumRanges
 
 
-def _checked_bits(plan: LearnedWidths | FixedWidths) -> dict[str, tuple[int, int]] | None:
+def _checked_bits(plan: Plan) -> dict[str, tuple[int, int]] | None:
     """Return a plan's bits by pattern as bounds."""
     words = plan.words
     return None if plan.layer_bits is None else checked(plan.layer_bits, shortest=words[0], longest=words[-1])

@@ -23,7 +23,7 @@ from adapt.learned.format_table import FormatTable
 from adapt.learned.log import Log
 from adapt.learned.masters import LearnedMasters
 from adapt.learned.normalization import Reestimation
-from adapt.learned.options import FixedWidths, LearnedWidths, MaximumRanges, Plan
+from adapt.learned.options import FixedWidths, LearnedWidths, Plan
 from adapt.learned.outgrowth import is_due
 from adapt.learned.phases import Phases
 from adapt.learned.projection import settle
@@ -123,6 +123,12 @@ class LearnedRun(Run):
         if isinstance(self.plan, LearnedWidths):
             self.plan = replace(self.plan, phases=phases)
             self._resume_averaging()
+
+    def use_steps(self, steps: int) -> None:
+        """Let the run have another length: see `Learner.use_steps`."""
+        if isinstance(self.plan, LearnedWidths):
+            raise ValueError(f"learned widths have phases, not {steps} steps: call use_phases")
+        self.plan = replace(self.plan, steps=steps)
 
     def _first_bits(self) -> NDArray[np.int64]:
         averages = [load.average(target) for load, target in zip(self.sizes.loads, self.sizes.targets, strict=True)]
@@ -317,7 +323,7 @@ class LearnedRun(Run):
         self.rule.check_state(rule, self.table)
         self.log.check_state(log)
         trace, widths = learned_persistence.histories(saved, self._trace, self.widths)
-        if not isinstance(self.plan, MaximumRanges) and self.plan.layer_bits is None:
+        if self.plan.layer_bits is None:
             words = self.plan.words
             bits = persistence.unpack_bits(saved, shortest=words[0], longest=words[-1])
             self.plan = replace(self.plan, layer_bits=bits)

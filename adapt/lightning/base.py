@@ -1,4 +1,4 @@
-"""The base of both callbacks: controllers on the trainer's optimizers for as long as fit lasts."""
+"""The base of all callbacks: controllers on the trainer's optimizers for as long as fit lasts."""
 
 import contextlib
 import os

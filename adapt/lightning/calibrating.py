@@ -28,7 +28,7 @@ def calibration_of(trainer: Trainer, pl_module: LightningModule, count: int) -> 
     """
     batches = first_batches(trainer, pl_module, count)
     if not batches:
-        raise ValueError("LearnedBitwidth calibrates with training batches, but the training data are empty")
+        raise ValueError("activations are calibrated with training batches, but the training data are empty")
     reason = "it has no forward and several submodules with parameters"
     with contextlib.suppress(ValueError):
         network = network_of(pl_module)
@@ -43,8 +43,8 @@ def calibration_of(trainer: Trainer, pl_module: LightningModule, count: int) -> 
     steps = TrainingSteps(pl_module)
     if not pl_module.automatic_optimization or not steps.takes_batches:
         raise ValueError(
-            f"LearnedBitwidth could not calibrate {type(pl_module).__name__}: {reason}, and its training_step cannot "
-            "run without training. Give inputs of its forward by calibration=[…]"
+            f"the activations of {type(pl_module).__name__} could not be calibrated: {reason}, and its training_step "
+            "cannot run without training. Give inputs of its forward by calibration=[…]"
         )
     return [(batch, index) for index, batch in enumerate(batches)], steps
 

@@ -8,26 +8,17 @@ from typing import Any, Unpack
 from lightning_utilities.core.rank_zero import rank_zero_info
 
 from adapt import user_warnings
-from adapt.learned.attachment import attach_plan
 from adapt.learned.budget import Budget
 from adapt.learned.distillation import Distillation
-from adapt.learned.learner import Learner
 from adapt.learned.options import LearnedWidths, WidthOptions
 from adapt.learned.phases import Phases
-from adapt.lightning.base import ELSEWHERE, PrecisionCallback
-from adapt.lightning.calibrating import calibration_of
-from adapt.lightning.compatibility import callbacks, has_layers, why_steps_are_unknown, without_layers
 from adapt.lightning.fitting import Listening, check_phases, in_steps, network_of, unlearned
-from adapt.lightning.losses import Losses
-from adapt.lightning.packages import LightningModule, Trainer, classes
-from adapt.lightning.widths import WidthReports
+from adapt.lightning.learner_callback import LearnerCallback, refuse_scaler
+from adapt.lightning.packages import LightningModule, Trainer
 from adapt.switching.fixed import FOREVER
 
-_FINETUNING = classes("callbacks.BaseFinetuning")
-_FINDERS = classes("callbacks.LearningRateFinder", "callbacks.BatchSizeFinder")
 
-
-class LearnedBitwidth(PrecisionCallback):
+class LearnedBitwidth(LearnerCallback[LearnedWidths]):
     """Learns the bit width of every weight channel and activation of a LightningModule under size budgets.
 
     Nothing in the module changes. When fit starts, before the sanity check and before a checkpoint is restored, the
@@ -82,103 +73,50 @@ class LearnedBitwidth(PrecisionCallback):
         export: str | os.PathLike[str] | None = None,
         **options: Unpack[WidthOptions],
     ) -> None:
-        super().__init__(export)
-        if isinstance(calibration, bool) or (isinstance(calibration, int) and calibration < 1):
-            raise ValueError(f"calibration must be a number of batches ≥ 1, or batches, got {calibration!r}")
         if distillation is not None and not isinstance(distillation, Distillation):
             raise TypeError(f"distillation must be an adapt.learned.Distillation, got {distillation!r}")
-        self._phases, self._calibration, self._distillation = check_phases(phases), calibration, distillation
+        self._phases, self._distillation = check_phases(phases), distillation
         # The phases' length becomes known in fit, but wrong options are refused here.
-        self._settings = LearnedWidths(
+        plan = LearnedWidths(
             weight_budget=weight_budget,
             activation_budget=activation_budget,
             phases=Phases(0, FOREVER, 0),
             schedule=True,
             **options,
         )
+        super().__init__(plan, calibration=calibration, export=export)
         self._listening: Listening | None = None
         self._told = 0
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_listening": None, "_told": 0}
 
-    @property
-    def learner(self) -> Learner:
-        """The learner of the running fit or the latest.
-
-        Raises:
-            RuntimeError: no fit has started in this process.
-        """
-        if not self.controllers:
-            raise RuntimeError(f"LearnedBitwidth has no learner before fit starts{ELSEWHERE}")
-        return self.controllers[0]  # type: ignore[no-any-return]
-
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse what cannot work, and find the place among the callbacks."""
-        if stage == "fit":
-            freezing = [c for c in callbacks(trainer) if isinstance(c, _FINETUNING)]
-            if freezing:
-                raise NotImplementedError(
-                    f"{type(freezing[0]).__name__} unfreezes layers during fit, but budgets are those of all layers "
-                    "from the beginning: train the frozen network first, in a fit without LearnedBitwidth, or freeze "
-                    "nothing"
-                )
-            finders = [c for c in callbacks(trainer) if isinstance(c, _FINDERS)]
-            if finders:
-                raise NotImplementedError(
-                    f"{type(finders[0]).__name__} would learn widths in each of its trials, and change the rates of "
-                    "the phases: let it look with a trainer without LearnedBitwidth, and give the module what it finds"
-                )
-            if getattr(trainer.precision_plugin, "scaler", None) is not None:
-                raise NotImplementedError(
-                    "a scaler multiplies the gradients from which activations learn their formats: use "
-                    'precision="bf16-mixed" or "32-true"'
-                )
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
-            self._reports, self._told = WidthReports(), 0
+            self._told = 0
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Attach, and add the teacher's loss to that of training_step."""
-        if len(trainer.optimizers) != 1:
-            raise NotImplementedError(
-                f"LearnedBitwidth needs one optimizer, but configure_optimizers returned {len(trainer.optimizers)}: "
-                "train in a plain loop with adapt.learned.attach for each"
-            )
-        if not has_layers(trainer.optimizers[0], pl_module, self._settings.layers):
-            raise without_layers("LearnedBitwidth")
+    def _refuse(self, trainer: Trainer) -> None:
+        super()._refuse(trainer)
+        refuse_scaler(trainer)
+
+    def _plan(self, trainer: Trainer) -> LearnedWidths:
         scheduled = bool(trainer.lr_scheduler_configs)
         if scheduled:
             rank_zero_info("LearnedBitwidth leaves the learning rate to the module's own scheduler.")
-        # The length of the training, and the data, are known once a checkpoint is restored. Asking for them now would
-        # keep Lightning from restoring its place in the data.
-        learner = attach_plan(
-            trainer.optimizers[0],
-            pl_module,
-            replace(self._settings, schedule=not scheduled),
-        )
-        self.controllers.append(learner)
-        self._losses = Losses(trainer.optimizers, self.controllers)
+        return replace(self._settings, schedule=not scheduled)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Attach, and add the teacher's loss to that of training_step."""
+        super().on_fit_start(trainer, pl_module)
         if self._distillation is not None:
             self._listening = Listening(pl_module, network_of(pl_module), self._distillation)
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Share out the steps, and calibrate unless the run goes on from a checkpoint."""
-        learner = self.learner
-        reason = None if trainer.max_epochs == -1 else why_steps_are_unknown(trainer, pl_module)
-        if reason is not None:
-            raise ValueError(
-                f"LearnedBitwidth must know how many optimizer steps the training has, but {reason}: give the trainer "
-                "max_steps=… and no max_epochs"
-            )
-        steps = trainer.estimated_stepping_batches
-        learner.use_phases(in_steps(self._phases, steps, trainer.max_epochs))
-        if self._settings.activation_budget is not None and not learner.is_calibrated:
-            given = self._calibration
-            learner.calibrate(
-                *calibration_of(trainer, pl_module, given) if isinstance(given, int) else (given, network_of(pl_module))
-            )
-        super().on_train_start(trainer, pl_module)
+    def _begin_training(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Share out the steps, and calibrate."""
+        self.learner.use_phases(in_steps(self._phases, self._steps(trainer, pl_module), trainer.max_epochs))
+        super()._begin_training(trainer, pl_module)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

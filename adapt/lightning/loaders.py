@@ -49,7 +49,7 @@ def _as_it_was(loader: Any) -> Iterator[None]:
     states = [(part, part.state_dict()) for part in parts if _has_state(part)]
     if not states and _is_read_once(loader):
         raise ValueError(
-            "LearnedBitwidth calibrates with the first training batches, but the training data can be read only once, "
+            "activations are calibrated with the first training batches, but the training data can be read only once, "
             "so that training would miss them: give batches by calibration=…"
         )
     # A second iterator would reset persistent workers, from which the fit already reads.

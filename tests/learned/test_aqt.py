@@ -236,3 +236,36 @@ def test_detached_networks_can_go_on_rounding():
     before = model(x)
     learner.detach(keep_activations=True)
     assert torch.equal(model(x), before)
+
+
+def test_bits_by_hand_go_before_all_others_and_are_saved():
+    bits = {"first.*": 5, "grouped": (6, 8), "head.weight": (2, 3)}
+    model, optimizer, learner = attached(layer_bits=bits)
+    train(model, optimizer, 9)
+    found = {name: set(np.atleast_1d(form.word_length).tolist()) for name, form in learner.formats.items()}
+    assert found == {
+        "first.weight": {5}, "depthwise.weight": {4}, "grouped.weight": {6}, "up.weight": {4}, "head.weight": {3},
+        "first.input": {5}, "depthwise.input": {4}, "grouped.input": {6}, "up.input": {4}, "head.input": {8},
+    }  # fmt: skip
+    resumed, its_optimizer, its_learner = attached()
+    resumed.load_state_dict(model.state_dict())
+    its_optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for one in ((model, optimizer), (resumed, its_optimizer)):
+        train(*one, 3, first=9)
+    assert repr(its_learner.formats) == repr(learner.formats)
+
+
+def test_another_length_takes_effect_unless_the_ranges_are_frozen():
+    model, optimizer, learner = attached()
+    learner.use_steps(10 * STEPS)
+    train(model, optimizer, CALIBRATION)
+    assert "first.input" not in learner.formats
+    learner.use_steps(STEPS)
+    train(model, optimizer, 1, first=CALIBRATION)
+    assert "first.input" in learner.formats
+
+
+def test_there_is_nothing_to_calibrate():
+    _, _, learner = attached()
+    with pytest.raises(ValueError, match="there is nothing to calibrate"):
+        learner.calibrate([pictures(0)[0]])

@@ -315,7 +315,7 @@ def test_one_callback_alone(order):
 @pytest.mark.parametrize("finder", [LearningRateFinder(), BatchSizeFinder()], ids=["learning rate", "batch size"])
 def test_finders_are_refused(finder):
     callback = LearnedBitwidth(**FOUR)
-    with pytest.raises(NotImplementedError, match=f"{type(finder).__name__} would learn widths in each of its trials"):
+    with pytest.raises(NotImplementedError, match=f"{type(finder).__name__} would learn formats in each of its trials"):
         callback.setup(trainer(callback, finder), Classifier(), "fit")
 
 
