@@ -141,7 +141,7 @@ class TestInATrainerOfEither:
 
     def test_learned_widths_refuse_finders(self, package):
         finder = package.callbacks.LearningRateFinder()
-        with pytest.raises(NotImplementedError, match="LearningRateFinder would learn widths"):
+        with pytest.raises(NotImplementedError, match="LearningRateFinder would learn formats"):
             trainer(package, LearnedBitwidth(Budget(bits=4)), finder).fit(classifier(package), loader())
 
     def test_a_single_callback_is_one_of_the_package(self, package):
