@@ -169,7 +169,7 @@ class AdaptiveRun(Run):
         self.renew()
 
     @torch.no_grad()
-    def begin_anew(self, new: Sequence[Collection[int]]) -> None:
+    def begin_anew(self, new: Sequence[Collection[int]]) -> list[str]:
         """Let the policy start anew with layers whose weights were loaded; see `Run.begin_anew`.
 
         Block floating point and float32 fit all weights, so layers in these go on.
@@ -186,6 +186,7 @@ class AdaptiveRun(Run):
         if self.biases is not None and len(new) > 1:
             self.biases.fit(new[1], decisions.formats)
         self.renew()
+        return []
 
     def change_policy(self, policy: Policy[Any]) -> None:
         """Let a policy of the same kind, with other hyperparameters, decide from the next step on."""

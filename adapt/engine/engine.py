@@ -58,7 +58,7 @@ class Engine:
         self.optimizer = optimizer
         self._module, self._run = module, run
         self._members = Members(optimizer, module, parameters)
-        self._views = Views(module, run.pin, self._adopt, self._begin_anew)
+        self._views = Views(module, run.pin, self._before_pass, self._begin_anew)
         self._steps = Steps(
             optimizer,
             before_update=self._before_update,
@@ -68,6 +68,7 @@ class Engine:
         self._first_step = FirstStep(optimizer, *min(self.layers.items(), key=lambda layer: layer[1].numel()))
         self._fused: FusedSGD | None = None
         self._restored = False
+        self._unfit: dict[str, None] = {}
         self._is_blind_known = False
         self._replaced: dict[str, Format] = {}
         self._handles: list[Any] = []
@@ -356,8 +357,22 @@ class Engine:
         """Fit formats to weights that were loaded into the module, unless the optimizer's state brought its own."""
         if not self._restored:
             shown = self._views.shown
-            self._run.begin_anew(new)
+            self._unfit |= dict.fromkeys(self._run.begin_anew(new))
             self._views.show(shown)
+
+    def _before_pass(self) -> None:
+        self._warn_if_unfit()
+        self._adopt()
+
+    def _warn_if_unfit(self) -> None:
+        """Warn of loaded weights in formats of others. Not when they are loaded: a state may follow with theirs."""
+        if self._unfit:
+            names, self._unfit = list(self._unfit), {}
+            more = ", …" if len(names) > 4 else ""
+            user_warnings.warn(
+                f"weights were loaded into {', '.join(names[:4])}{more} after learned formats were attached, and the "
+                "formats stay those of the weights before: load the weights first, then attach"
+            )
 
     # A forward pass may notice a new layer in inference mode, but the tensors created here are written in training.
     @torch.inference_mode(False)
@@ -377,6 +392,7 @@ class Engine:
             # The closure detached.
             return
         self._require_no_context("optimizer.step()")
+        self._warn_if_unfit()
         self._first_step.begin()
         if not self._run.losses and isinstance(loss, Tensor | Real):
             self.observe(loss)  # type: ignore[arg-type]
@@ -439,6 +455,7 @@ class Engine:
         self._take_in_frozen(state)
         self._run.load_state_dict(state, self._members.present, strict=strict)
         self._restored = True
+        self._unfit = {}
         self._steps.forget()
         self._views.renew()
 

@@ -7,7 +7,6 @@ from typing import Any, ClassVar, Protocol
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from adapt import user_warnings
 from adapt.engine.fused_sgd import TakeOver
 from adapt.engine.losses import MicroLosses
 from adapt.layers.choice import Choice
@@ -101,19 +100,16 @@ class Run(ABC):
     def renew(self) -> None:
         """p ← Ŵ from the masters, whatever p holds."""
 
-    def begin_anew(self, new: Sequence[Collection[int]]) -> None:
+    def begin_anew(self, new: Sequence[Collection[int]]) -> list[str]:
         """Fit the formats to weights that were loaded into parameters, whose masters they are by now.
 
         Args:
             new: for each bank, the indices of these parameters.
+
+        Returns:
+            The layers whose formats stay as they are although others would fit.
         """
-        names = [self.banks[0].names[i] for i in sorted(new[0])]
-        if names:
-            more = ", …" if len(names) > 4 else ""
-            user_warnings.warn(
-                f"weights were loaded into {', '.join(names[:4])}{more} after learned formats were attached, and the "
-                "formats stay those of the weights before: load the weights first, then attach"
-            )
+        return [self.banks[0].names[i] for i in sorted(new[0])]
 
     @abstractmethod
     def state_dict(self, optimized: Mapping[str, Tensor]) -> dict[str, Any]:

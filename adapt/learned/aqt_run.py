@@ -186,8 +186,9 @@ class AqtRun(LearnedRun):
             self.widths.append(step, bits)
         self._use_inputs()
 
-    def begin_anew(self, new: Sequence[Collection[int]]) -> None:
+    def begin_anew(self, new: Sequence[Collection[int]]) -> list[str]:
         """Nothing to do: ranges follow the weights, loaded or not."""
+        return []
 
     @torch.no_grad()
     def load_state_dict(self, saved: Mapping[str, Any], optimized: Mapping[str, Tensor], *, strict: bool) -> None:

@@ -141,9 +141,30 @@ def test_loading_that_is_cut_short_is_made_up_for_in_the_next_pass():
     assert controller.precisions["2.weight"] == before["2.weight"]
 
 
-def test_learned_formats_say_that_they_stay():
+def under_lsq():
+    """A network under LSQ: model, optimizer."""
     model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     adapt.learned.attach_lsq(optimizer, model, [batch(0)[0]], weight_bits=4, steps=10)
+    return model, optimizer
+
+
+@pytest.mark.parametrize("use", ["training", "evaluation"])
+def test_learned_formats_say_that_they_stay_as_soon_as_they_are_used(use):
+    model, _ = under_lsq()
+    model.load_state_dict({name: 3 * weight for name, weight in model.state_dict().items()})
+    model.train(use == "training")
     with pytest.warns(UserWarning, match="load the weights first, then attach"):
-        model.load_state_dict({name: 3 * weight for name, weight in model.state_dict().items()})
+        model(batch(0)[0])
+
+
+def test_resuming_learned_formats_warns_of_nothing():
+    saved = [copy.deepcopy(part.state_dict()) for part in under_lsq()]
+    for order in (1, -1):
+        parts = under_lsq()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            for part, state in list(zip(parts, saved, strict=True))[::order]:
+                part.load_state_dict(copy.deepcopy(state))
+            parts[0](batch(0)[0]).sum().backward()
+            parts[1].step()

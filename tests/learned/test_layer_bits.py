@@ -122,7 +122,6 @@ def test_lsq_of_a_pinned_layer_is_lsq_of_these_bits():
 
 
 @pytest.mark.parametrize("again", [PINS, None])
-@pytest.mark.filterwarnings("ignore:weights were loaded")
 @pytest.mark.parametrize(
     "make",
     [lambda **options: learning(bits=6, **options), lambda **options: networks.given(4, activation_bits=4, **options)],

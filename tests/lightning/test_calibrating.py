@@ -89,5 +89,7 @@ def test_what_cannot_run_without_training_is_named():
             super().__init__()
             self.automatic_optimization = False
 
-    with pytest.raises(ValueError, match=r"activations of Manual could not be calibrated: its forward takes no part .* calibration=\["):
+    with pytest.raises(
+        ValueError, match=r"activations of Manual could not be calibrated: its forward takes no part .* calibration=\["
+    ):
         fit(Manual(), loaders=(DataLoader(Named(), 4),), max_steps=5, max_epochs=None)
