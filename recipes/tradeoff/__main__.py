@@ -1,6 +1,7 @@
 """Fewer parameters or fewer bits? For each precision the largest network within a memory budget, trained by LSQ.
 
     python -m recipes.tradeoff --task pictures --budget 40                   # ResNets on CIFAR-10
+    python -m recipes.tradeoff --task pictures-efficientnet --budget 40      # light EfficientNets
     python -m recipes.tradeoff --task text --budget 60                       # transformers on tinyshakespeare
     python -m recipes.tradeoff --task keywords --data speech_commands        # a ResNet on spoken words; or keywords-gru
     python -m recipes.tradeoff --task mine:Task --budget 100                 # a class of your own, see tasks.py
@@ -24,7 +25,7 @@ from pathlib import Path
 from recipes.common import commands, ledger, markdown
 from recipes.tradeoff.runs import FLOAT, LONGEST, finish, plan, scaled
 from recipes.tradeoff.scaling import SCALINGS
-from recipes.tradeoff.tasks import find
+from recipes.tradeoff.tasks import TASKS, find
 
 LEDGER = "tradeoff.jsonl"
 
@@ -33,9 +34,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = commands.parser("tradeoff", __doc__)
     parser.add_argument("what", nargs="?", choices=("train", "report"), default="train")
-    parser.add_argument(
-        "--task", default="pictures", help="pictures, text, keywords, keywords-gru, or module:class of your own"
-    )
+    parser.add_argument("--task", default="pictures", help=f"{', '.join(TASKS)}, or module:class of your own")
     parser.add_argument("--budget", type=float, default=40.0, help="kB of 8000 bits")
     parser.add_argument("--bits", type=int, nargs="+", default=[2, 32, 4, 3, 8, 6], help="b_p: 1 to 8, or 32")
     parser.add_argument("--extra-bits", type=int, nargs="*", help="k: bits of activations above those of parameters")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from recipes.common import data, text
 from recipes.common.batches import Batches
 from recipes.common.bfloat16 import Bfloat16
+from recipes.common.efficientnet import light_efficientnet
 from recipes.common.gpt import CharGPT
 from recipes.common.models import resnet
 from recipes.common.training import Data, evaluating
@@ -90,6 +91,16 @@ class PicturesTask:
         return {"test_loss": float(loss) / len(self._test), "accuracy": float(correct) / len(self._test)}
 
 
+class EfficientNetTask(PicturesTask):
+    """CIFAR-10 pictures and a light EfficientNet with ReLU."""
+
+    name = "pictures-efficientnet"
+
+    def network(self, width: float, depth: float) -> tuple[nn.Module, Tensor]:
+        """254k parameters at 1; one block a stage and one filter at least."""
+        return light_efficientnet(width=width, depth=depth), torch.zeros(1, 3, 32, 32)
+
+
 class TextTask:
     """The characters of a text and a decoder-only transformer (the paper's section 4.3, over characters)."""
 
@@ -128,6 +139,7 @@ class TextTask:
 
 TASKS: dict[str, type[Any]] = {
     "pictures": PicturesTask,
+    "pictures-efficientnet": EfficientNetTask,
     "text": TextTask,
     "keywords": KeywordsTask,
     "keywords-gru": RecurrentKeywordsTask,

@@ -34,6 +34,8 @@ def command(tmp_path, monkeypatch):
 def test_the_baselines_have_the_papers_sizes():
     # Its table 2: ResNet-20 has 270k parameters and a largest activation of 16k.
     assert footprint_of(*TASKS["pictures"]().network(1.0, 1.0)) == Footprint(269_722, 16 * 32 * 32)
+    # A light EfficientNet: 254k and 49k.
+    assert footprint_of(*TASKS["pictures-efficientnet"]().network(1.0, 1.0)) == Footprint(254_253, 48 * 32 * 32)
     # A character GPT of 4 layers and 128 dimensions: embeddings, then attention, feed-forward and norms, then the head.
     # Its table 1: a GRU of 280k parameters.
     assert 275_000 < footprint_of(*TASKS["keywords-gru"]().network(1.0, 1.0)).parameters < 285_000
@@ -52,6 +54,14 @@ def test_parameters_grow_by_the_scale(scale):
         width, depth = factors(scale, scaling)
         assert depth * width**2 == pytest.approx(scale)
     assert factors(scale, "width")[1] == 1
+
+
+def test_a_light_efficientnet_grows_in_width_and_depth():
+    network = TASKS["pictures-efficientnet"]().network
+    sizes = [footprint_of(*network(*factors(1.3**i, "compound"))) for i in range(-20, 8, 4)]
+    assert sizes == sorted(sizes)
+    smallest, x = network(0.01, 0.01)
+    assert smallest(torch.cat([x, x])).shape == (2, 10)
 
 
 def made(width, depth):
@@ -156,7 +166,7 @@ def test_the_winner_is_the_best_mean(tmp_path):
     ("arguments", "message"),
     [
         (["--bits", "9"], "bits must be 1 to 8, or 32, got 9"),
-        (["--task", "nothing"], "task must be pictures, text, keywords, keywords-gru, or module:class"),
+        (["--task", "nothing"], "task must be pictures, pictures-efficientnet, text, .*, or module:class"),
         (["--budget", "0.001"], "budget must be at least"),
     ],
 )
