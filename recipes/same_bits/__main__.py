@@ -3,9 +3,9 @@
     python -m recipes.same_bits float32 block:4 compact:4 --seeds 0 1 2 --start data/resnet20-cifar10.th
     python -m recipes.same_bits.report recipes/results/same_bits.jsonl
 
-Weights alone are quantised, to nearest; by aqt activations too. Every finished run is appended as one line to --out.
-The same command given again skips what is finished and goes on with what was interrupted. Without --start the recipe
-first trains a start of its own.
+Weights alone are quantised, to nearest; by aqt, and with --option activations=4, activations too. Every finished run is
+appended as one line to --out. The same command given again skips what is finished and goes on with what was
+interrupted. Without --start the recipe first trains a start of its own.
 """
 
 import argparse

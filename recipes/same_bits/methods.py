@@ -1,26 +1,32 @@
-"""The ways of spending bits that the recipe compares, by name; all round to nearest, and all but aqt weights alone.
+"""The ways of spending bits that the recipe compares, by name; all round to nearest.
 
 | name              | what it is                                                                              |
 |-------------------|-----------------------------------------------------------------------------------------|
 | float32           | plain SGD                                                                               |
 | block:k           | block floating point: k bits in every layer, scale from the layer's largest weight      |
 | cyclic:k          | `CyclicPrecision`: from 3 bits to k as a cosine, 8 times                                |
+| adapt             | `AdaPT()`, the rules as printed                                                         |
+| compact:k         | `AdaPT.compact(bits=k)`; without k as many bits as the loss asks for                    |
+| compact-entropy:k | `AdaPT.compact(bits=k, count="entropy")`: k bits of entropy per weight                  |
 | lsq:k             | LSQ: k bits in every layer, a learned step for every output channel                     |
 | lsq-layer:k       | LSQ with a learned step for every layer                                                 |
 | lsq-p2:k          | as lsq, with the power of two nearest to the learned step; likewise lsq-layer-p2:k      |
+| learned:k         | learned widths: k bits on average, 30 % of the steps before learning, 30 % after        |
 | aqt:k             | AQT: k bits in weights and inputs of layers, 8 in the first and last layer              |
-| compact:k         | `AdaPT.compact(bits=k)`; without k as many bits as the loss asks for                    |
-| compact-entropy:k | `AdaPT.compact(bits=k, count="entropy")`: k bits of entropy per weight                  |
+
+Activations are float32, except under aqt and where the option `activations` gives their bits: of the layers' inputs
+under lsq and learned, with learned steps, and of inputs and outputs under the policies, in the range that is observed.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 import adapt
+from adapt.learned import Budget, Phases
 from adapt.switching.choices import Count
 from adapt.switching.policy import Policy
 from recipes.same_bits.settings import Settings
@@ -31,28 +37,51 @@ NEVER = 10**9
 Controller = adapt.Controller | adapt.learned.Learner
 
 
-def attach(settings: Settings, optimizer: Optimizer, model: nn.Module, steps: int) -> Controller | None:
+def attach(
+    settings: Settings, optimizer: Optimizer, model: nn.Module, steps: int, calibration: Sequence[Tensor] = ()
+) -> Controller | None:
     """Attach the controller of a run to its optimizer and return it; None for float32.
 
     Args:
         steps: optimizer steps of the whole run.
+        calibration: inputs from which learned steps of activations begin.
 
     Raises:
         ValueError: a method's bits are missing, or it does not take an option.
     """
-    if settings.method == "float32":
-        if settings.bits is not None or settings.options:
-            raise ValueError(f"float32 takes neither bits nor options, got {settings.bits!r} and {settings.options}")
+    method, bits, options = settings.method, settings.bits, dict(settings.options)
+    if method == "float32":
+        if bits is not None or options:
+            raise ValueError(f"float32 takes neither bits nor options, got {bits!r} and {options}")
         return None
-    if settings.method != "compact" and settings.bits is None:
-        raise ValueError(f"{settings.method} needs the bits of every layer, such as {settings.method}:4")
-    if settings.method == "aqt":
-        bits = {"weight_bits": settings.bits, "activation_bits": settings.bits}
-        return adapt.learned.attach_aqt(optimizer, model, steps=steps, **{**bits, **settings.options})
-    if settings.method in LSQ:
-        return LSQ[settings.method](optimizer, model, weight_bits=settings.bits, **settings.options)
-    policy = POLICIES[settings.method](settings.bits, steps, settings.options)
-    return adapt.attach(optimizer, model, policy, rounding="nearest", seed=settings.seed, execution=settings.execution)
+    if bits is None and method not in ("adapt", "compact"):
+        raise ValueError(f"{method} needs the bits of every layer, such as {method}:4")
+    activations = options.pop("activations", None)
+    if method == "aqt":
+        widths = {"weight_bits": bits, "activation_bits": activations or bits}
+        return adapt.learned.attach_aqt(optimizer, model, steps=steps, **{**widths, **options})
+    if method in LSQ:
+        return LSQ[method](optimizer, model, calibration, weight_bits=bits, activation_bits=activations, **options)
+    if method == "learned":
+        first, last = round(0.3 * steps), round(0.3 * steps)
+        return adapt.learned.attach(
+            optimizer,
+            model,
+            calibration,
+            weight_budget=Budget(bits=bits),
+            activation_budget=None if activations is None else Budget(bits=activations),
+            phases=Phases(first, steps - first - last, last),
+            **{"schedule": False, "quantize_biases": False, **options},
+        )
+    return adapt.attach(
+        optimizer,
+        model,
+        POLICIES[method](bits, steps, options),
+        rounding="nearest",
+        seed=settings.seed,
+        activations=activations,
+        execution=settings.execution,
+    )
 
 
 def _block(bits: int, steps: int, options: Mapping[str, Any]) -> Policy[Any]:
@@ -63,6 +92,12 @@ def _cyclic(bits: int, steps: int, options: Mapping[str, Any]) -> Policy[Any]:
     return adapt.CyclicPrecision(steps, **{"bits": (3, bits), "cycles": 8} | dict(options))
 
 
+def _printed(bits: None, steps: int, options: Mapping[str, Any]) -> Policy[Any]:
+    if bits is not None:
+        raise ValueError(f"adapt chooses its bits by itself, got {bits!r}")
+    return adapt.AdaPT(**options)
+
+
 def _compact(bits: float | None, steps: int, options: Mapping[str, Any], count: Count = "words") -> Policy[Any]:
     return adapt.AdaPT.compact(bits=bits, count=count, **options)
 
@@ -70,6 +105,7 @@ def _compact(bits: float | None, steps: int, options: Mapping[str, Any], count: 
 POLICIES: dict[str, Callable[..., Policy[Any]]] = {
     "block": _block,
     "cyclic": _cyclic,
+    "adapt": _printed,
     "compact": _compact,
     "compact-entropy": partial(_compact, count="entropy"),
 }
@@ -80,4 +116,4 @@ LSQ = {
     for name, per_channel in (("lsq", True), ("lsq-layer", False))
     for suffix, power_of_two in (("", False), ("-p2", True))
 }
-METHODS = ("float32", *POLICIES, *LSQ, "aqt")
+METHODS = ("float32", *POLICIES, *LSQ, "learned", "aqt")

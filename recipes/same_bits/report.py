@@ -18,13 +18,14 @@ from recipes.common.comparison import NOTHING, Estimate, Runs
 
 TITLE = "The same bits for every layer, or bits where they pay"
 NOTES = """\
-Accuracy on the test pictures of networks whose weights are rounded and whose activations are float32, or under aqt
-rounded to as many bits as the layer's weights; means over seeds ± the standard error. Bits are the mean word length of
-a quantised weight; bytes are the words packed without gaps, zeros included, and, beside them, what an ideal entropy
-coder would need. Bias and normalisation stay float32 and are not counted. Differences pair the runs of the same seed,
-which see the same pictures in the same order, and come with the 95 % interval of Student's t. They are to block
-floating point and to LSQ with one power of two per layer at the same bits; compact-entropy, whose budget is one of
-coded bytes, is compared with the block floating point that takes the most similar number of them."""
+Accuracy on the test pictures of networks whose weights are rounded and whose activations are float32, except under aqt,
+which gives them as many bits as the layer's weights, and in rows that name the bits of activations; means over seeds ±
+the standard error. Bits are the mean word length of a quantised weight; bytes are the words packed without gaps, zeros
+included, and, beside them, what an ideal entropy coder would need. Bias and normalisation stay float32 and are not
+counted. Differences pair the runs of the same seed, which see the same pictures in the same order, and come with the
+95 % interval of Student's t. They are to block floating point and to LSQ with one power of two per layer at the same
+bits; compact-entropy, whose budget is one of coded bytes, is compared with the block floating point that takes the most
+similar number of them."""
 
 
 @dataclass(frozen=True)
@@ -58,12 +59,13 @@ class Difference:
 
 
 def grouped(lines: Sequence[ledger.Line]) -> dict[tuple[Any, ...], dict[int, ledger.Line]]:
-    """Return the lines by (label, epochs, method, bits, options) and seed."""
+    """Return the lines by (label, epochs, bits of activations, method, bits, options) and seed."""
     groups: dict[tuple[Any, ...], dict[int, ledger.Line]] = {}
     for line in lines:
-        settings = line["settings"]
-        options = ", ".join(f"{name}={value}" for name, value in sorted(settings["options"].items()))
-        key = (line["label"], settings["epochs"], settings["method"], settings["bits"] or 0, options)
+        settings, chosen = line["settings"], dict(line["settings"]["options"])
+        activations = chosen.pop("activations", 32)
+        options = ", ".join(f"{name}={value}" for name, value in sorted(chosen.items()))
+        key = (line["label"], settings["epochs"], activations, settings["method"], settings["bits"] or 0, options)
         groups.setdefault(key, {})[settings["seed"]] = line
     return groups
 
@@ -97,18 +99,20 @@ def document(lines: Sequence[ledger.Line]) -> str:
         "seeds",
     ]
     rows = []
-    for key in sorted(groups, key=lambda key: (*key[:2], key[3] or math.inf, *key[2:])):
-        label, epochs, method, bits, options = key
+    for key in sorted(groups, key=lambda key: (*key[:3], key[4] or math.inf, *key[3:])):
+        *common, method, bits, options = key
+        label, epochs, activations = common
         runs = groups[key]
         rivals = [
-            {} if method == rival else groups.get((label, epochs, rival, 0 if rival == "float32" else bits, ""), {})
-            for rival in ("block", "lsq-layer-p2", "float32")
+            {} if method == rival else groups.get((*common, rival, bits, ""), {}) for rival in ("block", "lsq-layer-p2")
         ]
+        rivals.append({} if method == "float32" else groups.get((label, epochs, 32, "float32", 0, ""), {}))
         if method == "compact-entropy":
-            blocks = [others for other, others in groups.items() if other[:3] == (label, epochs, "block")]
+            blocks = [others for other, others in groups.items() if other[:4] == (*common, "block")]
             rivals[0] = _of_similar_size(runs, blocks)
         differences = [paired(runs, other) for other in rivals]
-        name = " ".join(str(part) for part in (method, bits or "", options, label) if part)
+        parts = (method, bits or "", options, label, f"with {activations}-bit activations" if activations < 32 else "")
+        name = " ".join(str(part) for part in parts if part)
         rows.append(
             [
                 name if epochs == 1 else f"{name}, {epochs} epochs",

@@ -1,6 +1,7 @@
 """One run: tune the start for some epochs under a method, and measure what came of it."""
 
 import dataclasses
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ from recipes.same_bits.methods import Controller
 from recipes.same_bits.settings import Settings
 from recipes.same_bits.start import Start
 
+CALIBRATION = 4
+"""Batches from which learned steps of activations begin."""
+
 
 def tune(settings: Settings, start: Start, splits: Splits, checkpoint: Path | None = None) -> dict[str, Any]:
     """Train the start's network as the settings say and return the figures of the run's result line.
@@ -34,7 +38,8 @@ def tune(settings: Settings, start: Start, splits: Splits, checkpoint: Path | No
     batches = Batches(splits[0], settings.batch_size, *scaling, shuffle=True, padding=4, flip=True, seed=settings.seed)
     optimizer = torch.optim.SGD(model.parameters(), lr=settings.lr, momentum=settings.momentum)
     steps = settings.epochs * len(batches)
-    controller = methods.attach(settings, optimizer, model, steps)
+    calibration = [x for x, _ in islice(batches, CALIBRATION)] if "activations" in settings.options else []
+    controller = methods.attach(settings, optimizer, model, steps, calibration)
     schedule = CosineAnnealingLR(optimizer, steps)
     losses: list[list[float]] = []
     if checkpoint is not None and checkpoint.exists():

@@ -105,6 +105,12 @@ def test_methods_attach_their_controllers():
     assert attached("lsq-layer", 3).formats["weight"].word_length.size == 1
     assert attached("lsq-p2", 3).formats["weight"].fraction_length.size == 8
     assert attached("lsq-layer-p2", 3).formats["weight"].fraction_length.size == 1
+    assert attached("adapt", None).policy == adapt.AdaPT()
+    learned = attached("learned", 4).plan
+    assert learned.weight_budget.bits == 4
+    assert learned.phases == adapt.learned.Phases(30, 40, 30)
+    with pytest.raises(ValueError, match="adapt chooses its bits by itself, got 4"):
+        attached("adapt", 4)
     with pytest.raises(ValueError, match="block needs the bits"):
         attached("block", None)
     with pytest.raises(ValueError, match="float32 takes neither"):
@@ -117,6 +123,20 @@ def test_words_of_one_length_fill_their_bytes(method):
     numel = [p.numel() for p in resnet().parameters() if p.ndim > 1]
     assert figures["bits"] == 3
     assert figures["dense_bytes"] == sum(-(-3 * n // 8) for n in numel)
+
+
+@pytest.mark.parametrize("method", ["block", "compact", "lsq", "learned", "aqt"])
+def test_activations_get_their_bits(method):
+    model = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    x, settings = torch.randn(4, 6), Settings(method, 4, {"activations": 5})
+    controller = methods.attach(settings, optimizer, model, steps=5, calibration=[x])
+    model(x).sum().backward()
+    optimizer.step()
+    model(x)
+    # Learned widths begin above their budget; the first layer of aqt has 8 bits, and so has the last.
+    wanted = {"learned": 7, "aqt": 8}.get(method, 5)
+    assert controller.formats["0.input"].word_length == wanted
 
 
 def test_a_run_reports_what_it_has_on_disk():
