@@ -185,7 +185,7 @@ def test_the_command_makes_each_run_once(tmp_path, monkeypatch, capsys):
         ("compact", None, 1),
     ]
     with pytest.raises(
-        SystemExit, match="method must be one of float32, block, cyclic, compact, compact-entropy, lsq, lsq-p2"
+        SystemExit, match="method must be one of float32, block, cyclic, adapt, compact, compact-entropy, lsq, lsq-p2"
     ):
         command_line.main(["blok:4"])
     lines = ledger.read(tmp_path / "a.jsonl")
@@ -227,3 +227,12 @@ def test_the_report_pairs_runs_of_the_same_seed():
     assert "900 | +0.70 [−1.84, +3.24] | +0.50 | −0.50 | 3 |" in text
     with pytest.raises(ValueError, match="no results yet"):
         document([])
+
+
+def test_the_report_compares_runs_with_the_same_activations():
+    def rounded(method, accuracy):
+        found = line(method, 4, 0, accuracy)
+        return found | {"settings": found["settings"] | {"options": {"activations": 5}}}
+
+    text = document([line("block", 4, 0, 0.86), rounded("block", 0.83), rounded("compact", 0.84)])
+    assert "| compact 4 with 5-bit activations | 4.00 | 84.00 | 1,000 | 900 | +1.00 | – | – | 1 |" in text
