@@ -1,22 +1,34 @@
 import gc
+import itertools
 import os
-import tempfile
-from pathlib import Path
 
-# Processes that compile at the same time need folders of their own for what they compile; set before numba is imported.
-if worker := os.environ.get("PYTEST_XDIST_WORKER"):
-    os.environ["NUMBA_CACHE_DIR"] = str(Path(tempfile.gettempdir()) / f"adapt-tests-numba-{os.getuid()}" / worker)
-
+import numba.core.caching
 import pytest
 import torch
 from hypothesis import settings
 
 # The first example of a property pays for imports and compilation, and the machines that run this are shared.
-settings.register_profile("adapt", deadline=None)
+settings.register_profile("adapt", deadline=None, max_examples=25)
+settings.register_profile("thorough", deadline=None, max_examples=500)  # --hypothesis-profile=thorough
 settings.load_profile("adapt")
 
 # Networks of a few weights: more threads would only wait for each other.
 torch.set_num_threads(1)
+
+
+def _share_what_is_compiled(worker):
+    """Give this process names of its own for what Numba compiles, so that several can fill one cache at once.
+
+    Numba numbers the versions of a function by what its index holds; two processes that read the index at the same
+    moment would write different code to the same file. If one overwrites the other's index, a version is compiled again.
+    """
+    numbers = itertools.count(1_000_000 * (worker + 1))
+    cache = numba.core.caching.IndexDataCacheFile
+    cache._data_name = lambda file, _: file._data_name_pattern.format(number=next(numbers))
+
+
+if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+    _share_what_is_compiled(int(worker.removeprefix("gw")))
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -2,8 +2,6 @@
 
 import copy
 import pickle
-import subprocess
-import sys
 
 import lightning.pytorch
 import pytest
@@ -16,6 +14,7 @@ import adapt
 from adapt.learned import Budget, Distillation
 from adapt.lightning import AdaptivePrecision, LearnedBitwidth
 from tests.lightning.modules import RESTLESS, ResumableLoader, Witness, assert_same_run, loader, sgd
+from tests.processes import python
 
 PACKAGES = (lightning.pytorch, pytorch_lightning)
 
@@ -218,5 +217,5 @@ def test_the_logger_stays_that_of_the_package_that_was_imported_first(package):
 
 
 def run(code):
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    result = python("-c", code)
     assert result.returncode == 0, result.stderr[-2000:]
