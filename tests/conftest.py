@@ -17,10 +17,10 @@ torch.set_num_threads(1)
 
 
 def _share_what_is_compiled(worker):
-    """Give this process names of its own for what Numba compiles, so that several can fill one cache at once.
+    """Give this process file names of its own for what Numba compiles, so that several can fill one cache at once.
 
-    Numba numbers the versions of a function by what its index holds; two processes that read the index at the same
-    moment would write different code to the same file. If one overwrites the other's index, a version is compiled again.
+    Numba numbers the versions of a function by what its index holds: two processes that read the index at the same
+    moment would write different code to one file. That one may overwrite the other's index costs a compilation only.
     """
     numbers = itertools.count(1_000_000 * (worker + 1))
     cache = numba.core.caching.IndexDataCacheFile

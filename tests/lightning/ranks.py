@@ -64,17 +64,15 @@ def fork(processes):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    started = []
-    for rank in range(1, processes):
+    rank, started = 0, []
+    while rank == 0 and len(started) + 1 < processes:
         child = os.fork()
         if child == 0:
-            break
+            rank = len(started) + 1
         started.append(child)
-    else:
-        rank = 0
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0"}
     os.environ |= {"LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
-    return started
+    return started if rank == 0 else []
 
 
 if __name__ == "__main__":
