@@ -1,11 +1,14 @@
 import gc
 import itertools
 import os
+from collections import defaultdict
 
 import numba.core.caching
 import pytest
 import torch
 from hypothesis import settings
+
+from tests.covering import covering
 
 # The first example of a property pays for imports and compilation, and the machines that run this are shared.
 settings.register_profile("adapt", deadline=None, max_examples=25)
@@ -31,10 +34,27 @@ if worker := os.environ.get("PYTEST_XDIST_WORKER"):
     _share_what_is_compiled(int(worker.removeprefix("gw")))
 
 
-@pytest.fixture(autouse=True, scope="session")
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Of a test marked `covering(strength)`, the combinations that hold no further set of values are long."""
+    tests = defaultdict(list)
+    for item in items:
+        if item.get_closest_marker("covering"):
+            tests[item.nodeid.partition("[")[0]].append(item)
+    for same in tests.values():
+        (strength,) = same[0].get_closest_marker("covering").args
+        quick = [item for item in same if not item.get_closest_marker("long")]
+        kept = set(covering([item.callspec.indices for item in quick], strength))
+        for position, item in enumerate(quick):
+            if position not in kept:
+                item.add_marker(pytest.mark.long)
+
+
+@pytest.fixture(autouse=True, scope="module")
 def _imported_modules_are_no_garbage():
-    """With torch and Lightning loaded, looking through all objects takes a second, and dozens of tests do so."""
+    """With torch and Lightning loaded, looking through all objects takes a second, and hundreds of tests do so.
+
+    Once for each module, because tests import more.
+    """
     gc.collect()
     gc.freeze()
-    yield
-    gc.unfreeze()

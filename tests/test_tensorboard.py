@@ -303,6 +303,7 @@ except ImportError as error:
 
 
 class TestFigures:
+    @pytest.mark.covering(2)
     @pytest.mark.parametrize("canvas", [figures.PAGE, figures.CARD], ids=["page", "card"])
     @pytest.mark.parametrize("layers", [1, 12, 65])
     @pytest.mark.parametrize("draw", [figures.word_length_heatmap, figures.timeline])

@@ -13,12 +13,14 @@ from torch.nn import functional as F
 import adapt
 from adapt.learned import Budget, Distillation
 from adapt.lightning import AdaptivePrecision, LearnedBitwidth
+from tests.covering import picked
 from tests.lightning.modules import RESTLESS, ResumableLoader, Witness, assert_same_run, loader, sgd
 from tests.processes import python
 
 PACKAGES = (lightning.pytorch, pytorch_lightning)
 
-both = pytest.mark.parametrize("package", PACKAGES, ids=lambda package: package.__name__)
+# With lightning.pytorch the other tests of this folder show what these do with both.
+both = pytest.mark.parametrize("package", picked({p.__name__: p for p in PACKAGES}, "pytorch_lightning"))
 
 
 def classifier(package, forward=False):
@@ -105,6 +107,7 @@ class TestInATrainerOfEither:
         assert callback.learner.is_calibrated
         assert callback.learner.size.weight_bits <= 4
 
+    @pytest.mark.covering(1)
     @pytest.mark.parametrize("copied", [copy.deepcopy, lambda callback: pickle.loads(pickle.dumps(callback))])
     @pytest.mark.parametrize(
         "make",
