@@ -8,7 +8,6 @@ from torch import nn
 import adapt
 from tests.references.algorithm1 import Algorithm1
 
-STEPS = 300
 # A power of two, so that the product with it is exact and it does not matter whether the update fuses it with the sum.
 LEARNING_RATE = 2.0**-5
 
@@ -18,10 +17,10 @@ def make_net():
     return nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
 
 
-def batches():
+def batches(steps):
     generator = torch.Generator().manual_seed(5)
     rule = torch.randn(4, 3, generator=generator)
-    for _ in range(STEPS):
+    for _ in range(steps):
         inputs = torch.randn(6, 4, generator=generator)
         yield inputs, (inputs @ rule + torch.randn(6, 3, generator=generator) / 2).argmax(dim=1)
 
@@ -57,8 +56,14 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("setting", SETTINGS)
-def test_controller_equals_literal_algorithm_bit_for_bit(setting):
+@pytest.mark.parametrize(
+    ("setting", "steps"),
+    [
+        *((setting, 300 if setting.startswith("compact") else 120) for setting in SETTINGS),  # compact() switches less
+        *(pytest.param(s, 300, marks=pytest.mark.long) for s in SETTINGS if not s.startswith("compact")),
+    ],
+)
+def test_controller_equals_literal_algorithm_bit_for_bit(setting, steps):
     hyperparameters, options = SETTINGS[setting]
     policy = adapt.AdaPT(**({"lookback": (4, 16), "resolution": (8, 20)} | hyperparameters))
     net, twin_net = make_net(), make_net()
@@ -67,7 +72,7 @@ def test_controller_equals_literal_algorithm_bit_for_bit(setting):
     optimizer = torch.optim.SGD(net.parameters(), lr=LEARNING_RATE, momentum=momentum)
     controller = adapt.attach(optimizer, net, policy, **{k: v for k, v in options.items() if k != "momentum"})
 
-    for inputs, targets in batches():
+    for inputs, targets in batches(steps):
         controller.observe(forward_backward(net, inputs, targets))
         optimizer.step()
 
@@ -85,7 +90,7 @@ def test_controller_equals_literal_algorithm_bit_for_bit(setting):
             np.testing.assert_array_equal(array(master), twin.masters[name], err_msg=f"{name} {twin.step_number}")
 
     trace = controller.trace
-    np.testing.assert_array_equal(trace.step, np.arange(1, STEPS + 1))
+    np.testing.assert_array_equal(trace.step, np.arange(1, steps + 1))
     for field in ("lookback", "resolution", "diversity"):
         expected = [getattr(layer, field) for layer in twin.layers]
         np.testing.assert_allclose(getattr(trace, field)[-1], expected, rtol=1e-6)

@@ -3,11 +3,11 @@
 import os
 import re
 import runpy
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.processes import LIGHTNING, python
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
@@ -46,8 +46,7 @@ def test_the_snippets_of_a_page_run_one_after_the_other(page, tmp_path):
     program.write_text("\n".join(snippets(page)), encoding="utf-8")
     # A process of its own, as one of them makes a process group; that one is started as torchrun would, alone.
     alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
-    environment = {**os.environ, **alone, "PYTHONPATH": str(ROOT)}
-    ran = subprocess.run([sys.executable, program], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    ran = python(program, folder=tmp_path, environment={**os.environ, **alone}, imported=LIGHTNING)
     assert ran.returncode == 0, ran.stderr
 
 

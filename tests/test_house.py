@@ -3,13 +3,12 @@
 import ast
 import functools
 import graphlib
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 import adapt
+from tests.processes import python
 
 ROOT = Path(adapt.__file__).parent
 
@@ -80,7 +79,8 @@ def test_the_longest_chain_of_rooms_is_short():
 def test_import_is_light():
     heavy = {"lightning", "pytorch_lightning", "tensorboard", "matplotlib", "numba", "triton"}
     code = f"import sys, adapt; print(sorted({heavy} & set(sys.modules)))"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    result = python("-c", code)
+    assert result.returncode == 0, result.stderr
     assert result.stdout.strip() == "[]"
 
 

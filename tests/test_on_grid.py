@@ -50,6 +50,7 @@ def weights(model):
     return {name: p.detach().clone() for name, p in model.named_parameters()}
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("with_closure", [False, True], ids=["plain loop", "closure"])
 @pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
 def test_every_optimizer(make, with_closure):
@@ -73,6 +74,7 @@ def test_every_optimizer(make, with_closure):
     assert_trained(controller, witness, before)
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("rounding", ["stochastic", "nearest"])
 @pytest.mark.parametrize(
     "policy", [RESTLESS, adapt.Fixed(adapt.Precision(4, 3)), CLIMBING], ids=["AdaPT", "Fixed", "MuPPET"]
@@ -301,6 +303,7 @@ def test_every_kind_of_layer(make):
         assert list(controller.precisions) == ["embedding.weight"]
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("set_to_none", [True, False])
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_accumulated_gradients(momentum, set_to_none):
@@ -319,6 +322,7 @@ def test_accumulated_gradients(momentum, set_to_none):
     assert controller.step == STEPS
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("unscale", [False, True], ids=["unscaled by step", "unscaled and clipped"])
 def test_gradient_scaler_with_a_step_that_overflows(fused, unscale):
@@ -394,6 +398,7 @@ SCHEDULERS = {
 }
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("first", ["scheduler", "controller"])
 @pytest.mark.parametrize("make", SCHEDULERS.values(), ids=SCHEDULERS)
 def test_learning_rate_schedulers(make, first):

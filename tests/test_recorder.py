@@ -1,8 +1,6 @@
 """One line around a plain loop writes all that Lightning's callback writes."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -18,6 +16,7 @@ from adapt import learned
 from adapt.learned import Budget, Phases
 from adapt.report.runs import load_run
 from adapt.trace.widths import Widths
+from tests.processes import python
 from tests.training import assembled, copies, net, train
 
 
@@ -175,5 +174,5 @@ class TestUse:
         assert "Recorder" in dir(adapt)
         assert dir(adapt) == sorted(adapt.__all__)
         code = "import sys, adapt; adapt.Recorder; print({'tensorboard', 'matplotlib'} & set(sys.modules))"
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        done = python("-c", code)
         assert done.stdout.strip() == "set()"

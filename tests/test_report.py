@@ -15,6 +15,7 @@ from adapt.report import save_pictures, summary, table, totals
 from adapt.report.runs import find_trace
 from adapt.trace import Column, Trace
 from adapt.trace.widths import Widths
+from tests.processes import python
 
 ROOT = Path(__file__).parents[1]
 
@@ -226,9 +227,7 @@ class TestCommand:
 
     @pytest.mark.parametrize("exists", [True, False])
     def test_as_a_module(self, run, exists):
-        command = [sys.executable, "-m", "adapt", "report", str(run if exists else run / "none")]
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUTF8": "1"}
-        result = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", env=environment, check=False)
+        result = python("-m", "adapt", "report", run if exists else run / "none")
         assert result.returncode == (0 if exists else 1)
         assert result.stdout == (table(example()) + "\n" if exists else "")
 
@@ -239,4 +238,5 @@ from adapt.cli import main
 assert main(["report", {str(run)!r}]) == 0
 assert not {{"matplotlib", "tensorboard", "lightning"}} & set(sys.modules)
 """
-        subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+        result = python("-c", code)
+        assert result.returncode == 0, result.stderr

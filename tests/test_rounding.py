@@ -51,7 +51,7 @@ def same(result: float, candidates: list[float]) -> bool:
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-@settings(max_examples=200)
+@settings(max_examples=4 * settings.default.max_examples)
 @given(data=st.data())
 def test_nearest_is_the_exact_result(dtype, data):
     precision, x = data.draw(hard_cases(dtype))
@@ -61,7 +61,7 @@ def test_nearest_is_the_exact_result(dtype, data):
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-@settings(max_examples=200)
+@settings(max_examples=4 * settings.default.max_examples)
 @given(data=st.data(), seed=st.integers(0, 2**32))
 def test_stochastic_is_the_exact_result_of_its_draw(dtype, data, seed):
     precision, x = data.draw(hard_cases(dtype))
@@ -77,7 +77,7 @@ def test_stochastic_is_the_exact_result_of_its_draw(dtype, data, seed):
         assert same(value, fixed_point.quantize(x, precision.word_length, precision.fraction_length, dtype, draw))
 
 
-@settings(max_examples=200)
+@settings(max_examples=4 * settings.default.max_examples)
 @given(precision=precisions, seed=st.integers(0, 2**32), rounding=st.sampled_from(["nearest", "stochastic"]))
 def test_results_are_grid_values_in_range_less_than_a_step_away(precision, seed, rounding):
     x = torch.randn(64, generator=torch.Generator().manual_seed(seed)) * precision.step * 2.0 ** (seed % 33)
@@ -180,6 +180,7 @@ def layouts(dtype):
     }
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
 @pytest.mark.parametrize("layout", layouts(torch.float32))

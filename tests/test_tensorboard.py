@@ -1,7 +1,5 @@
 import itertools
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -20,6 +18,7 @@ from adapt import figures, report
 from adapt.tensorboard import Timeline
 from adapt.trace import Column, Trace
 from adapt.trace.widths import Widths
+from tests.processes import python
 
 LAYERS = ("conv[0].weight", "fc.weight")
 EVERYTHING = {"scalars": 0, "images": 0, "histograms": 0, "tensors": 0, "compressedHistograms": 0}
@@ -298,12 +297,13 @@ try:
 except ImportError as error:
     print(error)
 """
-        result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        result = python("-c", code)
         assert {"tensorboard": "TensorBoard"}.get(missing, missing) in result.stdout
         assert "pip install 'adapt-precision[tensorboard]'" in result.stdout
 
 
 class TestFigures:
+    @pytest.mark.covering(2)
     @pytest.mark.parametrize("canvas", [figures.PAGE, figures.CARD], ids=["page", "card"])
     @pytest.mark.parametrize("layers", [1, 12, 65])
     @pytest.mark.parametrize("draw", [figures.word_length_heatmap, figures.timeline])
@@ -370,7 +370,8 @@ trace.append(0, word_length=8, fraction_length=4, nonzero=1.0)
 figures.pixels(figures.{draw.__name__}(trace))
 assert "matplotlib.pyplot" not in sys.modules
 """
-        subprocess.run([sys.executable, "-c", code], check=True)
+        result = python("-c", code)
+        assert result.returncode == 0, result.stderr
 
     @pytest.mark.parametrize("draw", [figures.word_length_heatmap, figures.timeline])
     def test_a_trace_without_rows_cannot_be_drawn(self, draw):

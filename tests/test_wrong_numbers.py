@@ -12,6 +12,7 @@ import adapt
 from tests.training import assembled, batch, copies, is_on_grid, loss_of, net, train
 
 
+@pytest.mark.covering(2)
 @pytest.mark.filterwarnings("ignore:the gradient of:UserWarning")
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("quantize_gradients", [False, True])
@@ -106,6 +107,7 @@ def test_extreme_weights_and_gradients(scale, push_up):
         assert np.isfinite(controller.trace.diversity[0]).all()
 
 
+@pytest.mark.covering(1)
 @pytest.mark.filterwarnings("ignore:every quantised weight:UserWarning")
 @pytest.mark.parametrize("shape", [(1, 1), (1, 1, 1, 1), (0, 4), (4, 0)])
 @pytest.mark.parametrize("push_up", ["suggestion", "diversity"])

@@ -62,6 +62,7 @@ LAYERS = {
 }
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("errors", [False, True])
 @pytest.mark.parametrize("mode", ["layer", "range"])
 @pytest.mark.parametrize("layer", LAYERS)
@@ -567,6 +568,7 @@ def run(compiler=None, *, mode="range", policy=RESTLESS, steps=8):
     return losses, formats, counter.frame_count
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("mode", ["layer", "range"])
 @pytest.mark.parametrize("compiler", ["eager", "aot_eager"])
 def test_compiled_models_compile_once_and_compute_the_same(compiler, mode):

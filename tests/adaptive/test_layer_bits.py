@@ -30,6 +30,7 @@ words = st.integers(2, 12)
 pairs = st.tuples(words, words).map(lambda pair: (min(pair), max(pair)))
 
 
+@pytest.mark.covering(1)
 @settings(max_examples=6, deadline=None)
 @given(first=pairs, second=pairs, data=st.data())
 @pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
@@ -93,6 +94,7 @@ def saved(optimizer):
     return torch.load(file, weights_only=True)
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("again", [PINS, None])
 def test_a_resumed_run_keeps_its_bounds_bit_for_bit(policy, again):

@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -58,7 +58,6 @@ WRITES = {
 }
 
 
-@settings(max_examples=40, deadline=None)
 @given(
     write=st.sampled_from(list(WRITES)),
     how=st.sampled_from(LOOKS),
@@ -123,6 +122,7 @@ def test_writes_through_data_are_seen_where_evaluation_or_a_checkpoint_looks(how
     assert torch.equal(model[0].weight, adapt.quantize(model[0].weight.detach(), PRECISION))
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("rounding", ["stochastic", "nearest"])
 @pytest.mark.parametrize("evaluate", [True, False])
 @pytest.mark.parametrize("stored", ["training", "evaluation"])

@@ -72,6 +72,7 @@ def assert_same(one, other):
         assert values == expected[field] if equal is None else equal, field
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("groups", [False, True])
 @pytest.mark.parametrize("name", EXACT)
 def test_the_run_is_that_of_torchs_update_to_the_bit(name, groups, taken):

@@ -5,7 +5,7 @@ import copy
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -83,6 +83,7 @@ def assert_same(found, expected):
         torch.testing.assert_close(found[name], gradient, rtol=1e-6, atol=1e-7, msg=name)
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("rounding", ["stochastic", "nearest"])
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode, contextlib.nullcontext])
 @pytest.mark.parametrize("kind", NETWORKS)
@@ -106,7 +107,6 @@ def test_pseudo_labels_between_forward_and_backward_leave_its_gradients_as_they_
     assert controller.step == 4
 
 
-@settings(max_examples=25, deadline=None)
 @given(
     passes=st.lists(
         st.tuples(st.sampled_from(["training", "evaluation"]), st.booleans(), st.booleans()), min_size=1, max_size=6
@@ -186,6 +186,7 @@ class Failing(nn.Module):
         return outputs
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("error", [ValueError(), KeyboardInterrupt()])
 @pytest.mark.parametrize("then", ["backward", "forward", "step"])
 def test_a_pass_between_that_fails_gives_the_weights_back(error, then):

@@ -56,6 +56,7 @@ def same(first, second):
 # Resuming
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("stop", [0, 1, 5, 10])
 @pytest.mark.parametrize(
     "options",

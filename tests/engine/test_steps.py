@@ -64,7 +64,7 @@ def test_an_optimizer_that_calls_its_parents_step_makes_one_step(kind, with_clos
             torch.testing.assert_close(controller.masters[name], expected)
             assert is_on_grid(dict(model.named_parameters())[name], controller.precisions[name])
     assert controller.trace.step.tolist() == [1, 2, 3]
-    assert controller._run.decisions.state.gradients.tolist() == [3, 3]
+    assert controller.state_dict()["state"]["gradients"].tolist() == [3, 3]
 
 
 class Failing(torch.optim.SGD):
@@ -273,7 +273,7 @@ def test_a_loss_that_changes_after_it_was_shown_counts_as_it_was():
     controller.observe(loss)
     loss /= 4
     loss.backward()
-    assert controller._run.losses.state() == [shown]
+    assert controller.state_dict()["micro_losses"] == [shown]
 
 
 def test_a_closure_may_answer_a_number_of_numpy():

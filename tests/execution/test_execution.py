@@ -58,6 +58,7 @@ def exact_layer(make):
     return layer, copy.deepcopy(layer).double()
 
 
+@pytest.mark.covering(2)
 @pytest.mark.filterwarnings("ignore:this processor has no float16 products")
 @pytest.mark.filterwarnings("ignore:Using padding='same'")
 @pytest.mark.parametrize("backward", [True, False])

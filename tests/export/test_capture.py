@@ -46,6 +46,10 @@ RUNS = {
 }
 
 
+EXPORTED = {"weights", "policy", "transposed", "tied, rounded", "recurrent", "LSQ", "widths"}
+"""Runs whose modules torch.export takes in every test: one of each kind."""
+
+
 @pytest.fixture(scope="module", params=RUNS, ids=str)
 def run(request):
     return RUNS[request.param]()
@@ -87,6 +91,9 @@ def test_it_needs_nothing_of_the_training(run):
     assert not any(module._state_dict_hooks or module._load_state_dict_post_hooks for module in module.modules())
 
 
+@pytest.mark.parametrize(
+    "run", [pytest.param(name, marks=() if name in EXPORTED else pytest.mark.long) for name in RUNS], indirect=True
+)
 def test_it_copies_pickles_and_goes_through_torch_export(run):
     exported = capture(run.controller)
     module = exported.module()

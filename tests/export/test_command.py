@@ -1,8 +1,6 @@
 """`adapt export` and `adapt show`."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -12,6 +10,7 @@ import adapt
 from adapt.cli import main
 from adapt.export import capture, load
 from tests.export.networks import Residual, adaptive, model_of, with_widths
+from tests.processes import python
 
 
 def residual():
@@ -131,6 +130,6 @@ def test_models_of_the_present_folder_are_found(run, tmp_path):
     words = ["export", run.folder / "last.pt", "--model", "mine:residual", "-o", "net"]
     root = adapt.__path__[0].removesuffix("/adapt")
     program = f"import sys; sys.path = [{root!r}] + [p for p in sys.path if p]; from adapt.cli import main; main()"
-    done = subprocess.run([sys.executable, "-c", program, *map(str, words)], cwd=tmp_path, check=True)
-    assert done.returncode == 0
+    done = python("-c", program, *words, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
     assert (tmp_path / "net").exists()

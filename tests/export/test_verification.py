@@ -26,6 +26,7 @@ def test_the_packed_file_the_attached_model_and_integers_agree(tmp_path):
         assert str(found).startswith("all of 100 outputs are equal\nthe sums of 3 of 3 layers are exact in any order")
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("options", [{"activations": 8}, {"activations": 5, "quantize_biases": True}])
 @pytest.mark.parametrize("kind", [Residual, Transposed, TransposedWeights])
 @pytest.mark.parametrize("word_length", [2, 4, 8])

@@ -3,8 +3,6 @@
 import math
 import os
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -18,6 +16,7 @@ from adapt.kernels.activation import FROZEN, MASKED, NOISE, RECORD, SiteTables, 
 from adapt.kernels.stream import flat
 from adapt.kernels.torch_.weights import uniform
 from adapt.rounding import grid, stream_keys
+from tests.processes import python
 from tests.references import activations as reference
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -297,9 +296,9 @@ def test_draws_follow_memory_order(kernels):
 def test_the_interpreter_gives_the_bits_of_torch():
     """In a new process, because Triton reads the variable when it is imported."""
     pytest.importorskip("triton", minversion="3.6")
-    command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", "-k", "triton", __file__]
+    command = ["-m", "pytest", "-x", "-p", "no:cacheprovider", "-k", "triton", __file__]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    result = python(*command, environment=environment)
     assert result.returncode == 0, result.stdout[-3000:]
     assert int(re.search(r"(\d+) passed", result.stdout).group(1)) > 30
 

@@ -115,6 +115,7 @@ def test_figures(fast, in_place):
         assert_are_figures(figures, outputs, make(9))
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("stochastic", [False, True])
 @pytest.mark.parametrize("fraction_length", [-126, -32, 0, 5, 23, 32, 64, 126])
 def test_quantize_at_every_word_length(fast, fraction_length, stochastic):
@@ -318,6 +319,7 @@ def descent_state(seed, rates):
     return parameters, masters, gradients, buffers, squared, table
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("normalize", [False, True])
 @pytest.mark.parametrize("penalty", [PENALTIES[0], PENALTIES[3]])
 @pytest.mark.parametrize("rates", DESCENTS.values(), ids=DESCENTS)
@@ -348,6 +350,7 @@ def test_torch_descends_as_the_equations_say(rates, penalty, normalize):
     assert_are_figures(figures, parameters, masters)
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("stochastic", [False, True])
 @pytest.mark.parametrize("penalty", [PENALTIES[0], PENALTIES[3]])
 @pytest.mark.parametrize("rates", DESCENTS.values(), ids=DESCENTS)

@@ -1,8 +1,6 @@
 """How the CPU's kernels are compiled."""
 
 import os
-import subprocess
-import sys
 
 import numba
 import numpy as np
@@ -10,6 +8,7 @@ import pytest
 from numba.core.codegen import get_host_cpu_features
 
 from adapt.kernels.numba_.compiler import floats
+from tests.processes import python
 
 
 def double(address, numel):
@@ -35,9 +34,8 @@ class TestNotice:
 
     def said(self, **environment):
         environment = {**os.environ, **environment}
-        done = subprocess.run(
-            [sys.executable, "-c", self.CODE], env=environment, capture_output=True, text=True, check=True
-        )
+        done = python("-c", self.CODE, environment=environment)
+        assert done.returncode == 0
         return done.stderr.splitlines()
 
     def test_it_is_one_line_and_only_where_nothing_is_cached(self, tmp_path):
@@ -48,5 +46,6 @@ class TestNotice:
 
     def test_functions_of_others_are_compiled_silently(self, tmp_path):
         code = "import adapt.kernels.numba_.compiler, numba; numba.njit(lambda x: x)(1)"
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        done = python("-c", code)
+        assert done.returncode == 0
         assert done.stderr == ""

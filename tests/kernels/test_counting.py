@@ -44,6 +44,7 @@ class TestCountAtMost:
         counts = count_at_most(torch.from_numpy(values), thresholds)
         assert counts.tolist() == one_by_one(values, thresholds)
 
+    @pytest.mark.covering(2)
     @pytest.mark.parametrize("n", [1, 5_000, 70_000, 400_000])
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
     @pytest.mark.parametrize("tail", [1.0, 1e4, 1e30])

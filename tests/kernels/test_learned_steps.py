@@ -27,6 +27,7 @@ def values(shape, seed=0):
     return x
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("site", range(len(ROWS)))
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_forward_agrees_bit_for_bit(shape, site):
@@ -40,6 +41,7 @@ def test_forward_agrees_bit_for_bit(shape, site):
     assert torch.equal(in_place, expected)
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("scaling", range(len(SCALINGS)), ids=SCALINGS)
 @pytest.mark.parametrize("site", range(len(ROWS)))
 @pytest.mark.parametrize("shape", [(1,), (5000,), (5, 7, 11, 13)], ids=str)

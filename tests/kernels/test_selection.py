@@ -1,8 +1,6 @@
 """Which back end runs where, and what happens when it cannot."""
 
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -10,6 +8,7 @@ import torch
 from adapt.kernels.numba_ import weights as numba_
 from adapt.kernels.torch_ import weights as torch_
 from adapt.rounding import backend, set_backend
+from tests.processes import python
 
 
 @pytest.fixture(autouse=True)
@@ -50,9 +49,7 @@ def test_a_forced_back_end_that_cannot_work_says_so():
 
 
 def run(code, **environment):
-    result = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True, check=False
-    )
+    result = python("-c", code, environment={**os.environ, **environment})
     assert result.returncode == 0, result.stderr
     return result.stdout.strip()
 

@@ -2,10 +2,10 @@
 
 import os
 import re
-import subprocess
-import sys
 
 import pytest
+
+from tests.processes import python
 
 triton = pytest.importorskip("triton", minversion="3.6")
 
@@ -19,10 +19,10 @@ triton = pytest.importorskip("triton", minversion="3.6")
 )
 def test_the_interpreter_gives_the_bits_of_the_other_back_ends(selection):
     """In a new process, because Triton reads the variable when it is imported."""
-    command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", "-k", selection]
+    command = ["-m", "pytest", "-x", "-p", "no:cacheprovider", "-k", selection]
     command.append("tests/kernels/test_agreement.py")
     environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    result = python(*command, environment=environment)
     assert result.returncode == 0, result.stdout[-3000:]
     assert int(re.search(r"(\d+) passed", result.stdout).group(1)) > 30
 

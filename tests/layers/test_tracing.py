@@ -74,6 +74,7 @@ def drawn_by_lightning(model, folder):
     logger.finalize("success")
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("draw", [drawn_by_torch, drawn_by_lightning])
 @pytest.mark.parametrize("attach", [*GUESTS, adaptive(activations="range", quantize_errors=True)])
 def test_tensorboard_may_draw_the_graph_without_a_trace_in_training(attach, draw, tmp_path):

@@ -80,9 +80,15 @@ def outcome(learner):
     }
 
 
+def run(rank, size, folder):
+    """What each of several processes does that no launcher started."""
+    torch.distributed.init_process_group("gloo", f"file://{folder / 'meeting'}", rank=rank, world_size=size)
+    main(folder)
+
+
 def main(folder):
+    """Train as one rank of the process group, and write what came of it."""
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo")
     rank, size = torch.distributed.get_rank(), torch.distributed.get_world_size()
     learner, _ = train(rank, size)
     torch.save(outcome(learner), folder / f"whole_{rank}.pt")
@@ -99,4 +105,5 @@ def main(folder):
 
 
 if __name__ == "__main__":
+    torch.distributed.init_process_group("gloo")
     main(Path(sys.argv[1]))

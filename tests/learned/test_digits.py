@@ -10,6 +10,7 @@ pytest.importorskip("sklearn")
 from sklearn.datasets import load_digits
 
 from adapt.learned import Budget, Phases, attach, attach_lsq
+from tests.covering import picked
 
 BATCH = 64
 PHASES = Phases(100, 200, 100)
@@ -60,7 +61,7 @@ def train(digits, assemble):
     return accuracy_of(model, test, labels), learner
 
 
-@pytest.mark.parametrize("bits", [2.5, 4])
+@pytest.mark.parametrize("bits", picked([2.5, 4], 2.5))
 def test_learned_widths(digits, bits):
     accuracy, learner = train(
         digits,
@@ -106,7 +107,7 @@ def test_pictures_without_a_sign_are_told_from_those_with_one(digits):
     assert not learner.formats["3.input"].signed
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", picked([4, 8], 4))
 def test_ranges_follow_the_weights_in_few_updates(digits, bits):
     """Without normalisation weights grow by more than their first ranges hold."""
     x, y, _, _ = digits

@@ -67,7 +67,6 @@ def test_no_width_ever_leaves_its_bounds(first, scale):
     assert torch.isfinite(model.first.weight).all()
 
 
-@settings(deadline=None)
 @given(data=st.data(), floor=st.sampled_from([1, 2]), seed=st.integers(0, 100))
 def test_any_step_and_range_are_moved_within_the_bounds(data, floor, seed):
     count, weights = 12, 7
@@ -121,6 +120,7 @@ def test_lsq_of_a_pinned_layer_is_lsq_of_these_bits():
     assert mixed[2].formats["head.weight"] == networks.given(3)[2].formats["head.weight"]
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("again", [PINS, None])
 @pytest.mark.parametrize(
     "make",

@@ -164,6 +164,7 @@ SCHEDULERS = {
 }
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("late", [False, True], ids=["before attaching", "after attaching"])
 @pytest.mark.parametrize("make", SCHEDULERS.values(), ids=SCHEDULERS)
 @pytest.mark.parametrize("how", ["learned", "lsq"])

@@ -1,6 +1,7 @@
 """Formats of weights that begin near zero follow them as they grow; those of other weights are left to learning."""
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -89,6 +90,7 @@ FORMATS = {
 }
 
 
+@functools.cache
 def losses(make, optimizer, attach_to=None, steps=180):
     torch.manual_seed(0)
     model, teacher = make(), torch.randn(16, 4)
@@ -105,6 +107,7 @@ def losses(make, optimizer, attach_to=None, steps=180):
     return found, learner
 
 
+@pytest.mark.covering(2)
 @pytest.mark.parametrize("make", [adapters, *map(head, (0.0, 1e-8, 1e-2))], ids=["lora", 0, 1e-8, 1e-2])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
 @pytest.mark.parametrize("how", FORMATS)

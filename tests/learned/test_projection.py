@@ -31,6 +31,7 @@ def large(weights, inputs):
     return model, optimizer, data
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize(("floor", "bits"), [(2, 2.0), (2, 4.0), (2, 12.0), (1, 1.2), (1, 2.0)])
 @pytest.mark.parametrize(("weights", "inputs"), [(1, 1), (10, 1), (1, 100), (10, 100)])
 def test_sizes_are_within_the_budgets_and_stay(weights, inputs, floor, bits):

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from adapt.learned import SCALINGS, lsq, quantize, word_length
@@ -36,7 +36,6 @@ def test_forward_is_the_formula(x, d, ratio, signed):
     assert found.item() == pytest.approx(expected, abs=1e-9) or abs(abs((x / float(d)) % 1 - 0.5)) < 1e-6
 
 
-@settings(deadline=None)
 @given(
     x=VALUES,
     d=STEPS,
@@ -82,6 +81,7 @@ def test_word_length_is_the_formula(d, ratio, signed):
     assert word_length(d, q, signed).tolist() == [twin.word_length(float(d), float(q), signed)]
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("bits", range(2, 12))
 @pytest.mark.parametrize("signed", [True, False])
 def test_a_word_of_so_many_bits_has_that_length_and_its_levels(bits, signed):
@@ -121,7 +121,6 @@ def test_unsigned_one_bit_has_two_levels():
 
 @given(st.integers(0, 2**31), st.sampled_from([1, 2]), st.booleans())
 @example(3928, 1, False)  # a range within the slack of its word
-@settings(deadline=None, max_examples=30)
 def test_closed_form_of_the_sums_is_autograds(seed, floor, signed):
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(4, 50, generator=generator, dtype=torch.float64)
@@ -196,6 +195,7 @@ def test_steps_and_ranges_are_positive_and_finite(value):
 # LSQ
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("bits", range(1, 9))
 @pytest.mark.parametrize("signed", [True, False])
 def test_lsq_is_its_equations(bits, signed):

@@ -2,12 +2,13 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
+from tests.learned import ranks
 from tests.learned.ranks import outcome, train, train_aqt
+from tests.processes import ROOT, together
 
 PROCESSES = 2
 
@@ -15,18 +16,21 @@ TOLERANCE = 2e-4
 """The mean over the parts of a batch rounds in another order, and percentiles of parts are averaged."""
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("ranks")
+def forked(folder):
+    together(PROCESSES, ranks.run, folder)
+
+
+def by_torchrun(folder):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(PROCESSES), "--standalone"]
-    done = subprocess.run(
-        [*command, "-m", "tests.learned.ranks", str(folder)],
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
+    command += ["-m", "tests.learned.ranks", str(folder)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.fixture(scope="module", params=[forked, pytest.param(by_torchrun, marks=pytest.mark.long)])
+def folder(tmp_path_factory, request):
+    folder = tmp_path_factory.mktemp("ranks")
+    request.param(folder)
     return folder
 
 

@@ -46,6 +46,7 @@ def back_end(request):
     set_backend(None)
 
 
+@pytest.mark.covering(2)
 @pytest.mark.usefixtures("back_end")
 @pytest.mark.parametrize("make", [fixed, learning])
 @pytest.mark.parametrize("compiler", ["eager", "aot_eager"])

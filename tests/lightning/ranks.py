@@ -1,5 +1,10 @@
-"""One process of several: `python -m tests.lightning.ranks FOLDER PROCESSES` starts the others as Lightning does."""
+"""One process of several: `python -m tests.lightning.ranks FOLDER PROCESSES [--fork]`.
 
+Lightning starts the others, or, with --fork, this process does before it trains, as torchrun would.
+"""
+
+import os
+import socket
 import sys
 from pathlib import Path
 
@@ -30,7 +35,7 @@ class Share(lightning.LightningDataModule):
 
 
 def train(folder, processes, ckpt_path=None):
-    """Train on batches that are split over the processes; answers callback and trainer."""
+    """Train on batches that are split over the processes; return callback and trainer."""
     callback = precision(l1=1e-3, l2=1e-3)
     strategy = DDPStrategy(process_group_backend="gloo") if processes > 1 else "auto"
     run = lightning.Trainer(
@@ -54,10 +59,29 @@ def outcome(callback):
     }
 
 
+def fork(processes):
+    """Become several processes, each with the variables by which Lightning knows that all of them are there."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    rank, started = 0, []
+    while rank == 0 and len(started) + 1 < processes:
+        child = os.fork()
+        if child == 0:
+            rank = len(started) + 1
+        started.append(child)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0"}
+    os.environ |= {"LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
+    return started if rank == 0 else []
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     folder, processes = Path(sys.argv[1]), int(sys.argv[2])
+    others = fork(processes) if "--fork" in sys.argv else []
     callback, run = train(folder, processes)
     torch.save(outcome(callback), folder / f"whole_{run.global_rank}.pt")
     callback, run = train(folder, processes, ckpt_path=folder / "epoch=0.ckpt")
     torch.save(outcome(callback), folder / f"resumed_{run.global_rank}.pt")
+    if any(os.waitpid(child, 0)[1] for child in others):
+        sys.exit("another rank failed")

@@ -34,6 +34,7 @@ class Remembering(Classifier):
         self.log("chosen", -1.0 if len(self.seen) == 3 else 0.0)
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("kind", CALLBACKS)
 @pytest.mark.parametrize("weights_only", [False, True])
 def test_it_computes_what_the_best_checkpoint_was_validated_with(tmp_path, kind, weights_only):

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 import adapt
 from adapt.learned import Budget
 from adapt.lightning import LearnedBitwidth
+from tests.covering import picked
 from tests.lightning.modules import (
     BATCHES,
     RESTLESS,
@@ -75,6 +76,16 @@ WAYS = {
     "a profiler": {"profiler": "simple"},
 }
 
+QUICK_WAYS = (
+    "as it comes",
+    "accumulation with a shorter end",
+    "clipping by value",
+    "bf16-mixed",
+    "a scaler, accumulation and clipping",
+    "validation in the middle of an accumulation",
+    "few batches over and over",
+)
+
 OPTIMIZERS = {
     "AdamW": lambda module: torch.optim.AdamW(module.parameters(), lr=0.01),
     "fused Adam": lambda module: torch.optim.Adam(module.parameters(), lr=0.01, fused=True),
@@ -99,12 +110,12 @@ def assert_on_grid_everywhere(module, **options):
     return callback
 
 
-@pytest.mark.parametrize("options", WAYS.values(), ids=WAYS)
+@pytest.mark.parametrize("options", picked(WAYS, *QUICK_WAYS))
 def test_every_forward_pass_is_on_the_grid(options):
     assert_on_grid_everywhere(Classifier(), **options)
 
 
-@pytest.mark.parametrize("configure", OPTIMIZERS.values(), ids=OPTIMIZERS)
+@pytest.mark.parametrize("configure", picked(OPTIMIZERS, "fused Adam", "several groups", "plateau"))
 def test_every_forward_pass_is_on_the_grid_under(configure):
     assert_on_grid_everywhere(Classifier(configure))
 
@@ -261,7 +272,14 @@ class TestTheEnd:
         fit(module, callback)
         assert_same_run(first, callback.controller)
 
-    @pytest.mark.parametrize("hook", ["training_step", "validation_step", "on_train_epoch_end", "optimizer_step"])
+    @pytest.mark.parametrize(
+        "hook",
+        picked(
+            ["training_step", "validation_step", "on_train_epoch_end", "optimizer_step"],
+            "training_step",
+            "validation_step",
+        ),
+    )
     def test_an_exception_detaches(self, hook):
         class Broken(Classifier):
             calls = 0
@@ -345,6 +363,7 @@ def pickled(callback):
 class TestCopies:
     """A copy has the settings and none of the controllers, whose tensors belong to one module and its optimizer."""
 
+    @pytest.mark.covering(1)
     @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickled])
     @pytest.mark.parametrize("make", [precision, lambda: LearnedBitwidth(Budget(bits=4))], ids=["adaptive", "learned"])
     @pytest.mark.filterwarnings("ignore:no bit width moved")

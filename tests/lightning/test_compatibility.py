@@ -1,8 +1,5 @@
 """Lightning's other features: finders, weight averaging, strategies, and what is refused with a clear sentence."""
 
-import subprocess
-import sys
-
 import lightning
 import pytest
 import torch
@@ -37,6 +34,7 @@ from tests.lightning.modules import (
     trainer,
     weights,
 )
+from tests.processes import python
 from tests.training import is_on_grid
 
 
@@ -335,7 +333,8 @@ class TestARunThatIsTooShort:
 
 def test_importing_adapt_imports_no_lightning():
     code = "import sys, adapt; assert not {'lightning', 'tensorboard', 'matplotlib'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    result = python("-c", code)
+    assert result.returncode == 0, result.stderr
 
 
 def test_the_callback_stands_first_and_the_others_keep_their_order():

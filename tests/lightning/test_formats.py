@@ -34,6 +34,7 @@ class Remembers(Callback):
         self.masters[trainer.global_step] = {name: m.clone() for name, m in controller.masters.items()}
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("weights_only", [False, True])
 @pytest.mark.parametrize("name", CALLBACKS)
 def test_every_checkpoint_holds_the_formats_of_its_own_step(name, weights_only, tmp_path):
@@ -72,6 +73,7 @@ def test_two_optimizers_share_a_file(tmp_path):
     assert found.keys() == {"generator.weight", "discriminator.weight"}
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("weights_only", [False, True])
 @pytest.mark.parametrize("name", CALLBACKS)
 def test_checkpoints_that_are_saved_after_fit_hold_them_too(name, weights_only, tmp_path):

@@ -26,6 +26,7 @@ from adapt.learned import Budget, Distillation, Widths
 from adapt.lightning import AdaptivePrecision, LearnedBitwidth
 from adapt.lightning.fitting import in_steps
 from adapt.trace.shown import totals
+from tests.covering import picked
 from tests.lightning.modules import Classifier, ResumableLoader, Scaled, assert_nothing_attached, loader, same, trainer
 from tests.lightning.modules import weights as weights_of
 
@@ -147,7 +148,7 @@ def test_tensorboard_gets_pictures_by_layer_and_by_channel(tmp_path):
     assert "adapt/channels/net.0.bias" not in images
 
 
-@pytest.mark.parametrize("stop", [4, 10, 14, 20, 22])
+@pytest.mark.parametrize("stop", picked([4, 10, 14, 20, 22], 4, 14))
 def test_resume_is_exact(tmp_path, stop):
     options = {"enable_checkpointing": True, "max_epochs": 4}
     saving = ModelCheckpoint(tmp_path, "{step}", save_top_k=-1, every_n_train_steps=1)
@@ -411,6 +412,7 @@ class Stops(lightning.Callback):
             trainer.should_stop = True
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("error", [None, ArithmeticError("enough")], ids=["stopped", "failed"])
 @pytest.mark.parametrize(
     ("budgets", "sizes"),

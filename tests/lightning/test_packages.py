@@ -2,8 +2,6 @@
 
 import copy
 import pickle
-import subprocess
-import sys
 
 import lightning.pytorch
 import pytest
@@ -15,11 +13,14 @@ from torch.nn import functional as F
 import adapt
 from adapt.learned import Budget, Distillation
 from adapt.lightning import AdaptivePrecision, LearnedBitwidth
+from tests.covering import picked
 from tests.lightning.modules import RESTLESS, ResumableLoader, Witness, assert_same_run, loader, sgd
+from tests.processes import python
 
 PACKAGES = (lightning.pytorch, pytorch_lightning)
 
-both = pytest.mark.parametrize("package", PACKAGES, ids=lambda package: package.__name__)
+# With lightning.pytorch the other tests of this folder show what these do with both.
+both = pytest.mark.parametrize("package", picked({p.__name__: p for p in PACKAGES}, "pytorch_lightning"))
 
 
 def classifier(package, forward=False):
@@ -106,6 +107,7 @@ class TestInATrainerOfEither:
         assert callback.learner.is_calibrated
         assert callback.learner.size.weight_bits <= 4
 
+    @pytest.mark.covering(1)
     @pytest.mark.parametrize("copied", [copy.deepcopy, lambda callback: pickle.loads(pickle.dumps(callback))])
     @pytest.mark.parametrize(
         "make",
@@ -218,5 +220,5 @@ def test_the_logger_stays_that_of_the_package_that_was_imported_first(package):
 
 
 def run(code):
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    result = python("-c", code)
     assert result.returncode == 0, result.stderr[-2000:]

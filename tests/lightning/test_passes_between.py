@@ -12,6 +12,7 @@ import adapt
 from adapt.layers import frozen_rounding
 from adapt.learned import Budget
 from adapt.lightning import LearnedBitwidth
+from tests.covering import covering
 from tests.lightning.modules import Classifier, fit, precision
 
 VIEWS = {"eval": "evaluation", "evaluation_weights": "evaluation", "master_weights": "masters"}
@@ -92,6 +93,10 @@ CASES = [
 ]
 
 
+# Every pair of callback, way, view and graph; the other combinations are long.
+QUICK = covering([dict(enumerate(case)) for case in CASES], 2)
+
+
 def trained(make, how, by_copy, with_graph, *, automatic, configure=None, **options):
     module = Consistent(how, by_copy, with_graph=with_graph, automatic=automatic)
     module.configure = configure or module.configure
@@ -100,7 +105,10 @@ def trained(make, how, by_copy, with_graph, *, automatic, configure=None, **opti
     return [controller.masters for controller in module.callback.controllers]
 
 
-@pytest.mark.parametrize(("callback", "way", "how", "with_graph"), CASES)
+@pytest.mark.parametrize(
+    ("callback", "way", "how", "with_graph"),
+    [pytest.param(*case, marks=() if i in QUICK else pytest.mark.long) for i, case in enumerate(CASES)],
+)
 def test_the_run_is_that_in_which_a_copy_made_the_pass(callback, way, how, with_graph):
     runs = [trained(CALLBACKS[callback], how, by_copy, with_graph, **WAYS[way]) for by_copy in (False, True)]
     for found, expected in zip(*runs, strict=True):

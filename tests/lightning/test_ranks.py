@@ -1,14 +1,11 @@
-"""Several processes that Lightning starts train as one does on the combined batch."""
-
-import subprocess
-import sys
-from pathlib import Path
+"""Several processes train in Lightning as one does on the combined batch."""
 
 import pytest
 import torch
 
 import adapt
 from tests.lightning.ranks import EPOCHS, outcome, train
+from tests.processes import LIGHTNING, python
 
 PROCESSES = 2
 
@@ -16,11 +13,11 @@ TOLERANCE = 2e-6
 """The mean over the parts of a batch rounds in another order than the mean over the batch."""
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+@pytest.fixture(scope="module", params=["forked", pytest.param("started by Lightning", marks=pytest.mark.long)])
+def folder(tmp_path_factory, request):
     folder = tmp_path_factory.mktemp("ranks")
-    command = [sys.executable, "-m", "tests.lightning.ranks", str(folder), str(PROCESSES)]
-    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=240)
+    options = ["--fork"] if request.param == "forked" else []
+    done = python("-m", "tests.lightning.ranks", folder, PROCESSES, *options, imported=LIGHTNING)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
 

@@ -28,6 +28,7 @@ import adapt
 from adapt import cli, perfmodel
 from adapt.adaptive.controller import Controller
 from adapt.lightning import AdaptivePrecision, LearnedBitwidth, metrics
+from tests.covering import picked
 from tests.lightning.modules import (
     BATCHES,
     RESTLESS,
@@ -219,12 +220,14 @@ class TestWaiting:
 
     @pytest.mark.parametrize(
         "configure",
-        [
-            lambda module: adapt.ASGD(module.net, lr=0.05, policy=RESTLESS),
-            lambda module: adapt.ASGD(module.parameters(), lr=0.05, policy=RESTLESS),
-            lambda module: adapt.ASGD(module.named_parameters(), lr=0.05, policy=RESTLESS),
-        ],
-        ids=["a submodule's names", "no names", "the module's names"],
+        picked(
+            {
+                "a submodule's names": lambda module: adapt.ASGD(module.net, lr=0.05, policy=RESTLESS),
+                "no names": lambda module: adapt.ASGD(module.parameters(), lr=0.05, policy=RESTLESS),
+                "the module's names": lambda module: adapt.ASGD(module.named_parameters(), lr=0.05, policy=RESTLESS),
+            },
+            "no names",
+        ),
     )
     def test_speedups_are_known_whatever_the_layers_are_called(self, configure):
         _, run = fit(Classifier(configure))
@@ -535,6 +538,7 @@ def hparams_file(logger):
 
 
 class TestHyperparameters:
+    @pytest.mark.covering(1)
     @pytest.mark.parametrize("make", [precision, learned, lambda: precision(adapt.MuPPET())])
     @pytest.mark.parametrize("package", [lightning.pytorch, pytorch_lightning], ids=lambda package: package.__name__)
     def test_what_makes_the_run_lies_beside_the_modules_own(self, make, package, tmp_path):
@@ -589,6 +593,7 @@ class TestHyperparameters:
         fit(Classifier(), precision(seed=5), logger=logger, ckpt_path=tmp_path / "last.ckpt")
         assert hparams_file(logger)["adapt"]["seed"] == before.trace.run["seed"]
 
+    @pytest.mark.covering(1)
     @pytest.mark.parametrize("make", [precision, learned])
     @pytest.mark.parametrize("module", [Classifier, WithHyperparameters])
     def test_tensorboard_shows_them(self, make, module, tmp_path):

@@ -7,6 +7,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
 import adapt
+from tests.covering import picked
 from tests.lightning.modules import (
     BATCHES,
     RESTLESS,
@@ -57,6 +58,7 @@ def assert_resumes(tmp_path, make, step, **options):
     assert same(weights(module), weights(whole_module))
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("make", [Classifier, lambda: Classifier(adam)], ids=["SGD", "AdamW and a schedule"])
 def test_after_an_epoch(tmp_path, make, accumulate):
@@ -64,7 +66,7 @@ def test_after_an_epoch(tmp_path, make, accumulate):
     assert_resumes(tmp_path, make, 2 * BATCHES // accumulate, **options)
 
 
-@pytest.mark.parametrize("step", [1, 8, 13])
+@pytest.mark.parametrize("step", picked([1, 8, 13], 8))
 def test_in_the_middle_of_an_epoch(tmp_path, step):
     assert_resumes(tmp_path, Classifier, step, every=1)
 

@@ -56,6 +56,7 @@ def test_this_processor_is_measured():
         assert 0 < layer_latency(small, profile, bits, bits) < layer_latency(large, profile, bits, bits) < 10
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("bits", WIDTHS)
 @pytest.mark.parametrize(
     "workload",

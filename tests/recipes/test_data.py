@@ -173,7 +173,7 @@ def test_damaged_idx_file_is_refused_by_name(tmp_path, kind):
         read_idx(tmp_path / "x.gz", (3, 2, 2))
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_idx_reader_answers_or_refuses_whatever_is_flipped(tmp_path, data):
     content = bytearray(gzip.compress(idx(np.arange(12).reshape(3, 2, 2)), mtime=0))

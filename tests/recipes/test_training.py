@@ -26,7 +26,13 @@ def go(folder=None, **changes):
 
 @pytest.mark.parametrize(
     ("method", "schedule"),
-    [*((method, "onecycle") for method in METHODS), ("float32", "plateau"), ("adapt", "plateau")],
+    [
+        ("adapt", "onecycle"),
+        ("muppet", "onecycle"),
+        ("adapt", "plateau"),
+        *(pytest.param(m, "onecycle", marks=pytest.mark.long) for m in METHODS if m not in ("adapt", "muppet")),
+        pytest.param("float32", "plateau", marks=pytest.mark.long),
+    ],
 )
 def test_an_interrupted_run_ends_as_the_uninterrupted_one(tmp_path, monkeypatch, method, schedule):
     expected = go(method=method, schedule=schedule)
@@ -76,7 +82,14 @@ def test_a_checkpoint_that_would_run_code_is_refused(tmp_path):
         go(tmp_path)
 
 
-@pytest.mark.parametrize(("method", "lr"), [("float32", 0.05), ("adapt", 0.02), ("fixed8", 0.05)])
+@pytest.mark.parametrize(
+    ("method", "lr"),
+    [
+        ("adapt", 0.02),
+        pytest.param("float32", 0.05, marks=pytest.mark.long),
+        pytest.param("fixed8", 0.05, marks=pytest.mark.long),
+    ],
+)
 def test_every_method_learns_the_digits(method, lr):
     run = go(method=method, lr=lr, epochs=4, subset=None)
     assert run.history[-1]["accuracy"] > 0.93

@@ -357,7 +357,7 @@ def broken_run(setting):
     return BROKEN[setting]
 
 
-@settings(max_examples=100, suppress_health_check=[HealthCheck.too_slow])
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data(), setting=st.sampled_from(["paper", "algorithm 4", "biases"]))
 def test_a_state_with_a_broken_part_is_refused_and_nothing_changes(data, setting):
     run, good, before = broken_run(setting)

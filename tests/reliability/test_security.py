@@ -28,7 +28,7 @@ def test_files_that_once_found_something_are_refused_or_read_in_peace(path):
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-@settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=2 * settings.default.max_examples, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_damaged_files_are_refused_or_read_in_peace(data):
     """Valid files with bytes changed, cut out, repeated or put in."""

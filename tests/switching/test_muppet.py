@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import adapt
@@ -73,7 +73,6 @@ class Run:
         self.step(last)
 
 
-@settings(deadline=None, max_examples=60)
 @given(
     seed=st.integers(0, 2**31),
     agreement=st.sampled_from([0.0, 1.0, 3.0, 10.0]),

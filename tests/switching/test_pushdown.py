@@ -38,7 +38,7 @@ def test_the_answer_passes_and_the_next_coarser_format_fails(weights, resolution
         assert divergence(w, quantize(w, formats[place - 1]), resolution) > tolerance
 
 
-@settings(max_examples=200)
+@settings(max_examples=2 * settings.default.max_examples)
 @given(
     tensors(60, exponents=(-110, 110)),
     st.integers(1, 40),
@@ -57,6 +57,7 @@ def test_moved_edges_count_what_rounding_and_saturating_would(weights, resolutio
     assert moved.tolist() == rounded.tolist()
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("denominator", [1, 4, 1024])
 def test_every_candidate_is_judged_by_its_own_rounding(dtype, denominator):
@@ -174,6 +175,7 @@ def test_only_long_words_take_a_second_look_at_the_weights(small, looks, monkeyp
     assert (answer.word_length, answer.fraction_length) == reference.push_down(weights, 2, 0.0)
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("scale", [1e30, 1e-30, 1e-34, 1.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_extreme_weights_keep_their_divergence(scale, dtype):

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from adapt.numerics import Precision
@@ -78,7 +78,6 @@ def test_formats_by_hand(lowest, delta, strategy, buffer_bits, expected):
     assert push_up(lowest, delta, strategy, buffer_bits) == expected
 
 
-@settings(max_examples=50)
 @given(
     st.integers(0, 2**32),
     st.integers(1, 4),

@@ -13,6 +13,7 @@ from recipes.tradeoff.runs import TradeoffSettings
 from recipes.tradeoff.scaling import RATIO, Footprint, factors, footprint_of, largest
 from recipes.tradeoff.study import gather
 from recipes.tradeoff.tasks import TASKS, find
+from tests.covering import picked
 from tests.recipes.small_runs import interrupt, timeless, write_cifar
 from tests.recipes.spoken import write_words
 
@@ -134,7 +135,7 @@ def test_text_is_trained_with_activations_in_float32(tmp_path, monkeypatch):
     assert "Best is" in write(tmp_path / LEDGER)
 
 
-@pytest.mark.parametrize("task", ["keywords", "keywords-gru"])
+@pytest.mark.parametrize("task", picked(["keywords", "keywords-gru"], "keywords-gru"))
 def test_spoken_words_are_told_apart(task, tmp_path):
     write_words(tmp_path, words=("no", "yes"), each=12)
     main([
