@@ -77,6 +77,9 @@ def totals_lines(trace: Trace, widths: Widths | None = None) -> list[str]:
         ("modelled size", f"{figures['size_ratio']:.3f} of float32, zeros left out, at the end"),
         ("modelled memory", f"{figures['memory_ratio']:.3f} of float32, masters included, on average"),
     ]
+    if figures["strategies"] is not None:
+        shares = ", ".join(f"{name} {share:.0%}" for name, share in figures["strategies"].items())
+        lines.append(("push-up strategy", f"{shares} of the rows"))
     made = textwrap.wrap(one_line(trace.run), _WIDTH)
     lines += zip(["made by", *[""] * len(made)], made, strict=False)
     return [f"{name:<17}{value}".rstrip() for name, value in lines]
