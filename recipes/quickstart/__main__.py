@@ -84,7 +84,7 @@ def plain(method: str, model: Classifier, training: Batches, test: Batches, epoc
     else:
         optimizer = torch.optim.SGD(model.parameters(), **model.options)
     schedule = OneCycleLR(optimizer, model.options["lr"], total_steps=model.steps, cycle_momentum=False)
-    recorder = adapt.Recorder(optimizer.controller, folder) if method in METHODS else contextlib.nullcontext()
+    recorder: Any = adapt.Recorder(optimizer.controller, folder) if method in METHODS else contextlib.nullcontext()
     with recorder, tqdm(total=model.steps, desc=f"{method}, plain", unit="step") as bar:
         for epoch in range(epochs):
             training.set_epoch(epoch)
@@ -97,7 +97,12 @@ def plain(method: str, model: Classifier, training: Batches, test: Batches, epoc
                 optimizer.step()
                 schedule.step()
                 bar.update()
-        bar.set_postfix(accuracy=f"{evaluate(model, test)['accuracy']:.3f}")
+            if method in METHODS:
+                recorder.log(loss=loss)
+        accuracy = evaluate(model, test)["accuracy"]
+        bar.set_postfix(accuracy=f"{accuracy:.3f}")
+        if method in METHODS:
+            recorder.log(accuracy=accuracy)
     if method not in METHODS:
         return None
     trace = optimizer.controller.trace

@@ -64,8 +64,20 @@ function comparison() {
       ]),
     ],
   ];
-  const settingsTable = made.length ? facts(runs, [["What made it", settings]], "What made the runs") : null;
-  return make("div", { class: "beside" }, facts(runs, results, "What came out"), settingsTable);
+  return make("div", { class: "beside" }, facts(runs, results, "What came out"), make("div", {}, madeBy(settings)));
+}
+
+/** Make the table of the settings in which the runs differ, and fold away what they share. */
+function madeBy(settings) {
+  const isShared = ([, texts]) => new Set(texts).size === 1;
+  const [shared, differing] = [settings.filter(isShared), settings.filter((row) => !isShared(row))];
+  const said = several ? `${shared.length} settings that the runs share` : `${shared.length} settings that made the run`;
+  const common = shared.map(([name, texts]) => [name, texts.slice(0, 1)]);
+  const heads = several ? [{ label: "all runs" }] : runs;
+  return [
+    differing.length ? facts(runs, [["What made it", differing]], "Settings in which the runs differ") : null,
+    shared.length ? make("details", {}, make("summary", {}, said), facts(heads, [["", common]], said)) : null,
+  ];
 }
 
 /** Make the charts of what was logged, and of the whole network's word length and zeros. */

@@ -34,7 +34,7 @@ function facts(runs, groups, label) {
       make(
         "tbody",
         {},
-        make("tr", {}, make("th", { scope: "rowgroup", colspan: runs.length + 1 }, name)),
+        name ? make("tr", {}, make("th", { scope: "rowgroup", colspan: runs.length + 1 }, name)) : null,
         rows.map(([title, texts]) => {
           const differs = new Set(texts).size > 1;
           return make(
