@@ -139,7 +139,10 @@ class Recorder:
         from adapt.report.text import totals_lines
 
         shown = [f"{self.folder}: {self._controller!r}", *totals_lines(trace)]
-        shown += [f"each layer    adapt report {self.folder}", f"curves        tensorboard --logdir {self.folder}"]
+        shown += [
+            f"each layer       adapt report {self.folder}",
+            f"curves           tensorboard --logdir {self.folder}",
+        ]
         print("\n".join(shown))
 
     def _made(self) -> dict[str, Any]:

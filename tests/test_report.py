@@ -101,6 +101,23 @@ class TestSummary:
         assert first["modelled_share"] == pytest.approx(10 * 8 / (10 * 8 + 20 * 1))
         assert second["divergence"] is None
 
+    def test_why_layers_moved(self):
+        trace = Trace(["a", "b"], [10, 10])
+        word, cost = [[8, 8], [9, 8], [7, 8]], [[np.nan, np.nan], [0.2, 0.1], [-0.4, 0.1]]
+        trace.append(
+            [1, 2, 3],
+            word_length=word,
+            fraction_length=4,
+            nonzero=1.0,
+            strategy=[[1, 1], [1, 1], [3, 3]],
+            rounding_cost=cost,
+        )
+        first, second = summary(trace)
+        assert (first["strategy"], first["rounding_cost"]) == ("max", pytest.approx(-0.1))
+        assert (second["strategy"], second["rounding_cost"]) == (None, None)
+        assert "push-up strategy min 67%, mean 0%, max 33% of the rows" in table(trace)
+        assert "strategy" not in table(example())
+
     def test_without_multiply_adds_the_share_of_the_cost_is_not_known(self):
         assert [row["modelled_share"] for row in summary(example())] == [None, None]
 

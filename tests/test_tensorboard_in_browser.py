@@ -5,11 +5,6 @@ Screenshots stay in pytest's temporary folder, or in the folder that the variabl
 
 import json
 import os
-import shutil
-import socket
-import subprocess
-import sys
-import time
 import urllib.request
 from pathlib import Path
 
@@ -23,33 +18,12 @@ from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
 from adapt.tensorboard import Timeline
-from adapt.trace import Trace
+from tests import browser
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-FLAGS = ("--headless", "--no-sandbox", "--hide-scrollbars", "--enable-unsafe-swiftshader")
 RUN_COLOUR = (255, 112, 67)
 """TensorBoard's colour of the first run in the older tabs."""
 
-pytestmark = [pytest.mark.long, pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")]
-
-
-def run_of(layers: int, rows: int = 2000) -> Trace:
-    """A run like AdaPT's: words of 3 to 14 bits that move every hundred steps or so; short ones have more zeros."""
-    generator = np.random.default_rng(layers)
-    names = [f"layer{1 + i // 6}.{i % 6 // 2}.conv{1 + i % 2}.weight" for i in range(layers - 1)]
-    trace = Trace([*names, "fc.weight"], np.geomspace(500, 500_000, layers).astype(int))
-    moves = generator.random((rows, layers)) < 0.01
-    drift = np.linspace(0, -4, rows)[:, None] * generator.random(layers)
-    words = 8 + np.linspace(2.5, -2.5, layers) + drift + generator.normal(0, 0.8, (rows, layers))
-    held = np.maximum.accumulate(np.where(moves, np.arange(rows)[:, None], 0), axis=0)
-    words = np.take_along_axis(words, held, axis=0).round().clip(3, 14).astype(int)
-    trace.append(np.arange(rows), word_length=words, fraction_length=words - 2, nonzero=1 - 0.4 * np.exp(-words / 4.0))
-    return trace
-
-
-def get(address: str) -> dict:
-    with urllib.request.urlopen(address, timeout=5) as answer:
-        return json.load(answer)
+pytestmark = [pytest.mark.long, pytest.mark.skipif(browser.CHROMIUM is None, reason="there is no Chromium")]
 
 
 @pytest.fixture(scope="module")
@@ -60,30 +34,9 @@ def address(tmp_path_factory):
         with SummaryWriter(folder / f"{layers}-layers") as writer:
             timeline = Timeline(writer)
             timeline.describe({"policy": "AdaPT", "policy.resolution": (50, 150), "rounding": "stochastic", "seed": 0})
-            timeline.write(run_of(layers))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "tensorboard.main", "--logdir", folder, "--host", "127.0.0.1", "--port", str(port)]
-    with (folder / "log").open("w") as log:
-        server = subprocess.Popen([*command, "--load_fast", "false"], stdout=log, stderr=log)
-    try:
-        address = f"http://127.0.0.1:{port}"
-        for _ in range(120):
-            assert server.poll() is None, (folder / "log").read_text()
-            try:
-                tags = get(f"{address}/data/plugin/images/tags").values()
-                if [*map(len, tags)] == [2, 2]:
-                    break
-            except OSError:
-                pass
-            time.sleep(0.5)
-        else:
-            pytest.fail("TensorBoard did not read the runs within a minute")
+            timeline.write(browser.run_of(layers))
+    with browser.tensorboard(folder) as address:
         yield address
-    finally:
-        server.terminate()
-        server.wait(10)
 
 
 @pytest.fixture
@@ -95,11 +48,9 @@ def screenshot(address, tmp_path):
         """Return the page as pixels, uint8 [height, width, 3], once it is drawn."""
         path = kept / f"{name}.png"
         for _ in range(4):
-            subprocess.run(
-                [CHROMIUM, *FLAGS, f"--window-size={size[0]},{size[1]}", "--virtual-time-budget=60000",
-                 f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={path}", f"{address}/{page}"],
-                check=True, capture_output=True, timeout=120,
-            )  # fmt: skip
+            browser.screenshot(
+                f"{address}/{page}", path, size, tmp_path / "profile", "--enable-unsafe-swiftshader", budget=60_000
+            )
             pixels = np.asarray(Image.open(path).convert("RGB"))
             if is_drawn(pixels):
                 break
@@ -138,6 +89,6 @@ def test_policy_and_options_are_under_hparams(address):
     request = urllib.request.Request(
         f"{address}/data/plugin/hparams/session_groups", body, {"Content-Type": "application/json"}
     )
-    groups = get(request)["sessionGroups"]
+    groups = browser.get(request)["sessionGroups"]
     assert len(groups) == 2
     assert all(group["hparams"]["policy"] == "AdaPT" for group in groups)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 import adapt
 from adapt.numerics import LOWEST_FRACTION
 from adapt.report.runs import Run
-from adapt.report.summary import Row
+from adapt.report.summary import Row, strategy_name
 from adapt.report.written import finite
 from adapt.trace import Trace
 from adapt.trace.thinning import thinned
@@ -126,15 +126,17 @@ def _packed(values: NDArray[Any]) -> str:
 def _moves(trace: Trace, layer: int) -> list[list[float | str | None]]:
     """Return a layer's latest moves.
 
-    Of each: step, word and fraction length before and after, Δs, divergence, and the policy's own columns.
+    Of each: step, word and fraction length before and after, strategy, Δs, divergence, rounding cost, and the policy's
+    own columns.
     """
     words, fractions = trace.word_length[:, layer], trace.fraction_length[:, layer]
     moved = np.flatnonzero((words[1:] != words[:-1]) | (fractions[1:] != fractions[:-1]))[-_MOVES:] + 1
-    why = [trace[name][:, layer] for name in ("diversity", "divergence", *trace.own_columns)]
+    why = [trace[name][:, layer] for name in ("diversity", "divergence", "rounding_cost", *trace.own_columns)]
     return [
         [
             int(trace.step[row]),
             *(int(lengths[at]) for at in (row - 1, row) for lengths in (words, fractions)),
+            strategy_name(trace.strategy[row, layer]),
             *(_figure(column[row]) for column in why),
         ]
         for row in moved.tolist()

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adapt.perfmodel.ratios import inference_speedup, memory_ratio, size_ratio
+from adapt.switching.pushup import STRATEGIES
 from adapt.trace import Trace
 from adapt.trace.widths import Widths
 
@@ -55,8 +56,9 @@ def summary(trace: Trace, operations: Mapping[str, int] | None = None, widths: W
         (shares); moves, raised and lowered (changes of the format, of them to more and to fewer bits) and last_move
         (its step, None without one); bytes, those of the layer's words packed without gaps, and float32_bytes;
         modelled_speedup, 32/(sp·WL), and modelled_share, the layer's share of ops·sp·WL; diversity_raised and
-        diversity_lowered, medians of Δs in the windows that ended with such a move, and divergence, the median of the
-        bits that push-down gave up at a move.
+        diversity_lowered, medians of Δs in the windows that ended with such a move; divergence and rounding_cost, the
+        medians of the bits that push-down gave up, and of what rounding the layer had cost the loss, at a move; and
+        strategy, AdaPT's push-up strategy at the last move.
 
     Raises:
         ValueError: the trace has no rows.
@@ -95,6 +97,8 @@ def summary(trace: Trace, operations: Mapping[str, int] | None = None, widths: W
                 "diversity_raised": _median(windows[change[:, i] > 0]),
                 "diversity_lowered": _median(windows[change[:, i] < 0]),
                 "divergence": _median(trace.divergence[moves, i]),
+                "rounding_cost": _median(trace.rounding_cost[moves, i]),
+                "strategy": strategy_name(trace.strategy[moves[-1], i]) if len(moves) else None,
             }
         )
     return rows
@@ -119,7 +123,19 @@ def overall(trace: Trace, rows: list[Row], operations: Mapping[str, int] | None 
         "modelled_inference_speedup": _finite(inference_speedup(counts, trace.word_length[-1:], trace.nonzero[-1:]))
         if known and counts is not None
         else None,
+        "strategies": _strategies(trace),
     }
+
+
+def strategy_name(code: int) -> str | None:
+    """Return the name of a push-up strategy as the trace's column holds it; None without one."""
+    return STRATEGIES[code - 1] if code else None
+
+
+def _strategies(trace: Trace) -> dict[str, float] | None:
+    """Return the share of the rows that each push-up strategy has; None if the policy has none."""
+    codes = trace.strategy.max(axis=1)
+    return {name: float((codes == code).mean()) for code, name in enumerate(STRATEGIES, 1)} if codes.any() else None
 
 
 def check_rows(trace: Trace) -> None:

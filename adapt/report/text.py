@@ -52,7 +52,7 @@ def table(trace: Trace, widths: Widths | None = None) -> str:
     ]
     head, subhead, *body = aligned(list(zip(*columns, strict=True)), left=1, gap="    ")
     rule = "-" * max(map(len, (head, subhead, *body)))
-    return "\n".join([head, subhead, rule, *body, "", *totals_lines(trace, widths)])
+    return "\n".join([head, subhead, rule, *body, "", *totals_lines(trace, widths), *_made_lines(trace)])
 
 
 def totals_lines(trace: Trace, widths: Widths | None = None) -> list[str]:
@@ -77,9 +77,16 @@ def totals_lines(trace: Trace, widths: Widths | None = None) -> list[str]:
         ("modelled size", f"{figures['size_ratio']:.3f} of float32, zeros left out, at the end"),
         ("modelled memory", f"{figures['memory_ratio']:.3f} of float32, masters included, on average"),
     ]
+    if figures["strategies"] is not None:
+        shares = ", ".join(f"{name} {share:.0%}" for name, share in figures["strategies"].items())
+        lines.append(("push-up strategy", f"{shares} of the rows"))
+    return [f"{name:<17}{value}" for name, value in lines]
+
+
+def _made_lines(trace: Trace) -> list[str]:
+    """Return what made the run, in lines under one name."""
     made = textwrap.wrap(one_line(trace.run), _WIDTH)
-    lines += zip(["made by", *[""] * len(made)], made, strict=False)
-    return [f"{name:<17}{value}".rstrip() for name, value in lines]
+    return [f"{'' if index else 'made by':<17}{line}" for index, line in enumerate(made)]
 
 
 def one_line(value: object) -> str:

@@ -30,7 +30,9 @@ _LAYERS = {
     "moves": "moves",
     "bytes": "bytes",
     "modelled_share": "modelled cost",
+    "strategy": "strategy",
     "divergence": "divergence",
+    "rounding_cost": "rounding cost",
 }
 
 
@@ -56,7 +58,9 @@ def as_markdown(runs: Sequence[Row]) -> str:
     for run in runs:
         parts += [f"## {_escaped(run['run'])}"]
         parts += [f"- {_escaped(name)}: {_escaped(one_line(value))}" for name, value in run["made"].items()]
-        parts.append(_table(list(_LAYERS.values()), [_cells(row, _LAYERS) for row in run["layers"]]))
+        layers = run["layers"]
+        known = {name: head for name, head in _LAYERS.items() if any(row.get(name) is not None for row in layers)}
+        parts.append(_table(list(known.values()), [_cells(row, known) for row in layers]))
     return "\n\n".join(parts)
 
 
@@ -79,7 +83,7 @@ def _cell(name: str, value: Any) -> str:
     if name in ("nonzero", "nonzero_last", "modelled_share"):
         return f"{value:.1%}"
     if isinstance(value, float):
-        return f"{value:.3g}" if name == "divergence" else f"{value:.2f}"
+        return f"{value:.3g}" if name in ("divergence", "rounding_cost") else f"{value:.2f}"
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 

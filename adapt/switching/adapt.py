@@ -22,7 +22,7 @@ from adapt.switching.entropy import first_step
 from adapt.switching.lookback import next_lookback, next_resolution, next_strategy
 from adapt.switching.policy import Observation
 from adapt.switching.pushdown import lowest_precision, push_down
-from adapt.switching.pushup import push_up, push_up_by_diversity
+from adapt.switching.pushup import STRATEGIES, push_up, push_up_by_diversity
 
 EIGHT_BITS = Precision(8, 4)
 
@@ -203,6 +203,7 @@ class AdaPT:
             divergence=np.full(layers, np.nan),
             strategy="min",
             losses=(),
+            rounding_cost=np.full(layers, np.nan),
         )
 
     def patience(self, state: AdaPTState) -> int:
@@ -278,6 +279,7 @@ class AdaPT:
             divergence=divergences,
             strategy=strategy,
             losses=losses,
+            rounding_cost=state.rounding_cost,
         )
 
     def _strategy(self, state: AdaPTState, loss: float | None) -> tuple[str, tuple[float, ...]]:
@@ -309,10 +311,13 @@ class AdaPT:
         return push_up_by_diversity(lowest, current, kept, buffer_bits=self.buffer_bits), given_up
 
     def record(self, state: AdaPTState) -> dict[str, NDArray[Any]]:
-        """Return the trace's columns of algorithm 2."""
+        """Return the trace's columns of algorithm 2; of `compact`, the rounding cost in place of the strategy."""
+        by_loss = self.push_up == "loss"
+        strategy = np.full(len(state.formats), 1 + STRATEGIES.index(state.strategy))
         return {
             "lookback": state.lookback,
             "resolution": state.resolution,
             "diversity": state.diversity,
             "divergence": state.divergence,
+            **({"rounding_cost": state.rounding_cost} if by_loss else {"strategy": strategy}),
         }

@@ -1,5 +1,6 @@
 """What AdaPT remembers between steps."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +21,8 @@ class AdaPTState(State):
         sum_of_norms: Σ‖G‖ of each layer's window, [layers].
         diversity: Δs of each layer after its latest gradient, [layers].
         divergence: bits of divergence that each layer's latest push-down gave up; NaN before the first, [layers].
+        rounding_cost: what rounding each layer cost the loss in its latest window under `AdaPT.compact()`; NaN before
+            its first one ended, and under other rules, [layers].
         strategy: "min", "mean" or "max"; one for the whole network.
         losses: the latest losses, oldest first, at most as many as the longest lookback.
     """
@@ -31,6 +34,7 @@ class AdaPTState(State):
     divergence: NDArray[np.float64]
     strategy: str
     losses: tuple[float, ...]
+    rounding_cost: NDArray[np.float64] = math.nan  # type: ignore[assignment]  # of every layer, in states that lack it
 
     def check(self) -> None:
         """Refuse a state that no run can reach; it may come from a file."""

@@ -72,6 +72,7 @@ def advance(
     sum_of_norms = state.sum_of_norms + np.where(seen, observation.norms, 0.0)
     pairs = zip(sum_of_norms.tolist(), observation.norms_of_sums.tolist(), strict=True)
     diversities = np.where(seen, [diversity(*pair) for pair in pairs], state.diversity)
+    rounding_cost = state.rounding_cost.copy()
     windows = np.clip(state.lookback, *lookback)
     if observation.loss is not None and math.isfinite(observation.loss):
         losses = (*losses, observation.loss)[-lookback[1] :]
@@ -80,7 +81,7 @@ def advance(
         outgrown = seen & (getattr(observation, "saturated", np.zeros(len(seen))) > OUTGROWN)
         ended = gradients > 0 if full else outgrown
         judged = Windows(np.flatnonzero(ended & observation.sound), gradients, sum_of_norms, losses)
-        formats = switched(formats, judged, observation, bits, tolerance, count)
+        formats, rounding_cost[judged.layers] = switched(formats, judged, observation, bits, tolerance, count)
         windows = np.minimum(2 * windows, lookback[1]) if full else windows
         gradients, sum_of_norms = np.where(ended, 0, gradients), np.where(ended, 0.0, sum_of_norms)
     return replace(
@@ -90,6 +91,7 @@ def advance(
         lookback=windows,
         sum_of_norms=sum_of_norms,
         diversity=diversities,
+        rounding_cost=rounding_cost,
         losses=losses,
     )
 
@@ -117,9 +119,9 @@ def switched(
     bits: float | None,
     tolerance: float,
     count: Count = "words",
-) -> tuple[LayerFormat, ...]:
-    """Return the formats after these windows: the layers among them share the bits that are left to them, each within
-    the observation's bounds.
+) -> tuple[tuple[LayerFormat, ...], list[float]]:
+    """Return the formats after these windows, and the `rounding_cost` of each layer among them: these layers share the
+    bits that are left to them, each within the observation's bounds.
 
     Args:
         formats: the present format of each layer.
@@ -134,9 +136,9 @@ def switched(
     """
     moving = windows.layers.tolist()
     if not moving:
-        return formats
+        return formats, []
     by_loss = bits is None and len(windows.losses) > 0
-    numel, tables, spent, kept, cost = [], {}, 0.0, 0.0, 0.0
+    numel, tables, spent, kept, costs = [], {}, 0.0, 0.0, list[float]()
     for layer, chosen_form in enumerate(observation.confined(formats)):
         weights = observation.weights[layer]  # Once, because looking gathers weights that are spread over processes.
         form = fixed_point(chosen_form, weights)
@@ -146,7 +148,7 @@ def switched(
         else:
             spent += weights.numel() * bits_taken(weights, form, count) if bits is None else 0.0
             tables[layer] = choices(weights, form, count, observation.bounds[layer])
-            cost += _cost(layer, weights, form, windows, observation) if by_loss else 0.0
+            costs.append(_cost(layer, weights, form, windows, observation))
     sizes = np.array(numel)
     here = max(int(sizes[moving].sum()), 1)
     if bits is not None:
@@ -154,21 +156,21 @@ def switched(
     elif by_loss:
         window = int(windows.gradients[moving].max())
         allowed = tolerance * abs(fmean(windows.losses[-window:])) * here / max(float(sizes.mean()), 1)
-        budget = next_bits(spent / here, cost, allowed) * here
+        budget = next_bits(spent / here, sum(costs), allowed) * here
     else:
         budget = spent
     powers = np.square(windows.sum_of_norms[moving] / windows.gradients[moving])
     errors = padded([[error for _, error, _ in tables[layer]] for layer in moving])
     taken_by = padded([[length for _, _, length in tables[layer]] for layer in moving])
-    costs, prices = powers[:, None] * errors, sizes[moving, None] * taken_by
-    chosen = allocate(costs, prices, budget)
+    losses, prices = powers[:, None] * errors, sizes[moving, None] * taken_by
+    chosen = allocate(losses, prices, budget)
     if count == "entropy":
         now = [present_step(tables[layer], formats[layer]) for layer in moving]
-        chosen = steady(costs, prices, np.array(now), chosen, budget)
+        chosen = steady(losses, prices, np.array(now), chosen, budget)
     after = list(formats)
     for layer, index in zip(moving, chosen.tolist(), strict=True):
         after[layer] = tables[layer][index][0]
-    return tuple(after)
+    return tuple(after), costs
 
 
 def check_bounds(bounds: Sequence[Bounds], sizes: Sequence[int], bits: float) -> None:

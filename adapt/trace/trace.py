@@ -82,6 +82,18 @@ class Trace(Archived):
         nan=True,
         doc="AdaPT eq. 1, bits, at the layer's last switch; NaN before its first one",
     )
+    strategy = Column(
+        np.int8, 0, 3, float32=0, default=0, doc="AdaPT's push-up strategy: 1 min, 2 mean, 3 max; 0 without"
+    )
+    rounding_cost = Column(
+        np.float32,
+        -math.inf,
+        math.inf,
+        float32=math.nan,
+        default=math.nan,
+        nan=True,
+        doc="By how much rounding the layer raised the loss in its last window, to first order; NaN if not measured",
+    )
 
     def __init__(
         self, layers: Sequence[str], numel: ArrayLike, columns: Mapping[str, Column[Any]] | None = None

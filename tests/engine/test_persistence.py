@@ -99,6 +99,8 @@ def test_a_resumed_run_is_the_uninterrupted_run(options, stop):
         "resolution",
         "diversity",
         "divergence",
+        "strategy",
+        "rounding_cost",
     ):
         np.testing.assert_array_equal(getattr(other.trace, field), getattr(controller.trace, field), field)
     other_model.eval()(batch(0)[0])

@@ -42,7 +42,7 @@ from tests.lightning.modules import (
 )
 from tests.trace.test_own_columns import Counting
 
-INTERNALS = ("lookback", "resolution", "diversity")
+INTERNALS = ("lookback", "resolution", "diversity", "strategy")
 FIELDS = ("word_length", "fraction_length", "nonzero")
 AGGREGATES = ("mean_word_length", "nonzero", "size_ratio", "memory_ratio", "training_speedup", "inference_speedup")
 
@@ -203,7 +203,7 @@ class TestLogging:
 def first_rows(trace, rows):
     """A trace of the first rows of another."""
     part = adapt.Trace(trace.layers, trace.numel)
-    fields = (*FIELDS, *INTERNALS, "divergence")
+    fields = (*FIELDS, *INTERNALS, "divergence", "rounding_cost")
     part.append(trace.step[:rows], **{field: getattr(trace, field)[:rows] for field in fields})
     return part
 

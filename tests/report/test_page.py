@@ -4,7 +4,6 @@ import base64
 import hashlib
 import json
 import re
-import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
@@ -18,6 +17,7 @@ from adapt.report.page import COLUMNS, as_html
 from adapt.report.runs import Run, load_run
 from adapt.trace import Column, Trace
 from adapt.trace.widths import Widths
+from tests.browser import CHROMIUM
 
 EVIL = "</script><b>bold</b>&amp;<!--"
 
@@ -66,6 +66,8 @@ def example(rows: int = 400, layers: int = 3, every: int = 50) -> Trace:
         nonzero=np.broadcast_to(1 - step / (2 * rows), word.shape),
         diversity=np.where(step % 2 == 0, np.inf, 1.5 + 0 * word),
         divergence=np.where(step < rows // 2, np.nan, 0.25 + 0 * word),
+        strategy=np.broadcast_to(np.where(step < rows // 4, 1, 3), word.shape),
+        rounding_cost=np.where(step < rows // 2, np.nan, -0.001 + 0 * word),
     )
     return trace
 
@@ -116,13 +118,13 @@ class TestData:
         (run,) = embedded(Run("run", trace))
         moves = run["moved"][1]
         assert [move[0] for move in moves] == trace.step[trace.switches()[:, 1]].tolist()
-        step, word, fraction, next_word, next_fraction, diversity, divergence = moves[-1]
+        step, word, fraction, next_word, next_fraction, strategy, diversity, divergence, cost = moves[-1]
         row = step - 1
         assert (word, fraction) == (trace.word_length[row - 1, 1], trace.fraction_length[row - 1, 1])
         assert (next_word, next_fraction) == (trace.word_length[row, 1], trace.fraction_length[row, 1])
         assert diversity == (1.5 if row % 2 else "∞")
-        assert divergence == 0.25
-        assert moves[0][6] is None  # not measured yet
+        assert (strategy, divergence, cost) == ("max", 0.25, -0.001)
+        assert moves[0][5:] == ["min", "∞", None, None]  # not measured yet
 
     def test_the_policys_own_columns(self):
         own = {"cost": Column(np.float64, 0, np.inf, float32=0, default=0, nan=True)}
@@ -237,9 +239,6 @@ class TestCommand:
         assert [row["packed_bytes"] for row in run["layers"]] == [5, 77, 8]
         assert run["totals"]["packed_bytes"] == 90
         assert "packed_bytes" not in load_run(folder).figures()["totals"]
-
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")

@@ -59,9 +59,10 @@ def test_compact_shares_bits_out_within_the_bounds(sizes, pairs, bits, count, se
     layers = len(sizes)
     sums = [0.01 * torch.randn(size, generator=generator) for size in sizes]
     windows = Windows(np.arange(layers), np.full(layers, 4), np.exp2(np.arange(layers)), (1.0,) * 4)
-    found = switched((Precision(8, 6),) * layers, windows, observed(weights, sums, pairs), bits, 0.001, count)
+    found, costs = switched((Precision(8, 6),) * layers, windows, observed(weights, sums, pairs), bits, 0.001, count)
     lengths = [form.word_length for form in found]
     assert all(isinstance(form, Precision) for form in found)
+    assert len(costs) == layers
     assert all(low <= length <= high for (low, high), length in zip(pairs, lengths, strict=True))
     if count == "words" and bits is not None:
         fewest = sum(low * size for (low, _), size in zip(pairs, sizes, strict=True))
@@ -72,7 +73,7 @@ def test_bits_that_a_pinned_layer_leaves_go_to_the_others():
     weights = [torch.randn(1000, generator=torch.Generator().manual_seed(i)) for i in range(3)]
     windows = Windows(np.arange(3), np.full(3, 4), np.ones(3), (1.0,))
     observation = observed(weights, weights, [(8, 8), ALL, ALL])
-    found = switched((Precision(8, 6),) * 3, windows, observation, 4.0, 0.001)
+    found, _ = switched((Precision(8, 6),) * 3, windows, observation, 4.0, 0.001)
     assert [form.word_length for form in found] == [8, 2, 2]
 
 

@@ -17,6 +17,7 @@ import adapt
 from adapt.trace import Column, Trace, archive
 
 FIELDS = ("word_length", "fraction_length", "nonzero", "lookback", "resolution", "diversity", "divergence")
+FIELDS += ("strategy", "rounding_cost")
 MEMBERS = ("version", "release", "layers", "columns", "run.json", "numel", "step", *FIELDS)
 
 
@@ -29,6 +30,8 @@ def row(**changes):
         "resolution": [50, 51],
         "diversity": [1.5, np.inf],
         "divergence": [np.nan, 0.01],
+        "strategy": [1, 3],
+        "rounding_cost": [np.nan, -0.25],
     } | changes
 
 
@@ -70,6 +73,8 @@ def traces(draw):
         resolution=block(np.int64, st.integers(0, 10**6)),
         diversity=block(np.float32, st.floats(0, width=32, allow_nan=False)),
         divergence=block(np.float32, st.floats(0, 100, width=32) | st.just(np.nan)),
+        strategy=block(np.int64, st.integers(0, 3)),
+        rounding_cost=block(np.float32, st.floats(width=32)),
     )
     return trace
 
@@ -89,7 +94,7 @@ class TestReading:
         assert np.isnan(trace.divergence[:, 0]).all()
 
     def test_no_field_takes_more_than_four_bytes_a_value(self):
-        assert sum(getattr(small(), name).dtype.itemsize for name in FIELDS) == 24
+        assert sum(getattr(small(), name).dtype.itemsize for name in FIELDS) == 29
 
     def test_an_array_read_earlier_keeps_its_rows(self):
         trace = small()

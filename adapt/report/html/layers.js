@@ -1,5 +1,8 @@
 // The table of layers: a row for each layer of each run, sorted by any column.
 
+/** Whether a figure is known of any layer. */
+const someRow = (runs, value) => runs.some((run) => run.layers.some((row) => value(row) != null));
+
 /** Return the groups of columns: [name, columns], each column [head, value of a row, how it reads, what it means]. */
 function layerColumns(runs) {
   const inFile = ["in file", (row) => row.packed_bytes, whole, "in the packed file, entropy-coded where that is smaller"];
@@ -46,7 +49,8 @@ function layerColumns(runs) {
         ["up", (row) => row.raised, whole, "to more bits"],
         ["down", (row) => row.lowered, whole, "to fewer bits"],
         ["last at", (row) => row.last_move, whole, "step of the last move"],
-      ],
+        ["strategy", (row) => row.strategy, known(String), "AdaPT's push-up strategy at the last move"],
+      ].filter(([head, value]) => head !== "strategy" || someRow(runs, value)),
     ],
     [
       "medians at moves",
@@ -54,7 +58,8 @@ function layerColumns(runs) {
         ["Δs up", (row) => row.diversity_raised, short, "gradient diversity of windows that ended with more bits"],
         ["Δs down", (row) => row.diversity_lowered, short, "gradient diversity of windows that ended with fewer bits"],
         ["divergence", (row) => row.divergence, short, "bits of divergence that push-down gave up"],
-      ],
+        ["rounding cost", (row) => row.rounding_cost, short, "by how much rounding the layer raised the loss"],
+      ].filter(([, value]) => someRow(runs, value)),
     ],
     ["policy, last", [...new Set(runs.flatMap((run) => Object.keys(run.own)))].map(own)],
   ];

@@ -20,12 +20,21 @@ const isCosted = (run) =>
 function section(title, about, ...parts) {
   const content = parts.flat(Infinity);
   const note = about ? make("p", { class: "note" }, about) : null;
-  if (content.length) page.append(make("section", {}, make("h2", {}, title), note, content));
+  const id = title.toLowerCase().replaceAll(" ", "-");
+  if (content.length) page.append(make("section", { id }, make("h2", {}, title), note, content));
 }
 
 /** Under a head for each run, unless there is only one. */
 const perRun = (chosen, show) =>
   chosen.flatMap((run) => [several ? make("h3", { class: "name" }, run.label) : null, show(run)]);
+
+/** The shares of the push-up strategies as text: "min 12.0 %, max 88.0 %". */
+const strategies = known((shares) =>
+  Object.entries(shares)
+    .filter(([, share]) => share > 0)
+    .map(([name, share]) => `${name} ${percent(share)}`)
+    .join(", "),
+);
 
 /** Make the tables of what came out of the runs and of what made them. */
 function comparison() {
@@ -49,13 +58,26 @@ function comparison() {
         row("mean over the run, bits", "run_mean_word_length", decimal),
         ["zeros", runs.map((run) => percent(1 - run.totals.nonzero))],
         row("moves", "moves", whole),
+        row("push-up strategy, share of steps", "strategies", strategies),
         row("modelled inference speedup", "modelled_inference_speedup", times),
         row("modelled memory of training, of float32", "memory_ratio", times),
       ]),
     ],
   ];
-  const settingsTable = made.length ? facts(runs, [["What made it", settings]], "What made the runs") : null;
-  return make("div", { class: "beside" }, facts(runs, results, "What came out"), settingsTable);
+  return make("div", { class: "beside" }, facts(runs, results, "What came out"), make("div", {}, madeBy(settings)));
+}
+
+/** Make the table of the settings in which the runs differ, and fold away what they share. */
+function madeBy(settings) {
+  const isShared = ([, texts]) => new Set(texts).size === 1;
+  const [shared, differing] = [settings.filter(isShared), settings.filter((row) => !isShared(row))];
+  const said = several ? `${shared.length} settings that the runs share` : `${shared.length} settings that made the run`;
+  const common = shared.map(([name, texts]) => [name, texts.slice(0, 1)]);
+  const heads = several ? [{ label: "all runs" }] : runs;
+  return [
+    differing.length ? facts(runs, [["What made it", differing]], "Settings in which the runs differ") : null,
+    shared.length ? make("details", {}, make("summary", {}, said), facts(heads, [["", common]], said)) : null,
+  ];
 }
 
 /** Make the charts of what was logged, and of the whole network's word length and zeros. */
@@ -212,8 +234,11 @@ section(
 );
 section(
   "Why layers moved",
-  "Δs is the diversity of the gradients in the window that ended with the move (AdaPT eq. 3): 1 if all point one way, " +
-    "∞ if they cancel. Divergence is what push-down gave up (eq. 1). Further columns are the policy's own.",
+  "AdaPT: push-down takes the fewest bits that keep the divergence (eq. 1) small; push-up adds bits by the strategy, " +
+    "“max” most of all, and by the gradients' diversity Δs in the window that ended with the move (eq. 3): 1 if all " +
+    "point one way, ∞ if they cancel. Compact: rounding cost is what rounding the layer added to the loss, to first " +
+    "order, in that window; all layers' costs together decide how many bits there are, and a bit goes where it saves " +
+    "most. Further columns are the policy's own.",
   moveParts,
 );
 section(

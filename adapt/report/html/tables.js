@@ -34,7 +34,7 @@ function facts(runs, groups, label) {
       make(
         "tbody",
         {},
-        make("tr", {}, make("th", { scope: "rowgroup", colspan: runs.length + 1 }, name)),
+        name ? make("tr", {}, make("th", { scope: "rowgroup", colspan: runs.length + 1 }, name)) : null,
         rows.map(([title, texts]) => {
           const differs = new Set(texts).size > 1;
           return make(
@@ -57,9 +57,11 @@ function moveTable(run, index) {
   const own = Object.keys(run.own);
   const why = (at) => moves.some((move) => move[at] != null && move[at] !== "∞");
   const reasons = [
-    ["Δs", 5],
-    ["divergence, bits", 6],
-    ...own.map((name, i) => [name.replaceAll("_", " "), 7 + i]),
+    ["strategy", 5],
+    ["Δs", 6],
+    ["divergence, bits", 7],
+    ["rounding cost", 8],
+    ...own.map((name, i) => [name.replaceAll("_", " "), 9 + i]),
   ].filter(([, at]) => why(at));
   const rows = moves.map((move) => {
     const [step, word, fraction, nextWord, nextFraction] = move;
