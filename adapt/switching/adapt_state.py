@@ -1,4 +1,4 @@
-"""What AdaPT remembers between steps."""
+"""The state of AdaPT."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ from adapt.switching.pushup import checked_strategy
 
 @dataclass(frozen=True)
 class AdaPTState(State):
-    """What AdaPT remembers between steps: Q of algorithm 1, without the gradients.
+    """The state of AdaPT between steps: Q of algorithm 1, without the gradients.
 
     Attributes:
         lookback: lb of each layer, kept as a float, [layers].
@@ -20,7 +20,7 @@ class AdaPTState(State):
         sum_of_norms: Σ‖G‖ of each layer's window, [layers].
         diversity: Δs of each layer after its latest gradient, [layers].
         divergence: bits of divergence that each layer's latest push-down gave up; NaN before the first, [layers].
-        strategy: "min", "mean" or "max"; one for the whole network.
+        strategy: "min", "mean" or "max", for the whole network.
         losses: the latest losses, oldest first, at most as many as the longest lookback.
     """
 
