@@ -76,7 +76,7 @@ class Decisions:
         self._wait()
 
     def change_policy(self, policy: Policy[Any]) -> None:
-        """Let a policy of the same kind decide from now on. The caller must have settled all steps."""
+        """Replace the policy by one of the same class. The caller must have settled all steps."""
         self._deciding = for_layers(policy, self.trace.layers)
         self.policy = policy
         self._wait()

@@ -190,7 +190,7 @@ class AdaptiveRun(Run):
         return []
 
     def change_policy(self, policy: Policy[Any]) -> None:
-        """Let a policy of the same kind, with other hyperparameters, decide from the next step on."""
+        """Replace the policy by one of the same class with other hyperparameters, from the next step on."""
         check_bounds(policy, self._bounds, self.layers.numel.tolist())
         self.settle()
         self.trace.add_columns(columns_of(policy))

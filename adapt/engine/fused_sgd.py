@@ -32,7 +32,7 @@ _IDLE = _Rates(0.0, 1.0, 0.0, 0.0, 0.0, 0.0)
 
 
 class FusedSGD:
-    """Performs the step of `torch.optim.SGD` on some of its parameters, if nobody could notice but by its speed.
+    """Performs the step of `torch.optim.SGD` on some of its parameters, if only the speed can show it.
 
     The optimizer keeps its groups and its state, including momentum buffers. Here every product and sum is rounded to
     float32; torch fuses some of them, depending on its build and on the position in the tensor, so the last bits
@@ -116,7 +116,7 @@ class FusedSGD:
         self._hidden = []
 
     def _may_be_skipped(self) -> bool:
-        """Whether a gradient scaler may make a fused optimizer skip the step."""
+        """Return whether a gradient scaler may make a fused optimizer skip the step."""
         found_inf = getattr(self._optimizer, "found_inf", None)
         return found_inf is not None and (found_inf.device.type != "cpu" or bool(found_inf))
 
