@@ -20,7 +20,7 @@ from adapt.kernels.numba_.chunks import address_of, chunks_of, run
 from adapt.kernels.numba_.compiler import add, compiled, floats
 
 BLOCK = 1024
-_ZERO, _ONE, _HALF = np.float32(0), np.float32(1), np.float32(0.5)
+_ZERO, _ONE = np.float32(0), np.float32(1)
 _PBGS, _EWGS, _ACOS, _TANH, _INVTANH = (SCALINGS.index(name) for name in ("pbgs", "ewgs", "acos", "tanh", "invtanh"))
 SIGNED = (_EWGS, _TANH, _INVTANH)
 """The scalings that multiply δ·f(u) by the gradient's sign."""
