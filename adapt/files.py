@@ -21,7 +21,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         OSError: the folder does not exist or cannot be written.
     """
     if not path.parent.exists():
-        raise FileNotFoundError(f"{path.parent} is not there: make the folder of {path.name} first")
+        raise FileNotFoundError(f"{path.parent} does not exist: create the folder of {path.name} first")
     unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with unfinished.open("xb") as file:

@@ -138,8 +138,8 @@ def _check_invertible(layer: Any, name: str, weight: Tensor) -> None:
         deepcopy(layer.parametrizations[name]).right_inverse(weight)
     except RuntimeError as error:
         raise ValueError(
-            f"{name} of {type(layer).__name__} has a parametrization through which it cannot be set ({error}): "
-            "initialise before it is registered"
+            f"{name} of {type(layer).__name__} has a parametrization that cannot be inverted to set it ({error}): "
+            "initialise before registering the parametrization"
         ) from error
 
 

@@ -54,7 +54,7 @@ class Recorder:
     def __init__(self, controller: Engine, folder: str | os.PathLike[str]) -> None:
         if not isinstance(controller, Engine):
             hint = ": pass its .controller" if hasattr(controller, "controller") else ""
-            raise TypeError(f"controller must be what attach() returned, got {type(controller).__name__}{hint}")
+            raise TypeError(f"controller must be a controller from attach(), got {type(controller).__name__}{hint}")
         self.folder = Path(folder)
         self._controller = controller
         self._open = ExitStack()

@@ -175,7 +175,7 @@ class _Run:
             what = f"switched layer {switched[0]}" if switched else f"ended the window of layer {ended[0]}"
             raise AssertionError(
                 f"{self._name}.patience had ruled out a switch in step {step}, but advance {what}: return at most the "
-                "steps before the next one that may switch, and 0 if you cannot know"
+                "number of steps before the next one that may switch, and 0 if you cannot know it"
             )
 
     def _check_state(self, method: str, state: Any, layers: int = len(SHAPES)) -> None:
@@ -199,8 +199,8 @@ class _Run:
         known = {field.name for field in fields(state)}
         _require(
             not (extra := sorted(set(vars(state)) - known)) and is_dataclass(type(state)),
-            f"the state of {where} has {', '.join(extra)}, which is no field and would not be saved: declare it in a "
-            "class derived from State with @dataclass(frozen=True)",
+            f"the state of {where} has {', '.join(extra)}, which is not a field and would not be saved: declare it in "
+            "a class derived from State with @dataclass(frozen=True)",
         )
         for name in known - {"formats"}:
             value = getattr(state, name)
@@ -208,7 +208,7 @@ class _Run:
                 _require(
                     value.shape[:1] == (layers,),
                     f"{name} in the state of {where} has shape {value.shape}: an array must have one item for each of "
-                    f"{layers} layers, and what belongs to no layer be a number, a string or a tuple",
+                    f"{layers} layers, and anything that belongs to no layer must be a number, a string or a tuple",
                 )
         counts: Any = state.gradients
         _require(

@@ -57,8 +57,8 @@ class ActivationHooks:
             return x
         if torch_internals.is_transformed(x):
             raise NotImplementedError(
-                "transforms of torch.func cannot look into the rounding of activations: apply them to a model whose "
-                "weights alone are quantised, or after detach()"
+                "transforms of torch.func cannot trace the rounding of activations: apply them to a model of which "
+                "only the weights are quantised, or after detach()"
             )
         in_place = fresh and not x._is_view() and is_dense(x)
         learning = x.requires_grad and torch.is_grad_enabled()

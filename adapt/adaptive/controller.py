@@ -36,7 +36,7 @@ class Controller(Engine):
         before = self.policy
         needs = ("sums_gradients", "samples_gradients", "keeps_gradients")
         if type(policy) is not type(before) or any(getattr(policy, n) != getattr(before, n) for n in needs):
-            raise TypeError(f"policy must be one like {before!r}, whose state it takes over, got {policy!r}")
+            raise TypeError(f"policy must be of the same kind as {before!r}, whose state it takes over, got {policy!r}")
         self._run.change_policy(policy)
 
     @property

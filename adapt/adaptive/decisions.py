@@ -224,8 +224,8 @@ class Decisions:
             if windows[layer]:
                 windows[layer].pop()
             self.warn(
-                f"the gradient of {names[layer]} is not finite: it counts as zero, now and whenever it happens again "
-                "(controller.skipped counts)"
+                f"the gradient of {names[layer]} is not finite: it counts as zero, now and whenever this happens again "
+                "(controller.skipped counts how often)"
             )
         for layer in np.flatnonzero(~np.isfinite(figures.squared_weights[i])).tolist():
             self.warn(f"the master weights of {names[layer]} are not finite: its precision stays as it is")
@@ -246,8 +246,8 @@ class Decisions:
             for layer in np.flatnonzero(stays & ~self._told_of_saturation).tolist():
                 self._told_of_saturation[layer] = True
                 self.warn(
-                    f"{share[layer]:.0%} of the master weights of {self.trace.layers[layer]} stay outside of the range "
-                    f"of their format {self.formats[layer]}, so they saturate: give the layer more bits before the "
+                    f"{share[layer]:.0%} of the master weights of {self.trace.layers[layer]} stay outside the range of "
+                    f"their format {self.formats[layer]}, so they saturate: give the layer more bits before the "
                     "binary point (a shorter fraction, or a longer word), or a smaller learning rate"
                 )
             self._saturated = share

@@ -35,8 +35,8 @@ def check(name: str, parameter: Tensor) -> None:
     pieces = [place for place in parameter.placements if not place.is_replicate()]
     if len(pieces) > 1 or not all(place.is_shard(0) and type(place).__name__ == "Shard" for place in pieces):
         raise NotImplementedError(
-            f"{name} is spread over processes as {tuple(parameter.placements)}, "
-            "but only whole rows can be: shard with torch.distributed.fsdp.fully_shard alone, along dimension 0"
+            f"{name} is spread over processes as {tuple(parameter.placements)}, but only sharding by whole rows is "
+            "supported: shard with torch.distributed.fsdp.fully_shard alone, along dimension 0"
         )
 
 

@@ -114,9 +114,9 @@ class Engine:
         if any(parameter.grad is not None for parameter in self.banks[0].parameters):
             self._is_blind_known = True
             user_warnings.warn(
-                "the controller saw no forward pass of a module with all the layers in this step, as where the module "
-                "was compiled after attaching: in evaluation mode it would show the weights as training rounds them. "
-                "Evaluate within controller.evaluation_weights(), or pass the module, compiled if it is, to attach()"
+                "the controller saw no forward pass of a module with all the layers in this step, as happens if the "
+                "module was compiled after attaching: in evaluation mode it would use the weights as training rounds "
+                "them. Evaluate within controller.evaluation_weights(), or pass the (compiled) module to attach()"
             )
 
     def __reduce__(self) -> Any:
@@ -326,8 +326,8 @@ class Engine:
     def _require_attached(self) -> None:
         if not self.is_attached:
             raise RuntimeError(
-                "this controller was detached: its masters stay in controller.masters, but it keeps the parameters no "
-                "longer, so attach a new one"
+                "this controller was detached and no longer manages the parameters: attach a new one (the old masters "
+                "remain in controller.masters)"
             )
 
     def _require_no_context(self, what: str) -> None:
@@ -370,8 +370,8 @@ class Engine:
             names, self._unfit = list(self._unfit), {}
             more = ", …" if len(names) > 4 else ""
             user_warnings.warn(
-                f"weights were loaded into {', '.join(names[:4])}{more} after learned formats were attached, and the "
-                "formats stay those of the weights before: load the weights first, then attach"
+                f"weights were loaded into {', '.join(names[:4])}{more} after learned formats were attached, but the "
+                "formats still fit the earlier weights: load the weights first, then attach"
             )
 
     # A forward pass may notice a new layer in inference mode, but the tensors created here are written in training.
@@ -481,8 +481,8 @@ class Engine:
         if persistence.KEY not in state_dict:
             if not self._restored:
                 user_warnings.warn(
-                    "the optimizer's state was saved without a controller: masters stay as they are, and so do the "
-                    "formats, which begin anew only for weights that are loaded into the module",
+                    "the optimizer's state was saved without a controller: masters and formats stay as they are; only "
+                    "weights that are loaded into the module get new formats",
                 )
             return state_dict
         persistence.check_groups(state_dict, optimizer.param_groups)

@@ -140,7 +140,7 @@ def check(state: Any, *, policy: str, weights: Mapping[str, Tensor], sums: bool,
         ValueError: the state is of another kind, version, policy or network.
     """
     if not isinstance(state, Mapping) or "version" not in state:
-        raise ValueError("the precision state is no state of a controller: it has no version")
+        raise ValueError("the precision state is not the state of a controller: it has no version")
     if type(state["version"]) is not int or state["version"] != VERSION:
         raise ValueError(
             f"the precision state has version {state['version']!r:.80}, but this package reads versions up to {VERSION}"
@@ -226,7 +226,9 @@ def check_groups(state: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) 
     """
     saved = state.get("param_groups")
     if not isinstance(state.get("state"), Mapping) or not isinstance(saved, list):
-        raise ValueError("the optimizer's state should hold 'state' and 'param_groups': it is no optimizer's state")
+        raise ValueError(
+            "the optimizer's state should hold 'state' and 'param_groups', got the state of something else"
+        )
     sizes = [len(group["params"]) for group in groups]
     found = [len(g["params"]) if isinstance(g, Mapping) and isinstance(g.get("params"), list) else None for g in saved]
     if found != sizes:

@@ -62,7 +62,7 @@ def check_free(optimizer: Optimizer, parameters: Mapping[str, Tensor]) -> None:
         gc.collect()
     for name in taken:
         if id(parameters[name]) in _kept():
-            raise ValueError(f"params holds {name}, which another optimizer's controller keeps: detach() that first")
+            raise ValueError(f"params holds {name}, which another optimizer's controller manages: detach() it first")
 
 
 def _attached() -> list[Engine]:

@@ -118,7 +118,7 @@ def choose(
     if not layers:
         raise ValueError(
             "params has no layer to quantise: no trainable parameter of the optimizer has two or more dimensions "
-            "(or none that `layers` takes)"
+            "(or `layers` selects none)"
         )
     for name, parameter in layers.items():
         check_layer(name, parameter)

@@ -63,8 +63,8 @@ def check_patterns(layer_bits: LayerBits, names: Sequence[str]) -> None:
         covered = [name for name in names if _matches(pattern, name)]
         if covered:
             raise ValueError(
-                f"layer_bits[{pattern!r}] decides on no layer, because {_first(layer_bits, covered[0])!r} comes first "
-                f"and matches {covered[0]}: put the narrower pattern first"
+                f"layer_bits[{pattern!r}] has no effect, because {_first(layer_bits, covered[0])!r} comes first and "
+                f"matches {covered[0]} too: put the narrower pattern first"
             )
         more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
         raise ValueError(f"layer_bits[{pattern!r}] matches no layer: the layers are {', '.join(names[:_LISTED])}{more}")

@@ -62,8 +62,8 @@ def check_optimizer(optimizer: Optimizer) -> Optimizer:
     tables = ("step_pre", "step_post", "state_dict_post", "load_state_dict_pre")
     if not (all(hasattr(optimizer, f"_optimizer_{table}_hooks") for table in tables) and hasattr(kind.step, "hooked")):
         raise NotImplementedError(
-            f"optimizer {kind.__name__} lacks the hooks of torch's optimizers, by which its steps are followed: let "
-            "its __init__ call torch.optim.Optimizer's, as super().__init__(params, defaults)"
+            f"optimizer {kind.__name__} lacks the hooks of torch's optimizers, through which its steps are followed: "
+            "its __init__ must call torch.optim.Optimizer's, super().__init__(params, defaults)"
         )
     if _differentiates_twice(optimizer):
         raise ValueError(

@@ -185,8 +185,8 @@ def measure_activations(
     missed = [name for name, one in zip(sites, statistics, strict=True) if not one.elements]
     if len(missed) == len(sites):
         raise ValueError(
-            "the calibration batches met no quantised layer's input: pass batches as the module's forward takes them, "
-            "or leave the activations in float32"
+            "the calibration batches reached no quantised layer: pass batches as the module's forward takes them, or "
+            "leave the activations in float32"
         )
     if missed:
         user_warnings.warn(
@@ -195,14 +195,14 @@ def measure_activations(
     unknown = [name for name, one in zip(sites, statistics, strict=True) if one.elements and not one.percentiles]
     if unknown:
         raise ValueError(
-            f"the calibration batches brought no finite value to {', '.join(unknown[:3])}: leave out batches with NaN"
+            f"the calibration batches gave no finite value at {', '.join(unknown[:3])}: leave out batches with NaN"
         )
     zero = [name for name, one in zip(sites, statistics, strict=True) if one.percentiles and not any(one.percentiles)]
     if zero:
         user_warnings.warn(
-            f"the calibration batches brought only zeros to {', '.join(zero[:3])}: these inputs begin with a range "
-            "that is learned slowly, so train for some steps in float32 before attaching, or start the layers before "
-            "them above zero"
+            f"the calibration batches gave only zeros at {', '.join(zero[:3])}: these inputs begin with a range that "
+            "is learned slowly, so train for some steps in float32 before attaching, or initialise the layers before "
+            "them with values above zero"
         )
     # Processes may see different shapes, but must agree on the sizes.
     elements = torch.tensor([one.elements for one in statistics], dtype=torch.float64, device=formats.device)

@@ -211,7 +211,7 @@ class Learner(Engine):
                     raise RuntimeError(
                         f"calibration could not run a batch through {type(module).__name__} "
                         f"({type(error).__name__}: {reason}): a batch is a tensor, or a tuple of forward's positional "
-                        "arguments, so of a loader of inputs and labels pass [x for x, _ in loader]"
+                        "arguments; for a loader of inputs and labels pass [x for x, _ in loader]"
                     ) from error
         if empty:
             raise ValueError("calibration has no batch: give a few, each as the module's forward takes it")
@@ -231,7 +231,7 @@ class Learner(Engine):
         """
         if strict is not True:
             raise ValueError(
-                f"strict must be True, got {strict!r}: learned formats go on with all layers of their network or none"
+                f"strict must be True, got {strict!r}: learned formats resume with all layers of their network or none"
             )
         super().load_state_dict(state)
         self._schedule.forget()
@@ -248,8 +248,8 @@ def _samples(inputs: tuple[Any, ...]) -> int:
     except ValueError:
         shapes = [list(x.shape) for x in tensors_in(inputs)]
         raise ValueError(
-            "calibration needs batches whose tensors share their first dimension, that of the samples, and have some, "
-            f"got shapes {shapes}"
+            "calibration needs batches with at least one sample, whose tensors all have the samples as their first "
+            f"dimension, got shapes {shapes}"
         ) from None
 
 

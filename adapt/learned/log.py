@@ -95,8 +95,8 @@ class Log:
         if free.any() and (self._formats.bits == self.began)[free].all():
             user_warnings.warn(
                 "no bit width moved in learning by its gradient (root mean square to log₂ of steps and ranges: "
-                f"{self._gradient:.3g}); what the log shows as moved was only cut to the budgets afterwards: give the "
-                "phase more steps, a smaller update_every, or a higher width_rate or beta",
+                f"{self._gradient:.3g}); any changes in the log come from the cut to the budgets: give the phase more "
+                "steps, a smaller update_every, or a higher width_rate or beta",
             )
 
 

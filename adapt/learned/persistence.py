@@ -63,7 +63,7 @@ def check(
     """
     if not isinstance(state, Mapping) or state.get("kind") != kind:
         found = state.get("kind", "another kind of controller") if isinstance(state, Mapping) else "nothing readable"
-        raise ValueError(f"the precision state is of {found!s:.80}, not of {kind}: attach what saved it")
+        raise ValueError(f"the precision state is of {found!s:.80}, not of {kind}: attach as in the run that saved it")
     if state.get("version") != VERSION:
         found = f"{state.get('version')!r:.80}"
         raise ValueError(f"the precision state has version {found}, but this package reads versions up to {VERSION}")
@@ -123,5 +123,5 @@ def histories(state: Mapping[str, Any], trace: Trace, widths: Widths) -> tuple[T
         if not same:
             raise ValueError(f"the precision state should hold the {field} of this network, got those of another one")
         if len(steps) and steps[-1] > state["step"]:
-            raise ValueError(f"the precision state is of step {state['step']}, but its {field} go on to {steps[-1]}")
+            raise ValueError(f"the precision state is of step {state['step']}, but its {field} go to {steps[-1]}")
     return old_trace, old_widths

@@ -174,7 +174,7 @@ class LearnedRun(Run):
         if new:
             raise RuntimeError(
                 f"{', '.join(new[:4])} joined the optimizer or was unfrozen after learned formats were attached: "
-                "attach when all layers are there"
+                "attach once all layers are in the optimizer"
             )
 
     def follow(self, parameters: Mapping[str, Tensor], optimizer: Optimizer, module: nn.Module | None) -> None:

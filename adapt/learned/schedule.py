@@ -72,8 +72,8 @@ class Schedule:
         self._is_on = False
         user_warnings.warn(
             f"{reason}, so from here on the learning rates are left to you and do not rise and fall in each phase: "
-            "say so with schedule=False in attach, or no steps in attach_lsq; to have them rise and fall, make no "
-            "scheduler and change no rate after attaching"
+            "pass schedule=False to attach, or no steps to attach_lsq, if you want this; otherwise use no scheduler "
+            "and change no rate after attaching"
         )
 
 

@@ -104,10 +104,10 @@ class Format:
         """
         if self.axis is not None:
             raise ValueError(
-                f"it has a format for each of {self.word_length.size} channels, and ⟨WL, FL⟩ is one for all"
+                f"it has {self.word_length.size} channels with their own formats, but ⟨WL, FL⟩ is one for all"
             )
         if self.fraction_length is None:
-            raise ValueError(f"its step {self.step} is no power of two, as that of ⟨WL, FL⟩ is")
+            raise ValueError(f"its step {self.step} is not a power of two, unlike that of ⟨WL, FL⟩")
         found = Precision(int(self.word_length), int(self.fraction_length))
         if Format.of(found) != self:
             raise ValueError(
@@ -127,7 +127,7 @@ class Format:
         """
         values = _tensor(x)
         if bool(values.isnan().any()):
-            raise ValueError("x holds NaN, and no word stands for it: quantize(x) keeps NaN where it is")
+            raise ValueError("x holds NaN, which no word represents: quantize(x) keeps NaN")
         return _like(self._integers(values), x)
 
     def values(self, integers: Any) -> Any:

@@ -41,10 +41,10 @@ def from_json(text: str | bytes, where: str) -> dict[str, Format]:
     try:
         table = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where} is no JSON: {error!s:.200}") from error
+        raise ValueError(f"{where} is not JSON: {error!s:.200}") from error
     if not isinstance(table, dict) or table.get("format") != KIND or not isinstance(table.get("formats"), dict):
         raise ValueError(
-            f'{where} is no table of formats: it should hold {{"format": "{KIND}", "version": {VERSION}, '
+            f'{where} is not a table of formats: it should hold {{"format": "{KIND}", "version": {VERSION}, '
             '"formats": {"conv1.weight": {"word_length": 8, "fraction_length": 6}}}'
         )
     if table.get("version") != VERSION or isinstance(table["version"], bool):

@@ -111,7 +111,7 @@ class _Guard(TorchDispatchMode):
         if id(part) in self._names:
             raise _OriginalReachedError(
                 f"model must find its layers through self, but its forward finds {self._names[id(part)]} in another "
-                "way, where a copy cannot follow: do not name the model or its layers in the functions that it calls"
+                "way, which does not work in a copy: do not use the model or its layers as global variables"
             )
 
     def __torch_dispatch__(

@@ -102,7 +102,9 @@ class HardwareProfile:
         if not holding:
             for number, bits in enumerate((weight_bits, activation_bits)):
                 bounded(f"bits on {self.name}", bits, 0, max(pair[number] for pair in pairs))
-            raise ValueError(f"{self.name} multiplies no weights of {weight_bits} by activations of {activation_bits}")
+            raise ValueError(
+                f"{self.name} cannot multiply weights of {weight_bits} by activations of {activation_bits} bits"
+            )
         return min(holding, key=lambda pair: (pair[0] * pair[1], -pairs[pair]))
 
     def width(self, bits: ArrayLike) -> Array:

@@ -143,7 +143,9 @@ class RunningSummary:
             self._start(trace.layers)
         rows = len(trace.step)
         if rows < max(self._rows, 1):
-            raise ValueError(f"trace has {rows} rows and {self._rows} were read: it must have some, and keep them")
+            raise ValueError(
+                f"trace has {rows} rows, but {self._rows} were read before: it must have rows and keep them"
+            )
         if rows > self._rows:
             self._add(trace, slice(self._rows, rows))
             self._rows = rows

@@ -65,8 +65,8 @@ class Fixed:
         if missing := [name for name in names if name not in table]:
             raise ValueError(
                 f"precision has no format for {', '.join(missing[:4])}{', …' if len(missing) > 4 else ''}, but for "
-                f"{', '.join(list(table)[:8])}{', …' if len(table) > 8 else ''}: add the missing, None for float32, or "
-                "leave these layers out with `layers`"
+                f"{', '.join(list(table)[:8])}{', …' if len(table) > 8 else ''}: add the missing ones (None for "
+                "float32), or leave these layers out with `layers`"
             )
         return replace(self, precision={name: _trainable(name, table[name]) for name in names})
 

@@ -236,7 +236,7 @@ def _default(field: Field[Any], fresh: State, layers: int) -> Any:
     """Return the default of a field that a state lacks."""
     default = field.default if field.default_factory is MISSING else field.default_factory()
     if default is MISSING:
-        raise ValueError(f"the policy's state lacks {field.name!r}, without which {type(fresh).__name__} cannot go on")
+        raise ValueError(f"the policy's state lacks {field.name!r}, without which {type(fresh).__name__} cannot resume")
     model = getattr(fresh, field.name)
     return np.full((layers, *model.shape[1:]), default, model.dtype) if isinstance(model, np.ndarray) else default
 

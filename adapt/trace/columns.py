@@ -163,7 +163,7 @@ def check_policy_column(name: object, column: object) -> None:
     if not isinstance(column, Column):
         raise TypeError(f"the policy's column {name} must be an adapt.trace.Column, got {column!r:.80}")
     if column.default is None:
-        raise ValueError(f"the policy's column {name} must have a default, which rows from before it get")
+        raise ValueError(f"the policy's column {name} must have a default, for rows that were written before it")
 
 
 def checked_names(layers: Sequence[str]) -> tuple[str, ...]:

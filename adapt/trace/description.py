@@ -52,7 +52,7 @@ def unpacked(pieces: Sequence[str]) -> dict[str, Any]:
     try:
         run = json.loads("".join(pieces))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"what made the run is not readable: {error}") from error
+        raise ValueError(f"the settings of the run are not readable: {error}") from error
     if not isinstance(run, dict):
-        raise ValueError(f"what made the run should be named values, got {run!r:.80}")
+        raise ValueError(f"the settings of the run should be named values, got {run!r:.80}")
     return run

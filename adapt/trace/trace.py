@@ -158,7 +158,7 @@ class Trace(Archived):
             raise TypeError(f"the trace has no column {unknown}; it has {', '.join(self._columns)}")
         if any(value is None for value in given.values()):
             missing = ", ".join(name for name, value in given.items() if value is None)
-            raise TypeError(f"append() must be given a value for {missing}")
+            raise TypeError(f"append() needs a value for {missing}")
         shapes = ((), (len(self._layers),), (len(steps), len(self._layers)))
         rows = {name: column.checked(name, given[name], shapes) for name, column in self._columns.items()}
         start, stop = self._rows, self._rows + len(steps)
@@ -203,7 +203,7 @@ class Trace(Archived):
         for name, column in columns.items():
             check_policy_column(name, column)
             if name in _COLUMNS:
-                raise ValueError(f"a policy's column must have a name of its own: every trace has {name} already")
+                raise ValueError(f"a policy's column must have a new name: every trace has a column {name}")
             shape = (self._rows, len(self._layers))
             there = self[name] if name in self._values else np.full(shape, column.default)
             values = column.checked(name, there, ((), (), shape))

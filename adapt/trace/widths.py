@@ -41,7 +41,7 @@ class Widths(Archived):
         self.numel = np.array(numel, np.int64)
         fits = len(self.channels) == len(self.names) and int(self.channels.sum()) == len(self.numel)
         if not fits or (self.channels < 0).any() or len(set(self.names)) < len(self.names):
-            raise ValueError("widths need different names, the channels of each, and the sizes of all formats")
+            raise ValueError("widths need unique names, the channels of each, and the sizes of all formats")
         ends = np.cumsum(self.channels)
         self._places = {name: slice(e - c, e) for name, c, e in zip(self.names, self.channels, ends, strict=True)}
         self._steps: list[int] = []
