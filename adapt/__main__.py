@@ -1,4 +1,4 @@
-"""`python -m adapt`: the same as the command `adapt`."""
+"""`python -m adapt`, the same as the command `adapt`."""
 
 import sys
 

@@ -1,7 +1,7 @@
-"""Checks of the arguments of equations and of hyperparameters; an error is one sentence that names the argument.
+"""Check the arguments of equations, and hyperparameters; an error is one sentence that names the argument.
 
-Equations accept any number of Python, NumPy or torch. Hyperparameters are stored unchanged in objects that are
-compared, hashed and saved, so they must be Python numbers, or others that behave like them (`numbers.Real`).
+Equations accept numbers of Python, NumPy or torch. Hyperparameters are stored unchanged in objects that are compared,
+hashed and saved, so they must be Python numbers, or behave like them (`numbers.Real`).
 """
 
 import operator
@@ -15,7 +15,7 @@ from adapt.numerics import Precision
 
 
 def number(name: str, value: Any) -> float:
-    """Return one number, of Python, NumPy or a tensor, as a float; True, False and text are no numbers.
+    """Return one number (Python, NumPy or a tensor) as a float; True, False and text do not count as numbers.
 
     Raises:
         TypeError: the value is something else.
@@ -31,10 +31,12 @@ def number(name: str, value: Any) -> float:
 
 
 def whole(name: str, value: Any, unit: str = "") -> int:
-    """Return a whole number as an int; True and False are no whole numbers.
+    """Return a whole number as an int; True and False do not count.
 
     Args:
-        unit: what is counted, for the message.
+        name: the argument's name, for the message.
+        value: the argument.
+        unit: what it counts, for the message.
 
     Raises:
         TypeError: the value is something else.
@@ -67,7 +69,7 @@ def bounds(name: str, value: Any) -> tuple[int, int]:
 
 
 def items(value: object) -> tuple[Any, ...]:
-    """Return what a list, a tuple or a list of a configuration tool holds; nothing for text and all else."""
+    """Return the items of a list, a tuple or a configuration tool's list; none for text and anything else."""
     return tuple(value) if isinstance(value, Sequence) and not isinstance(value, str | bytes) else ()
 
 
@@ -95,37 +97,37 @@ def precision(name: str, value: Any) -> Precision:
 
 
 def is_whole(value: object) -> TypeGuard[int]:
-    """Whether a hyperparameter is a whole number, which True and False are not."""
+    """Return whether a hyperparameter is a whole number; True and False are not."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def is_number(value: object) -> TypeGuard[float]:
-    """Whether a hyperparameter is a number, which True, False and tensors are not."""
+    """Return whether a hyperparameter is a number; True, False and tensors are not."""
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def check_whole(name: str, value: object, unit: str = "") -> None:
-    """Refuse a hyperparameter that is not a whole number.
+    """Check that a hyperparameter is a whole number.
 
     Raises:
-        TypeError: the value is something else.
+        TypeError: it is something else.
     """
     if not is_whole(value):
         raise TypeError(f"{name} must be a whole number{unit and f' of {unit}'}, got {value!r}")
 
 
 def check_number(name: str, value: object) -> None:
-    """Refuse a hyperparameter that is not a number.
+    """Check that a hyperparameter is a number.
 
     Raises:
-        TypeError: the value is something else.
+        TypeError: it is something else.
     """
     if not is_number(value):
         raise TypeError(f"{name} must be a number, got {value!r}")
 
 
 def check_flags(owner: object, *names: str) -> None:
-    """Refuse attributes of `owner` that are neither True nor False.
+    """Check that attributes of `owner` are True or False.
 
     Raises:
         TypeError: one is something else.

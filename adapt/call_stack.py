@@ -1,11 +1,11 @@
-"""Which calls are still under way: what an exception cuts short, Ctrl-C above all, tells nobody that it has ended."""
+"""Find out which calls are still running: a call that an exception interrupts, such as Ctrl-C, gives no notice."""
 
 import sys
 from types import FrameType
 
 
 def caller() -> FrameType:
-    """The frame of the function that called the one that asks; past those of torch's compiler."""
+    """Return the frame that called the current function, skipping frames of torch's compiler."""
     frame = sys._getframe(2)
     while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("torch._dynamo"):
         frame = frame.f_back
@@ -13,7 +13,7 @@ def caller() -> FrameType:
 
 
 def is_running(frame: FrameType) -> bool:
-    """Whether that call, of this thread, has not ended yet."""
+    """Return whether this call is still running in the present thread."""
     other: FrameType | None = sys._getframe(1)
     while other is not None and other is not frame:
         other = other.f_back

@@ -13,7 +13,7 @@ from adapt.profiling.command import add_profile
 from adapt.trace import Trace
 
 _FORMATS = {"json": "as_json", "md": "as_markdown", "csv": "as_csv"}
-"""The functions of `adapt.report.written`, by the format that they write."""
+"""The functions of `adapt.report.written`, by format."""
 
 
 _EXAMPLES = """examples:
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code: 0 on success, 1 on failure, 2 for wrong arguments.
 
     Args:
-        arguments: the words after the command's name; those of `sys.argv` by default.
+        arguments: the words after the command's name; by default those of `sys.argv`.
     """
     parser = _parser()
     if not (sys.argv[1:] if arguments is None else arguments):
@@ -134,7 +134,7 @@ def _write_page(options: argparse.Namespace) -> None:
 
 
 def _table(run: Path) -> str:
-    """The table of a trace, or of a folder that holds one."""
+    """Return the table of a trace, or of a folder that contains one."""
     from adapt.report import table
     from adapt.report.runs import find_trace, load_widths
 
@@ -147,7 +147,7 @@ def _table(run: Path) -> str:
 
 
 def _figures(run: Path) -> tuple[Trace, list[dict[str, Any]]]:
-    """The trace that a path names, and the figures of its layers."""
+    """Return the trace at a path, and the figures of its layers."""
     from adapt.report.runs import load_run
     from adapt.report.summary import summary
 

@@ -1,4 +1,4 @@
-"""Networks that the command line names."""
+"""Create a network that is named on the command line."""
 
 import importlib
 import os
@@ -8,19 +8,19 @@ from torch import nn
 
 
 def make_model(place: str, argument: str) -> nn.Module:
-    """Return the network that a function without arguments makes, named as MODULE:FUNCTION.
+    """Import and call a function without arguments, named as MODULE:FUNCTION, and return its network.
 
     Args:
-        place: such as mypackage.models:resnet20; this imports and runs it.
-        argument: how the user names this argument, for the messages.
+        place: the function, such as mypackage.models:resnet20.
+        argument: the user's name for this argument, for the messages.
 
     Raises:
-        ValueError, ImportError, TypeError: there is no such function, or it makes something else.
+        ValueError, ImportError, TypeError: there is no such function, or it returns something else.
     """
     name, _, function = place.partition(":")
     if not name or not function:
         raise ValueError(f"{argument} must be MODULE:FUNCTION, got {place!r}")
-    # As `python -m` does: what lies in the present folder can be imported.
+    # Like `python -m`, allow imports from the current folder.
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, "")
     make = getattr(importlib.import_module(name), function, None)

@@ -1,4 +1,4 @@
-"""Draw a trace as plain Figure objects: without pyplot, without a window, without changing global settings."""
+"""Draw a trace as plain Figure objects, without pyplot, windows, or changes to global settings."""
 
 import math
 from dataclasses import dataclass
@@ -27,21 +27,21 @@ except ImportError as error:
 
 _COLUMNS, _POINTS = 1200, 600
 _MOST_LINES = 20
-"""Lines that an eye can follow. A timeline of more layers shows their distribution instead."""
+"""The most lines that an eye can follow. A timeline of more layers shows their distribution instead."""
 _LEGEND_LINES = 10
 _INK, _FAINT, _FLOAT32 = "#22313f", "#d7dde3", "#8c6d4f"
 
 
 @dataclass(frozen=True)
 class Canvas:
-    """What a figure is drawn on.
+    """Size and resolution of a figure.
 
     Args:
         width: in inches.
-        height: in inches; None: as high as the layers need.
+        height: in inches; None for as high as the layers need.
         dpi: dots per inch.
-        points: size of the letters.
-        characters: the longest name that is written out.
+        points: font size.
+        characters: longest name that is not abbreviated.
     """
 
     width: float
@@ -52,17 +52,17 @@ class Canvas:
 
 
 PAGE = Canvas(10, None, 110, 8, 36)
-"""For a file: every layer has its name."""
+"""For a file, in which every layer is named."""
 
 CARD = Canvas(3.7, 2.35, 260, 7.5, 16)
-"""For a card of TensorBoard, which shows a picture of this shape some 360 pixels wide."""
+"""For a card of TensorBoard, which shows a picture of this shape about 360 pixels wide."""
 
 
 def word_length_heatmap(trace: Trace, canvas: Canvas = PAGE) -> Figure:
-    """Draw every layer's word length over the steps: a row of the picture per layer, the first layer at the top.
+    """Draw every layer's word length over the steps, with one row per layer, the first layer at the top.
 
-    The colours span this run's word lengths; layers in float32 have a colour of their own. On a page the line above
-    shows the word length of the average weight.
+    The colours span this run's word lengths; float32 has its own colour. On a page, a line above shows the average word
+    length over all weights.
 
     Raises:
         ValueError: the trace has no rows.
@@ -90,7 +90,7 @@ def word_length_heatmap(trace: Trace, canvas: Canvas = PAGE) -> Figure:
     if layers <= 60:
         below.hlines(np.arange(1, layers), edges[0], edges[-1], colors="white", linewidth=0.8 if layers <= 30 else 0.4)
     below.set_ylim(layers, 0)
-    # Every k-th layer has its name, so that names never touch.
+    # Only every k-th layer is named, so that names never touch.
     named = np.arange(0, layers, math.ceil(layers * canvas.points * 1.25 / (body * 72)))
     names = short_names(trace.layers, canvas.characters)
     below.set_yticks(named + 0.5, [names[i] for i in named], fontsize=canvas.points)
@@ -104,7 +104,7 @@ def word_length_heatmap(trace: Trace, canvas: Canvas = PAGE) -> Figure:
 def channel_heatmap(
     step: NDArray[np.int64], word_length: NDArray[np.integer], name: str, canvas: Canvas = PAGE
 ) -> Figure:
-    """Draw the word length of every channel of one layer over the steps: a row of the picture per channel.
+    """Draw the word length of every channel of one layer over the steps, with one row per channel.
 
     Args:
         step: optimizer step of each row, int [rows], increasing.
@@ -138,8 +138,8 @@ def channel_heatmap(
 def timeline(trace: Trace, canvas: Canvas = PAGE) -> Figure:
     """Draw every layer's word length (above) and share of zeros (below) over the steps, as in AdaPT's figures 3–6.
 
-    The bold line shows the average weight. More than 20 layers are drawn as two bands: one spans all layers, the other
-    the middle half of them.
+    The bold line shows the average over all weights. More than 20 layers are drawn as two bands, one of all layers, the
+    other of the middle half of them.
 
     Raises:
         ValueError: the trace has no rows.
@@ -158,7 +158,7 @@ def timeline(trace: Trace, canvas: Canvas = PAGE) -> Figure:
     above.set_ylim(max(int(trace.word_length[rows].min()) - 1, 0), int(trace.word_length[rows].max()) + 1)
     above.yaxis.set_major_locator(MaxNLocator(4 if small else 8, integer=True, min_n_ticks=2))
     above.set_ylabel("bits" if small else "word length (bits)", color=_INK, fontsize=canvas.points)
-    # A margin below keeps the line of a network without zeros off the axis.
+    # The margin below keeps the line of a network without zeros off the axis.
     most = min(max(float(zeros.max()) * 1.05, 0.05), 1.0)
     below.set_ylim(-0.04 * most, most)
     below.yaxis.set_major_locator(MaxNLocator(2 if small else 5, min_n_ticks=2))
@@ -184,19 +184,19 @@ def timeline(trace: Trace, canvas: Canvas = PAGE) -> Figure:
     return figure
 
 
-# Without the ends of the colour map, which are too pale on white and too close to the bold line.
+# The ends of the colour map are cut off: one is too pale on white, the other too close to the bold line.
 _DEPTH = ListedColormap(matplotlib.colormaps["viridis"](np.linspace(0.08, 0.92, 256)))
 
 
 def _lines(axes: Axes, edges: NDArray[np.float64], values: NDArray[Any], names: list[str]) -> None:
-    """Draw a line for each layer, coloured by its place in the network."""
+    """Draw a line for each layer, coloured by its position in the network."""
     for layer, name in enumerate(names):
         colour = _DEPTH(layer / max(len(names) - 1, 1))
         axes.stairs(values[:, layer], edges, baseline=None, color=colour, linewidth=1.2, alpha=0.8, label=name)
 
 
 def _bands(axes: Axes, edges: NDArray[np.float64], values: NDArray[Any], names: list[str]) -> None:
-    """Draw bands that hold all of the layers and the middle half of them, and their median."""
+    """Draw bands of all layers and of the middle half of them, and their median."""
     least, low, median, high, most = np.quantile(values, (0, 0.25, 0.5, 0.75, 1), axis=1)
     light, dark = _DEPTH(0.72), _DEPTH(0.42)
     axes.stairs(most, edges, baseline=least, fill=True, color=light, alpha=0.35, label="all layers")
@@ -213,11 +213,11 @@ def pixels(figure: Figure) -> NDArray[np.uint8]:
 
 
 def short_names(layers: tuple[str, ...], characters: int = PAGE.characters) -> list[str]:
-    """Return the names as labels: without a ".weight" at the end of all of them, long ones without their middle."""
+    """Shorten the names to labels: drop ".weight" if all end with it, and the middle of long names."""
     if all(name.endswith(".weight") and name != ".weight" for name in layers):
         layers = tuple(name.removesuffix(".weight") for name in layers)
     half = characters // 2
-    # A dollar sign would start a formula.
+    # Matplotlib would read a dollar sign as the start of a formula.
     return [
         (name if len(name) <= characters else f"{name[:half].rstrip('.')}…{name[1 - half :].lstrip('.')}").replace(
             "$", r"\$"
@@ -233,7 +233,7 @@ def _thinned(trace: Trace, points: int) -> NDArray[np.int64]:
 
 
 def _edges(step: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return where each row begins, and the end of the last, which is drawn as wide as the one before."""
+    """Return where each row begins, and where the last one ends, which is drawn as wide as the one before."""
     width = step[-1] - step[-2] if len(step) > 1 else 1
     return np.append(step, step[-1] + width).astype(np.float64)
 
@@ -243,11 +243,11 @@ def _figure(canvas: Canvas, height: float) -> Figure:
 
 
 def _mesh(axes: Axes, edges: NDArray[np.float64], word_length: NDArray[np.integer]) -> QuadMesh:
-    """Draw word lengths [rows, lines] as coloured lines: a colour for each bit of the run, and one for float32."""
+    """Draw word lengths [rows, lines] as coloured lines, with a colour for each word length and one for float32."""
     words = word_length[word_length < LONGEST_WORD]
     low, high = (int(words.min()), int(words.max())) if words.size else (LONGEST_WORD, LONGEST_WORD)
     bits = high - low + 1
-    # A few bits should not look as far apart as many.
+    # A small range of word lengths should span fewer colours than a large one.
     colours = ListedColormap(matplotlib.colormaps["YlGnBu"](np.linspace(0.12, min(0.3 + 0.14 * bits, 1.0), bits)))
     norm = BoundaryNorm(np.arange(low, high + 2) - 0.5, bits)
     mesh = axes.pcolormesh(
@@ -259,7 +259,7 @@ def _mesh(axes: Axes, edges: NDArray[np.float64], word_length: NDArray[np.intege
 
 
 def _scale(figure: Figure, mesh: QuadMesh, axes: Axes, canvas: Canvas, aspect: float) -> None:
-    """Draw the scale of the colours, with float32 above it where the run has both."""
+    """Draw the colour scale, with float32 above it if the run has both."""
     norm: Any = mesh.norm
     has_float32 = bool((np.asarray(mesh.get_array()) > norm.vmax).any())
     bar = figure.colorbar(
@@ -279,7 +279,7 @@ def _title(axes: Axes, text: str, canvas: Canvas) -> None:
     if canvas.height is None:
         axes.set_title(text, loc="left", fontsize=canvas.points + 3, color=_INK)
     else:
-        # Over the whole width, which a small picture needs for its title.
+        # A small picture needs its whole width for the title.
         figure = axes.get_figure(root=True)
         assert figure is not None
         figure.suptitle(text, x=0.02, ha="left", fontsize=canvas.points + 0.5, color=_INK)

@@ -1,4 +1,4 @@
-"""Write files completely or not at all, and read checkpoints without trusting a byte."""
+"""Write files completely or not at all, and read checkpoints without trusting them."""
 
 import os
 import pickle
@@ -21,7 +21,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         OSError: the folder does not exist or cannot be written.
     """
     if not path.parent.exists():
-        raise FileNotFoundError(f"{path.parent} is not there: make the folder of {path.name} first")
+        raise FileNotFoundError(f"{path.parent} does not exist: create the folder of {path.name} first")
     unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with unfinished.open("xb") as file:
@@ -34,10 +34,10 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def save(state: Any, path: str | os.PathLike[str]) -> None:
-    """Write a checkpoint like `torch.save`, but leave the previous one as it was if anything interrupts the writing.
+    """Write a checkpoint like `torch.save`, but keep the previous one if writing is interrupted.
 
-    Objects that only a pickle could restore are refused before the previous file is replaced, so that `load` can
-    always read what `save` wrote. A process that is killed while it writes leaves a hidden file `.NAME.….tmp` behind.
+    Objects that only a pickle could restore are refused before the previous file is replaced, so `load` can always read
+    what `save` wrote. A process that is killed while writing leaves a hidden file `.NAME.….tmp` behind.
 
     Args:
         state: plain containers, numbers, strings and tensors, such as `state_dict()` of a module or an optimizer.
@@ -70,8 +70,8 @@ def _unreadable(error: Exception) -> TypeError:
 def load(path: str | os.PathLike[str], *, map_location: Any = "cpu") -> Any:
     """Read a checkpoint that `save` or `torch.save` wrote. Nothing in the file is executed.
 
-    The checksums of all parts are compared first, so that a damaged file is refused instead of partly read, and no
-    part may unpack to more than the file holds.
+    The checksums of all parts are compared first, so that a damaged file is refused instead of partly read. Compressed
+    parts, which could unpack to any size, are refused too.
 
     Args:
         path: the file.
@@ -79,7 +79,7 @@ def load(path: str | os.PathLike[str], *, map_location: Any = "cpu") -> Any:
 
     Raises:
         OSError: the file cannot be opened.
-        ValueError: it is truncated, damaged, no checkpoint, or holds objects that only a pickle could restore.
+        ValueError: it is truncated, damaged, not a checkpoint, or holds objects that only a pickle could restore.
     """
     with open(path, "rb") as file:
         try:
@@ -95,9 +95,9 @@ def load(path: str | os.PathLike[str], *, map_location: Any = "cpu") -> Any:
 
 
 def _reason(error: Exception) -> str:
-    """Return the error in one line, without torch's advice to trust the file."""
+    """Return the error as one line, without torch's advice to trust the file."""
     _, _, message = str(error).rpartition("WeightsUnpickler error: ")
-    # Two wordings: one for objects that torch does not know, one for modules that it never lets a file reach.
+    # torch has two wordings, one for unknown objects, one for modules that it always blocks.
     if (found := re.search(r"(?:Unsupported global:|unsupported) GLOBAL (\S+)", message)) is not None:
         return f"it holds a {found[1]:.200}, which only a pickle could restore"
     return (message.strip().splitlines() or [type(error).__name__])[0][:300]

@@ -32,14 +32,14 @@ _LAYERS = (
 
 @torch.no_grad()
 def tnvs_(module: Module, scale: float = 0.5) -> Module:
-    """AdaPT 3.1 and alg. 1 line 1, TNVS: W ~ N(0, σ = √(s/n)), truncated at ±√(3·s/n), n the weight's fan-in.
+    """AdaPT 3.1 and alg. 1 line 1, TNVS: W ~ N(0, σ = √(s/n)), truncated at ±√(3·s/n), with n the weight's fan-in.
 
     σ is the standard deviation of the normal distribution before truncation; that of the weights is 0.815·σ. Every
     trainable weight matrix of linear, convolution, transposed convolution, embedding, recurrent and attention layers is
     replaced, on its device, by draws from torch's global random stream. Biases, norm layers, frozen weights, an
-    embedding's padding row and parameters of other layers stay as they are. A weight that weight norm or a
-    parametrization computes is set through it; under spectral norm the weight's norm stays 1. If one weight cannot be
-    set, none is changed.
+    embedding's padding row and parameters of other layers stay as they are. A weight computed by weight norm or a
+    parametrization is set through it; under spectral norm the weight's norm stays 1. If one weight cannot be set, none
+    is changed.
 
     The fan-in is the number of inputs that one output sums: the size of weight[0] (for an embedding its width, the
     number of inputs of an output layer tied to it). In a transposed convolution of stride t, an output sums on average
@@ -47,7 +47,7 @@ def tnvs_(module: Module, scale: float = 0.5) -> Module:
 
     Args:
         module: the network, or a part of it.
-        scale: s. The paper leaves it open; √(2/fan-in), He's initialisation, is s = 2.
+        scale: s. The paper leaves it open; He's initialisation, √(2/fan-in), is s = 2.
 
     Returns:
         The module itself.
@@ -55,7 +55,7 @@ def tnvs_(module: Module, scale: float = 0.5) -> Module:
     Raises:
         TypeError: `module` is not a module, or `scale` is not a number.
         ValueError: `scale` is not positive and finite, the module has no such weight, a weight has no shape yet, or one
-            is computed in a way that cannot be inverted.
+            is computed by something that cannot be inverted.
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
@@ -87,7 +87,7 @@ def tnvs_(module: Module, scale: float = 0.5) -> Module:
 
 
 def _weights(module: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor]]:
-    """Yield every trainable weight matrix once, with its layer and its name there."""
+    """Yield every trainable weight matrix once, with its layer and its name in it."""
     seen: set[int] = set()
     for layer in module.modules():
         if not isinstance(layer, _LAYERS):
@@ -112,7 +112,7 @@ def _weights(module: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor]]:
 
 
 def _sources(layer: nn.Module) -> dict[str, list[nn.Parameter]]:
-    """Return, for each weight and bias of the layer, the parameters from which it is computed, or itself."""
+    """Return, for each weight and bias of the layer, the parameters from which it is computed, maybe only itself."""
     sources = {name: [parameter] for name, parameter in layer.named_parameters(recurse=False)}
     if is_parametrized(layer):
         computed = cast(nn.ModuleDict, layer.parametrizations)
@@ -133,13 +133,13 @@ def _weight_norms(layer: nn.Module) -> dict[str, WeightNorm]:
 
 
 def _check_invertible(layer: Any, name: str, weight: Tensor) -> None:
-    """Try on a copy whether a computed weight can be set, because some parametrizations fail only when it is."""
+    """Try on a copy whether a computed weight can be set: some parametrizations only fail then."""
     try:
         deepcopy(layer.parametrizations[name]).right_inverse(weight)
     except RuntimeError as error:
         raise ValueError(
-            f"{name} of {type(layer).__name__} has a parametrization through which it cannot be set ({error}): "
-            "initialise before it is registered"
+            f"{name} of {type(layer).__name__} has a parametrization that cannot be inverted to set it ({error}): "
+            "initialise before registering the parametrization"
         ) from error
 
 

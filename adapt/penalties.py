@@ -2,7 +2,7 @@
 
 The paper trains on L + α‖W‖₁ + β/2·‖W‖₂² + P. L1 and L2 act as gradient terms, α·sign(W) + β·W, added after
 the gradient is normalised. P is piecewise constant, so its gradient is zero: it affects only the reported loss and the
-strategy, unless `l1_by_word_length` makes L1 depend on the word length.
+strategy. With `l1_by_word_length`, L1 depends on the word length too.
 """
 
 import numpy as np
@@ -14,7 +14,7 @@ from adapt.numerics import LONGEST_WORD
 
 
 def elastic_net(l1_norms: ArrayLike, squared_norms: ArrayLike, l1: ArrayLike, l2: float) -> NDArray[np.float64]:
-    """Σ_l α_l·‖W_l‖₁ + β/2·‖W_l‖₂², [...].
+    """Return Σ_l α_l·‖W_l‖₁ + β/2·‖W_l‖₂², [...].
 
     Args:
         l1_norms: ‖W‖₁ of each layer, [..., layers].
@@ -28,12 +28,12 @@ def elastic_net(l1_norms: ArrayLike, squared_norms: ArrayLike, l1: ArrayLike, l2
 
 
 def elastic_net_gradient(weights: Tensor, l1: float, l2: float) -> Tensor:
-    """α·sign(W) + β·W, the gradient of `elastic_net` for one layer, in the shape of `weights`."""
+    """Return α·sign(W) + β·W, the gradient of `elastic_net` for one layer, in the shape of `weights`."""
     return l1 * torch.sign(weights) + l2 * weights
 
 
 def word_length_sparsity(word_length: ArrayLike, nonzero: ArrayLike) -> NDArray[np.float64]:
-    """P, the mean over layers of WL/32·sp, [...].
+    """Return P, the mean over layers of WL/32·sp, [...].
 
     Args:
         word_length: WL in bits, [..., layers].
@@ -45,8 +45,8 @@ def word_length_sparsity(word_length: ArrayLike, nonzero: ArrayLike) -> NDArray[
 
 
 def l1_by_word_length(l1: float, word_length: ArrayLike) -> NDArray[np.float64]:
-    """α·WL/32 for each layer, [layers]: the longer a layer's words, the more strongly its weights are pulled to zero.
+    """Return α·WL/32 for each layer, [layers]: the longer a layer's words, the stronger the pull towards zero.
 
-    Unlike P, this penalty has a gradient and so acts on the weights.
+    Unlike P, this penalty has a gradient, so it acts on the weights.
     """
     return l1 * np.asarray(word_length, np.float64) / LONGEST_WORD

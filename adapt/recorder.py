@@ -1,4 +1,4 @@
-"""`Recorder`: one line that writes what happened in a plain loop."""
+"""`Recorder`: record a plain training loop with one line."""
 
 import json
 import os
@@ -21,7 +21,7 @@ from adapt.trace import Trace
 from adapt.trace.description import plain
 
 _SHARE = 0.05
-"""Share of the time that writing may take while training goes on."""
+"""The largest share of the training time to spend on writing."""
 _FIRST_SECONDS = 10.0
 
 
@@ -30,31 +30,31 @@ class Recorder:
 
         with adapt.Recorder(controller, "runs/a") as recorder:
             for epoch in range(10):
-                ...  # the loop as it is
+                ...  # your loop, unchanged
                 recorder.log(accuracy=accuracy)
 
-    Files are brought up to date while the loop runs, for at most a twentieth of its time, and when it ends or fails:
-    `adapt report runs/a` and `tensorboard --logdir runs` read them. Needs the extra "tensorboard". A folder that holds
-    another run is left alone: the run is written beside it, as runs/a-2. A run that goes on from a checkpoint, which
-    is loaded before the context is entered, goes on in its folder. Of several processes, the first one writes, when
-    the loop ends.
+    Files are updated while the loop runs, for at most a twentieth of its time, and when it ends or fails. Read them
+    with `adapt report runs/a` and `tensorboard --logdir runs`. Requires the extra "tensorboard". A folder with another
+    run is left alone, and the run is written beside it, as runs/a-2. A run that resumes from a checkpoint continues in
+    its folder, if the checkpoint is loaded before the context is entered. With several processes, only the first one
+    writes, and only at the end of the loop.
 
     Args:
-        controller: what `adapt.attach`, `adapt.learned.attach` or `attach_lsq` returned; of `adapt.ASGD` its
+        controller: what `adapt.attach`, `adapt.learned.attach` or `attach_lsq` returned; for `adapt.ASGD` its
             `.controller`.
-        folder: where to write; made when the context is entered.
+        folder: the folder to write to, created when the context is entered.
 
     Attributes:
-        folder: where the run is written.
+        folder: the folder to which the run is written.
 
     Raises:
-        TypeError: the controller is none.
+        TypeError: `controller` is not a controller.
     """
 
     def __init__(self, controller: Engine, folder: str | os.PathLike[str]) -> None:
         if not isinstance(controller, Engine):
             hint = ": pass its .controller" if hasattr(controller, "controller") else ""
-            raise TypeError(f"controller must be what attach() returned, got {type(controller).__name__}{hint}")
+            raise TypeError(f"controller must be a controller from attach(), got {type(controller).__name__}{hint}")
         self.folder = Path(folder)
         self._controller = controller
         self._open = ExitStack()
@@ -63,7 +63,7 @@ class Recorder:
         self._due = 0.0
 
     def __enter__(self) -> Self:
-        """Open the folder, and write from time to time from now on.
+        """Open the folder, and start to write from time to time.
 
         Raises:
             ImportError: TensorBoard or matplotlib is missing.
@@ -78,7 +78,8 @@ class Recorder:
             return self
         self.folder = next(_folders(self.folder, trace))
         last = int(trace.step[-1]) if len(trace) else -1
-        # What an interrupted run wrote after the checkpoint is written again, so TensorBoard has to forget it.
+        # The steps that an interrupted run logged after the checkpoint will be logged again, so TensorBoard must forget
+        # them.
         self._writer = self._open.enter_context(SummaryWriter(self.folder, purge_step=last + 1 if len(trace) else None))
         self._timeline = Timeline(self._writer, after=last)
         self._timeline.describe(self._made())
@@ -89,15 +90,15 @@ class Recorder:
         return self
 
     def log(self, **values: float) -> None:
-        """Write figures of your own, such as loss and accuracy, as lines at the present step."""
+        """Log your own figures, such as loss and accuracy, at the present step."""
         if self._writer is not None:
             for name, value in values.items():
                 self._writer.add_scalar(name, float(value), self._controller.step)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        """Bring the files up to date, and print a summary unless the loop has failed."""
+        """Update the files, and print a summary unless the loop has failed."""
         with self._open:
-            # Where one of several processes has failed, the others may not answer.
+            # If one of several processes has failed, collective calls may hang.
             if error is not None and ranks.are_several():
                 return
             trace = self._controller.trace
@@ -146,7 +147,7 @@ class Recorder:
         print("\n".join(shown))
 
     def _made(self) -> dict[str, Any]:
-        """Return what makes the run, by name."""
+        """Return the settings of the run by name."""
         controller: Any = self._controller
         group = controller.optimizer.param_groups[0]
         optimizer = {
@@ -162,7 +163,7 @@ def _is_first() -> bool:
 
 
 def _folders(folder: Path, trace: Trace) -> Iterator[Path]:
-    """Yield the folders that are free or hold the beginning of this run: the folder, folder-2, folder-3, …"""
+    """Yield those of folder, folder-2, folder-3, … that are free or contain the beginning of this run."""
     for path in chain([folder], (folder.with_name(f"{folder.name}-{number}") for number in count(2))):
         file = path / "trace.npz"
         if not file.exists() or _is_same(Trace.load(file), trace):
@@ -170,7 +171,7 @@ def _folders(folder: Path, trace: Trace) -> Iterator[Path]:
 
 
 def _is_same(earlier: Trace, trace: Trace) -> bool:
-    """Whether one trace is the beginning of the other; a trace without rows is the beginning of none."""
+    """Return whether one trace is the beginning of the other; False if one has no rows."""
     if not len(earlier) or not len(trace) or earlier.layers != trace.layers[: len(earlier.layers)]:
         return False
     last = min(earlier.step[-1], trace.step[-1])

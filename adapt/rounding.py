@@ -34,11 +34,11 @@ def quantize(
     """Round `x` to the grid of `precision`, to nearest or stochastically: AdaPT 3.1.
 
     Nearest rounds half to even. Stochastic rounds x/step up with its fraction as the probability, otherwise down: the
-    mean is exact, and a value on the grid never moves. Both saturate at the ends of the range, ±Inf included, and
-    keep NaN. The result carries no gradient.
+    mean is exact, and a value on the grid never moves. Both saturate at the ends of the range, also ±Inf, and keep NaN.
+    The result carries no gradient.
 
     A floating-point type with p bits of significand represents every value of the grid up to WL = p + 1 (25 for
-    float32, 12 for float16, 9 for bfloat16). Longer words are simulated: every result is still a grid value inside the
+    float32, 12 for float16, 9 for bfloat16). Longer words are simulated: every result is still a grid value within the
     range, but only values that the type can represent occur, and the largest of them replaces the format's maximum.
     The probability of rounding up is a multiple of 2^−24.
 
@@ -47,16 +47,15 @@ def quantize(
             16-bit types in float32.
         precision: the format.
         rounding: "nearest" or "stochastic".
-        generator: source of the key for stochastic rounding, from which it takes one draw; torch's default CPU
-            generator if None.
+        generator: provides the key for stochastic rounding, in a single draw; torch's default CPU generator if None.
 
     Returns:
         A new tensor of the shape, type, device and memory format of `x`. The i-th element in memory uses element i of
         the random stream.
 
     Raises:
-        TypeError: `x`, `precision` or `generator` has another type.
-        ValueError: an unknown rounding.
+        TypeError: `x`, `precision` or `generator` has the wrong type.
+        ValueError: the rounding is unknown.
     """
     if not isinstance(x, Tensor) or x.dtype not in _WORKING_TYPE:
         kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
@@ -77,8 +76,8 @@ def quantize(
 
 
 def _quantize(x: Tensor, word_length: int, fraction_length: int, halves: Tensor | None) -> Tensor:
-    """`quantize` at ⟨word_length, fraction_length⟩; stochastic if the two halves [2] of a key are given."""
-    # A tensor may be marked as negated instead of being negated in memory: the imaginary part of a conjugate is.
+    """Round to ⟨word_length, fraction_length⟩, stochastically if the two halves [2] of a key are given."""
+    # A tensor may be marked as negated instead of negated in memory, such as the imaginary part of a conjugate.
     source = x.resolve_neg().to(_WORKING_TYPE[x.dtype])
     output = torch.empty_like(source)
     if output.stride() != source.stride() or not is_dense(source):
@@ -91,7 +90,7 @@ def _quantize(x: Tensor, word_length: int, fraction_length: int, halves: Tensor 
     return output.to(x.dtype)
 
 
-# torch.compile and torch.func cannot look into the kernels; to them rounding is this operator.
+# torch.compile and torch.func cannot trace the kernels, so for them rounding is this operator.
 @torch.library.custom_op("adapt::quantize", mutates_args=())
 def _operator(x: Tensor, word_length: int, fraction_length: int, halves: Tensor | None) -> Tensor:
     return _quantize(x, word_length, fraction_length, halves)
@@ -110,11 +109,11 @@ def _(info: Any, in_dims: tuple[Any, ...], x: Tensor, *rest: Any) -> tuple[Tenso
 
 @lru_cache(maxsize=4096)
 def grid(precision: Precision | None, dtype: torch.dtype = torch.float32) -> NDArray[np.floating]:
-    """Return the row (2^FL, 2^−FL, low, high) that the kernels need to round to `precision`; it is read-only.
+    """Return the row (2^FL, 2^−FL, low, high) with which the kernels round to `precision`; it is read-only.
 
     low and high are the ends of the range in steps, reduced to what `dtype` represents exactly: high is its largest
     value not above 2^(WL−1) − 1 for which high·2^−FL is finite. The row is float64 for float64, otherwise float32.
-    None means float32 itself: a row of zeros, which leaves values as they are.
+    None stands for float32: a row of zeros, which leaves values as they are.
 
     Raises:
         TypeError: `dtype` is not one of the four floating-point types.
@@ -134,7 +133,7 @@ def grid(precision: Precision | None, dtype: torch.dtype = torch.float32) -> NDA
 class Noise:
     """How a run rounds in training: whether stochastically, and the seed of its random stream.
 
-    Everything that rounds in one run shares this object, so loading another run's state changes it in one place.
+    All parts of a run that round share this object, so loading another run's state changes it in one place.
     """
 
     seed: int = 0
@@ -144,8 +143,8 @@ class Noise:
 def stream_keys(seed: int, step: int, names: Sequence[str]) -> NDArray[np.uint64]:
     """Return one key of the random stream per layer, uint64 [len(names)], for one optimizer step.
 
-    A layer's keys depend on its name, the seed and the step only: adding or freezing a layer does not change the noise
-    of the others.
+    A layer's key depends only on its name, the seed and the step: adding or freezing a layer does not change the noise
+    of others.
     """
     keys: NDArray[np.uint64] = _keys_of_block(seed, step // _BLOCK, tuple(names))[step % _BLOCK]
     return keys.copy()
@@ -157,7 +156,7 @@ _BLOCK = 64
 
 @lru_cache(maxsize=64)
 def _keys_of_block(seed: int, block: int, names: tuple[str, ...]) -> NDArray[np.uint64]:
-    """The keys of all steps of a block, [_BLOCK, len(names)]."""
+    """Return the keys of all steps of a block, [_BLOCK, len(names)]."""
     steps = np.uint64(block * _BLOCK % 2**64) + np.arange(_BLOCK, dtype=np.uint64)
     z: NDArray[np.uint64] = _base_keys(seed, names) + steps[:, None] * np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

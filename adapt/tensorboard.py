@@ -1,4 +1,4 @@
-"""A trace in TensorBoard: lines, pictures, histograms, and what made the run."""
+"""A trace in TensorBoard: lines, pictures, histograms, and the settings of the run."""
 
 import importlib.util
 import re
@@ -20,9 +20,9 @@ if not any(importlib.util.find_spec(name) for name in ("tensorboard", "tensorboa
 
 _METHODS = ("add_scalar", "add_image", "add_histogram_raw", "add_custom_scalars", "add_text")
 _SCALARS, _HISTOGRAMS = 400, 50
-"""Points of a line and histograms in one call of `write`. TensorBoard shows about 1,000 points of a line."""
+"""The most points of a line, and histograms, per call of `write`. TensorBoard shows about 1,000 points of a line."""
 _CHART_LINES = 10
-"""All lines of a run have the same colour in such a chart, so more could not be told apart."""
+"""All lines of a run have the same colour in a chart, so more could not be told apart."""
 
 _with_charts: "weakref.WeakSet[Any]" = weakref.WeakSet()
 
@@ -36,20 +36,19 @@ class Timeline:
         CUSTOM SCALARS  charts of ten layers each
         IMAGES          adapt/word_length_heatmap, adapt/timeline; adapt/channels/<layer> by `write_channels`
         HISTOGRAMS      adapt/word_length: how many layers have which word length
-        HPARAMS, TEXT   what made the run, by `describe`
+        HPARAMS, TEXT   the settings of the run, by `describe`
 
-    A line has points where its value changes, at most a few hundred for each call. Values that are not finite are left
-    out.
+    A line gets points where its value changes, at most a few hundred per call. Values that are not finite are left out.
 
     Args:
-        writer: a `torch.utils.tensorboard.SummaryWriter`; of a Lightning `TensorBoardLogger` its `.experiment`.
-        after: the last step that the writer's folder already has, when a run is resumed there.
-        charts: whether to describe the custom-scalar charts. A writer takes only one such description, so turn this
-            off if you write your own. They show the layers of the first call.
-        internals: whether lookback, resolution, diversity and divergence get lines too: how AdaPT decides.
+        writer: a `torch.utils.tensorboard.SummaryWriter`; for a Lightning `TensorBoardLogger` its `.experiment`.
+        after: the last step already in the writer's folder, when resuming a run there.
+        charts: whether to define the custom-scalar charts. A writer accepts only one definition, so turn this off if
+            you write your own. The charts show the layers of the first call.
+        internals: whether to draw lookback, resolution, diversity and divergence too, on which AdaPT's decisions rest.
 
     Raises:
-        TypeError: the writer is not one.
+        TypeError: `writer` is not a SummaryWriter.
     """
 
     def __init__(self, writer: Any, *, after: int = -1, charts: bool = True, internals: bool = False) -> None:
@@ -65,11 +64,11 @@ class Timeline:
         self._lines: dict[str, tuple[int, int]] = {}  # by tag: the last step that was seen, and the last written
 
     def write(self, trace: Trace, widths: Widths | None = None) -> None:
-        """Write what is new of the trace, and pictures of all of it; nothing if no row is new.
+        """Write the new rows of the trace, and pictures of the whole trace; nothing if no row is new.
 
         Args:
-            trace: what happened so far.
-            widths: the word lengths by channel of a run that learns them, `learner.widths`.
+            trace: the trace so far.
+            widths: for learned widths, the word lengths by channel, `learner.widths`.
         """
         if not len(trace) or trace.step[-1] <= self._drawn:
             return
@@ -79,11 +78,11 @@ class Timeline:
         self.draw(trace)
 
     def write_layers(self, trace: Trace, widths: Widths | None = None, *, to_the_end: bool = False) -> None:
-        """Write the lines of the layers alone, as often as you like.
+        """Write only the lines of the layers; this may be called often.
 
         Args:
             trace, widths: as in `write`.
-            to_the_end: whether lines that have not changed are drawn up to the present step too.
+            to_the_end: whether to extend lines that have not changed to the present step.
         """
         if not len(trace):
             return
@@ -114,7 +113,7 @@ class Timeline:
     def write_channels(self, step: NDArray[np.int64], word_lengths: Mapping[str, NDArray[np.integer]]) -> None:
         """Draw the word length of each channel of these layers as the pictures adapt/channels/<layer>.
 
-        With learned bit widths: `write_channels(learner.widths.step, {name: learner.widths.of(name)})`.
+        For learned bit widths: `write_channels(learner.widths.step, {name: learner.widths.of(name)})`.
 
         Args:
             step: optimizer step of each row, int [rows].
@@ -126,10 +125,10 @@ class Timeline:
                 self._writer.add_image(f"adapt/channels/{name}", picture, int(step[-1]), dataformats="HWC")
 
     def describe(self, made: Mapping[str, object]) -> None:
-        """Show what made the run as the text adapt/run and, with torch's writer, as hyperparameters of the run.
+        """Show the settings of the run as the text adapt/run and, with torch's writer, as hyperparameters.
 
         Args:
-            made: policy, options, versions and whatever else, by name; values may be mappings in turn.
+            made: policy, options, versions and the like, by name; values may be nested mappings.
         """
         made = _flat(made)
         lines = [f"| {name} | {_cell(value)} |" for name, value in made.items()]
@@ -139,7 +138,7 @@ class Timeline:
 
             plain = {n: v if isinstance(v, bool | int | float | str) else str(v) for n, v in made.items()}
             metrics = dict.fromkeys(("adapt/mean_word_length", "adapt/nonzero", "adapt/size_ratio"), 0.0)
-            # `add_hparams` would open a second event file, after which TensorBoard reads no more of the first.
+            # `add_hparams` would open a second event file, and TensorBoard would stop reading the first.
             for summary in hparams(plain, metrics):  # type: ignore[no-untyped-call]
                 self._writer.file_writer.add_summary(summary)
 
@@ -149,20 +148,20 @@ class Timeline:
             charts = layout[name.replace("_", " ")] = {}
             for start in range(0, len(trace.layers), _CHART_LINES):
                 layers = trace.layers[start : start + _CHART_LINES]
-                # The tags of a chart are regular expressions that match from the beginning.
+                # TensorBoard reads a chart's tags as regular expressions that match from the beginning.
                 tags = [f"^{re.escape(_tag(name, layer))}$" for layer in layers]
                 charts[f"layers {start + 1} to {start + len(layers)}"] = ["Multiline", tags]
         self._writer.add_custom_scalars(layout)
         _with_charts.add(self._writer)
 
     def _write_line(self, tag: str, steps: NDArray[np.int64], values: NDArray[Any], to_the_end: bool) -> None:
-        """Write the points of a line at which it turns, and the last one if asked.
+        """Write the points of a line at which its value changes, and the last one if `to_the_end`.
 
-        TensorBoard draws straight lines between points, so a step of the line needs one on either side.
+        TensorBoard draws straight lines between points, so a jump needs a point on either side.
         """
         seen, written = self._lines.get(tag, (self._after, self._after))
         first = int(np.searchsorted(steps, seen, side="right"))
-        # The row before the new ones may have been left out as one of many equal points, and be needed now.
+        # The row before the new ones may have been left out as one of many equal points, but may be needed now.
         start = max(first - 1, 0)
         rows = np.union1d(start, thinned(start, len(steps), _SCALARS))
         chosen = values[rows]
@@ -184,7 +183,7 @@ class Timeline:
             low, high = int(lengths.min()), int(lengths.max())
             self._writer.add_histogram_raw(
                 "adapt/word_length",
-                # Half a bit to either side centres the bars on whole bits.
+                # Bins reach half a bit to either side, so that bars are centred on whole bits.
                 min=low - 0.5,
                 max=high + 0.5,
                 num=lengths.size,
@@ -201,7 +200,7 @@ def _tag(column: str, layer: str) -> str:
 
 
 def _flat(made: Mapping[str, object], prefix: str = "") -> dict[str, object]:
-    """Return nested values under names joined by dots."""
+    """Flatten nested mappings; names are joined by dots."""
     flat: dict[str, object] = {}
     for name, value in made.items():
         flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}

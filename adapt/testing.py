@@ -1,4 +1,4 @@
-"""Tests of a policy of your own: `check_policy` finds the usual mistakes and says how to mend them."""
+"""Test your own policy: `check_policy` finds common mistakes and says how to fix them."""
 
 import copy
 import io
@@ -17,27 +17,27 @@ from adapt.numerics import BlockFloat, Precision
 from adapt.switching.policy import Observation, Policy, State, columns_of, pack, unpack
 
 SHAPES = ((8, 3), (4, 2, 3, 3), (1, 16))
-"""The layers of the pretended training: a matrix, a convolution and a layer of another size."""
+"""The layers of the simulated training: a matrix, a convolution and a layer of another size."""
 
 _FLAGS = tuple(name for name, member in vars(Policy).items() if isinstance(member, property))
 _RECORDED = {"lookback", "resolution", "diversity", "divergence"}
 
 
 def check_policy(policy: Policy[Any], *, steps: int = 250) -> None:
-    """Run a policy on a pretended training of three layers, and raise at the first mistake.
+    """Run a policy in a simulated training of three layers, and raise at the first mistake.
 
-    It finds formats that are missing or are not formats, methods that return nothing, flags and patience of a wrong
-    kind, switches that `patience` had ruled out, weights that are read when `patience` had ruled out a switch, states
+    This finds formats that are missing or are not formats, methods that return nothing, flags and patience of the wrong
+    type, switches that `patience` had ruled out, weights that are read when `patience` had ruled out a switch, states
     and observations that are changed in place, results that depend on anything but state and observation, states that
-    a checkpoint does not bring back, errors where no loss is observed or a gradient is not finite, and rows of the
-    trace that do not fit.
+    do not survive a checkpoint, errors when no loss is observed or a gradient is not finite, and invalid rows of the
+    trace.
 
     Args:
         policy: the policy.
-        steps: optimizer steps to pretend: more than it takes the policy to switch.
+        steps: number of simulated optimizer steps; must be more than the policy needs to switch.
 
     Raises:
-        AssertionError: a mistake, in one sentence that says what to do.
+        AssertionError: the policy has a mistake; the message says in one sentence what to do.
         TypeError: it lacks a member of a policy.
     """
     attachment.check_policy(policy)
@@ -65,7 +65,7 @@ def _require(condition: bool, message: str) -> None:
 
 
 class _Run:
-    """A pretended training: weights that drift, gradients that are drawn, and an engine's bookkeeping."""
+    """A simulated training with drifting weights, random gradients and the engine's bookkeeping."""
 
     def __init__(self, policy: Policy[Any]) -> None:
         self._policy, self._name = policy, type(policy).__name__
@@ -75,7 +75,7 @@ class _Run:
         self._windows: list[list[Tensor]] = [[] for _ in SHAPES]
 
     def train(self, steps: int) -> list[State]:
-        """Return the states of some steps, all checked."""
+        """Return the states of all steps, after checking each."""
         policy, name = self._policy, self._name
         given = copy.deepcopy(self._weights)
         state = policy.start(self._weights)
@@ -103,7 +103,7 @@ class _Run:
         return states
 
     def _advanced(self, state: State, step: int, *, quiet: bool) -> State:
-        """Return the state after a step, in which a loss may be missing and a gradient may not be finite."""
+        """Return the state after a step, whose loss may be missing and whose gradients may not be finite."""
         policy, name = self._policy, self._name
         observation, situation = self._observation(step, quiet=quiet)
         before, seen = copy.deepcopy(state), copy.deepcopy(vars(observation))
@@ -134,7 +134,7 @@ class _Run:
         return after  # type: ignore[no-any-return]
 
     def _observation(self, step: int, *, quiet: bool) -> tuple[Observation, str]:
-        """Return what a policy sees of a step, and what is special about the step."""
+        """Return a step's observation, and a description of what is special about the step."""
         policy, layers = self._policy, len(SHAPES)
         seen, loss, situation = np.ones(layers, bool), 2.0 / (1 + step / 50) + 0.1 * (step % 3), "all was well"
         if step % 11 == 4:
@@ -168,18 +168,18 @@ class _Run:
         ), situation
 
     def _check_quiet(self, before: State, after: State, step: int) -> None:
-        """Refuse a switch, or the end of a window, in a step for which `patience` had ruled it out."""
+        """Refuse a switch, or the end of a window, in a step in which `patience` had ruled it out."""
         switched = [i for i, pair in enumerate(zip(before.formats, after.formats, strict=True)) if pair[0] != pair[1]]
         ended = np.flatnonzero((after.gradients == 0) & (before.gradients > 0)).tolist()
         if switched or ended:
             what = f"switched layer {switched[0]}" if switched else f"ended the window of layer {ended[0]}"
             raise AssertionError(
                 f"{self._name}.patience had ruled out a switch in step {step}, but advance {what}: return at most the "
-                "steps before the next one that may switch, and 0 if you cannot know"
+                "number of steps before the next one that may switch, and 0 if you cannot know it"
             )
 
     def _check_state(self, method: str, state: Any, layers: int = len(SHAPES)) -> None:
-        """Refuse what is no state of so many layers, or what a checkpoint would not bring back."""
+        """Refuse anything but a state of this many layers that survives a checkpoint."""
         where = f"{self._name}.{method}"
         hint = ": is a `return` missing?" if state is None else ": return adapt.switching.policy.State or a subclass"
         _require(isinstance(state, State), f"{where} must return a State, got {state!r:.80}{hint}")
@@ -199,8 +199,8 @@ class _Run:
         known = {field.name for field in fields(state)}
         _require(
             not (extra := sorted(set(vars(state)) - known)) and is_dataclass(type(state)),
-            f"the state of {where} has {', '.join(extra)}, which is no field and would not be saved: declare it in a "
-            "class derived from State with @dataclass(frozen=True)",
+            f"the state of {where} has {', '.join(extra)}, which is not a field and would not be saved: declare it in "
+            "a class derived from State with @dataclass(frozen=True)",
         )
         for name in known - {"formats"}:
             value = getattr(state, name)
@@ -208,7 +208,7 @@ class _Run:
                 _require(
                     value.shape[:1] == (layers,),
                     f"{name} in the state of {where} has shape {value.shape}: an array must have one item for each of "
-                    f"{layers} layers, and what belongs to no layer be a number, a string or a tuple",
+                    f"{layers} layers, and anything that belongs to no layer must be a number, a string or a tuple",
                 )
         counts: Any = state.gradients
         _require(
@@ -253,7 +253,7 @@ class _Run:
 
 
 class _Hidden(Sequence[Any]):
-    """Tensors that a policy may not read, because it had ruled out a switch in this step."""
+    """Tensors that a policy must not read, because its `patience` had ruled out a switch in this step."""
 
     def __init__(self, policy: str) -> None:
         self._policy = policy
@@ -289,7 +289,7 @@ def _contents(state: State) -> dict[str, Any]:
 
 
 def _equal(a: Any, b: Any) -> bool:
-    """Whether two values are equal all the way down; NaN equals NaN."""
+    """Return whether two values are deeply equal; NaN equals NaN."""
     if isinstance(a, Tensor):
         return isinstance(b, Tensor) and torch.equal(a, b)
     if isinstance(a, np.ndarray):

@@ -1,15 +1,15 @@
-"""Tables as text in aligned columns."""
+"""Text tables with aligned columns."""
 
 from collections.abc import Sequence
 
 
 def aligned(rows: Sequence[Sequence[str]], *, left: int | None = None, gap: str = "  ") -> list[str]:
-    """Return each row's cells in one line.
+    """Return one line of text for each row.
 
     Args:
-        rows: of equally many cells.
-        left: how many columns, from the first on, are aligned to the left, the others to the right; None: all.
-        gap: what stands between two columns.
+        rows: rows with the same number of cells.
+        left: this many first columns are aligned to the left, the others to the right; None for all to the left.
+        gap: the text between two columns.
     """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [

@@ -1,7 +1,7 @@
-"""All that the package uses of torch's private names: a new version of torch is adapted to here and nowhere else.
+"""All private names of torch that the package uses, so that supporting a new version of torch changes only this module.
 
 Every name exists from torch 2.6 on, unless the comment beside it says otherwise. `.ci/versions` runs the tests with a
-version of torch, and docs/status.md says for which versions that was done.
+given version of torch, and docs/status.md lists the versions that were tested.
 """
 
 import inspect
@@ -25,10 +25,10 @@ foreach_copy = torch._foreach_copy_
 foreach_multiply = torch._foreach_mul_
 
 backward_pass: Callable[[], int] = _C._current_graph_task_id
-"""Return the number of the backward pass that the caller runs in, −1 outside of one."""
+"""Return the number of the backward pass in which the caller runs; −1 outside of one."""
 
 tracing_state: Callable[[], object | None] = _C._get_tracing_state
-"""Return what `torch.jit.trace` records into, or None while it does not run."""
+"""Return the state into which `torch.jit.trace` records; None if it is not running."""
 
 is_transformed: Callable[[Tensor], bool] = _C._functorch.is_functorch_wrapped_tensor
 """Return whether a transform of `torch.func` wraps the tensor."""
@@ -41,12 +41,12 @@ def memory_references(tensor: Tensor) -> int:
 
 
 def references(tensor: Tensor) -> int:
-    """Return how many references there are to a tensor in C++, where Python's all count as one."""
+    """Return how many C++ references there are to a tensor; all of Python's count as one."""
     return int(tensor._use_count())  # type: ignore[attr-defined]
 
 
 def set_version(tensor: Tensor, version: int) -> None:
-    """Set the number by which autograd knows whether a tensor that it saved has been written since."""
+    """Set the version counter by which autograd detects that a saved tensor was modified."""
     if _SETS_ONE_VERSION:
         _C._autograd._unsafe_set_version_counter(tensor, version)
     else:
@@ -54,7 +54,7 @@ def set_version(tensor: Tensor, version: int) -> None:
 
 
 _SETS_ONE_VERSION = "Sequence" not in _C._autograd._unsafe_set_version_counter.__doc__
-"""In torch 2.6 it takes one tensor at a time."""
+"""In torch 2.6 the function takes one tensor at a time."""
 
 # The stack of hooks that torch.autograd.graph.saved_tensors_hooks pushes: (pack, unpack) for what autograd saves.
 
@@ -71,12 +71,12 @@ _top_hooks: Callable[[bool], tuple[Any, Any] | None] | None = getattr(
 
 
 def may_have_hooks() -> bool:
-    """Return whether saved tensors pass through hooks; always true where torch cannot tell."""
+    """Return whether saved tensors pass through hooks; always True if torch cannot tell."""
     return _top_hooks is None or _top_hooks(True) is not None
 
 
 def may_be_on_top(pack: Callable[[Tensor], Any]) -> bool:
-    """Return whether the innermost hooks are those of `pack`; always true where torch cannot tell."""
+    """Return whether the innermost hooks are those of `pack`; always True if torch cannot tell."""
     if _top_hooks is None:
         return True
     top = _top_hooks(True)
@@ -84,7 +84,7 @@ def may_be_on_top(pack: Callable[[Tensor], Any]) -> bool:
 
 
 def tagged_op(name: str, tag: torch.Tag, *, schema: str | None = None) -> Callable[[Callable[..., Any]], CustomOpDef]:
-    """`torch.library.custom_op`, a decorator, for an operator that changes no argument, with a tag."""
+    """Return a decorator like `torch.library.custom_op`, for an operator with a tag that mutates no argument."""
 
     def register(kernel: Callable[..., Any]) -> CustomOpDef:
         if not _TAKES_TAGS:
@@ -97,14 +97,14 @@ def tagged_op(name: str, tag: torch.Tag, *, schema: str | None = None) -> Callab
 
 
 _TAKES_TAGS = "tags" in inspect.signature(torch.library.custom_op).parameters
-"""Not in torch 2.6, whose compiler finds a tag all the same where it is put."""
+"""False in torch 2.6, whose compiler still finds a tag that is added to the operator."""
 
 
 def register_first(tensor: Any, hook: Callable[[Tensor], None]) -> None:
-    """Register a hook on a tensor that runs before those that it has, such as FSDP's own, which gathers."""
+    """Register a hook on a tensor that runs before its existing hooks, such as FSDP's, which gathers weights."""
     older = dict(tensor._backward_hooks or {})
     tensor.register_hook(hook)
-    # The order of insertion decides; moving keys of the ordered dictionary does not reach what autograd reads.
+    # Insertion order decides; reordering the keys of the ordered dictionary does not affect what autograd reads.
     for key, other in older.items():
         del tensor._backward_hooks[key]
         tensor._backward_hooks[key] = other

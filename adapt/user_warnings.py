@@ -1,4 +1,4 @@
-"""Warnings that point at the user's own line, whatever lies between it and what noticed something."""
+"""Warnings that point at the user's own line, however deep in the call stack they are raised."""
 
 import sys
 import warnings
@@ -7,7 +7,7 @@ _BETWEEN = {"adapt", "torch", "lightning", "pytorch_lightning", "contextlib"}
 
 
 def warn(message: str) -> None:
-    """Warn in the name of the nearest caller outside of this package, torch and Lightning."""
+    """Warn, attributing the warning to the nearest caller outside this package, torch and Lightning."""
     frame, level = sys._getframe(1), 2
     while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _BETWEEN:
         frame, level = frame.f_back, level + 1

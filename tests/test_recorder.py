@@ -167,7 +167,7 @@ class TestUse:
         model = net()
         with pytest.raises(TypeError, match=r"got ASGD: pass its \.controller"):
             adapt.Recorder(adapt.ASGD(model, lr=0.1), "runs")
-        with pytest.raises(TypeError, match="must be what attach"):
+        with pytest.raises(TypeError, match="must be a controller from attach"):
             adapt.Recorder(model, "runs")
 
     def test_it_is_public_and_its_import_is_light(self):

@@ -1,4 +1,4 @@
-"""Rounding what flows through the layers, forward and back."""
+"""Rounding of the layers' activations, and of the errors that flow back."""
 
 from adapt.activations.activations import MODES, Activations, check_state
 

@@ -1,7 +1,7 @@
-"""Rounding what flows through a layer: its input, its output and the error that comes back (AdaPT, section 3.1).
+"""Round a layer's input, its output and the back-propagated error (AdaPT, section 3.1).
 
-The forward pass goes on with Q(x); the gradient goes straight through where x lies in [minimum, maximum] and is zero
-elsewhere. Training rounds stochastically, evaluation to nearest.
+The forward pass continues with Q(x); the gradient passes straight through where x lies in [minimum, maximum] and is
+zero elsewhere. Training rounds stochastically, evaluation to nearest.
 """
 
 import weakref
@@ -28,31 +28,31 @@ MODES = ("layer", "range")
 
 _WITH_OUTPUT_ALONE = (nn.Embedding, nn.EmbeddingBag)
 _FRESH_OUTPUT = {nn.Linear, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Embedding}
-"""Layers whose own forward returns a new tensor that nothing else holds, so that it can be rounded in place."""
+"""Layers whose forward returns a new tensor that nothing else refers to, so that it can be rounded in place."""
 
 
 class Activations:
-    """Rounds the activations of a module's layers, and the errors on request, by hooks on the layers.
+    """Rounds the activations of a module's layers, and optionally the errors, through hooks on the layers.
 
-    Layers are linear layers (transformers' `Conv1D` too) and convolutions, with input and output, and embeddings, with
-    the output alone. Other modules that own quantised weights, such as recurrent layers, attention, and layers whose
-    weight is computed by weight norm, spectral norm or pruning, keep float32 activations; a warning names them.
+    Inputs and outputs are rounded for linear layers (including transformers' `Conv1D`) and convolutions, and only the
+    outputs for embeddings. Other modules with quantised weights keep float32 activations, and a warning names them:
+    recurrent layers, attention, and layers whose weight is computed by weight norm, spectral norm or pruning.
 
-    There are three modes. "layer" rounds in the layer's own ⟨WL, FL⟩. "range" keeps WL and lets FL follow the observed
-    range: it leaves the fewest integer bits that hold the running maximum of |x|. A number is a WL for all layers, with
-    FL by range. The running maximum stays on the device and moves the format once in an optimizer step; it falls by 1 %
-    in a step that does not reach it.
+    There are three modes. "layer" uses the layer's own ⟨WL, FL⟩. "range" keeps WL and lets FL follow the observed
+    range: it uses the fewest integer bits that hold the running maximum of |x|. A number is a WL for all layers, with
+    FL by range. The running maximum stays on the device and updates the format once per optimizer step; it falls by
+    1 % in a step that does not reach it.
 
-    Before the first step "range" rounds as "layer" does. In that step errors, activations in a WL for all layers, and
-    those of layers in block floating point, whose scale belongs to each tensor, stay float32. Errors always follow
-    their range, in the layer's WL or in that for all layers. A layer in float32 keeps float32 activations in every
-    mode.
+    Before the first step "range" rounds like "layer". In that step these stay float32: errors, activations with one WL
+    for all layers, and activations of layers in block floating point, whose scale belongs to each tensor. Errors always
+    follow their range, with the layer's WL or the one for all layers. A layer in float32 keeps float32 activations in
+    every mode.
 
-    Noise comes from the stream of (seed, step, name of the site), where a site's name is its weight's name and
-    ".input", ".output" or ".error". Several passes through a layer in one step (accumulation, shared layers) continue
-    its stream; a pass that `torch.utils.checkpoint` repeats draws what its first pass drew. In compiled programs, and
-    with the checkpointing of other libraries, it draws what the layer's last pass drew, with a warning if there were
-    several. Under `torch.compile` two passes of a layer over the same input may become one and share their noise.
+    Noise comes from the stream of (seed, step, site), where a site is named by its weight plus ".input", ".output" or
+    ".error". Several passes through a layer in one step (accumulation, shared layers) continue its stream; a pass that
+    `torch.utils.checkpoint` repeats draws the same noise as its first pass. In compiled programs, and with the
+    checkpointing of other libraries, it draws the noise of the layer's last pass, with a warning if there were several.
+    Under `torch.compile` two passes of a layer over the same input may be merged and share their noise.
 
     Backward keeps one byte per element, and only if a value was outside the range; a float copy would always cost four.
 
@@ -60,11 +60,11 @@ class Activations:
         module: the module whose layers to hook.
         layers: the index of each quantised parameter, by the parameter's id.
         mode: "layer", "range", or a word length.
-        errors: whether to round the errors too: the gradients with regard to the layers' outputs.
+        errors: whether to round the errors too: the gradients with respect to the layers' outputs.
         noise: how training rounds; evaluation rounds to nearest.
         pin: the view that a context asks for: "evaluation" rounds to nearest in every mode, "masters" not at all.
-        device: where the layers are.
-        old: activations whose ranges and streams to take over, by the sites' names.
+        device: the layers' device.
+        old: earlier activations, whose ranges and streams are taken over by name.
 
     Raises:
         ValueError: no layer of the module can round its activations.
@@ -141,7 +141,7 @@ class Activations:
         self._remove()
 
     def use(self, formats: Sequence[LayerFormat]) -> None:
-        """Note the layers' formats; rounding uses them from the next `renew` on."""
+        """Set the layers' formats; they take effect with the next `renew`."""
         chosen = [formats[leader] for leader in self._leaders]
         words = np.array([0 if form is None else self._word or form.word_length for form in chosen], np.int32)
         blocks = np.array([isinstance(form, BlockFloat) for form in chosen])
@@ -155,11 +155,11 @@ class Activations:
 
     @torch.no_grad()
     def renew(self, step: int, *, ended: bool) -> None:
-        """Round in the noted formats, adapted to the observed ranges, and draw with the random keys of `step`.
+        """Round to the formats that `use` set, adapted to the observed ranges, with the random keys of `step`.
 
         Args:
             step: optimizer steps so far.
-            ended: whether an optimizer step has ended, so that ranges move once.
+            ended: whether an optimizer step has ended; ranges are updated only then.
         """
         if ended:
             ranks.maximum_(self._sites.peaks)
@@ -167,7 +167,7 @@ class Activations:
         self._write_tables(ended=ended)
 
     def follow_pin(self) -> None:
-        """Round as the pinned view asks."""
+        """Adjust the rounding to the pinned view."""
         self._write_tables(ended=False)
 
     def _write_tables(self, *, ended: bool) -> None:
@@ -197,7 +197,7 @@ class Activations:
 
     @property
     def precisions(self) -> dict[str, Precision | None]:
-        """The format in which each site rounds now, by the site's name. Reading it waits for the device."""
+        """The format to which each site rounds now, by the site's name. Reading it waits for the device."""
         scales, words = self._sites.formats[:, 0].tolist(), self._words.tolist()
         return {
             name: Precision(word, int(np.log2(scale))) if scale else None
@@ -215,14 +215,14 @@ class Activations:
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any], *, strict: bool = True) -> None:
-        """Continue from a state, from the next `renew` on.
+        """Load a state; it takes effect with the next `renew`.
 
         Args:
-            state: of `state_dict`.
+            state: what `state_dict` returned.
             strict: refuse a state of other sites. Otherwise sites are matched by name.
 
         Raises:
-            ValueError: the state is of other sites.
+            ValueError: the state belongs to other sites.
         """
         check_state(state, self.names, strict=strict)
         names = list(state.get("names", ()))
@@ -238,10 +238,10 @@ class Activations:
 
 
 def check_state(state: Mapping[str, Any], names: Sequence[str], *, strict: bool) -> None:
-    """Refuse a state that `Activations.load_state_dict` could not load.
+    """Check that `Activations.load_state_dict` can load a state.
 
     Raises:
-        ValueError: the state is broken or, with `strict`, of other sites.
+        ValueError: the state is broken or, with `strict`, belongs to other sites.
     """
     saved = state.get("names", [])
     if strict and list(saved) != list(names):
@@ -258,6 +258,6 @@ def check_state(state: Mapping[str, Any], names: Sequence[str], *, strict: bool)
 
 
 def _of_rank(names: Sequence[str]) -> list[str]:
-    """Return the sites' names in the random stream: each process draws noise of its own for its share of the data."""
+    """Return the sites' names in the random stream: each process draws different noise for its share of the data."""
     rank = torch.distributed.get_rank() if ranks.are_several() else 0
     return [f"{name}@{rank}" for name in names] if rank else list(names)

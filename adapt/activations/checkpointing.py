@@ -1,4 +1,4 @@
-"""Activation checkpointing: a pass that backward repeats must draw the noise that its first pass drew.
+"""Activation checkpointing: a pass that backward repeats must draw the same noise as its first pass.
 
 Several checkpointed passes through one layer may wait for backward, which repeats them in another order. So each
 checkpointed region of `torch.utils.checkpoint` remembers where in the random stream its passes began.
@@ -23,18 +23,19 @@ _REPEATED = "unpack_hook"
 
 
 def is_repeated() -> bool:
-    """Whether this forward pass runs within backward, and so repeats one that activation checkpointing forgot."""
+    """Return whether this forward pass runs within backward, and so repeats a pass that checkpointing discarded."""
     return torch_internals.backward_pass() != -1
 
 
 def start_in_stream(owner: Hashable, site: int, drawn: Tensor) -> Tensor | None:
-    """Return where in the site's stream a repeated pass has to begin, or None for a first pass or if that is unknown.
+    """Return where in the site's stream a repeated pass must begin; None for a first pass, or if unknown.
 
-    A first pass, or one that is repeated only to be forgotten again, is remembered by the regions around it.
+    The regions around a first pass, or around one that is repeated only to be discarded again, record its position.
 
     Args:
-        owner: tells apart sites of one number.
-        drawn: int64 [sites], how many elements of its stream each site has used.
+        owner: distinguishes sites with the same index.
+        site: the site's index.
+        drawn: number of elements of its stream that each site has used, int64 [sites].
     """
     if not is_repeated() and not _may_be_forgotten():
         return None
@@ -52,12 +53,12 @@ def start_in_stream(owner: Hashable, site: int, drawn: Tensor) -> Tensor | None:
 
 
 def _may_be_forgotten() -> bool:
-    """Whether activation checkpointing may forget this forward pass: it turns gradients off or hooks what is saved."""
+    """Return whether checkpointing may discard this pass: it either disables gradients or hooks saved tensors."""
     return not torch.is_grad_enabled() or torch_internals.may_have_hooks()
 
 
 class _Region:
-    """Where the passes of one checkpointed region began in the streams of their sites, in their order."""
+    """The positions in their sites' streams at which the passes of one checkpointed region began, in order."""
 
     def __init__(self) -> None:
         self.starts: dict[Hashable, list[Tensor]] = {}
@@ -67,7 +68,7 @@ class _Region:
     def next(self, site: Hashable) -> Tensor | None:
         """Return where the next repeated pass of a site begins; None if the region has not seen it."""
         if self._backward != (task := torch_internals.backward_pass()):
-            # With retain_graph=True a region is repeated several times.
+            # With retain_graph=True a region may be repeated several times.
             self._backward, self._repeated = task, {}
         position = self._repeated.get(site, 0)
         self._repeated[site] = position + 1
@@ -76,10 +77,10 @@ class _Region:
 
 
 def _regions() -> Iterator[tuple[_Region, bool]]:
-    """Yield the checkpointed regions that the caller runs in, innermost first, and whether each is being repeated.
+    """Yield the checkpointed regions in which the caller runs, innermost first, and whether each is being repeated.
 
-    torch has no public way to ask, so they are found on the call stack, through the object that torch keeps for each
-    from its first pass until its last repetition.
+    torch has no public interface for this, so they are found on the call stack, through the object that torch keeps for
+    each region from its first pass until its last repetition.
     """
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:

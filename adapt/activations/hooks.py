@@ -1,4 +1,4 @@
-"""The hooks of a layer that round its input and its output and let backward round the error."""
+"""The hooks of a layer that round its input, its output and, in backward, the error."""
 
 from typing import Any
 
@@ -15,13 +15,13 @@ from adapt.layers.tracing import is_drawn
 
 
 class ActivationHooks:
-    """The hooks of one layer. A copy, and so a copied or pickled model, does nothing.
+    """The hooks of one layer. Copies do nothing, so copied or pickled models do not round.
 
     Args:
         sites: the tables of all sites; None in a copy.
-        kernels: the passes.
-        fresh: whether the layer's output is a new tensor that nothing else holds.
-        input, output, error: the layer's sites, −1 where there is none.
+        kernels: the kernels to use.
+        fresh: whether the layer's output is a new tensor that nothing else refers to.
+        input, output, error: the layer's sites, −1 if there is none.
     """
 
     idle = False
@@ -53,12 +53,12 @@ class ActivationHooks:
         if self.idle or is_drawn():
             return x
         if x.is_cpu is not sites.are_on_cpu or x.is_meta:
-            # The layer itself reports what is wrong.
+            # The layer itself will raise an error.
             return x
         if torch_internals.is_transformed(x):
             raise NotImplementedError(
-                "transforms of torch.func cannot look into the rounding of activations: apply them to a model whose "
-                "weights alone are quantised, or after detach()"
+                "transforms of torch.func cannot trace the rounding of activations: apply them to a model of which "
+                "only the weights are quantised, or after detach()"
             )
         in_place = fresh and not x._is_view() and is_dense(x)
         learning = x.requires_grad and torch.is_grad_enabled()

@@ -1,4 +1,4 @@
-"""Whether a gradient belongs to one backward pass alone, which may then change it in place."""
+"""Detect a gradient that nothing else refers to, so that backward may change it in place."""
 
 import sys
 from functools import cache
@@ -11,10 +11,10 @@ from adapt.torch_internals import memory_references, references
 
 
 def is_unshared(gradient: Tensor) -> bool:
-    """Whether nothing but the `backward` that calls this with its own argument can ever see this gradient.
+    """Return whether only the calling `backward`, whose argument this is, can ever see this gradient.
 
-    Hooks, other branches of the network and the caller of `backward()` may hold it too. Never true off the CPU, where
-    in-place work saves nothing, because new memory costs nothing.
+    Hooks, other branches of the network and the caller of `backward()` may refer to it too. Always False on other
+    devices than the CPU, where allocating memory is free, so working in place saves nothing.
     """
     if torch.is_grad_enabled() or gradient.device.type != "cpu":
         return False
@@ -35,12 +35,12 @@ def unshared_counts() -> tuple[int, int, int]:
 
 
 def _counts(gradient: Tensor) -> tuple[int, int, int]:
-    """Return how many references there are to the tensor, to its memory, and to its Python object."""
+    """Return the numbers of references to the tensor, to its memory, and to its Python object."""
     return references(gradient), memory_references(gradient), sys.getrefcount(gradient)
 
 
 class _Probe(torch.autograd.Function):
-    """Counts the references to a gradient that was made for it alone."""
+    """Counts the references to a gradient that nothing else refers to."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, found: list[tuple[int, int, int]]) -> Tensor:
@@ -55,5 +55,5 @@ class _Probe(torch.autograd.Function):
 
 
 def _counts_through_a_call(gradient: Tensor) -> tuple[int, int, int]:
-    """Each call on the way adds a reference, and `is_unshared` is one."""
+    """Count through one more call, like `is_unshared`: every call adds a reference."""
     return _counts(gradient)

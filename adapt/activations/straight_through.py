@@ -1,6 +1,6 @@
-"""The straight-through estimator of one activation: an autograd function, and the operators of compiled programs.
+"""The straight-through estimator of one activation: an autograd function, and operators for compiled programs.
 
-Forward returns Q(x); backward lets the gradient through where x lies in the range, and rounds it if errors are rounded.
+Forward returns Q(x); backward passes the gradient where x lies in the range, and rounds it if errors are rounded.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from adapt.kernels.activation import NOISE, ActivationKernels, SiteTables, activ
 
 
 class StraightThrough(torch.autograd.Function):
-    """The straight-through estimator for values that were rounded already."""
+    """The straight-through estimator for values that are already rounded."""
 
     @staticmethod
     def forward(
@@ -32,7 +32,7 @@ class StraightThrough(torch.autograd.Function):
         ctx.save_for_backward(mask)
         ctx.kernels, ctx.sites, ctx.error = kernels, sites, error
         if rounded:
-            # In a list, since a tensor among the arguments could not be the result without becoming a view.
+            # Passed in a list, since returning a tensor argument would make it a view.
             (x,) = rounded
         else:
             ctx.mark_dirty(x)
@@ -43,7 +43,7 @@ class StraightThrough(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         (gradient,), (mask,) = gradients, ctx.saved_tensors
         if gradient is not None and (mask is not None or ctx.error >= 0):
-            # With create_graph the gradient itself is differentiated, straight through its rounding as well.
+            # With create_graph the gradient itself is differentiated, also straight through its rounding.
             differentiable = torch.is_grad_enabled() and gradient.requires_grad
             in_place = not differentiable and is_unshared(gradient)
             passed = _backward(gradient, mask, ctx.kernels, ctx.sites, ctx.error, ctx.strides, in_place=in_place)
@@ -63,9 +63,9 @@ def _backward(
     *,
     in_place: bool = False,
 ) -> Tensor:
-    """Return Q(gradient) where the mask says inside, 0 elsewhere, laid out as the forward pass's result was.
+    """Return Q(gradient) where the mask says inside, 0 elsewhere, with the strides of the forward result.
 
-    A new tensor unless in place, which avoids writing to memory that is in no cache.
+    The result is a new tensor unless `in_place`, which avoids writing to memory that is not in a cache.
     """
     gradient = output = gradient.detach()
     if not in_place or gradient.stride() != tuple(strides):
@@ -87,15 +87,15 @@ def quantized(
     in_place: bool = False,
     start: Tensor | None = None,
 ) -> tuple[Tensor, bool]:
-    """Return Q(x), in a new tensor unless in place, and whether the mask is needed.
+    """Return Q(x), in a new tensor unless `in_place`, and whether backward needs the mask.
 
     Args:
-        start: int64 [], where in the site's stream a repeated pass begins; without it, where the last pass began.
+        start: where in the site's stream a repeated pass begins, int64 []; if None, where the last pass began.
     """
     source = output = x.detach()
     if not in_place:
         output = torch.empty_like(source)
-        # A new tensor has the strides of a dense source; a source with gaps is laid out anew.
+        # A new tensor has the strides of a dense source; a source with gaps is copied into it.
         if output.stride() != source.stride():
             source = output.copy_(source)
     replay = training and checkpointing.is_repeated()
@@ -103,7 +103,7 @@ def quantized(
         if replay:
             _warn_if_ambiguous(sites, site, x.numel())
         return output, kernels.forward(source, output, mask, sites, site, training=training, replay=replay)
-    # A replay begins as many elements back as it has; what the first passes have used stays used.
+    # A replay starts its own number of elements before `drawn`, which is restored afterwards: first passes used them.
     used = sites.drawn.data[site].clone()
     sites.drawn.data[site] = start + x.numel()
     needed = kernels.forward(source, output, mask, sites, site, training=training, replay=replay)
@@ -122,8 +122,8 @@ def _warn_if_ambiguous(sites: SiteTables, site: int, numel: int) -> None:
         )
 
 
-# Operators for the graphs of torch.compile. The sites' tables are their inputs, so a precision that moves causes no
-# recompilation. That the streams advance is not declared, because only these operators read them. The tag asks the
+# Operators for the graphs of torch.compile. The sites' tables are their inputs, so a changed precision causes no
+# recompilation. The mutation of the streams is not declared, because only these operators read them. The tag asks the
 # compiler not to merge two calls with the same input; not all of its passes obey.
 
 

@@ -1,1 +1,1 @@
-"""Runs whose formats a policy decides."""
+"""Training runs whose formats a policy chooses."""

@@ -17,12 +17,12 @@ from adapt.switching.policy import Policy
 class ASGD(torch.optim.SGD):
     """Stochastic gradient descent on float32 masters, with forward and backward at adaptive precision.
 
-    Takes the place of `torch.optim.SGD`. The controller is `optimizer.controller`; its state rides in
-    `state_dict()`. A copy or an unpickled ASGD has no controller and refuses to step: `adapt.attach` one to a plain
-    SGD instead.
+    A drop-in replacement for `torch.optim.SGD`. The controller is `optimizer.controller`; `state_dict()` includes its
+    state. A copied or unpickled ASGD has no controller and refuses to step: use `adapt.attach` on a plain SGD if you
+    need copies.
 
     Args:
-        params: a module, named parameters, parameters, or groups of these, each with settings of its own.
+        params: a module, named parameters, parameters, or parameter groups.
         lr, momentum, …: as in `torch.optim.SGD`.
         policy, options: as in `adapt.attach` (l1, l2, rounding, seed, layers, …).
     """

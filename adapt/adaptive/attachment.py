@@ -1,4 +1,4 @@
-"""`attach`: training the layers of the user's own optimizer at adaptive precision."""
+"""`attach`: train the layers of the user's own optimizer at adaptive precision."""
 
 from collections.abc import Mapping
 from typing import Any, Unpack
@@ -23,58 +23,59 @@ from adapt.switching.policy import Policy
 def attach(
     optimizer: Optimizer, params: Parameters, policy: Policy[Any] | None = None, **options: Unpack[Options]
 ) -> Controller:
-    """Train the layers of an optimizer at adaptive precision from its next step on.
+    """Train the layers of an optimizer at adaptive precision, starting with its next step.
 
-    Hooks go on the optimizer itself, so that schedulers, clipping, scalers and Lightning see the optimizer they
-    know. The present weights become the float32 masters and the parameters their quantised copies. The update of
-    torch's SGD on the layers is fused with the rounding, unless somebody else's hook comes between the two; their
-    gradients then keep their values. Other optimizers find, and leave, normalised and penalised gradients.
+    The optimizer stays the same object and only gets hooks, so schedulers, gradient clipping, scalers and Lightning
+    keep working. The current weights become the float32 masters, and the parameters become their quantised copies.
+    torch's SGD update of the layers is fused with the rounding unless another hook has to run between the two; the
+    fused update leaves gradients unchanged. Other optimizers see normalised and penalised gradients, and these remain
+    after the step.
 
-    Values that you write into a parameter in place between two steps, as by `parameter.clamp_(-1, 1)` under
-    `torch.no_grad()` or by `load_state_dict`, become masters. Do not write through `parameter.data`: torch does not
-    count such writes, so that they are noticed late, from samples, or not at all.
+    Values written into a parameter in place between two steps become masters, for example by
+    `parameter.clamp_(-1, 1)` under `torch.no_grad()` or by `load_state_dict`. Do not write through `parameter.data`:
+    torch does not count such writes, so they are noticed late, from samples, or not at all.
 
     Args:
         optimizer: any torch optimizer that evaluates the loss once in a step, or what Accelerate, MMEngine, fastai or
             Lightning wraps around it.
         params: the module that the optimizer trains, or its named parameters, parameters or groups. With a module,
             evaluation mode shows the weights rounded to nearest and `load_state_dict` sets the masters; without one,
-            see `Controller.evaluation_weights`. With `torch.compile`, pass the module that it returned.
-        policy: what decides on the formats; `AdaPT()`, the paper's setting, if None.
+            see `Controller.evaluation_weights`. With `torch.compile`, pass the compiled module.
+        policy: chooses the formats; `AdaPT()`, the paper's setting, if None.
         l1: α of the penalty α‖W‖₁ on every layer.
         l2: β of the penalty β/2·‖W‖₂².
         rounding: "stochastic" or "nearest", in training. Evaluation always rounds to nearest.
         seed: seed of the rounding stream, which is independent of every other generator.
-        layers: which parameters are layers, called with (name, parameter); weights with at least two dimensions
-            if not given. A frozen parameter joins when it is unfrozen.
-        layer_bits: word lengths by hand beside those by policy: bits by pattern, `{"conv1": 8, "head.*": (6, 8)}`, one
-            number or the fewest and the most. A pattern of `fnmatch` names a parameter or a module that holds it; the
-            first one that matches decides. Where the policy wants another length, a longer word gets a finer step, and
-            a shorter one is block floating point, whose range follows the weights; `compact` spends its budget within
-            the bounds. A resumed run keeps those that it was saved with unless it is given others.
-        quantize_biases: quantise biases and norm parameters too, in the word length of the layer before them and a
-            fraction length of their own.
+        layers: a predicate of (name, parameter) that selects the layers; by default, weights with at least two
+            dimensions. A frozen parameter joins when it is unfrozen.
+        layer_bits: word lengths set by hand, as bits by pattern: `{"conv1": 8, "head.*": (6, 8)}`, either one number or
+            (fewest, most). An `fnmatch` pattern names a parameter or a module that holds it; the first match decides.
+            If the policy's word is too short, the layer gets more fraction bits; if it is too long, the layer gets
+            block floating point, whose range follows the weights. `compact` spends its budget within the bounds. A
+            resumed run keeps its saved bounds unless it is given others.
+        quantize_biases: quantise biases and norm parameters too, with the word length of the layer before them and
+            their own fraction length.
         l1_by_word_length: scale each layer's α by WL/32, the differentiable variant of the word-length penalty.
-        trace_every: write every k-th step into the trace.
-        activations: quantise the inputs and outputs of the linear layers, convolutions and embeddings too, with a
-            straight-through gradient: "layer" in the layer's own format, "range" in its word length with the fraction
-            length that the observed range asks for, a number in a word of so many bits by range; see
-            `adapt.activations.Activations`. Of recurrent layers, attention, and layers with weight norm, spectral norm
-            or pruning only the weights are quantised. Needs the module in `params`.
-        quantize_errors: quantise the gradients that come back to the outputs of these layers too, in the activations'
-            word length with the fraction length that their range asks for.
-        execution: really run the products of linear layers and convolutions in "bfloat16" (words of up to 8 bits) or
-            "float16" (up to 11), as long as their words fit; see docs/execution.md for what is rounded where.
-            Needs the module in `params`.
+        trace_every: record every k-th step in the trace.
+        activations: also quantise the inputs and outputs of linear layers, convolutions and embeddings, with a
+            straight-through gradient: "layer" uses the layer's own format, "range" its word length with a fraction
+            length that fits the observed range, and a number that many bits with a fraction length by range; see
+            `adapt.activations.Activations`. For recurrent layers, attention, and layers with weight norm, spectral
+            norm or pruning, only the weights are quantised. Requires a module as `params`.
+        quantize_errors: also quantise the gradients with respect to the outputs of these layers, with the activations'
+            word length and a fraction length that fits their range.
+        execution: actually run the products of linear layers and convolutions in "bfloat16" (words of up to 8 bits) or
+            "float16" (up to 11), as long as their words fit; docs/execution.md says what is rounded where. Requires a
+            module as `params`.
         execution_backward: run the products for the gradients of these layers in the short type too.
 
     Returns:
         The controller. It lives as long as the optimizer.
 
     Raises:
-        TypeError, ValueError, NotImplementedError: an argument does not fit, the optimizer evaluates the loss several
-            times in a step, its parameters are not those of `params`, a controller is attached already, or there is no
-            layer. Nothing is attached then.
+        TypeError, ValueError, NotImplementedError: an argument is invalid, the optimizer evaluates the loss several
+            times per step, its parameters are not those of `params`, a controller is already attached, or there is no
+            layer. Nothing is attached in these cases.
     """
     optimizer = check_optimizer(optimizer)
     policy = AdaPT() if policy is None else policy
@@ -103,10 +104,10 @@ def attach(
 
 
 def check_policy(policy: object) -> None:
-    """Refuse a policy that cannot decide on formats.
+    """Check that an object has the members of `Policy`.
 
     Raises:
-        TypeError: it is no policy.
+        TypeError: it does not.
     """
     missing = [name for name in vars(Policy) if not name.startswith("_") and not hasattr(policy, name)]
     if isinstance(policy, type) or missing:

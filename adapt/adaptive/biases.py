@@ -1,4 +1,4 @@
-"""Biases and norm parameters that are quantised too, each in the word length of the layer that it follows."""
+"""Quantised biases and norm parameters, each with the word length of the layer it follows."""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -10,13 +10,13 @@ from adapt.numerics import BlockFloat, LayerFormat, Precision, pack_formats, unp
 
 
 class Biases:
-    """Masters of biases, and their formats: their leader's word length, with the fraction length that fits them.
+    """Masters of biases and their formats: the word length of their layer, with a fraction length that fits them.
 
-    A bias that follows a layer in block floating point is in block floating point itself.
+    A bias that follows a layer in block floating point uses block floating point too.
 
     Args:
-        masters: their masters.
-        leaders: index of the layer that each follows.
+        masters: the masters of the biases.
+        leaders: index of the layer that each bias follows.
     """
 
     def __init__(self, masters: FixedPointMasters, leaders: Sequence[int]) -> None:
@@ -29,7 +29,7 @@ class Biases:
         self.fit([i for i, leader in enumerate(self._leaders) if leader in changed], formats)
 
     def fit(self, indices: Collection[int], formats: Sequence[LayerFormat]) -> None:
-        """Choose new formats for these biases, which fit their present values; `formats` are those of all layers."""
+        """Choose new formats that fit the present values of these biases; `formats` are those of all layers."""
         indices = list(indices)
         found = extremes([self.masters.weights[i] for i in indices]) if indices else []
         for i, ends in zip(indices, found, strict=True):
@@ -46,10 +46,10 @@ class Biases:
         }
 
     def check(self, state: Mapping[str, Any], *, strict: bool) -> None:
-        """Refuse a state that `load` could not take.
+        """Check that `load` can load this state.
 
         Raises:
-            ValueError: a tensor or format is missing or of another kind.
+            ValueError: a tensor or format is missing or of the wrong kind.
         """
         unpack_formats(state["follower_formats"].values())
         ours = dict(zip(self.masters.names, self.masters.weights, strict=True))
@@ -57,7 +57,7 @@ class Biases:
         persistence.check_tensors("followers", state["followers"], wanted)
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state_dict` for the names that both have."""
+        """Load what `state_dict` returned, for the names that both have."""
         formats: Mapping[str, LayerFormat] = dict(
             zip(state["follower_formats"], unpack_formats(state["follower_formats"].values()), strict=True)
         )

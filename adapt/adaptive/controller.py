@@ -1,4 +1,4 @@
-"""`Controller`, what a user sees of a run that a policy decides."""
+"""`Controller`: the user's handle on a run whose formats a policy chooses."""
 
 from typing import Any
 
@@ -14,20 +14,20 @@ from adapt.switching.policy import Policy
 
 
 class Controller(Engine):
-    """Keeps an optimizer's layers on a fixed-point grid and lets a policy move their precision. `attach` makes it.
+    """Keeps an optimizer's layers on a fixed-point grid and lets a policy change their precision. Made by `attach`.
 
-    The figures of a step (norms, loss) stay on the device until a layer can switch and are then replayed: decisions
-    are those of a look at every step, without waiting for the device in each.
+    The figures of a step (norms, loss) stay on the device until a layer can switch. Then the policy sees all of them in
+    order, so it decides just as if it had looked at every step, without waiting for the device each time.
     """
 
     _run: AdaptiveRun
 
     @property
     def policy(self) -> Policy[Any]:
-        """The policy that decides. One of the same kind, with other hyperparameters, may take its place between steps.
+        """The policy. Between steps it may be replaced by one of the same class with other hyperparameters.
 
         Raises:
-            TypeError: the new policy is of another kind, or needs other tensors of every layer.
+            TypeError: the new policy is of another class, or needs other tensors of every layer.
         """
         return self._run.decisions.policy
 
@@ -36,33 +36,33 @@ class Controller(Engine):
         before = self.policy
         needs = ("sums_gradients", "samples_gradients", "keeps_gradients")
         if type(policy) is not type(before) or any(getattr(policy, n) != getattr(before, n) for n in needs):
-            raise TypeError(f"policy must be one like {before!r}, whose state it takes over, got {policy!r}")
+            raise TypeError(f"policy must be of the same kind as {before!r}, whose state it takes over, got {policy!r}")
         self._run.change_policy(policy)
 
     @property
     def precisions(self) -> dict[str, Precision]:
-        """The format of every layer, by the weight's name. A layer that a policy runs in float32 has None.
+        """The format of every layer by the weight's name; None for a layer in float32.
 
-        For a layer in block floating point, the format in which its weights are now.
+        For block floating point, this is the fixed-point format of the layer's current weights.
         """
         return dict(zip(self._run.layers.names, self._run.layers.grids.precisions, strict=True))  # type: ignore[arg-type]
 
     @property
     def activation_precisions(self) -> dict[str, Precision]:
-        """The format of every input, output and error that is quantised, by the weight's name and ".input" and so on.
+        """The format of every quantised input, output and error, by the weight's name and ".input" and so on.
 
-        None where values stay float32. Reading it waits for the device. Empty without `activations`.
+        None where values stay float32; empty without `activations`. Reading it waits for the device.
         """
         return {} if self._run.activations is None else self._run.activations.precisions  # type: ignore[return-value]
 
     @property
     def skipped(self) -> dict[str, int]:
-        """How many gradients of each layer were not finite: zero to the optimizer, and left out of the statistics."""
+        """How many gradients of each layer were not finite. The optimizer saw zeros, the statistics skipped them."""
         self._run.settle()
         return dict(zip(self._run.layers.names, self._run.decisions.skipped.tolist(), strict=True))
 
     def penalty(self) -> Tensor:
-        """Return α‖W‖₁ + β/2·‖W‖₂² + P as it stands, a 0-dim tensor. It has no gradient: the step itself applies it."""
+        """Return the current α‖W‖₁ + β/2·‖W‖₂² + P, a 0-dim tensor without gradient: the step itself applies it."""
         layers = self._run.layers
         numel = torch.as_tensor(np.maximum(layers.numel, 1), device=layers.device)
         words = torch.as_tensor(self._run.decisions.word_lengths, dtype=torch.float64, device=layers.device)

@@ -1,4 +1,4 @@
-"""What the policy decides: shows it the figures that waited on the device, step by step, and writes the trace."""
+"""The policy's decisions: replay to it the figures that waited on the device, and write the trace."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,19 +17,19 @@ from adapt.switching.policy import Observation, Policy, State, carry, for_layers
 from adapt.trace import Trace
 
 CAPACITY = 128
-"""Steps whose figures may wait on the device before they are fetched, however patient the policy is."""
+"""The most steps whose figures may wait on the device, however patient the policy is."""
 
 _MANY_SATURATE = 0.25
-"""A share of saturated master weights that calls for a warning: the best ranges of two bits leave out less."""
+"""Warn above this share of saturated master weights: even the best two-bit range cuts off less."""
 
 
 class Decisions:
-    """A policy, its state and its history. Figures of steps in which no layer can switch wait on the device.
+    """A policy, its state and its trace. Figures of steps in which no layer can switch wait on the device.
 
     Args:
         policy: the policy.
-        device: where the figures are measured.
-        trace_every: write every k-th step.
+        device: the device on which the figures are measured.
+        trace_every: record every k-th step.
     """
 
     state: State
@@ -43,11 +43,11 @@ class Decisions:
         self._warned: set[str] = set()
 
     def start(self, state: State, bounds: Sequence[Bounds], trace: Trace) -> None:
-        """Begin with this state of the policy, these bounds of the layers' words and this trace; drop what waits.
+        """Begin with this state, these bounds and this trace; drop figures that the policy has not seen.
 
         Args:
-            state: the policy's.
-            bounds: the fewest and the most bits of each layer; empty where the policy alone decides.
+            state: the policy's state.
+            bounds: the fewest and the most bits of each layer; empty if the policy alone decides.
             trace: the history so far.
         """
         self.state, self.bounds, self.trace = state, bounds, trace
@@ -65,18 +65,18 @@ class Decisions:
         self._wait()
 
     def begin_anew(self, layers: Sequence[int], weights: Sequence[Tensor]) -> None:
-        """Start the policy anew for these layers, with these weights. The caller must have settled all steps."""
+        """Restart the policy for these layers, with these weights. The caller must have settled all steps."""
         if len(layers) == len(weights):
             self.state = self._deciding.start(weights)
         else:
             for layer in layers:
                 only = for_layers(self.policy, [self.trace.layers[layer]]).start([weights[layer]])
-                # The layer's from its own start, the others' and what belongs to no layer from the present state.
+                # This layer's fields come from its new start, all others from the present state.
                 self.state = carry(self.state, carry(only, self.state, {layer: 0}), {})
         self._wait()
 
     def change_policy(self, policy: Policy[Any]) -> None:
-        """Let a policy of the same kind decide from now on. The caller must have settled all steps."""
+        """Replace the policy by one of the same class. The caller must have settled all steps."""
         self._deciding = for_layers(policy, self.trace.layers)
         self.policy = policy
         self._wait()
@@ -102,12 +102,12 @@ class Decisions:
 
     @property
     def can_switch(self) -> bool:
-        """Whether the next step may be one in which a layer switches."""
+        """Whether a layer may switch in the next step."""
         return len(self._pending) >= self._patience
 
     @property
     def due(self) -> bool:
-        """Whether the newest step may be one in which a layer switches, so that it cannot wait."""
+        """Whether the policy has to see the newest step now: a layer may switch in it, or the buffer is full."""
         return len(self._pending) > self._patience or self._pending.full or self.policy.keeps_gradients
 
     @property
@@ -119,7 +119,7 @@ class Decisions:
         """Count the slot, which has been filled in, as the next step.
 
         Args:
-            step: the step's number, above all before it.
+            step: the step's number, greater than all before it.
             active: which layers have a gradient, bool [layers].
             fraction_lengths: bits behind the binary point of the Ŵ that the step's forward pass saw, [layers]; 0 in
                 float32.
@@ -137,22 +137,22 @@ class Decisions:
         l2: float,
         saturated: Callable[[], NDArray[np.float64]],
     ) -> list[int]:
-        """Show the policy all steps that wait, and return the layers whose window ended.
+        """Show the policy all waiting steps, and return the layers whose window ended.
 
         Args:
             weights: the master weights.
-            sums: the running sums of the gradients, where the policy asks for them.
-            windows: the gradients of each layer's window, the newest included.
+            sums: the running sums of the gradients, if the policy asks for them.
+            windows: the gradients of each layer's window, including the newest.
             l1: α of each layer.
             l2: β.
-            saturated: measures the share of each layer's master weights outside of its format's range, [layers].
+            saturated: measures the share of each layer's master weights outside its format's range, [layers].
         """
         if not len(self._pending):
             return []
         can_end = len(self._pending) > self._patience
         figures = self._pending.take()
         hosts, self._hosts = self._hosts, []
-        # Only the newest step can switch a layer, so all steps ran in these words.
+        # A layer can switch only in the newest step, so all steps ran with these word lengths.
         words = self.word_lengths
         norms, norms_of_sums = np.sqrt(figures.squared), np.sqrt(figures.squared_sums)
         seen, sound = np.isfinite(figures.squared), np.isfinite(figures.squared_weights)
@@ -163,7 +163,7 @@ class Decisions:
             + penalties.word_length_sparsity(words, figures.nonzeros / self._sizes)
         ).tolist()
         for i, (step, active, fraction_lengths, loss_shown) in enumerate(hosts):
-            # The forward pass of this step used the weights that the step before left.
+            # This step's forward pass used the weights that the previous step left.
             self.close_row(figures.nonzeros[i], fraction_lengths)
             if not all_well:
                 self._check(figures, i, active, windows)
@@ -190,14 +190,14 @@ class Decisions:
         return np.flatnonzero((self.state.gradients == 0) & (seen[-1] | (before > 0))).tolist()
 
     def _wait(self) -> None:
-        """Ask the policy how many steps certainly switch nothing, and make room for their figures."""
+        """Ask the policy for how many steps no layer can switch, and make room for their figures."""
         self._patience = self._deciding.patience(self.state)
         rows = min(self._patience + 1, CAPACITY)
         if rows > self._pending.capacity:
             self._pending = StepFigures(len(self.trace.layers), rows, self._device)
 
     def close_row(self, nonzeros: NDArray[np.float64], fraction_lengths: NDArray[np.int64]) -> None:
-        """Complete the newest step's row of the trace, once the Ŵ that it left is known."""
+        """Complete the newest step's row of the trace, now that the Ŵ it left is known."""
         if self._open_row is None:
             return
         (step, record), self._open_row = self._open_row, None
@@ -210,7 +210,7 @@ class Decisions:
             self.write()
 
     def write(self) -> None:
-        """Append the completed rows to the trace: a block costs hardly more than a row."""
+        """Append the completed rows to the trace: a block costs hardly more than a single row."""
         if self._closed_rows:
             steps, records = zip(*self._closed_rows, strict=True)
             self._closed_rows.clear()
@@ -224,8 +224,8 @@ class Decisions:
             if windows[layer]:
                 windows[layer].pop()
             self.warn(
-                f"the gradient of {names[layer]} is not finite: it counts as zero, now and whenever it happens again "
-                "(controller.skipped counts)"
+                f"the gradient of {names[layer]} is not finite: it counts as zero, now and whenever this happens again "
+                "(controller.skipped counts how often)"
             )
         for layer in np.flatnonzero(~np.isfinite(figures.squared_weights[i])).tolist():
             self.warn(f"the master weights of {names[layer]} are not finite: its precision stays as it is")
@@ -236,24 +236,24 @@ class Decisions:
             )
 
     def watch_saturation(self, shares: NDArray[np.float64]) -> None:
-        """Warn once about each layer of which many master weights stay outside of its format's range.
+        """Warn once about each layer if many of its master weights stay outside its format's range.
 
         Args:
-            shares: the share of each layer's master weights outside, at one look after the other, [looks, layers].
+            shares: the share of each layer's master weights outside, at successive looks, [looks, layers].
         """
         for share in shares:
             stays = (share > _MANY_SATURATE) & (self._saturated > _MANY_SATURATE)
             for layer in np.flatnonzero(stays & ~self._told_of_saturation).tolist():
                 self._told_of_saturation[layer] = True
                 self.warn(
-                    f"{share[layer]:.0%} of the master weights of {self.trace.layers[layer]} stay outside of the range "
-                    f"of their format {self.formats[layer]}, so they saturate: give the layer more bits before the "
+                    f"{share[layer]:.0%} of the master weights of {self.trace.layers[layer]} stay outside the range of "
+                    f"their format {self.formats[layer]}, so they saturate: give the layer more bits before the "
                     "binary point (a shorter fraction, or a longer word), or a smaller learning rate"
                 )
             self._saturated = share
 
     def warn(self, message: str) -> None:
-        """Warn, once for each message."""
+        """Warn with this message, only once."""
         if message not in self._warned:
             self._warned.add(message)
             user_warnings.warn(message)

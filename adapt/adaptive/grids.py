@@ -1,4 +1,4 @@
-"""The grid on which each parameter lies: its own format, or the one that block floating point gives its values."""
+"""The grid of each parameter: its own format, or the one that block floating point derives from its values."""
 
 from collections.abc import Sequence
 
@@ -12,18 +12,18 @@ from adapt.numerics import BlockFloat, LayerFormat, Precision
 
 
 class Grids:
-    """The formats of some parameters as the kernels need them.
+    """The formats of some parameters, in the form that the kernels need.
 
-    A fixed-point format is its own grid; the grid of block floating point follows the values.
+    A fixed-point format has a fixed grid; the grid of block floating point follows the values.
 
     Args:
         formats: the format of each parameter.
-        weights: the master of each.
+        weights: the masters.
 
     Attributes:
-        precisions: fixed point, or None for float32, as of the masters' latest rounding.
+        precisions: the fixed-point formats of the masters' latest rounding; None for float32.
         fraction_lengths: bits behind the binary point, int64 [parameters]; 0 in float32.
-        table: a row of `adapt.rounding.grid` for each, float32 [parameters, 4].
+        table: a row of `adapt.rounding.grid` for each parameter, float32 [parameters, 4].
     """
 
     def __init__(self, formats: Sequence[LayerFormat], weights: Sequence[Tensor]) -> None:
@@ -37,19 +37,19 @@ class Grids:
         return all(isinstance(form, Precision) for form in self._formats)
 
     def follow(self, indices: Sequence[int], tensors: Sequence[Tensor]) -> None:
-        """Let block floating point follow the values that these parameters' masters have, or are about to have."""
+        """Fit block floating point to these tensors, the present or next values of the parameters' masters."""
         if self._in_blocks:
             fresh = dict(zip(indices, self._resolved(indices, tensors), strict=True))
             self._take([fresh.get(i, precision) for i, precision in enumerate(self.precisions)])
 
     def of(self, indices: Sequence[int], tensors: Sequence[Tensor]) -> NDArray[np.floating]:
-        """Return the rows for other tensors than the masters, in the formats of the parameters `indices`."""
+        """Return the table's rows for tensors that are not the masters, in the formats of the parameters `indices`."""
         if not self._in_blocks:
             return self.table[indices]
         return np.stack([rounding.grid(precision) for precision in self._resolved(indices, tensors)])
 
     def _resolved(self, indices: Sequence[int], tensors: Sequence[Tensor]) -> list[Precision | None]:
-        """The fixed-point formats of these tensors in the formats of the parameters `indices`."""
+        """Return the fixed-point formats that the formats of the parameters `indices` give these tensors."""
         formats = [self._formats[i] for i in indices]
         blocks = [(at, form) for at, form in enumerate(formats) if isinstance(form, BlockFloat)]
         found = extremes([tensors[at] for at, _ in blocks]) if blocks else []

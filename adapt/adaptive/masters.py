@@ -1,4 +1,4 @@
-"""Masters of weights whose formats a policy chooses: fixed point, block floating point, or float32."""
+"""Masters of weights in formats that a policy chooses: fixed point, block floating point, or float32."""
 
 from collections.abc import Mapping, Sequence
 
@@ -16,7 +16,7 @@ from adapt.rounding import Noise
 from adapt.weights.masters import Masters, differ
 
 _SAMPLE = 4096
-"""Elements of a parameter that are compared with what it should hold."""
+"""How many elements of a parameter are compared with what it should hold."""
 
 
 class FixedPointMasters(Masters):
@@ -25,11 +25,11 @@ class FixedPointMasters(Masters):
     Args:
         parameters: the parameters by name; their present values become the masters.
         noise: how training rounds; evaluation rounds to nearest.
-        old: masters whose tensors to take over for the parameters that they already keep.
+        old: earlier masters, whose tensors are taken over for parameters in both.
 
     Attributes:
-        grids: what each parameter is rounded to.
-        figures: the non-zeros of Ŵ, ‖W‖₁ and ‖W‖₂² of each parameter as of the latest rounding, float64
+        grids: the grids to which the parameters are rounded.
+        figures: the non-zeros of Ŵ, ‖W‖₁ and ‖W‖₂² of each parameter at the latest rounding, float64
             [parameters, 3].
 
     Raises:
@@ -56,12 +56,12 @@ class FixedPointMasters(Masters):
 
     @property
     def formats(self) -> dict[str, Format]:
-        """The format of each parameter by name; none for one in float32."""
+        """The format of each parameter by name; parameters in float32 are left out."""
         pairs = zip(self.names, self.grids.precisions, strict=True)
         return {name: Format.of(precision) for name, precision in pairs if precision is not None}
 
     def saturated(self) -> Tensor:
-        """Return the share of each master outside of the range of its format, float64 [parameters]; 0 in float32."""
+        """Return the share of each master outside its format's range, float64 [parameters]; 0 in float32."""
         shares = []
         for weight, (scale, step, low, high) in zip(self.weights, self.grids.table.tolist(), strict=True):
             outside = weight.clamp(low * step, high * step) != weight if scale else torch.zeros_like(weight)
@@ -69,7 +69,7 @@ class FixedPointMasters(Masters):
         return torch.stack(shares)
 
     def use(self, formats: Sequence[LayerFormat]) -> None:
-        """Round to these formats from now on, one for each parameter; the parameters change with the next `store`."""
+        """Round to these formats, one per parameter, from now on; the parameters change with the next `store`."""
         self.grids = Grids(formats, self.weights)
 
     def accumulate(
@@ -82,17 +82,17 @@ class FixedPointMasters(Masters):
         quantize: bool = False,
         step: int = 0,
     ) -> None:
-        """‖G‖₂² and ‖ΣG‖₂² of each parameter into float64 [parameters], after ΣG += G.
+        """Add G to ΣG, then measure ‖G‖₂² and ‖ΣG‖₂² of each parameter.
 
-        A gradient that is not finite is left out of the sum; where there is none its norm becomes NaN.
+        A gradient that is not finite is left out of the sum. The norm of a missing gradient is NaN.
 
         Args:
-            gradients: G of each parameter; None where there is none.
-            sums: ΣG of each parameter, or of none.
-            squared, squared_sums: where the norms go.
-            quantize: round the gradients first, stochastically and in place, in their parameters' formats. The norm of
-                one that was not finite stays so.
-            step: whose random key to round them with.
+            gradients: G of each parameter, or None.
+            sums: ΣG of each parameter; None if no sums are kept.
+            squared, squared_sums: the outputs, float64 [parameters].
+            quantize: first round the gradients stochastically and in place to their parameters' formats. A norm that
+                was not finite before the rounding stays so.
+            step: the step whose random key to round them with.
         """
         totals = [None] * len(self.parameters) if sums is None else sums
         kernels = self._kernels
@@ -111,11 +111,11 @@ class FixedPointMasters(Masters):
         kernels.add_(totals, gradients, squared, squared_sums)
 
     def restore(self, gradients: Sequence[Tensor | None], treatment: Treatment) -> None:
-        """p ← W, and G ← G/‖G‖ + α·sign(W) + β·W: what an optimizer then finds. One that is not finite becomes zero.
+        """p ← W and G ← G/‖G‖ + α·sign(W) + β·W for the optimizer. A gradient that is not finite becomes zero.
 
         Args:
-            gradients: G of each parameter, changed in place; None where there is none.
-            treatment: what becomes of them.
+            gradients: G of each parameter, changed in place, or None.
+            treatment: how the gradients are changed.
         """
         aliased = self._alias()
         self._kernels.restore_(None if aliased else self.parameters, self.weights, gradients, treatment)
@@ -123,14 +123,14 @@ class FixedPointMasters(Masters):
         self._disown()
 
     def restore_only(self) -> None:
-        """p ← W; a gradient stays as it is, but one that is not finite is replaced by zero."""
+        """p ← W; gradients stay as they are, except that one that is not finite becomes zero."""
         gradients, count = self.gradients(), len(self.parameters)
         squared = torch.empty(count, dtype=torch.float64, device=self.device)
         self._kernels.squared_norms_(gradients, squared)
         self.restore(gradients, Treatment(squared, np.zeros(count), np.zeros(count), normalize=False))
 
     def store(self, step: int) -> None:
-        """W ← p, p ← Q(W) with the random key of `step`, and measure Ŵ and W, in one pass."""
+        """W ← p and p ← Q(W) with the random key of `step`, and measure Ŵ and W, all in one pass."""
         self.grids.follow(range(len(self.parameters)), self.parameters)
         how = self._begin(step)
         if self._aliases:
@@ -141,14 +141,15 @@ class FixedPointMasters(Masters):
         self._settle("training")
 
     def descend(self, gradients: Sequence[Tensor | None], treatment: Treatment, update: Update, step: int) -> None:
-        """W ← SGD(W, treated G), p ← Q(W) with the random key of `step`, and measure Ŵ and W, in one pass.
+        """W ← SGD(W, treated G) and p ← Q(W) with the random key of `step`, and measure Ŵ and W, all in one pass.
 
-        For fixed point only: block floating point has to look at the weights between update and rounding.
+        For fixed point only: block floating point must look at the weights between update and rounding.
 
         Args:
-            gradients: G of each parameter, which stays as it is; None where there is none.
-            treatment: what becomes of it before the update.
+            gradients: G of each parameter, or None; not changed.
+            treatment: how G is changed for the update.
             update: the update's rates and buffers.
+            step: the step whose random key to round with.
         """
         self._kernels.descend_(
             self.parameters,
@@ -171,7 +172,7 @@ class FixedPointMasters(Masters):
         self._disown()
 
     def _begin(self, step: int) -> Rounding:
-        """How training rounds, with the random key of `step` from now on."""
+        """Switch to the random key of `step`, and return how training rounds."""
         self._keys = rounding.stream_keys(self._noise.seed, step, self.names)
         return Rounding(self.grids.table, self._keys, self._offsets, self.is_stochastic)
 
@@ -192,7 +193,7 @@ class FixedPointMasters(Masters):
         return differ(held, shown)
 
     def _rounding(self, indices: Sequence[int], *, stochastic: bool) -> Rounding:
-        """How the masters of the parameters `indices` are rounded now."""
+        """Return how the masters of the parameters `indices` are rounded now."""
         at = np.asarray(indices, np.intp)
         return Rounding(self.grids.table[at], self._keys[at], self._offsets[at], stochastic)
 

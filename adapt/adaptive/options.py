@@ -1,4 +1,4 @@
-"""The options of `adapt.attach` beside the policy: their types for every face that takes them, defaults and checks."""
+"""The options of `adapt.attach` and of all that forwards to it: types, defaults and checks."""
 
 import inspect
 import math
@@ -24,7 +24,7 @@ Face = TypeVar("Face", bound=Callable[..., Any])
 class CommonOptions(TypedDict, total=False):
     """Keyword options of `adapt.attach`, `adapt.ASGD` and `adapt.lightning.AdaptivePrecision`.
 
-    `adapt.attach` says what each means; `Settings` has the defaults.
+    `adapt.attach` documents them; `Settings` has the defaults.
     """
 
     rounding: Rounding
@@ -41,7 +41,7 @@ class CommonOptions(TypedDict, total=False):
 
 
 class Options(CommonOptions, total=False):
-    """The same with the penalties, which `AdaptivePrecision` takes by position too."""
+    """`CommonOptions` and the penalties, which `AdaptivePrecision` also accepts by position."""
 
     l1: float
     l2: float
@@ -49,7 +49,7 @@ class Options(CommonOptions, total=False):
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """`Options`, complete and checked. `of` makes it of a face's keyword arguments.
+    """`Options`, complete and checked. Build it from keyword arguments with `of`.
 
     Raises:
         TypeError, ValueError: an option has a wrong type or value.
@@ -71,7 +71,7 @@ class Settings:
 
     @classmethod
     def of(cls, **options: Any) -> "Settings":
-        """Return the settings that a face's keyword arguments ask for.
+        """Return the settings for these keyword arguments.
 
         Raises:
             TypeError, ValueError: an option is unknown, or has a wrong type or value.
@@ -116,7 +116,7 @@ class Settings:
 
 
 def shows_options(face: Face) -> Face:
-    """Let `help` and `inspect.signature` show the options of a function one by one, instead of **options."""
+    """Make `help` and `inspect.signature` list a function's options one by one instead of `**options`."""
     signature = inspect.signature(face)
     *own, options = signature.parameters.values()
     defaults = {field.name: field.default for field in fields(Settings)}

@@ -1,4 +1,4 @@
-"""A run whose formats a policy chooses: what it remembers between two steps, and what a step does to it."""
+"""A run whose formats a policy chooses: its state between steps, and what a step does to it."""
 
 import math
 from collections.abc import Collection, Mapping, Sequence
@@ -35,26 +35,27 @@ from adapt.trace.description import made_by
 from adapt.weights.masters import Masters
 
 _LOOK_EVERY = 16
-"""Steps between two looks at the ranges of the weights, and of quantised biases, whose formats follow them."""
+"""Every so many steps, look at the ranges of the weights, and refit the formats of quantised biases."""
 
 
 class AdaptiveRun(Run):
-    """Masters, formats and history of a run that a policy decides.
+    """Masters, formats and history of a run whose formats a policy chooses.
 
     Args:
-        policy: what decides on the formats.
+        policy: chooses the formats.
         options: the options of `adapt.attach`.
         layers: the layers by name; their present values become the masters.
 
     Attributes:
-        options: as given. A loaded state may round otherwise: see `noise`.
-        layer_bits: bounds of the layers' words by pattern, those of a loaded state if none were given; None without.
+        options: as given. After loading a state, seed and rounding are those of `noise`.
+        layer_bits: bounds of the layers' words by pattern, as given or else from a loaded state; None if there are
+            none.
         noise: how everything in this run rounds in training.
         layers: masters and copies of the layers' weights.
         windows: the layers' gradients since their last switches.
         biases: masters and formats of the biases, if they are quantised.
-        activations: what rounds activations, if they are quantised.
-        execution: what runs products in a short type, if that is wanted.
+        activations: rounds activations, if they are quantised.
+        execution: runs products in a short type, if requested.
         decisions: the policy, its state and the trace.
     """
 
@@ -72,7 +73,7 @@ class AdaptiveRun(Run):
         self.execution: Execution | None = None
         self.decisions = Decisions(policy, self.layers.device, trace_every=options.trace_every)
         self._saturation: list[Tensor] = []
-        # The first state, and the pattern that a loaded one must fit.
+        # The initial state, which also is the template that a loaded state must match.
         self._fresh = for_layers(policy, self.layers.names).start(Whole(self.layers.weights))
         self.layer_bits = options.layer_bits
         check_bounds(policy, self._bounds, self.layers.numel.tolist())
@@ -85,7 +86,7 @@ class AdaptiveRun(Run):
 
     @property
     def hooked(self) -> list[Hooked]:
-        """What acts on the module's layers by hooks."""
+        """The parts that act on the module's layers through hooks."""
         return [part for part in (self.activations, self.execution) if part is not None]
 
     @property
@@ -97,12 +98,12 @@ class AdaptiveRun(Run):
 
     @property
     def _bounds(self) -> tuple[Bounds, ...]:
-        """The fewest and the most bits of each layer's word; empty where the policy alone decides."""
+        """The fewest and the most bits of each layer's word; empty if the policy alone decides."""
         return bounds_of(self.layer_bits, self.layers.names, default=ALL) if self.layer_bits else ()
 
     @property
     def trace(self) -> Trace:
-        """What happened in every step so far, and what made the run. Reading it waits for the device."""
+        """What happened in every step so far, and the policy and options. Reading it waits for the device."""
         self.settle()
         self.decisions.close_row(self.layers.nonzeros.cpu().numpy(), self.layers.grids.fraction_lengths)
         self.decisions.write()
@@ -110,7 +111,7 @@ class AdaptiveRun(Run):
         return self.decisions.trace
 
     def _made_by(self) -> dict[str, Any]:
-        """Return the policy and the options of this run as they are now: the policy may have been replaced."""
+        """Return the present policy and options: they may differ from those at the start."""
         rounding = "stochastic" if self.noise.stochastic else "nearest"
         options = {**vars(self.options), "seed": self.noise.seed, "rounding": rounding}
         return made_by(policy=to_dict(self.decisions.policy), **options)
@@ -118,7 +119,7 @@ class AdaptiveRun(Run):
     # Which tensors take part
 
     def join(self, layers: Mapping[str, Tensor]) -> None:
-        """Take in the layers that are new in `layers`, which begins with the present ones."""
+        """Add the layers that are new in `layers`, which starts with the present ones."""
         policy = for_layers(self.decisions.policy, tuple(layers))
         old, trace, skipped = self.layers, self.trace, self.decisions.skipped
         self._saturation.clear()
@@ -133,7 +134,7 @@ class AdaptiveRun(Run):
         self.decisions.skipped[: len(skipped)] = skipped
 
     def follow(self, parameters: Mapping[str, Tensor], optimizer: Optimizer, module: nn.Module | None) -> None:
-        """Let biases, and what acts on the module by hooks, follow the present layers."""
+        """Update the biases, and the hooks on the module, to match the present layers."""
         options = self.options
         names = self.layers.names
         if options.quantize_biases and (found := choice.followers(parameters, names, optimizer, self.awaited)):
@@ -170,9 +171,9 @@ class AdaptiveRun(Run):
 
     @torch.no_grad()
     def begin_anew(self, new: Sequence[Collection[int]]) -> list[str]:
-        """Let the policy start anew with layers whose weights were loaded; see `Run.begin_anew`.
+        """Restart the policy for layers whose weights were loaded; see `Run.begin_anew`.
 
-        Block floating point and float32 fit all weights, so layers in these go on.
+        Layers in block floating point or float32 carry on, because these fit any weights.
         """
         decisions, masters = self.decisions, self.layers
         self.settle()
@@ -189,7 +190,7 @@ class AdaptiveRun(Run):
         return []
 
     def change_policy(self, policy: Policy[Any]) -> None:
-        """Let a policy of the same kind, with other hyperparameters, decide from the next step on."""
+        """Replace the policy by one of the same class with other hyperparameters, from the next step on."""
         check_bounds(policy, self._bounds, self.layers.numel.tolist())
         self.settle()
         self.trace.add_columns(columns_of(policy))
@@ -198,12 +199,12 @@ class AdaptiveRun(Run):
     # One step
 
     def before_update(self, take_over: TakeOver | None) -> bool:
-        """One step between backward and the end of the update: see the numbered comments."""
+        """Perform one step from the end of backward to the update: see the numbered comments."""
         masters, policy, decisions = self.layers, self.decisions.policy, self.decisions
         if decisions.can_switch:
             for bank in self.banks:
                 bank.probe()
-        # 1. What was measured on the way here, and the loss, wait on the device for the policy.
+        # 1. The figures measured so far and the loss wait on the device for the policy.
         gradients = masters.gradients()
         loss_shown = len(self.losses) > 0
         figures = decisions.slot
@@ -222,8 +223,8 @@ class AdaptiveRun(Run):
             self.windows.keep(gradients)
         if self.biases is not None:
             self.biases.masters.restore_only()
-        # Penalties are those of the words in which the forward pass ran, whatever the policy decides now. The norms are
-        # copied, because settling may hand their buffer to the next step.
+        # The penalties depend on the word lengths of the forward pass, whatever the policy decides now. The norms are
+        # copied, because settling may reuse their buffer for the next step.
         treatment = Treatment(figures.squared.clone(), self.l1_of_layers, self.l2_of_layers, policy.normalize_gradients)
         # 3. The policy's turn, if a layer may switch in this step.
         self.step += 1
@@ -235,7 +236,7 @@ class AdaptiveRun(Run):
             self.settle()
         if self.biases is not None and self.step % _LOOK_EVERY == 0:
             self.biases.fit(range(len(self.biases.masters.names)), decisions.formats)
-        # 4. p ← W and the treated gradients for the optimizer, or the whole update up to p ← Q(W).
+        # 4. p ← W and treated gradients for the optimizer to use, or the whole update up to p ← Q(W).
         update = take_over(gradients) if take_over is not None and masters.grids.is_fixed else None
         if update is None:
             masters.restore(gradients, treatment)
@@ -244,7 +245,7 @@ class AdaptiveRun(Run):
         return update is not None
 
     def after_update(self) -> None:
-        """W ← p, p ← Ŵ, where that is not done yet."""
+        """W ← p and p ← Ŵ, for masters that `before_update` has not updated itself."""
         self._store(ended=True)
 
     def renew(self) -> None:
@@ -260,11 +261,11 @@ class AdaptiveRun(Run):
         if self.activations is not None:
             self.activations.renew(self.step, ended=ended)
         if self.execution is not None:
-            # Block floating point has followed the weights.
+            # Always, because the formats of block floating point have followed the weights.
             self.execution.use(self.layers.grids.precisions)
 
     def _note_loss(self, out: Tensor) -> None:
-        """Write the step's loss into `out`; NaN if it was not shown."""
+        """Write the step's loss into `out`; NaN if none was observed."""
         if self.losses:
             self.losses.average_into(out)
             return
@@ -277,7 +278,7 @@ class AdaptiveRun(Run):
             )
 
     def settle(self) -> None:
-        """Let the policy see the steps that wait, and do what it decides."""
+        """Show the policy the waiting steps, and carry out what it decides."""
         before = self.decisions.formats
         ended = self.decisions.settle(
             Whole(self.layers.weights),
@@ -296,7 +297,7 @@ class AdaptiveRun(Run):
             self._use_formats({*ended, *changed})
 
     def _use_formats(self, changed: Collection[int]) -> None:
-        """Round to the present formats from now on; biases that follow a changed layer get a new fraction length."""
+        """Round to the present formats from now on, and refit the biases that follow a changed layer."""
         formats, words = self.decisions.formats, self.decisions.word_lengths
         self.layers.use(formats)
         if self.activations is not None:
@@ -311,7 +312,7 @@ class AdaptiveRun(Run):
     # Persistence
 
     def state_dict(self, optimized: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Return all of it in plain containers, numbers and tensors: see `Run.state_dict`."""
+        """Return the whole state in plain containers, numbers and tensors: see `Run.state_dict`."""
         trace, masters, windows = self.trace, self.layers, self.windows
         biases, activations = self.biases, self.activations
         gradients = (p.grad for p in optimized.values())
@@ -338,7 +339,7 @@ class AdaptiveRun(Run):
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any], optimized: Mapping[str, Tensor], *, strict: bool) -> None:
-        """Go on from `state_dict`: see `Run.load_state_dict`."""
+        """Resume from `state_dict`: see `Run.load_state_dict`."""
         masters, decisions = self.layers, self.decisions
         policy, biases, activations = decisions.policy, self.biases, self.activations
         names = masters.names
@@ -354,12 +355,12 @@ class AdaptiveRun(Run):
         saved_trace = persistence.opened(state["trace"])
         old = unpack(state["state"], self._fresh, len(old_names), release=release_of(saved_trace))
         places = {i: old_names.index(name) for i, name in enumerate(names) if name in old_names}
-        # A state that has all layers replaces everything: no weight is looked at, not even one that is not finite.
+        # A state with all layers replaces everything, so the weights, which may not even be finite, are not looked at.
         fresh = self._fresh if len(places) == len(names) else for_layers(policy, names).start(Whole(masters.weights))
         policy_state = carry(old, fresh, places)
         if policy.keeps_gradients:
             persistence.check_windows(state["windows"], dict(zip(old_names, old.gradients.tolist(), strict=True)))
-        # A layer that joined late comes last in its own run, but not in one that begins with it.
+        # A layer that joined late comes last in the run that was saved, but maybe not here.
         same = sorted(old_names) == sorted(names)
         trace = Trace.from_state_dict(saved_trace) if same else Trace(names, masters.numel)
         trace.add_columns(columns_of(policy))

@@ -1,4 +1,4 @@
-"""What was measured in the steps that the policy has not seen yet, kept on the device until it must."""
+"""Figures of the steps that the policy has not seen yet, kept on the device until it needs them."""
 
 from typing import NamedTuple
 
@@ -9,11 +9,11 @@ from torch import Tensor
 
 
 class Figures(NamedTuple):
-    """What the fused pass measured on the host: float64 arrays [steps, layers] unless said otherwise.
+    """What the fused pass measured, on the host: float64 arrays [steps, layers] unless noted otherwise.
 
-    `squared` is ‖G‖₂² (NaN where there was no gradient), `squared_sums` is ‖ΣG‖₂² with this gradient in it, `l1_norms`
+    `squared` is ‖G‖₂² (NaN where there was no gradient), `squared_sums` is ‖ΣG‖₂² including this gradient, `l1_norms`
     and `squared_weights` are ‖W‖₁ and ‖W‖₂² of the master weights, `nonzeros` counts the non-zero elements of the Ŵ
-    that the step's forward pass saw, `losses` is the step's loss without penalties, [steps], NaN when not shown.
+    used in the step's forward pass, `losses` is the step's loss without penalties, [steps], NaN if not observed.
     """
 
     squared: NDArray[np.float64]
@@ -25,7 +25,7 @@ class Figures(NamedTuple):
 
 
 class Slot(NamedTuple):
-    """Where the figures of one step go, float64 views on the device: see `Figures`."""
+    """Views into which one step's figures are written, float64 on the device: see `Figures`."""
 
     squared: Tensor
     squared_sums: Tensor
@@ -35,21 +35,21 @@ class Slot(NamedTuple):
 
 
 class StepFigures:
-    """One buffer on the device with a row for each step, so that all of it comes to the host in one transfer.
+    """One buffer on the device with a row for each step, so that one transfer brings all of it to the host.
 
     Args:
-        layers: how many there are.
-        capacity: rows.
-        device: where the figures are measured.
+        layers: the number of layers.
+        capacity: the number of rows.
+        device: the device on which the figures are measured.
     """
 
     def __init__(self, layers: int, capacity: int, device: torch.device) -> None:
         n = self._layers = layers
         self.capacity = capacity
         self._buffer = torch.empty(capacity, 5 * n + 1, dtype=torch.float64, device=device)
-        # Views cost microseconds each: made once, not at every step.
+        # Each view costs microseconds, so they are created once, not in every step.
         self._views = [Slot(row[:n], row[n : 2 * n], row[2 * n : 5 * n].view(n, 3), row[5 * n]) for row in self._buffer]
-        # On the CPU the buffer is read in place, in a tenth of the time that tensor operations take.
+        # On the CPU the buffer is read in place: ten times faster than through tensor operations.
         self._host = self._buffer.numpy() if device.type == "cpu" else None
         self._rows = 0
 
@@ -63,7 +63,7 @@ class StepFigures:
 
     @property
     def slot(self) -> Slot:
-        """Where the figures of the next step go; the caller must write all of them."""
+        """The views for the next step's figures; the caller must write all of them."""
         return self._views[self._rows]
 
     def add(self) -> None:
@@ -71,7 +71,7 @@ class StepFigures:
         self._rows += 1
 
     def take(self) -> Figures:
-        """Return all rows after one transfer to the host, and drop them."""
+        """Transfer all rows to the host, empty the buffer, and return the rows."""
         rows = self._buffer[: self._rows].cpu().numpy() if self._host is None else self._host[: self._rows].copy()
         self._rows = 0
         n = self._layers

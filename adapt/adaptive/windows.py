@@ -37,7 +37,7 @@ class Windows:
                 window.append(gradient.clone())
 
     def clear(self, indices: Iterable[int]) -> None:
-        """Start the windows of these layers anew."""
+        """Empty the windows of these layers."""
         for i in indices:
             self.gradients[i].clear()
             total = self.sums[i]
@@ -45,7 +45,7 @@ class Windows:
                 total.zero_()
 
     def load(self, index: int, total: Tensor | None, gradients: Iterable[Tensor], like: Tensor) -> None:
-        """Go on with copies of these in the window of a layer whose weights are `like`."""
+        """Fill the window of a layer, whose weights are `like`, with copies of these."""
         kept = self.sums[index]
         if kept is not None and total is not None:
             kept.copy_(placed(total, like))

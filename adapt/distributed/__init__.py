@@ -1,1 +1,1 @@
-"""Training in several processes: layers split between them, and figures that all must share to decide alike."""
+"""Training in several processes: sharded layers, and figures that all processes must share to decide alike."""

@@ -1,4 +1,4 @@
-"""Means and maxima over all processes of a training, so that they decide alike; a single process keeps its values."""
+"""Means and maxima over all processes, so that they decide alike; a single process keeps its values."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def are_several() -> bool:
-    """Whether the training runs in a group of processes."""
+    """Return whether the training runs in a group of processes."""
     return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 

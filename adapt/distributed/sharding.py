@@ -1,8 +1,8 @@
 """Layers whose rows are split between processes, as `torch.distributed.fsdp.fully_shard` does (DTensor).
 
-Masters and sums are DTensors like their parameters. The passes run on the pieces that this process holds, and their
-figures are added up over the processes, so that every process gets those of whole layers. Element i of a layer draws
-the same random number in whatever process it lies, so a sharded run rounds like one on a single device.
+Masters and sums are DTensors like their parameters. Kernels run on the pieces that this process holds, and their
+figures are summed over the processes, so that every process gets the figures of whole layers. Element i of a layer
+draws the same random number in any process, so a sharded run rounds like one on a single device.
 """
 
 from collections.abc import Sequence
@@ -20,23 +20,23 @@ if TYPE_CHECKING:
 
 
 def is_sharded(tensor: Tensor) -> "TypeGuard[DTensor]":
-    """Whether the tensor is a DTensor, without importing torch.distributed.tensor, which is slow to import."""
+    """Return whether the tensor is a DTensor, without importing torch.distributed.tensor, which is slow to import."""
     return hasattr(tensor, "device_mesh")
 
 
 def check(name: str, parameter: Tensor) -> None:
-    """Refuse every placement except copies and pieces along the first dimension, in order.
+    """Check that a parameter is replicated, or sharded in order along its first dimension.
 
     Raises:
-        NotImplementedError: another placement, such as tensor parallelism's, which the message names.
+        NotImplementedError: it has another placement, such as tensor parallelism's.
     """
     if not is_sharded(parameter):
         return
     pieces = [place for place in parameter.placements if not place.is_replicate()]
     if len(pieces) > 1 or not all(place.is_shard(0) and type(place).__name__ == "Shard" for place in pieces):
         raise NotImplementedError(
-            f"{name} is spread over processes as {tuple(parameter.placements)}, "
-            "but only whole rows can be: shard with torch.distributed.fsdp.fully_shard alone, along dimension 0"
+            f"{name} is spread over processes as {tuple(parameter.placements)}, but only sharding by whole rows is "
+            "supported: shard with torch.distributed.fsdp.fully_shard alone, along dimension 0"
         )
 
 
@@ -60,7 +60,7 @@ def whole(tensors: Tensor | Sequence[Tensor]) -> Tensor | Sequence[Tensor]:
 def extremes(tensors: Sequence[Tensor]) -> list[tuple[float, float]]:
     """Return the smallest and largest element of each whole tensor, in one transfer from the device.
 
-    They are (∞, −∞) for a tensor without elements, and both NaN if an element is. Every process must call this.
+    They are (∞, −∞) for a tensor without elements, and both NaN if an element is NaN. Every process must call this.
     """
     ends = torch.stack([_ends(local(tensor)) for tensor in tensors])
     for group, indices in _groups(tensors).items():
@@ -79,7 +79,7 @@ def _ends(tensor: Tensor) -> Tensor:
 
 
 class Whole(Sequence[Any]):
-    """A sequence of tensors, or of lists of them, that are gathered from all processes when they are accessed."""
+    """A sequence of tensors, or of lists of them, that are gathered from all processes on access."""
 
     def __init__(self, items: Sequence[Any]) -> None:
         self._items = items
@@ -92,12 +92,12 @@ class Whole(Sequence[Any]):
 
 
 def placed(tensor: Tensor, like: Tensor) -> Tensor:
-    """Return the same values, distributed over the processes as `like` is."""
+    """Return the same values, distributed over the processes like `like`."""
     if is_sharded(like) and not is_sharded(tensor):
         from torch.distributed.tensor import distribute_tensor
 
         mesh, placements = like.device_mesh, like.placements
-        # Every process has the whole tensor and takes its piece of it; nothing is sent.
+        # Every process has the whole tensor and takes its own piece; nothing is sent.
         return distribute_tensor(tensor.to(like.device), mesh, placements, src_data_rank=None)
     return whole(tensor) if is_sharded(tensor) and not is_sharded(like) else tensor
 
@@ -110,7 +110,7 @@ def reshard_(module: nn.Module) -> None:
 
 
 class OnPieces:
-    """The passes of `adapt.kernels.Kernels` over sharded layers, with the figures of whole layers."""
+    """The functions of `adapt.kernels.Kernels` for sharded layers, with the figures of whole layers."""
 
     def __init__(self, kernels: Kernels) -> None:
         self._kernels = kernels
@@ -149,7 +149,7 @@ class OnPieces:
         squared: Tensor,
         squared_sums: Tensor,
     ) -> None:
-        # Only the norms of all processes' pieces tell whether a gradient is finite.
+        # Whether a gradient is finite is only known from the norms of all processes' pieces.
         self.squared_norms_(gradients, squared)
         self.add_(sums, gradients, squared, squared_sums)
 
@@ -184,18 +184,18 @@ def _pieces(tensors: Sequence[Any]) -> list[Any]:
 
 
 def _axis(tensor: Tensor) -> int | None:
-    """The dimension of the mesh along which the rows are cut."""
+    """Return the dimension of the mesh along which the rows are sharded; None if they are not."""
     placements = tensor.placements if is_sharded(tensor) else ()
     return next((axis for axis, place in enumerate(placements) if not place.is_replicate()), None)
 
 
 def _with_offsets(rounding: Rounding, tensors: Sequence[Tensor]) -> Rounding:
-    """Add the offsets of this process's pieces."""
+    """Add the offsets of this process's pieces to the random stream's."""
     return rounding._replace(offsets=rounding.offsets + np.array([_offset(tensor) for tensor in tensors], np.int64))
 
 
 def _offset(tensor: Tensor) -> int:
-    """The index, in its layer, of the first element of this process's piece."""
+    """Return the index within its layer of the first element of this process's piece."""
     axis = _axis(tensor)
     if axis is None or not is_sharded(tensor) or not tensor.numel():
         return 0

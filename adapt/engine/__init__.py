@@ -1,1 +1,1 @@
-"""What every run needs: hooks on optimizer and modules, views, steps, losses, persistence, who is attached."""
+"""The parts that every run needs: hooks on optimizer and modules, views, steps, losses, persistence, a registry."""

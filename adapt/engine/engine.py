@@ -1,8 +1,8 @@
-"""Hooks on the user's own optimizer and modules that move a run from step to step.
+"""Hooks on the user's own optimizer and modules that drive a run from step to step.
 
 One step flows one way: forward and backward at Ŵ → the loss is noted → the run sees (W, G, loss) and chooses formats
-→ p ← W, penalties and normalisation on G → the optimizer steps → W ← p → p ← Q(W) → one row of the trace. Where the
-optimizer is torch's SGD, the run does all that lies between the gradients and Q(W) in one pass.
+→ p ← W, penalties and normalisation on G → the optimizer steps → W ← p → p ← Q(W) → one row of the trace. If the
+optimizer is torch's SGD, the run goes from the gradients to Q(W) in one pass.
 """
 
 import contextlib
@@ -36,17 +36,17 @@ from adapt.weights.masters import Masters
 
 
 class Engine:
-    """Drives a run by hooks on an optimizer and its modules. `Controller` and `Learner` are what users see of it.
+    """Drives a run through hooks on an optimizer and its modules. Users see its subclasses `Controller` and `Learner`.
 
     Between steps every layer's parameter holds quantised values; the run keeps the float32 masters. Evaluation sees the
     masters rounded to nearest, training sees them as training rounds them: hooks on the modules swap the two when a
     module's mode changes.
 
-    What anyone else writes into a layer's parameter between two steps, as weight clipping, pruning masks or
-    `load_state_dict` do, becomes the master, element by element, and is rounded. Operations in place on the parameter
-    itself are always noticed (`parameter.clamp_()` within `torch.no_grad()`); writes that autograd is not told of, as
-    through `parameter.data` or NumPy, only where a sample of the weights shows them, in an evaluation, a checkpoint or
-    a step in which a layer can switch: avoid them.
+    Values that other code writes into a layer's parameter between two steps (weight clipping, pruning masks,
+    `load_state_dict`) become masters, element by element, and are rounded. In-place operations on the parameter itself
+    are always noticed (`parameter.clamp_()` within `torch.no_grad()`). Avoid writes that bypass autograd, through
+    `parameter.data` or NumPy: they are only noticed if they show in a sample of the weights, which is taken in an
+    evaluation, for a checkpoint, and in a step in which a layer can switch.
 
     Attributes:
         optimizer: the optimizer.
@@ -92,11 +92,11 @@ class Engine:
             self._replaced = frozen_rounding.remove(self._module)
         else:
             self._search = register_module_forward_pre_hook(WeakHook(self._find_module))
-            # A hook of all modules must not outlive what it works for.
+            # A global hook must not outlive the engine.
             weakref.finalize(self, self._search.remove)
 
     def _find_module(self, module: nn.Module, args: Any) -> None:
-        """Follow the mode of the first module that runs and has all the layers, where `attach` was given none."""
+        """Follow the mode of the first module that runs and has all the layers, if `attach` was given no module."""
         inside = set(map(id, module.parameters()))
         if self.is_attached and all(id(p) in inside for p in self.layers.values()):
             self._search.remove()
@@ -106,7 +106,7 @@ class Engine:
             self._views.before_forward(module, args)
 
     def _warn_if_blind(self) -> None:
-        """Warn once if a step was made without a forward pass that the hooks saw, as after `torch.compile`."""
+        """Warn once if the hooks saw no forward pass before a step, as happens after `torch.compile`."""
         if self._search is not None:
             self._search.remove()
         if self._is_blind_known or not self.banks[0].is_stochastic:
@@ -114,9 +114,9 @@ class Engine:
         if any(parameter.grad is not None for parameter in self.banks[0].parameters):
             self._is_blind_known = True
             user_warnings.warn(
-                "the controller saw no forward pass of a module with all the layers in this step, as where the module "
-                "was compiled after attaching: in evaluation mode it would show the weights as training rounds them. "
-                "Evaluate within controller.evaluation_weights(), or pass the module, compiled if it is, to attach()"
+                "the controller saw no forward pass of a module with all the layers in this step, as happens if the "
+                "module was compiled after attaching: in evaluation mode it would use the weights as training rounds "
+                "them. Evaluate within controller.evaluation_weights(), or pass the (compiled) module to attach()"
             )
 
     def __reduce__(self) -> Any:
@@ -132,11 +132,11 @@ class Engine:
         span = "" if not bits else f", {bits[0]} bits" if len(bits) == 1 else f", {bits[0]} to {bits[-1]} bits"
         return f"<{type(self).__name__} of {type(self.optimizer).__name__}: {len(self.layers)} layers{span}, {state}>"
 
-    # What a user sees
+    # The user's interface
 
     @property
     def layers(self) -> dict[str, Tensor]:
-        """The parameters whose precision moves, by name."""
+        """The parameters of the layers, by name."""
         return dict(zip(self.banks[0].names, self.banks[0].parameters, strict=True))
 
     @property
@@ -148,14 +148,14 @@ class Engine:
     def formats(self) -> dict[str, Format]:
         """The number format of everything that is quantised, as evaluation uses it.
 
-        Weights, biases and norm parameters go by the parameter's name, activations by the path of their module and
-        ".input" or ".output". What runs in float32 is not among them. Reading it may wait for the device.
+        Keys are parameter names for weights, biases and norm parameters, and the module's path plus ".input" or
+        ".output" for activations. Float32 tensors are left out. Reading this may wait for the device.
         """
         return self._run.formats
 
     @property
     def step(self) -> int:
-        """Optimizer steps begun so far."""
+        """The number of optimizer steps begun so far."""
         return self._run.step
 
     @property
@@ -164,31 +164,31 @@ class Engine:
         return self._run.trace
 
     def observe(self, loss: Tensor | float) -> None:
-        """Show the loss of a micro-batch before `step()`; those of several micro-batches are averaged.
+        """Pass the loss of a micro-batch to the run before `step()`; losses of several micro-batches are averaged.
 
         After `detach` this does nothing.
 
         Raises:
-            TypeError: the loss is no number.
-            ValueError: the loss is not a single number.
+            TypeError: the loss is neither a tensor nor a number.
+            ValueError: the loss is a tensor with more than one element, or none.
         """
         if self.is_attached:
             self._run.losses.observe(loss)
 
     def watch(self, loss: Callable[..., Any]) -> Callable[..., Any]:
-        """Observe every training loss that a loss module or function returns, where a framework owns the loop.
+        """Observe every training loss that a loss module or function returns, for loops that a framework owns.
 
-        Results without a gradient, as in evaluation, are not losses of training. After `detach` nothing is observed.
+        Results without a gradient, as in evaluation, are ignored. After `detach` nothing is observed.
 
         Args:
             loss: a module, such as `nn.CrossEntropyLoss()` or a model that returns {"loss": …}, which gets a forward
                 hook; or a function. It must return the mean over the batch.
 
         Returns:
-            The module itself, or a function to use in place of the one given.
+            The module itself, or a function to use in place of the given one.
 
         Raises:
-            TypeError: the loss is neither.
+            TypeError: the loss is neither a module nor a function.
             RuntimeError: the controller was detached.
         """
         self._require_attached()
@@ -212,19 +212,19 @@ class Engine:
             self.observe(shown)
 
     def forget_losses(self) -> None:
-        """Drop the losses observed since the last step: for gradients that are thrown away, as when a scaler skips."""
+        """Drop the losses observed since the last step, for gradients that are discarded, as when a scaler skips."""
         self._run.losses.forget()
 
     def master_weights(self) -> contextlib.AbstractContextManager[None]:
-        """Within the context the parameters hold the float32 masters, afterwards what they held before."""
+        """Return a context within which the parameters hold the float32 masters."""
         return self._pinned("masters")
 
     def evaluation_weights(self) -> contextlib.AbstractContextManager[None]:
-        """Within the context the parameters hold the masters rounded to nearest, whatever mode the modules are in.
+        """Return a context within which the parameters hold the masters rounded to nearest, in every mode.
 
-        Use it to copy a model or to read its parameters between two steps. Passes of a module in evaluation mode see
-        these weights anyway, unless the module's hooks do not run, as in a module that was compiled in place or after
-        attaching, or no module was given to `attach` and none with all the layers ran before the first step.
+        Use it to copy a model or to read its parameters between two steps. Modules in evaluation mode compute with
+        these weights anyway, with two exceptions: the module's hooks do not run, because it was compiled in place or
+        after attaching; or `attach` was given no module and none with all the layers ran before the first step.
         """
         return self._pinned("evaluation")
 
@@ -245,24 +245,24 @@ class Engine:
 
     @torch.no_grad()
     def quantize_(self) -> None:
-        """Round what the parameters hold now to nearest, in place and in the present formats; no master changes.
+        """Round the parameters' present values to nearest, in place and in the present formats; masters stay.
 
         For values from elsewhere, such as the mean of masters that weight averaging evaluates. They stay until
-        something shows the masters' own values again, as a pass in another mode does: use `evaluation_weights()`.
+        something shows the masters again, as a pass in another mode does: use `evaluation_weights()`.
         """
         for masters in self.banks:
             masters.round_parameters()
         self._views.renew()
 
     def quantized(self, module: Module) -> Module:
-        """Return a copy of a module that computes on the grid, for evaluation: the average of weights that others keep.
+        """Return a quantised copy of a module for evaluation, such as an average of the weights.
 
-        Its parameters are rounded to nearest in the present formats, and so are its activations where the run rounds
-        them. Nothing of the run or of the module changes.
+        Its parameters are rounded to nearest in the present formats, and so are its activations if the run rounds
+        them. Neither the run nor the module changes.
 
         Args:
-            module: an averaged copy of the network, as `AveragedModel` and timm's `ModelEmaV3` are, or the network
-                itself while it holds the average.
+            module: an averaged copy of the network (`AveragedModel`, timm's `ModelEmaV3`), or the network itself while
+                it holds the average.
 
         Raises:
             ValueError: the module lacks a parameter of the run.
@@ -274,14 +274,14 @@ class Engine:
         """Remove the hooks for good. `trace` and `masters` can still be read.
 
         Args:
-            view: what the parameters keep: the masters rounded to nearest, or the "masters" themselves.
-            keep_activations: go on rounding the activations to nearest in their present formats, by hooks that are
-                copied and pickled with the module; without it activations are float32 from now on. The next controller
-                that is attached to the module replaces these hooks.
+            view: what the parameters hold afterwards: "evaluation", the masters rounded to nearest, or "masters".
+            keep_activations: keep rounding the activations to nearest in their present formats, through hooks that are
+                copied and pickled with the module; otherwise activations are float32 from now on. The next controller
+                attached to the module replaces these hooks.
 
         Raises:
             ValueError: there is no such view.
-            RuntimeError: within `master_weights()` or `evaluation_weights()`.
+            RuntimeError: called within `master_weights()` or `evaluation_weights()`.
         """
         if view not in ("evaluation", "masters"):
             raise ValueError(f'view must be "evaluation" or "masters", got {view!r}')
@@ -290,14 +290,14 @@ class Engine:
         self._require_no_context("detach()")
         remove_all(self._handles)
         self._handles.clear()
-        # A run without a step that hands the masters back leaves all as it was.
+        # If no step was made and the masters are handed back, everything is as before attaching.
         kept = self.formats if keep_activations else self._replaced if view == "masters" and not self.step else {}
         self._release(view)
         if self._module is not None:
             frozen_rounding.keep(self._module, kept)
 
     def _release(self, view: View) -> None:
-        """Leave the parameters in this view, and remove the hooks on the modules."""
+        """Set the parameters to this view, and remove the hooks on the modules."""
         for masters in self.banks:
             masters.take_writes()
             masters.hand_over(view)
@@ -315,19 +315,19 @@ class Engine:
 
     @property
     def banks(self) -> list[Masters]:
-        """The masters of the layers and, where they are quantised too, of the biases."""
+        """The masters of the layers and, if they are quantised too, of the biases."""
         return self._run.banks
 
     @property
     def is_attached(self) -> bool:
-        """Whether the hooks are in place: until `detach`."""
+        """Whether the hooks are in place; False after `detach`."""
         return bool(self._handles)
 
     def _require_attached(self) -> None:
         if not self.is_attached:
             raise RuntimeError(
-                "this controller was detached: its masters stay in controller.masters, but it keeps the parameters no "
-                "longer, so attach a new one"
+                "this controller was detached and no longer manages the parameters: attach a new one (the old masters "
+                "remain in controller.masters)"
             )
 
     def _require_no_context(self, what: str) -> None:
@@ -336,7 +336,7 @@ class Engine:
 
     @torch.no_grad()
     def _follow(self) -> None:
-        """Let the run, the fused update and the hooks on the modules follow the present layers."""
+        """Update the run, the fused update and the hooks on the modules to match the present layers."""
         self._members.look()
         self._run.follow(self._members.known, self.optimizer, self._module)
         for masters in self.banks:
@@ -347,7 +347,7 @@ class Engine:
         self._views.renew()
 
     def _adopt(self) -> None:
-        """Take in the layers that have joined the optimizer, or were unfrozen."""
+        """Add layers that have joined the optimizer or were unfrozen."""
         if self._members.changed:
             self._take_in()
 
@@ -365,20 +365,20 @@ class Engine:
         self._adopt()
 
     def _warn_if_unfit(self) -> None:
-        """Warn of loaded weights in formats of others. Not when they are loaded: a state may follow with theirs."""
+        """Warn of loaded weights that keep formats of earlier ones. Not on loading: their own state may follow."""
         if self._unfit:
             names, self._unfit = list(self._unfit), {}
             more = ", …" if len(names) > 4 else ""
             user_warnings.warn(
-                f"weights were loaded into {', '.join(names[:4])}{more} after learned formats were attached, and the "
-                "formats stay those of the weights before: load the weights first, then attach"
+                f"weights were loaded into {', '.join(names[:4])}{more} after learned formats were attached, but the "
+                "formats still fit the earlier weights: load the weights first, then attach"
             )
 
     # A forward pass may notice a new layer in inference mode, but the tensors created here are written in training.
     @torch.inference_mode(False)
     @torch.no_grad()
     def _take_in(self, frozen: Collection[str] = ()) -> None:
-        """Take in what has joined, and the frozen layers of these names."""
+        """Add layers that have joined, and the frozen layers with these names."""
         self._views.renew()
         self._members.name()
         found = choice.choose(self.optimizer, self._members.known, self._run.choice, frozen)
@@ -387,9 +387,9 @@ class Engine:
 
     @torch.no_grad()
     def _before_update(self, loss: Any) -> None:
-        """Between backward and update; `loss` is what the closure returned, if there was one."""
+        """Run between backward and update; `loss` is the closure's result, None if there is no closure."""
         if not self.is_attached:
-            # The closure detached.
+            # The closure called `detach`.
             return
         self._require_no_context("optimizer.step()")
         self._warn_if_unfit()
@@ -425,9 +425,9 @@ class Engine:
     # Persistence
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that a resumed run needs, in plain containers, numbers and tensors.
+        """Return everything needed to resume the run, in plain containers, numbers and tensors.
 
-        `optimizer.state_dict()` holds it. Between the micro-batches of a step it includes the gradients so far, if
+        `optimizer.state_dict()` includes it. Between the micro-batches of a step it holds the gradients so far, if
         their losses were observed.
         """
         for masters in self.banks if self.is_attached else ():
@@ -436,18 +436,21 @@ class Engine:
         return self._run.state_dict(self._members.present)
 
     def load_state_dict(self, state: Mapping[str, Any], *, strict: bool = True) -> None:
-        """Go on from where `state_dict` was taken. Nothing changes unless all of it fits.
+        """Resume from what `state_dict` returned. Nothing changes unless all of it fits.
 
-        Seed and rounding are those of the state, as the noise is that of the run that wrote it; the policy stays.
+        Seed and rounding are taken from the state, so that the noise continues as in the run that wrote it; the policy
+        stays.
 
         Args:
             state: what `state_dict` returned.
-            strict: refuse a state whose layers are not exactly these. Otherwise layers are matched by name: what the
-                state lacks starts afresh, what it has beyond these is left out, and the trace starts anew.
+            strict: refuse a state whose layers are not exactly these. Otherwise layers are matched by name: layers
+                that the state lacks start afresh, its surplus layers are ignored, and if names differ the trace is
+                empty again.
 
         Raises:
             ValueError: the state is of another kind, version, policy or network.
-            RuntimeError: the controller was detached, or is within `master_weights()` or `evaluation_weights()`.
+            RuntimeError: the controller was detached, or this is called within `master_weights()` or
+                `evaluation_weights()`.
         """
         self._require_attached()
         self._require_no_context("loading a state")
@@ -460,7 +463,7 @@ class Engine:
         self._views.renew()
 
     def _take_in_frozen(self, state: Mapping[str, Any]) -> None:
-        """Take in what a state has and is frozen here, because the run that wrote it had unfrozen it."""
+        """Add layers that are frozen here, but were unfrozen in the run that wrote the state."""
         fields = [state.get(field) for field in ("layers", "followers")] if isinstance(state, Mapping) else []
         wanted = {
             name for field in fields if isinstance(field, list | Mapping) for name in field if isinstance(name, str)
@@ -478,8 +481,8 @@ class Engine:
         if persistence.KEY not in state_dict:
             if not self._restored:
                 user_warnings.warn(
-                    "the optimizer's state was saved without a controller: masters stay as they are, and so do the "
-                    "formats, which begin anew only for weights that are loaded into the module",
+                    "the optimizer's state was saved without a controller: masters and formats stay as they are; only "
+                    "weights that are loaded into the module get new formats",
                 )
             return state_dict
         persistence.check_groups(state_dict, optimizer.param_groups)

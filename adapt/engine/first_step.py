@@ -1,4 +1,4 @@
-"""Noticing that an optimizer's steps cannot be followed, by what happens until the first of them."""
+"""Detect, up to its first step, an optimizer whose steps the hooks cannot follow."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from adapt.layers.optimizers import check_callers
 
 
 class FirstStep:
-    """Watches one parameter from backward pass to backward pass, and the callers of the first step.
+    """Watches one parameter across backward passes, and checks who calls the first step.
 
     Args:
         optimizer: the optimizer.
@@ -27,21 +27,21 @@ class FirstStep:
         self._handle: Any = None
 
     def watch(self) -> None:
-        """Look at the parameter after every backward pass, until `begin` or `forget`."""
+        """Check the parameter after every backward pass, until `begin` or `forget`."""
         self._handle = self._parameter.register_post_accumulate_grad_hook(WeakHook(self._look))  # type: ignore[no-untyped-call]
 
     def begin(self) -> None:
-        """Check who makes the step that begins, if it is the first one.
+        """Check who called `step`, if this is the first step.
 
         Raises:
-            NotImplementedError: another optimizer does, and it may write weights itself.
+            NotImplementedError: another optimizer did, which may write weights itself.
         """
         if self._handle is not None:
             check_callers(self._optimizer)
             self.forget()
 
     def forget(self) -> None:
-        """Watch no longer."""
+        """Stop watching."""
         if self._handle is not None:
             self._handle.remove()
         self._handle = self._values = None
@@ -49,7 +49,7 @@ class FirstStep:
     @torch.no_grad()
     def _look(self, parameter: Tensor) -> None:
         values = local(parameter).detach().clone()
-        # Once may be the user's own doing, as loading a state is.
+        # A single change may be the user's own, such as loading a state.
         self._changes += self._values is not None and not torch.equal(values, self._values)
         self._values = values
         if self._changes == 2:

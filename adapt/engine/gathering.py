@@ -1,4 +1,4 @@
-"""FSDP gathers whole weights again for backward: they have to be those that the forward pass saw."""
+"""Under FSDP, which gathers weights again for backward, show backward the weights that the forward pass saw."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -13,10 +13,10 @@ from adapt.weights.masters import Masters
 
 
 class BackwardViews:
-    """Lets sharded parameters show in the backward pass through a module what they showed in its forward pass.
+    """Makes sharded parameters show in a module's backward pass what they showed in its forward pass.
 
-    FSDP frees the weights after a forward pass, and gathers them for backward from what the parameters hold by then;
-    a pass in another mode may have changed that. Autograd, which saved nothing of them, would not notice.
+    FSDP frees the weights after a forward pass and gathers them again for backward, from what the parameters hold by
+    then. A pass in another mode may have changed that, and autograd, which saved no weights, would not notice.
 
     Args:
         pin: the view that a context asks for.
@@ -29,10 +29,10 @@ class BackwardViews:
         self._task = -1
 
     def hook(self, inside: Mapping[nn.Module, Sequence[tuple[Masters, int, nn.Module]]]) -> list[Any]:
-        """Hook the modules that FSDP gathers; return the handles.
+        """Hook the modules that FSDP gathers, and return the handles.
 
         Args:
-            inside: the parameters inside each module.
+            inside: the parameters inside each module, as (masters, index, owner).
         """
         self._inside = {
             module: [(masters, index) for masters, index, _ in places]
@@ -42,7 +42,7 @@ class BackwardViews:
         return [module.register_forward_hook(WeakHook(self._after_forward)) for module in self._inside]
 
     def _after_forward(self, module: nn.Module, args: Any, output: Any) -> None:
-        """Note in the graph what the parameters show."""
+        """Remember in the graph which views the parameters show."""
         if not torch.is_grad_enabled():
             return
         places = self._inside[module]
@@ -73,6 +73,6 @@ class BackwardViews:
 
 
 def _shown(masters: Masters, index: int) -> View:
-    """What a parameter shows, with one name for two views that are the same."""
+    """Return the view that a parameter shows, with one name for views that are equal."""
     view = masters.views[index]
     return view if masters.is_stochastic or view == "masters" else "evaluation"

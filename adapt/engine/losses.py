@@ -20,16 +20,16 @@ class MicroLosses:
         return len(self._shown)
 
     def observe(self, loss: Tensor | float) -> None:
-        """Note the loss of one more micro-batch.
+        """Add the loss of one more micro-batch.
 
         Raises:
-            TypeError: the loss is no number.
-            ValueError: the loss is not a single number.
+            TypeError: the loss is neither a tensor nor a number.
+            ValueError: the loss is a tensor with more than one element, or none.
         """
         if isinstance(loss, Tensor):
             if loss.numel() != 1:
                 raise ValueError(f"loss must be a single number, got shape {tuple(loss.shape)}: reduce it first")
-            # Copied, because the caller may change the loss in place, as by dividing it by the number of micro-batches.
+            # Copied, because the caller may change the loss in place, e.g. divide it by the number of micro-batches.
             self._shown.append(loss.detach().reshape(()).clone())
         elif isinstance(loss, Real):
             self._shown.append(float(loss))
@@ -41,7 +41,7 @@ class MicroLosses:
         self._shown = []
 
     def average_into(self, out: Tensor) -> None:
-        """Write their mean over all processes into a 0-dim tensor, and forget them.
+        """Write the mean of the losses over all processes into a 0-dim tensor, and forget the losses.
 
         There must be at least one.
         """
@@ -52,19 +52,19 @@ class MicroLosses:
         ranks.average_(out)
 
     def state(self) -> list[float]:
-        """Return them as plain numbers."""
+        """Return the losses as plain numbers."""
         return [float(loss) for loss in self._shown]
 
     def load(self, state: Iterable[float]) -> None:
-        """Go on from `state`."""
+        """Replace the losses by those of `state`."""
         self._shown = list(state)
 
 
 def training_loss(result: Any) -> Tensor | None:
-    """Return the loss that a loss function, or a model that computes its own, has returned for training.
+    """Return the training loss in the result of a loss function, or of a model that computes its own loss.
 
-    That is the result itself, or its entry "loss", if it is a single number with a gradient; None of anything else, as
-    in evaluation.
+    This is the result itself, or its entry "loss", if it is a single number that requires grad; otherwise None, as in
+    evaluation.
     """
     loss = result.get("loss") if isinstance(result, dict) else result
     is_loss = isinstance(loss, Tensor) and loss.numel() == 1 and torch.is_grad_enabled() and loss.requires_grad

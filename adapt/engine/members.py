@@ -1,4 +1,4 @@
-"""The parameters of an optimizer by name, and whether some have joined since the last look."""
+"""The parameters of an optimizer by name, and whether some have joined since the last check."""
 
 from collections.abc import Mapping
 
@@ -10,12 +10,12 @@ from adapt.layers.optimizers import optimized
 
 
 class Members:
-    """Names the parameters of an optimizer, including those that join later, and notices when some have joined.
+    """Names the parameters of an optimizer, including those that join later, and detects when some have joined.
 
     Args:
         optimizer: the optimizer.
-        module: gives names to parameters that join; a parameter that it does not contain is numbered.
-        parameters: the parameters that have a name already; they may be more than the optimizer's.
+        module: provides names for parameters that join; parameters outside it are numbered.
+        parameters: the parameters that already have a name, not necessarily all in the optimizer.
 
     Attributes:
         known: every named parameter.
@@ -27,13 +27,13 @@ class Members:
         self.look()
 
     def look(self) -> None:
-        """Remember what is there now."""
+        """Remember which parameters there are now, and which of them are frozen."""
         self._members = self._identities()
         self._frozen = [p for p in optimized(self._optimizer) if not p.requires_grad]
 
     @property
     def changed(self) -> bool:
-        """Whether parameters have joined the optimizer, or were unfrozen, since the last look."""
+        """Whether parameters have joined the optimizer, or were unfrozen, since `look`."""
         return self._identities() != self._members or any(p.requires_grad for p in self._frozen)
 
     @property
@@ -51,11 +51,11 @@ class Members:
             names |= {id(p): plain[name] for name, p in found.items()}
         for parameter in optimized(self._optimizer):
             name = names.setdefault(id(parameter), f"parameter_{len(names)}")
-            # A module may have been replaced by one of the same name while the optimizer keeps the parameters of both.
+            # A module may have been replaced by one with the same name while the optimizer holds parameters of both.
             while self.known.get(name, parameter) is not parameter:
                 name += "'"
             self.known[name] = parameter
 
     def _identities(self) -> list[int]:
-        """Compared by identity, which no other parameter can inherit: `known` keeps every parameter alive."""
+        """Return the parameters' ids, which cannot be reused: `known` keeps every parameter alive."""
         return [id(parameter) for group in self._optimizer.param_groups for parameter in group["params"]]

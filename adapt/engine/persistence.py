@@ -1,4 +1,4 @@
-"""A run's state inside of the optimizer's, whether a loaded one fits, and states of earlier versions."""
+"""A run's state within the optimizer's: packing, checking, and upgrading states of earlier versions."""
 
 import io
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,13 +12,13 @@ from adapt.layers.layer_bits import Bounds, LayerBits
 from adapt.numerics import Format, pack, unpack
 
 KEY = "adapt"
-"""Where the controller's state lies in `optimizer.state_dict()`."""
+"""Key of the controller's state in `optimizer.state_dict()`."""
 
 FORMATS = "tensor_formats"
-"""Where a run's state keeps the formats of all tensors, sealed."""
+"""Key of the formats of all tensors, sealed, in a run's state."""
 
 LAYER_BITS = "layer_bits"
-"""Where a run's state keeps the bounds of its layers' words by pattern, sealed, if there are any."""
+"""Key of the bounds of the layers' words by pattern, sealed, in a run's state; absent if there are none."""
 
 VERSION = 2
 """Version 2 added the formats of all tensors; everything else is as in version 1."""
@@ -51,9 +51,9 @@ def copied(names: Iterable[str], tensors: Iterable[Tensor | None]) -> dict[str, 
 
 
 def sealed(value: Any) -> bytes:
-    """Return a tree whose tensors grow during a run as one value.
+    """Serialise a tree whose tensors grow during a run into bytes.
 
-    `torch.distributed.checkpoint` reads into the tensors that exist already, so their shapes must not change.
+    `torch.distributed.checkpoint` reads into existing tensors, so their shapes must not change.
     """
     file = io.BytesIO()
     torch.save(value, file)
@@ -61,7 +61,7 @@ def sealed(value: Any) -> bytes:
 
 
 def opened(content: bytes) -> Any:
-    """Return what `sealed` packed; nothing in it is executed.
+    """Return what `sealed` serialised, without executing any of it.
 
     Raises:
         ValueError: it is damaged.
@@ -73,7 +73,7 @@ def opened(content: bytes) -> Any:
 
 
 def pack_formats(formats: Mapping[str, Format]) -> dict[str, Any]:
-    """Return the formats as numbers and lists by name."""
+    """Return the formats by name, as numbers and lists."""
     return {name: pack(form) for name, form in formats.items()}
 
 
@@ -81,7 +81,7 @@ def unpack_formats(packed: Any) -> dict[str, Format]:
     """Return the formats that `pack_formats` packed.
 
     Raises:
-        ValueError: they are no formats by name.
+        ValueError: these are not formats by name.
     """
     if not isinstance(packed, Mapping) or not all(isinstance(name, str) for name in packed):
         raise ValueError(f"formats should be packed by name, got {packed!r:.80}")
@@ -89,7 +89,7 @@ def unpack_formats(packed: Any) -> dict[str, Format]:
 
 
 def pack_bits(bits: LayerBits | None) -> dict[str, bytes]:
-    """Return what a state keeps of the bounds of the layers' words: nothing where there are none."""
+    """Return the entries of a state for the bounds of the layers' words, empty if there are none."""
     return {} if bits is None else {LAYER_BITS: sealed(dict(bits))}
 
 
@@ -97,7 +97,7 @@ def unpack_bits(state: Mapping[str, Any], *, shortest: int, longest: int) -> dic
     """Return the bounds that `pack_bits` packed into a state; None if there are none.
 
     Raises:
-        ValueError: they are no bounds of words of `shortest` to `longest` bits by pattern.
+        ValueError: these are not bounds by pattern, of words of `shortest` to `longest` bits.
     """
     if LAYER_BITS not in state:
         return None
@@ -109,29 +109,29 @@ def unpack_bits(state: Mapping[str, Any], *, shortest: int, longest: int) -> dic
 
 
 def is_state(value: Any) -> bool:
-    """Whether something is the state of a run, of whatever version."""
+    """Return whether a value is the state of a run, of any version."""
     return isinstance(value, Mapping) and {"version", "masters", "layers"} <= set(value)
 
 
 def upgraded(state: Any) -> Any:
-    """Return a state of an earlier version as the present version would have written it.
+    """Convert a state of an earlier version to the present one.
 
-    Anything else is returned as it is, for `check` to refuse.
+    Anything else is returned unchanged, for `check` to refuse.
     """
     if not (isinstance(state, Mapping) and type(state.get("version")) is int and state["version"] == 1):
         return state
     if isinstance(state.get("trace"), Mapping):
-        # The first release kept no gradients between micro-batches, rounded no activations and did not seal the trace.
+        # The first release saved no gradients between micro-batches and no activations, and did not seal the trace.
         state = {"gradients": {}, "activations": {}, **state, "trace": sealed(state["trace"])}
     return {FORMATS: b"", **state, "version": VERSION}
 
 
 def check(state: Any, *, policy: str, weights: Mapping[str, Tensor], sums: bool, strict: bool) -> None:
-    """Refuse a state of a policy's run that cannot be loaded completely.
+    """Check that the state of a policy's run can be loaded completely.
 
     Args:
-        state: the state to look at.
-        policy: name of the policy that is to go on.
+        state: the state to check.
+        policy: name of the policy that is to continue.
         weights: the layers' master weights, by name.
         sums: whether the policy keeps running sums.
         strict: refuse missing and surplus layers too.
@@ -140,7 +140,7 @@ def check(state: Any, *, policy: str, weights: Mapping[str, Tensor], sums: bool,
         ValueError: the state is of another kind, version, policy or network.
     """
     if not isinstance(state, Mapping) or "version" not in state:
-        raise ValueError("the precision state is no state of a controller: it has no version")
+        raise ValueError("the precision state is not the state of a controller: it has no version")
     if type(state["version"]) is not int or state["version"] != VERSION:
         raise ValueError(
             f"the precision state has version {state['version']!r:.80}, but this package reads versions up to {VERSION}"
@@ -185,7 +185,7 @@ def check(state: Any, *, policy: str, weights: Mapping[str, Tensor], sums: bool,
 
 
 def check_tensors(field: str, tensors: Mapping[str, Any], like: Mapping[str, Tensor]) -> None:
-    """Refuse tensors that do not have the names, shapes and types of `like`.
+    """Check that tensors have the names, shapes and types of `like`.
 
     Raises:
         ValueError: one is missing or different.
@@ -205,10 +205,10 @@ def check_tensors(field: str, tensors: Mapping[str, Any], like: Mapping[str, Ten
 
 
 def check_windows(windows: Mapping[str, Sequence[Tensor]], gradients: Mapping[str, int]) -> None:
-    """Refuse windows that do not hold as many gradients as their layers' running sums do.
+    """Check that each window holds as many gradients as its layer's running sum.
 
     Raises:
-        ValueError: one does not, as after `torch.distributed.checkpoint`, which leaves out lists of another length.
+        ValueError: one does not. This happens with `torch.distributed.checkpoint`, which drops lists of other lengths.
     """
     for name, count in gradients.items():
         if len(windows.get(name, ())) != count:
@@ -219,14 +219,16 @@ def check_windows(windows: Mapping[str, Sequence[Tensor]], gradients: Mapping[st
 
 
 def check_groups(state: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> None:
-    """Refuse an optimizer's state that torch would refuse, before anything of the controller has changed.
+    """Refuse an optimizer's state that torch would refuse, before the controller has changed.
 
     Raises:
-        ValueError: it is no optimizer's state, or one with other parameter groups.
+        ValueError: it is not an optimizer's state, or it has other parameter groups.
     """
     saved = state.get("param_groups")
     if not isinstance(state.get("state"), Mapping) or not isinstance(saved, list):
-        raise ValueError("the optimizer's state should hold 'state' and 'param_groups': it is no optimizer's state")
+        raise ValueError(
+            "the optimizer's state should hold 'state' and 'param_groups', got the state of something else"
+        )
     sizes = [len(group["params"]) for group in groups]
     found = [len(g["params"]) if isinstance(g, Mapping) and isinstance(g.get("params"), list) else None for g in saved]
     if found != sizes:

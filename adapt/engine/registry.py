@@ -1,4 +1,4 @@
-"""The runs that are attached: one for each optimizer, and no parameter in two of them."""
+"""The attached engines: at most one for each optimizer, and no parameter in two of them."""
 
 import gc
 import weakref
@@ -18,7 +18,7 @@ _engines: weakref.WeakSet[Engine] = weakref.WeakSet()
 
 
 def attached(optimizer: Optimizer) -> Engine | None:
-    """Return what is attached to the optimizer, if anything is."""
+    """Return the engine attached to the optimizer, if any."""
     return next((engine for engine in _attached() if engine.optimizer is optimizer), None)
 
 
@@ -28,9 +28,9 @@ def register(
     """Make an engine, attach it, and remember it for as long as it lives. A failure leaves everything as it was.
 
     Args:
-        optimizer, module: what it is attached to.
+        optimizer, module: what the engine is attached to.
         make: returns the engine.
-        begin: called with the attached engine, for whatever else may fail.
+        begin: called with the attached engine; if it fails, the engine is detached again.
     """
     before, engine = Snapshot(optimizer, module), None
     try:
@@ -48,10 +48,10 @@ def register(
 
 
 def check_free(optimizer: Optimizer, parameters: Mapping[str, Tensor]) -> None:
-    """Refuse an optimizer or parameters that something is attached to.
+    """Check that nothing is attached to this optimizer or to its parameters.
 
     Raises:
-        ValueError: the optimizer, or another one of these parameters, has a controller.
+        ValueError: the optimizer has a controller, or another optimizer's controller keeps one of the parameters.
     """
     if attached(optimizer) is not None:
         raise ValueError("optimizer has a controller already: call the controller's detach() before attaching again")
@@ -62,7 +62,7 @@ def check_free(optimizer: Optimizer, parameters: Mapping[str, Tensor]) -> None:
         gc.collect()
     for name in taken:
         if id(parameters[name]) in _kept():
-            raise ValueError(f"params holds {name}, which another optimizer's controller keeps: detach() that first")
+            raise ValueError(f"params holds {name}, which another optimizer's controller manages: detach() it first")
 
 
 def _attached() -> list[Engine]:
@@ -70,5 +70,5 @@ def _attached() -> list[Engine]:
 
 
 def _kept() -> set[int]:
-    """The identities of all parameters that something attached keeps masters of."""
+    """Return the ids of all parameters of which an attached engine keeps masters."""
     return {id(p) for engine in _attached() for masters in engine.banks for p in masters.parameters}

@@ -1,4 +1,4 @@
-"""Putting optimizer and modules back as they were when attaching to them fails."""
+"""Restore the optimizer and modules when attaching to them fails."""
 
 from torch import nn
 from torch.optim import Optimizer
@@ -12,7 +12,7 @@ class Snapshot:
 
     Args:
         optimizer: the optimizer.
-        module: the module that owns its parameters, if it is known.
+        module: the module that owns its parameters, if known.
     """
 
     def __init__(self, optimizer: Optimizer, module: nn.Module | None) -> None:
@@ -26,7 +26,7 @@ class Snapshot:
         self._versions = [(tensor, tensor._version) for tensor in tensors]
 
     def restore(self) -> None:
-        """Put them back. The tensors' values must be back already: a graph that saved them still fits them."""
+        """Restore them. The tensors' values must be restored already, so that graphs that saved them remain valid."""
         for table, before in self._tables:
             table.clear()
             table.update(before)

@@ -1,4 +1,4 @@
-"""Copies of the network, such as averages of its weights, that compute on the run's grid."""
+"""Quantised copies of the network, such as averages of its weights."""
 
 import copy
 from collections.abc import Collection, Mapping
@@ -16,12 +16,12 @@ Module = TypeVar("Module", bound=nn.Module)
 
 @torch.no_grad()
 def quantized(module: Module, names: Collection[str], formats: Mapping[str, Format]) -> Module:
-    """Return a copy of a module with parameters rounded to nearest, which rounds its activations to nearest too.
+    """Return a copy of a module with parameters rounded to nearest, and with hooks that round its activations.
 
     Args:
         module: the network of the run, or a copy of it with other values, bare or in a wrapper such as AveragedModel.
         names: the parameters that the run rounds.
-        formats: of parameters and activations, as in `Engine.formats`.
+        formats: the formats of parameters and activations, as in `Engine.formats`.
 
     Raises:
         ValueError: the module lacks a parameter.

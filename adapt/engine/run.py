@@ -1,4 +1,4 @@
-"""What the engine asks of a run: the interface that a policy's runs and those of learned formats share."""
+"""`Run`: the interface between the engine and its two kinds of runs, with a policy or with learned formats."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
@@ -17,10 +17,10 @@ from adapt.weights.masters import Masters
 
 
 class Hooked(Protocol):
-    """What acts on the module's layers through hooks, beside the weights."""
+    """A part of a run that acts on the module's layers through hooks."""
 
     def follow_pin(self) -> None:
-        """Behave as the pinned view asks."""
+        """Adjust to the view that is pinned now."""
 
     def remove(self) -> None:
         """Remove the hooks."""
@@ -30,11 +30,11 @@ class Run(ABC):
     """The state of a run, and what one optimizer step does to it. It knows neither the optimizer nor its hooks.
 
     Attributes:
-        step: optimizer steps begun so far.
+        step: the number of optimizer steps begun so far.
         losses: the losses observed since the last step.
-        pin: the view that a context asks for; all that acts on the module shares it.
-        choice: which parameters are layers.
-        awaited: names of frozen parameters that take part nevertheless, because a state that is to be loaded has them.
+        pin: the view that a context asks for, shared by everything that acts on the module.
+        choice: selects the parameters that are layers.
+        awaited: names of frozen parameters that are included because a state about to be loaded has them.
         fuses_sgd: whether `before_update` can make the update of torch's SGD itself.
     """
 
@@ -50,12 +50,12 @@ class Run(ABC):
     @property
     @abstractmethod
     def banks(self) -> list[Masters]:
-        """The masters: first those of the layers, then any others."""
+        """The masters of the layers, then any others."""
 
     @property
     @abstractmethod
     def hooked(self) -> list[Hooked]:
-        """What acts on the module's layers through hooks."""
+        """The parts that act on the module's layers through hooks."""
 
     @property
     @abstractmethod
@@ -69,24 +69,25 @@ class Run(ABC):
 
     @abstractmethod
     def join(self, layers: Mapping[str, Tensor]) -> None:
-        """Take in the layers that are new in `layers`, which begins with the present ones."""
+        """Add the layers that are new in `layers`, which starts with the present ones."""
 
     @abstractmethod
     def follow(self, parameters: Mapping[str, Tensor], optimizer: Optimizer, module: nn.Module | None) -> None:
-        """Let everything beside the layers follow them: biases, and hooks on the module.
+        """Update the biases, and the hooks on the module, to match the present layers.
 
         Args:
-            parameters: every parameter that has a name.
+            parameters: every named parameter.
             optimizer: the optimizer that updates some of them.
-            module: the module that owns them, if it is known.
+            module: the module that owns them, if known.
         """
 
     @abstractmethod
     def before_update(self, take_over: TakeOver | None) -> bool:
-        """Look at the gradients and prepare them and the parameters for the optimizer's update, or make the update.
+        """Prepare gradients and parameters for the optimizer's update, or make the update here.
 
         Args:
-            take_over: returns the update that the optimizer is about to make, if it can be made here; None if not.
+            take_over: returns the update that the optimizer is about to make, if it can be made here; None if the
+                optimizer always makes it.
 
         Returns:
             Whether the layers have been updated.
@@ -94,26 +95,26 @@ class Run(ABC):
 
     @abstractmethod
     def after_update(self) -> None:
-        """W ← p, p ← Ŵ."""
+        """W ← p and p ← Ŵ."""
 
     @abstractmethod
     def renew(self) -> None:
         """p ← Ŵ from the masters, whatever p holds."""
 
     def begin_anew(self, new: Sequence[Collection[int]]) -> list[str]:
-        """Fit the formats to weights that were loaded into parameters, whose masters they are by now.
+        """Fit the formats to weights that were loaded into parameters and have become masters.
 
         Args:
             new: for each bank, the indices of these parameters.
 
         Returns:
-            The layers whose formats stay as they are although others would fit.
+            The layers that keep their formats although others would fit.
         """
         return [self.banks[0].names[i] for i in sorted(new[0])]
 
     @abstractmethod
     def state_dict(self, optimized: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Return all of it in plain containers, numbers and tensors. Between micro-batches, their gradients too.
+        """Return the whole state in plain containers, numbers and tensors; between micro-batches, also the gradients.
 
         Args:
             optimized: every parameter of the optimizer, by name.
@@ -121,7 +122,7 @@ class Run(ABC):
 
     @abstractmethod
     def load_state_dict(self, state: Mapping[str, Any], optimized: Mapping[str, Tensor], *, strict: bool) -> None:
-        """Go on from `state_dict`. All of it is checked before anything changes.
+        """Resume from `state_dict`. All of it is checked before anything changes.
 
         Raises:
             ValueError: the state is of another kind, version or network.

@@ -1,4 +1,4 @@
-"""The number formats of a run, also from what it saved."""
+"""Read the number formats of a run, live or from what it saved."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -14,7 +14,7 @@ from adapt.engine.registry import attached
 from adapt.numerics import Format, json_table
 
 WEIGHTS_ONLY_KEY = "adapt_formats"
-"""Where a checkpoint without optimizer states keeps its formats, beside the weights."""
+"""Key of the formats, beside the weights, in a checkpoint without optimizer states."""
 
 Source = Engine | Optimizer | Mapping[str, Any] | str | os.PathLike[str]
 
@@ -22,20 +22,20 @@ Source = Engine | Optimizer | Mapping[str, Any] | str | os.PathLike[str]
 def formats(source: Source) -> dict[str, Format]:
     """Return the number format of everything that is quantised, as evaluation uses it.
 
-    Weights, biases and norm parameters go by the parameter's name, activations by the path of their module and ".input"
-    or ".output". What runs in float32 is not among them. The formats of the best checkpoint are those with which its
-    accuracy was measured; those at the end of the run are others.
+    Keys are parameter names for weights, biases and norm parameters, and the module's path plus ".input" or ".output"
+    for activations. Float32 tensors are left out. The formats of the best checkpoint, with which its accuracy was
+    measured, can differ from those at the end of the run.
 
     Args:
-        source: a controller or learner, an optimizer that has one, an optimizer's `state_dict()`, a checkpoint that
-            holds such states at whatever depth, or the path of a checkpoint's file: ours, or one of Lightning's, with
-            `save_weights_only=True` too; or that of a table of formats in JSON, as `adapt export --to json` writes.
+        source: a controller or learner, an optimizer that has one, an optimizer's `state_dict()`, or a checkpoint that
+            holds such states at any depth; or the path of a checkpoint file (ours or Lightning's, also with
+            `save_weights_only=True`) or of a JSON table of formats, as `adapt export --to json` writes it.
 
     Raises:
         OSError: the file cannot be opened.
         TypeError: the source is something else.
-        ValueError: the file is no checkpoint or table, or the source holds no formats, several that contradict each
-            other, or those of a version that did not save them.
+        ValueError: the file is neither a checkpoint nor a table, or the source holds no formats, contradictory ones,
+            or a state of a version that did not save them.
     """
     if isinstance(source, Optimizer):
         engine = attached(source)
@@ -65,7 +65,7 @@ def formats(source: Source) -> dict[str, Format]:
 
 
 def _packed(tree: Any, where: str) -> Iterator[Any]:
-    """Yield the packed formats of every state in a tree of mappings and lists, which may be deep or hold itself."""
+    """Yield the packed formats of every state in a tree of mappings and lists, which may be deep or cyclic."""
     waiting, seen = [tree], set()
     while waiting:
         branch = waiting.pop()

@@ -1,4 +1,4 @@
-"""Where in an optimizer's step the forward and backward passes end and the update begins."""
+"""Find the moments in an optimizer's step between backward and update, and after the update."""
 
 from collections.abc import Callable, Mapping
 from types import FrameType
@@ -20,9 +20,9 @@ class Steps:
 
     Args:
         optimizer: the optimizer.
-        before_update: called with the closure's result, or None where there is no closure.
+        before_update: called with the closure's result, or None if there is no closure.
         after_update: called after the update.
-        undo: called before an error is raised, to put the quantised weights back.
+        undo: called before an error is raised, to restore the quantised weights.
     """
 
     def __init__(
@@ -52,14 +52,14 @@ class Steps:
         ]
 
     def is_watched(self) -> bool:
-        """Whether somebody else's hook runs between these two, around the update."""
+        """Return whether another hook runs between these two, around the update."""
         optimizer: Any = self._optimizer
         last = next(reversed(optimizer._optimizer_step_pre_hooks.values()), None)
         first = next(iter(optimizer._optimizer_step_post_hooks.values()), None)
         return last is not self._hooks[0] or first is not self._hooks[1]
 
     def forget(self) -> None:
-        """Consider no update under way, as after loading a state."""
+        """Forget any update in progress, as after loading a state."""
         self._updating, self._frame = False, None
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
@@ -78,7 +78,7 @@ class Steps:
         return (args[0], self._closure, *args[2:]), kwargs
 
     def _is_within_step(self, closure: Callable[[], Any] | None) -> bool:
-        """Whether an optimizer that overrides `step` is calling its parent's.
+        """Return whether an optimizer that overrides `step` is calling its parent's.
 
         An update that an exception interrupted does not count: the call of `step` that began it has returned.
         """
@@ -87,9 +87,9 @@ class Steps:
         return self._updating and self._frame is not None and call_stack.is_running(self._frame)
 
     def _only_creates_state(self, kwargs: Mapping[str, Any]) -> bool:
-        """Whether torch.distributed.checkpoint makes this step only to create the optimizer's state.
+        """Return whether torch.distributed.checkpoint makes this step only to create the optimizer's state.
 
-        Its learning rate is zero, as in the first step of a warm-up, but its gradients are zero too.
+        Like the first step of a warm-up its learning rate is zero, but its gradients are zero too.
         """
         idle = "closure" in kwargs and kwargs["closure"] is None
         if not idle or any(float(group.get("lr", 1)) for group in self._optimizer.param_groups):
@@ -129,7 +129,7 @@ class Steps:
 
 
 def unscale(optimizer: Optimizer) -> None:
-    """Undo a GradScaler's scale where it left that to a fused optimizer: norms and penalties need true gradients."""
+    """Undo a GradScaler's scale that was left to a fused optimizer: norms and penalties need true gradients."""
     scale = getattr(optimizer, "grad_scale", None)
     if scale is not None:
         gradients = [p.grad for p in optimized(optimizer) if p.grad is not None]

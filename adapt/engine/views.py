@@ -1,4 +1,4 @@
-"""Which view of the masters a module's parameters hold: hooks that follow the module's mode, loading and saving."""
+"""Choose which view of the masters the parameters hold: hooks that follow a module's mode, loading and saving."""
 
 import contextlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
@@ -17,17 +17,17 @@ from adapt.weights.substitutes import keeping_graphs
 
 
 class Views:
-    """Shows training Ŵ as training rounds it, and evaluation and checkpoints Ŵ rounded to nearest.
+    """Shows Ŵ as training rounds it to training, and Ŵ rounded to nearest to evaluation and checkpoints.
 
-    Where a graph waits for its backward pass, as when pseudo-labels are made between a forward pass and `backward()`,
-    a pass in another mode gets the view that it needs in other memory, and the parameters have their own back when it
-    returns. Otherwise the view is written into the parameters, which keep it until another is needed.
+    If a graph still waits for its backward pass, for example when pseudo-labels are computed between a forward pass and
+    `backward()`, a pass in another mode gets its view in separate memory, and the parameters get their own memory back
+    when it returns. Otherwise the view is written into the parameters, which keep it until another is needed.
 
     Args:
         module: the module that owns the parameters; without one, views change only within contexts.
         pin: the view that a context asks for.
-        before_forward: called before every forward pass, to take in parameters that joined the optimizer.
-        after_load: called once after new values were loaded into parameters, with the indices of these in each bank.
+        before_forward: called before every forward pass, to add parameters that joined the optimizer.
+        after_load: called once after values were loaded into parameters, with their indices in each bank.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Views:
         self._backward = BackwardViews(pin, self.renew)
 
     def hook(self, banks: Sequence[Masters]) -> None:
-        """Follow the modules that own parameters of `banks`, and only these from now on."""
+        """Follow the modules that own parameters of `banks`, and no others, from now on."""
         self.remove()
         self._banks = list(banks)
         self._new = [set() for _ in banks]
@@ -71,7 +71,7 @@ class Views:
             self._inside[module] = [
                 (*place, owner) for owner in module.modules() for place in self._own[owner].values()
             ]
-            # Hooked even without a layer, because one may be unfrozen or join the optimizer later.
+            # Modules without a layer are hooked too, because one may be unfrozen or join the optimizer later.
             if any(True for _ in module.parameters()):
                 self._handles.append(module.register_forward_pre_hook(WeakHook(self.before_forward), prepend=True))
                 before, after = WeakHook(self._before_load), WeakHook(self._after_load)
@@ -95,7 +95,7 @@ class Views:
         self._end_pass()
 
     def after_step(self) -> bool:
-        """Note that a step is done: no graph waits any more. Return whether a hook saw a pass that led to it."""
+        """Note that a step is done, so no graph waits any more. Return whether a hook saw a pass before the step."""
         self._end_pass()
         self._is_watched, self._may_wait = self._may_wait, False
         if self._graphs_in_evaluation:
@@ -105,7 +105,7 @@ class Views:
 
     @contextlib.contextmanager
     def pinned(self, view: View) -> Iterator[None]:
-        """Within the context every parameter holds `view`, whatever the modules' mode, and then what it held before."""
+        """Make every parameter hold `view` within the context, whatever the modules' mode; restore it afterwards."""
         before = self.shown
         outer, self._pin.view = self._pin.view, view
         end_keeping = None
@@ -130,35 +130,35 @@ class Views:
 
     @property
     def shown(self) -> list[list[View]]:
-        """What the parameters of each bank hold now."""
+        """The view that each parameter of each bank holds now."""
         return [list(masters.views) for masters in self._banks]
 
     def show(self, shown: Sequence[Sequence[View]]) -> None:
-        """Let the parameters of each bank hold what they did when they were `shown`."""
+        """Show the views that `shown` returned earlier."""
         for masters, views in zip(self._banks, shown, strict=True):
             for view in set(views):
                 masters.show(view, [i for i, v in enumerate(views) if v == view])
         self.renew()
 
     def renew(self) -> None:
-        """Make FSDP forget whole copies of what the parameters held before."""
+        """Make FSDP discard the gathered weights, which are those that the parameters held before."""
         if self._module is not None and any(masters.sharded for masters in self._banks):
             reshard_(self._module)
 
     def before_forward(self, module: nn.Module, args: Any) -> None:
-        """Show each layer in the view that the mode of its own module asks for."""
+        """Show each layer in the view for the mode of its own module."""
         if is_drawn():
             return
         builds_graphs = torch.is_grad_enabled()
         if self._pin.view is not None:
             self._may_wait |= builds_graphs
             return
-        # One look at the optimizer is enough for all modules inside.
+        # The optimizer is checked only once, not for every module inside.
         outermost = module is self._module or module is self._between
         if outermost or not self._running:
             self._end_pass()
             if self._loading is not None:
-                # Loading was cut short.
+                # An exception interrupted the loading.
                 self._tell_loaded()
             self._notice()
             for masters, index, _ in self._inside.get(module, ()):
@@ -174,13 +174,13 @@ class Views:
             if masters.views[index] != view:
                 stale.append((masters, index, view))
         if stale:
-            # Where such graphs are kept, as with the outputs of a validation, some may live on beyond the step.
+            # Such graphs may outlive the step, for example when the outputs of a validation are kept.
             self._graphs_in_evaluation |= builds_graphs and any(view == "evaluation" for _, _, view in stale)
             self._show(stale, module)
         self._may_wait |= builds_graphs
 
     def _show(self, changes: Sequence[tuple[Masters, int, View]], module: nn.Module) -> None:
-        """Show parameters in other views, as `module`, which is about to run, needs them."""
+        """Change the views of parameters for `module`, which is about to run."""
         for masters in self._banks:
             masters.probe()
         substitute = self._graphs_wait((masters, [index]) for masters, index, _ in changes)
@@ -193,9 +193,9 @@ class Views:
         self.renew()
 
     def _graphs_wait(self, parameters: Iterable[tuple[Masters, list[int] | None]]) -> bool:
-        """Whether a graph that waits for its backward pass may hold one of these parameters.
+        """Return whether a graph that waits for its backward pass may hold one of these parameters.
 
-        Where hooks do not run, as in a compiled module, any pass may have built one.
+        If hooks do not run, as in a compiled module, any pass may have built one.
         """
         if self._is_watched and not self._may_wait:
             return False
@@ -208,7 +208,7 @@ class Views:
         self._give_back()
 
     def _give_back(self) -> None:
-        """Give parameters their own memory back after a pass between forward and backward."""
+        """Give the parameters their own memory back after a pass between another's forward and backward."""
         for masters in self._banks:
             masters.bring_back()
         if self._end_keeping is not None:
@@ -216,7 +216,7 @@ class Views:
         self._end_keeping, self._between, self._running = None, None, False
 
     def _end_pass(self) -> None:
-        """End a pass that may have been interrupted without its hooks, and remove the hook of the latest pass between.
+        """End a pass whose closing hooks an exception may have skipped, and remove the hook that `_show` registered.
 
         A hook cannot remove itself: after an exception torch is still iterating over the module's hooks.
         """
@@ -227,12 +227,12 @@ class Views:
             self._return = None
 
     def _before_load(self, module: nn.Module, *_: Any) -> None:
-        """Note which module is loaded: those inside have this hook too."""
+        """Remember the outermost module that is loaded: the modules inside have this hook too."""
         if self._loading is None:
             self._loading = module
 
     def _after_load(self, module: nn.Module, keys: Any) -> None:
-        """Make values that were loaded into a module masters, and tell when all of it is loaded."""
+        """Make the loaded values masters, and call `after_load` when the outermost module is loaded."""
         for masters, index in self._own.get(module, {}).values():
             if masters.accept(index):
                 self._new[self._banks.index(masters)].add(index)
@@ -249,7 +249,7 @@ class Views:
         """Save what evaluation sees, whatever the module's mode."""
         if self._pin.view is not None:
             return
-        # Found by identity: pruning renames a parameter, and a parametrisation moves it into a module of its own.
+        # Matched by identity: pruning renames a parameter, and a parametrisation moves it into its own module.
         inside = {prefix + name: self._places.get(id(p)) for name, p in _own_or_new(module, self._own)}
         for name, place in inside.items():
             if place is None:
@@ -264,7 +264,7 @@ class Views:
 
 
 def _own_or_new(module: nn.Module, known: Collection[nn.Module]) -> Iterator[tuple[str, Tensor]]:
-    """The module's own parameters, and those of modules inside that are new and so have no hooks."""
+    """Yield the module's own parameters, and those of modules inside it that are new and so have no hooks."""
     for name, parameter in module._parameters.items():
         if parameter is not None:
             yield name, parameter

@@ -1,4 +1,4 @@
-"""Products of layers that really compute in a short floating point type."""
+"""Execution of layers' products in a short floating-point type."""
 
 from adapt.execution.execution import EXECUTIONS, Execution, fits_into
 

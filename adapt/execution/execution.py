@@ -1,4 +1,4 @@
-"""Reduced-precision execution: layers whose words fit a short floating point type really compute in it."""
+"""Reduced-precision execution: layers whose words fit a short floating-point type actually compute in it."""
 
 import weakref
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ EXECUTIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 _LONGEST_WORD = {torch.bfloat16: 8, torch.float16: 11}
 
 _TAKE_SHORT_TYPES = {nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d}
-"""Modules with float32 parameters whose operators take inputs of a short type, and compute statistics in float32."""
+"""Modules with float32 parameters whose operators accept inputs of a short type and compute statistics in float32."""
 
 _LOOKUPS = (nn.Embedding, nn.EmbeddingBag)
 """Modules with a weight but without a product."""
@@ -31,17 +31,17 @@ class Execution:
     """Runs the products of a module's layers in bfloat16 or float16 while their words fit: see docs/execution.md.
 
     Layers are `nn.Linear`, the convolutions of `torch.nn` and transformers' `Conv1D`. They run in bfloat16 at 8 bits or
-    less, in float16 at 11 bits or less if the range lies within float16's, and in float32 otherwise. The choice is made
-    anew in every forward pass. A layer's output is rounded once, to the short type, and the outermost module returns
-    float32. Masters, the optimizer, the gradients of the parameters and `state_dict()` stay float32.
+    less, in float16 at 11 bits or less if the range lies within float16's, and in float32 otherwise, as decided in
+    every forward pass. A layer's output is rounded once, to the short type, and the outermost module returns float32.
+    Masters, the optimizer, the gradients of the parameters and `state_dict()` stay float32.
 
     Args:
         module: the module whose layers to run.
         layers: the index of each quantised parameter, by the parameter's id.
         execution: "bfloat16" or "float16".
         backward: whether the products for the gradients run in the short type too.
-        pin: the view that a context asks for; "masters", which lie on no grid, run in float32.
-        old: execution to take over from, in the middle of a forward pass perhaps.
+        pin: the view that a context asks for; "masters", which are not on a grid, run in float32.
+        old: the execution to take over from, possibly during a forward pass.
 
     Raises:
         ValueError: no layer of the module can run in the short type.
@@ -67,7 +67,7 @@ class Execution:
                 f"this processor has no {execution} products with float32 sums: the numbers are those of {execution}, "
                 "but the work is done in float32 and is no faster",
             )
-        # On the host, whatever the device: formats are decided there, and kernels chosen.
+        # On the host for every device, because formats and kernels are chosen there.
         self._fits = torch.zeros(len(layers), dtype=torch.bool, device="cpu")
         owners = {m: layers[id(m.weight)] for m in module.modules() if _can_run(m) and id(m.weight) in layers}
         if not owners:
@@ -93,7 +93,7 @@ class Execution:
                 continue
             if any(part in owners for part in other.modules()):
                 handles.append(other.register_forward_pre_hook(self._boundary.enter, prepend=True))
-                # Before all others, so that every other hook on the outermost module sees its float32 output.
+                # Before all other hooks, so that these see the outermost module's float32 output.
                 handles.append(other.register_forward_hook(self._boundary.leave, prepend=True, always_call=True))
             if other._parameters and type(other) not in _TAKE_SHORT_TYPES:
                 handles.append(other.register_forward_pre_hook(self._boundary.widen, with_kwargs=True, prepend=True))
@@ -104,20 +104,20 @@ class Execution:
         self._remove()
 
     def use(self, precisions: Sequence[Precision | None]) -> None:
-        """Choose by these formats of the layers from now on."""
+        """From now on, choose the types by these formats of the layers."""
         if tuple(precisions) != self._precisions:
             self._precisions = tuple(precisions)
             self.follow_pin()
 
     def follow_pin(self) -> None:
-        """Run each layer as its format and the pinned view allow."""
+        """Choose each layer's type by its format and the pinned view."""
         exact = self._pin.view != "masters"
         fits = [exact and form is not None and fits_into(form, self._dtype) for form in self._precisions]
         self._fits.copy_(torch.tensor(fits, device="cpu"))
 
 
 def fits_into(precision: Precision, dtype: torch.dtype) -> bool:
-    """Whether a format can run in bfloat16 or float16: each of its values is a value of that type."""
+    """Return whether every value of a format is a value of bfloat16 or float16, so that it can run in that type."""
     if precision.word_length > _LONGEST_WORD[dtype]:
         return False
     # bfloat16 has float32's exponents, which hold every format.
@@ -127,7 +127,7 @@ def fits_into(precision: Precision, dtype: torch.dtype) -> bool:
 
 
 def _can_run(module: nn.Module) -> bool:
-    # What a derived class does in its forward is not known.
+    # The forward of a derived class is not known.
     known = type(module) in PRODUCTS or isinstance(module, TransposedLinear)
     return known and "forward" not in module.__dict__ and "weight" in module._parameters
 

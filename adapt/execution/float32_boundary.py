@@ -1,4 +1,4 @@
-"""Where the short types end: outputs of the outermost module, and inputs of modules that must not mix types."""
+"""The boundary of short types: outputs of the outermost module, and inputs of modules that must not mix types."""
 
 import threading
 from types import FrameType
@@ -13,9 +13,9 @@ _SHORT = (torch.bfloat16, torch.float16)
 
 
 class Float32Boundary(threading.local):
-    """Counts how deeply modules call each other, and widens the output of the outermost one to float32.
+    """Tracks the depth of nested module calls, and widens the output of the outermost module to float32.
 
-    Each thread counts for itself. In a copied or pickled module it does nothing.
+    Each thread has its own count. In a copied or pickled module this does nothing.
     """
 
     def __init__(self, active: bool = True) -> None:
@@ -26,7 +26,7 @@ class Float32Boundary(threading.local):
         """Forward pre-hook of a module that contains layers: go one level deeper."""
         if not self.active or torch.compiler.is_compiling():
             return
-        # torch calls no hook when Ctrl-C ends a module, so the count may be left over from a call that has ended.
+        # torch calls no hooks when Ctrl-C interrupts a module, so the count may be left over from an earlier call.
         if self._caller is None or not call_stack.is_running(self._caller):
             self.depth, self._caller = 0, call_stack.caller()
         self.depth += 1
@@ -42,7 +42,7 @@ class Float32Boundary(threading.local):
         return _widened(output)
 
     def widen(self, module: nn.Module, args: Any, kwargs: dict[str, Any] | None = None) -> Any:
-        """Forward pre-hook of a module with float32 parameters of its own: give it float32 inputs."""
+        """Forward pre-hook of a module that owns float32 parameters: give it float32 inputs."""
         if not self.active or torch.compiler.is_compiling():
             return None
         # torch passes no kwargs to a hook that another hook of the same call has just removed, as when layers join.

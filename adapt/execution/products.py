@@ -9,16 +9,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 _SMALL_PICTURE, _MANY_CHANNELS = 36, 256
-"""Measured with oneDNN 3.12 on AVX-512: kernels of several taps take up to 1.8 times as long in channels-last layout
-where pictures have no more elements and layers no fewer channels than this."""
+"""Measured with oneDNN 3.12 on AVX-512: if images have at most this many elements and layers at least this many
+channels, kernels of several taps take up to 1.8 times as long in channels-last layout."""
 
 _FEW_POSITIONS = 8192
-"""There, up to so many elements of an output channel, its kernel for the weight's gradient takes 1.2 to 4 times as long
-as `_correlation`."""
+"""In the same measurement, if an output channel has at most this many elements, oneDNN's kernel for the weight's
+gradient takes 1.2 to 4 times as long as `_correlation`."""
 
 
 class Geometry(NamedTuple):
-    """How a convolution lies over its input: the arguments of `torch.convolution`."""
+    """The geometry of a convolution: the arguments of `torch.convolution`."""
 
     stride: tuple[int, ...]
     padding: tuple[int, ...]
@@ -29,7 +29,7 @@ class Geometry(NamedTuple):
 
     @staticmethod
     def of(module: Any, input: Tensor, output_size: Any = None) -> "tuple[Tensor, Geometry | None]":
-        """Return the input, batched and padded where `torch.convolution` cannot do that, and the geometry.
+        """Return the input, batched and, if `torch.convolution` cannot pad it, padded, and the geometry.
 
         The geometry of a linear layer is None.
         """
@@ -59,7 +59,7 @@ class Geometry(NamedTuple):
 
 @cache
 def is_native(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether the platform multiplies numbers of this short type and adds the products in float32."""
+    """Return whether the platform multiplies numbers of this short type and sums the products in float32."""
     if device.type != "cpu":
         return True
     known = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
@@ -67,7 +67,7 @@ def is_native(dtype: torch.dtype, device: torch.device) -> bool:
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry | None) -> Tensor:
-    """x·weight + bias in the type of x, with float32 sums."""
+    """Return x·weight + bias in the type of x, with float32 sums."""
     dtype = x.dtype
     if not is_native(dtype, x.device):
         x, weight, bias = x.float(), weight.float(), None if bias is None else bias.float()
@@ -78,7 +78,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry |
 def product_gradients(
     error: Tensor, x: Tensor, weight: Tensor, geometry: Geometry | None, wanted: Sequence[bool]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Return those gradients of x, weight and bias that are wanted, in their type, with float32 sums."""
+    """Return the wanted gradients of x, weight and bias, in their types, with float32 sums."""
     dtype = x.dtype
     if not is_native(dtype, x.device):
         short = product_gradients(error.float(), x.float(), weight.float(), geometry, wanted)
@@ -107,17 +107,17 @@ def _convolution_gradients(
 
 
 def _correlates_fast(error: Tensor, x: Tensor, weight: Tensor, geometry: Geometry) -> bool:
-    """Whether `_correlation` is faster than the platform's own kernel for the weight's gradient."""
+    """Return whether `_correlation` is faster than the platform's own kernel for the weight's gradient."""
     plain = geometry.groups == 1 and not geometry.transposed
     few = len(error) * error.shape[2:].numel() <= _FEW_POSITIONS
     return plain and few and x.dtype == torch.bfloat16 and is_small(x, weight)
 
 
 def _correlation(error: Tensor, x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
-    """The gradient of a convolution's weight, itself a convolution over the batch: of x with the error as the weight.
+    """Compute the gradient of a convolution's weight as a convolution of x over the batch, with the error as weight.
 
-    dW[o, c, i, j] = Σ x[n, c, s·h + d·i, s·w + d·j] · g[n, o, h, w], so batch and channels swap, and so do stride and
-    dilation.
+    dW[o, c, i, j] = Σ x[n, c, s·h + d·i, s·w + d·j] · g[n, o, h, w], so batch and channels are swapped, and so are
+    stride and dilation.
     """
     x, error = x.transpose(0, 1).contiguous(), error.transpose(0, 1).contiguous()
     taps = geometry._replace(stride=geometry.dilation, dilation=geometry.stride)
@@ -126,18 +126,18 @@ def _correlation(error: Tensor, x: Tensor, weight: Tensor, geometry: Geometry) -
 
 
 def layout_of(x: Tensor, weight: Tensor) -> torch.memory_format:
-    """The layout that torch would choose for a convolution of 4-dimensional tensors."""
+    """Return the layout that torch would choose for a convolution of 4-dimensional tensors."""
     either = _is_channels_last(x) or _is_channels_last(weight)
     return torch.channels_last if weight.dim() == 4 and either else torch.contiguous_format
 
 
 def _fast_layout(x: Tensor, weight: Tensor) -> torch.memory_format:
-    """The layout that computes the product fastest."""
+    """Return the layout in which the product is computed fastest."""
     return torch.contiguous_format if is_small(x, weight) else layout_of(x, weight)
 
 
 def is_small(x: Tensor, weight: Tensor) -> bool:
-    """Whether a layer convolves small pictures of many channels on the CPU, with more than one element per kernel."""
+    """Return whether a layer convolves small images of many channels on the CPU, with more than one tap."""
     return (
         x.device.type == "cpu"
         and weight.dim() == 4
@@ -154,10 +154,10 @@ def _is_channels_last(tensor: Tensor) -> bool:
 def shortened(
     x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The operands in a short type, laid out for speed."""
+    """Return the operands in a short type, laid out for speed."""
     x_short, weight_short = x.to(dtype), weight.to(dtype)
     if weight.dim() in (2, 4):
-        # Also where they are matrices: torch adds the bias to an input with gaps only after it has rounded the sums.
+        # For matrices too: for an input with gaps, torch adds the bias only after it has rounded the sums.
         layout = _fast_layout(x, weight)
         x_short, weight_short = (t.contiguous(memory_format=layout) for t in (x_short, weight_short))
     return x_short, weight_short, None if bias is None else bias.to(dtype)

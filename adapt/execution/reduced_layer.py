@@ -13,9 +13,9 @@ from adapt.layers.products import TransposedLinear
 
 
 class ReducedLayer:
-    """Replaces a layer's forward: in the short type where its word fits, in float32 otherwise.
+    """Replaces a layer's forward, which runs in the short type if the layer's word fits, otherwise in float32.
 
-    In a copied or pickled module it is the forward of the module's class.
+    In a copied or pickled module, it calls the forward of the module's class.
     """
 
     def __init__(
@@ -23,7 +23,7 @@ class ReducedLayer:
     ) -> None:
         self.module: Any = module
         self.fits, self.index, self.dtype = fits, index, dtype
-        # The same memory, which is read faster through NumPy.
+        # The same memory, but faster to read through NumPy.
         self._flags = fits.numpy()
         self._backward, self._boundary = backward, boundary
         self._is_transposed = isinstance(module, TransposedLinear)
@@ -34,7 +34,7 @@ class ReducedLayer:
             return self._float32(input, *args, **kwargs)
         if torch.compiler.is_compiling() or not torch.is_autocast_enabled(input.device.type):
             return self._run(input, *args, **kwargs)
-        # autocast may ask for another short type, and for layers that do not fit.
+        # autocast may use another short type, and also for layers that do not fit.
         with torch.autocast(input.device.type, enabled=False):
             return self._run(input, *args, **kwargs)
 
@@ -59,7 +59,7 @@ class ReducedLayer:
         )
         if geometry is not None and input.dim() < x.dim():
             y = y.squeeze(0)
-        # A pass within backward is one that activation checkpointing repeats; its modules around the layer do not run.
+        # A pass within backward is repeated by activation checkpointing, without the modules around the layer.
         inside = compiling or self._boundary.depth or torch_internals.backward_pass() != -1
         return y if inside else y.float()
 

@@ -1,4 +1,4 @@
-"""A layer's product in a short floating point type, forward and backward: in eager mode and in compiled programs."""
+"""A layer's product in a short floating-point type, forward and backward, in eager mode and in compiled programs."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,7 +18,7 @@ from adapt.execution.products import (
 
 
 class _ReducedProduct(torch.autograd.Function):
-    """x·weight + bias, computed and returned in a short type, where torch's own backward pass is not what is wanted."""
+    """x·weight + bias, computed and returned in a short type, with our own backward pass instead of torch's."""
 
     @staticmethod
     def forward(
@@ -61,19 +61,19 @@ def reduced_product(
     fits: Tensor,
     index: int,
 ) -> Tensor:
-    """The product of a layer, with operands and result in a short type and float32 sums.
+    """Return the product of a layer, with operands and result in a short type and float32 sums.
 
-    In a compiled program the operands are in the short type only if `fits[index]` is set when it runs, and the result
+    In a compiled program, the operands are in the short type only if `fits[index]` is True at run time, and the result
     is widened to float32.
 
     Args:
         x: the layer's input, batched.
         weight, bias: the layer's parameters.
-        geometry: how a convolution lies over its input; None for a linear layer.
+        geometry: the geometry of a convolution; None for a linear layer.
         dtype: bfloat16 or float16.
         backward: whether the products for the gradients run in the short type too.
-        fits: bool [layers], on the host.
-        index: the layer's place in it.
+        fits: which layers fit into the short type, bool [layers], on the host.
+        index: the layer's index in `fits`.
     """
     if not torch.compiler.is_compiling():
         if backward and not is_small(x, weight):
@@ -85,13 +85,13 @@ def reduced_product(
     )
 
 
-# The operators' arguments, in torch's words. A geometry cannot be one of them, but its parts can.
+# The operators' arguments as torch schemas. A geometry cannot be an argument, but its parts can.
 _WHERE = "Tensor fits, SymInt index, ScalarType dtype, bool backward"
 _PARTS = "SymInt[] stride, SymInt[] padding, SymInt[] dilation, bool transposed, SymInt[] output_padding, SymInt groups"
 
 
 def _geometry(*arguments: Any) -> Geometry | None:
-    """The geometry whose parts are the last of an operator's arguments; None for a linear layer."""
+    """Return the geometry from an operator's last arguments; None for a linear layer."""
     geometry = Geometry(*arguments[-len(Geometry._fields) :])
     return geometry if geometry.groups else None
 
@@ -145,7 +145,7 @@ def _backward_operator(
     layout, type_of_x, like = layout_of(x, weight), x.dtype, weight
     if fits[index]:
         x, weight, _ = shortened(x, weight, None, dtype)
-        # The error of a rounded output is of its type.
+        # The error of a rounded output has the output's type.
         error = error.to(dtype)
     if not (backward and fits[index]):
         error, x, weight = error.float(), x.float(), weight.float()
@@ -179,7 +179,7 @@ def _(
 
 
 def _nothing(like: Tensor) -> Tensor:
-    """Stands for a gradient that is not wanted: an operator cannot return None."""
+    """Return an empty tensor in place of a gradient that is not wanted, because an operator cannot return None."""
     return like.new_empty(0, dtype=torch.float32)
 
 

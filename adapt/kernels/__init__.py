@@ -1,9 +1,9 @@
 """Fused passes over all tensors of a network at once: one interface, three back ends, the same bits.
 
-`torch_` runs everywhere and is the reference, `numba_` is the fast one on the CPU, `triton_` on CUDA: one folder each,
-with a module for every family of passes. This module describes the passes over weights; `activation`, `channels` and
-`learned_steps` describe the others. Every element gets the same bits in all three, whatever the number of threads. Sums
-are taken in float64 in an order that each back end fixes for itself, so their last bits may differ between back ends.
+`torch_` runs everywhere and is the reference, `numba_` is fast on the CPU, `triton_` on CUDA. Each is a folder with a
+module for every family of passes. This module describes the passes over weights; `activation`, `channels` and
+`learned_steps` describe the others. Every element gets the same bits in all three, for any number of threads. Sums are
+taken in float64, in an order that is fixed for each back end, so their last bits may differ between back ends.
 """
 
 import os
@@ -29,8 +29,8 @@ class Rounding(NamedTuple):
         grids: float32 [L, 4], a row (2^FL, 2^−FL, low, high) of `adapt.rounding.grid` for each tensor; where 2^FL is 0
             the tensor stays in float32.
         keys: uint64 [L], from `adapt.rounding.stream_keys`.
-        offsets: int64 [L], the index of the tensor's first element in its layer: not 0 in shards.
-        stochastic: stochastic rounding if true, otherwise rounding to nearest.
+        offsets: int64 [L], the index of the tensor's first element in its layer, which may be above 0 in shards.
+        stochastic: stochastic rounding if True, otherwise rounding to nearest.
     """
 
     grids: NDArray[np.floating]
@@ -42,12 +42,12 @@ class Rounding(NamedTuple):
 class Treatment(NamedTuple):
     """How the gradient of each of L layers changes before the update: to G/‖G‖₂ + α·sign(W) + β·W.
 
-    With m an element of the master weights and g of the gradient: g·c + (l1·sign(m) + l2·m), every product and sum
-    rounded to float32. c is 1/‖G‖₂ if `normalize` and ‖G‖₂ > 0, otherwise 1. Where both coefficients are 0 no penalty
+    With m an element of the master weights and g of the gradient: g·c + (l1·sign(m) + l2·m), with every product and sum
+    rounded to float32. c is 1/‖G‖₂ if `normalize` and ‖G‖₂ > 0, otherwise 1. If both coefficients are 0, no penalty
     term is added. A gradient that is not finite becomes 0.
 
     Attributes:
-        squared: ‖G‖₂², float64 [L] on the device; not read where there is no gradient.
+        squared: ‖G‖₂², float64 [L] on the device; not read for missing gradients.
         l1, l2: α and β, [L], used in float32.
         normalize: whether to divide by the norm.
     """
@@ -62,9 +62,9 @@ class Update(NamedTuple):
     """A step of stochastic gradient descent on L parameters: see `Kernels.descend_`.
 
     Attributes:
-        rates: float32 [L, 6], a row (rate, sign, decay, momentum, kept, nesterov) for each; the rate is 0 where there
-            is no gradient.
-        buffers: [L], the momentum buffers, laid out as the parameters; None where there is no momentum, or no gradient.
+        rates: float32 [L, 6], a row (rate, sign, decay, momentum, kept, nesterov) for each; the rate is 0 if there is
+            no gradient.
+        buffers: [L], the momentum buffers, laid out like the parameters; None without momentum or without a gradient.
     """
 
     rates: NDArray[np.float32]
@@ -75,8 +75,8 @@ class Kernels(Protocol):
     """The passes over weights and gradients that every back end offers.
 
     Item i of every list belongs to layer i of L. Tensors are dense float32 on one device; those of one layer share
-    shape and strides. "Memory order" is the order of the elements in memory, whatever the order of the dimensions. No
-    pass waits for the device.
+    shape and strides. "Memory order" is the order of the elements in memory, for any order of the dimensions. No pass
+    waits for the device.
 
     The figures of a layer are the number of rounded elements that are not zero, and ‖x‖₁ and ‖x‖₂² of the elements
     before rounding: float64 [L, 3] on the device.
@@ -93,7 +93,7 @@ class Kernels(Protocol):
         """masters[i] ← parameters[i], then parameters[i] ← Q(masters[i]), and the figures."""
 
     def squared_norms_(self, tensors: Sequence[Tensor | None], out: Tensor) -> None:
-        """out[i] ← ‖tensors[i]‖₂², or NaN where the tensor is None. `out` is float64 [L] on the device."""
+        """out[i] ← ‖tensors[i]‖₂², or NaN if the tensor is None. `out` is float64 [L] on the device."""
 
     def add_(
         self,
@@ -102,13 +102,14 @@ class Kernels(Protocol):
         squared: Tensor,
         squared_sums: Tensor,
     ) -> None:
-        """sums[i] += gradients[i] where squared[i] is finite, then squared_sums[i] ← ‖sums[i]‖₂².
+        """sums[i] += gradients[i] if squared[i] is finite, then squared_sums[i] ← ‖sums[i]‖₂².
 
-        Without a gradient the sum stays as it is; without a sum `squared_sums` becomes 0.
+        Without a gradient the sum does not change; without a sum `squared_sums` becomes 0.
 
         Args:
-            squared: ‖gradients[i]‖₂², float64 [L] on the device; not read where there is no gradient.
-            squared_sums: float64 [L] on the device.
+            sums, gradients: the tensors; None if there is none.
+            squared: ‖gradients[i]‖₂², float64 [L] on the device; not read for missing gradients.
+            squared_sums: the output, float64 [L] on the device.
         """
 
     def accumulate_(
@@ -140,12 +141,12 @@ class Kernels(Protocol):
         rounding: Rounding,
         figures: Tensor,
     ) -> None:
-        """A step of stochastic gradient descent on the masters, then parameters[i] ← Q(masters[i]), and the figures.
+        """Make a step of gradient descent on the masters, then parameters[i] ← Q(masters[i]), and the figures.
 
-        With g the treated gradient (`gradients` stay as they are) and m the master, every product and sum rounded to
-        float32: d = sign·g + decay·m; where there is a buffer, buffer ← momentum·buffer + kept·d, and then
-        d ← d + momentum·buffer with `nesterov`, otherwise d ← buffer; m ← m + rate·d. Where decay is 0 nothing is
-        added. A layer without a gradient keeps its master and its buffer.
+        With g the treated gradient (`gradients` do not change) and m the master, and every product and sum rounded to
+        float32: d = sign·g + decay·m; if there is a buffer, buffer ← momentum·buffer + kept·d, and then
+        d ← d + momentum·buffer with `nesterov`, otherwise d ← buffer; m ← m + rate·d. If decay is 0, nothing is added.
+        A layer without a gradient keeps its master and its buffer.
 
         Args:
             buffers, rates: as in `Update`.
@@ -153,13 +154,13 @@ class Kernels(Protocol):
 
 
 def set_backend(name: str | None) -> None:
-    """Force one back end, "torch", "numba" or "triton", for every device; with None the device chooses again.
+    """Force one back end, "torch", "numba" or "triton", for every device; None restores the choice by device.
 
-    The environment variable ADAPT_BACKEND does the same as long as this function has not forced one. A controller keeps
-    the back end that was chosen when it was attached.
+    The environment variable ADAPT_BACKEND has the same effect unless this function forces a back end. A controller
+    keeps the back end that was chosen when it was attached.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: the name is unknown.
         RuntimeError: the back end's package cannot be imported.
     """
     global _forced
@@ -171,10 +172,10 @@ def set_backend(name: str | None) -> None:
 def backend(device: torch.device | str) -> Kernels:
     """Return the kernels for float32 tensors on `device`: numba on the CPU, triton on CUDA, torch elsewhere.
 
-    Where numba or triton cannot be imported torch takes its place, unless that back end was forced.
+    If numba or triton cannot be imported, torch takes its place, unless that back end was forced.
 
     Raises:
-        ValueError: ADAPT_BACKEND holds an unknown name.
+        ValueError: ADAPT_BACKEND is an unknown name.
         RuntimeError: the forced back end does not work on this device or cannot be imported.
     """
     return _load(name_for(device))

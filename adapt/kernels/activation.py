@@ -1,7 +1,7 @@
 """The passes over activations and errors that every back end offers, and the tables of sites that they share.
 
 A site is a place where values are rounded: the input, the output or the error of one layer. All sites of a model
-share four small tensors, so that a precision which changes is data, not a constant in a compiled program.
+share four small tensors, so that precisions that change are data, not constants in a compiled program.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ FROZEN, RECORD, NOISE = 0, 1, 2
 record the largest magnitude and the number of draws. NOISE: round stochastically, and record both."""
 
 MASKED = 256
-"""Elements to which each flag of a mask applies."""
+"""The number of elements to which each flag of a mask applies."""
 
 DECAY = 0.99
 """The factor by which a range shrinks in a step whose values do not reach it: it loses a bit in 69 steps."""
@@ -37,7 +37,7 @@ class SiteTables:
         formats: float32 [S, 5]: a row (2^FL, 2^−FL, low, high) of `adapt.rounding.grid`, where 2^FL = 0 leaves values
             as they are, and the mode FROZEN, RECORD or NOISE.
         keys: int64 [S]: the bits of each site's key of the random stream in this step.
-        drawn: int64 [S]: how many elements of the stream have been used in this step.
+        drawn: int64 [S]: the number of elements of the stream that have been used in this step.
         peaks: float32 [S]: the largest finite magnitude so far in this step.
     """
 
@@ -48,7 +48,7 @@ class SiteTables:
 
     @cached_property
     def are_on_cpu(self) -> bool:
-        """Whether the tables lie in the CPU's memory."""
+        """Whether the tables are in the CPU's memory."""
         return self.formats.is_cpu
 
     @cached_property
@@ -58,10 +58,10 @@ class SiteTables:
 
 
 class ActivationKernels(Protocol):
-    """One pass over one tensor.
+    """The passes of a back end, each over one tensor.
 
-    The tensors of a call are dense, of one shape, strides and device, and each of one of `TYPES`. A 16-bit type is
-    rounded as float32 is, to those grid values inside the range that it can represent. An element is inside the range
+    The tensors of a call are dense, share shape, strides and device, and each has one of `TYPES`. A 16-bit type is
+    rounded like float32, to those grid values inside the range that it can represent. An element is inside the range
     if its value before rounding lies in [minimum, maximum]; NaN is not inside.
 
     A mask is uint8 [mask_size(numel)]: a byte for each element in memory order, then a flag for every MASKED elements.
@@ -81,17 +81,17 @@ class ActivationKernels(Protocol):
     ) -> bool:
         """output ← Q(source), and mark in `mask` which elements are inside the range. The output may be the source.
 
-        A training pass continues the site's stream and records the largest magnitude, as the site's mode says; with
-        `replay` it repeats the draws of the last one and records nothing. Other passes round to nearest.
+        A training pass continues the site's stream and records the largest magnitude, depending on the site's mode;
+        with `replay` it repeats the draws of the last pass and records nothing. Other passes round to nearest.
 
         Returns:
-            Whether the mask is needed: False only where it is known, without waiting, that all elements are inside.
+            Whether the mask is needed: False only if it is known, without waiting, that all elements are inside.
         """
 
     def backward(self, gradient: Tensor, output: Tensor, mask: Tensor | None, sites: SiteTables, site: int) -> None:
-        """output ← Q(gradient) where the mask says inside, 0 elsewhere; if `site` is −1, without rounding.
+        """output ← Q(gradient) where the mask says inside, 0 elsewhere; without rounding if `site` is −1.
 
-        Rounds as a training pass does. The output may be the gradient.
+        Rounds like a training pass. The output may be the gradient.
         """
 
     def renew(
@@ -105,24 +105,25 @@ class ActivationKernels(Protocol):
         mode: int,
         ended: bool,
     ) -> None:
-        """Write the keys and the formats for the passes that follow.
+        """Write the keys and the formats for the next passes.
 
-        Where words[i] > 0 and ranges[i] > 0, row i is the format of words[i] bits with the largest fraction length that
-        saturates values up to ranges[i] by at most half a step; elsewhere it is otherwise[i].
+        If words[i] > 0 and ranges[i] > 0, row i is the format of words[i] bits with the largest fraction length that
+        saturates values up to ranges[i] by at most half a step; otherwise it is otherwise[i].
 
         Args:
-            keys: uint64 [S], of `adapt.rounding.stream_keys`.
+            sites: the tables to write.
+            keys: uint64 [S], from `adapt.rounding.stream_keys`.
             ranges: float32 [S], the running maximum of |x|.
             words: int32 [S], the word length of a format that follows its range, 0 for one that does not.
             otherwise: float32 [S, 4], the rows of `adapt.rounding.grid` for the other formats.
             mode: FROZEN, RECORD or NOISE, for all sites.
-            ended: whether a step has ended. Then the streams start again, and where the step has a peak the range first
-                becomes the larger of the peak and DECAY times the range.
+            ended: whether a step has ended. Then the streams restart and, for sites with a peak in the step, the range
+                first becomes the larger of the peak and DECAY times the range.
         """
 
 
 def mask_size(numel: int) -> int:
-    """Return the bytes of a mask for `numel` elements."""
+    """Return the size in bytes of a mask for `numel` elements."""
     return numel + -(-numel // MASKED)
 
 

@@ -1,6 +1,6 @@
-"""The passes over weights whose channels have learned formats of their own: all tensors of a network in one call.
+"""The passes over weights whose channels have their own learned formats: all tensors of a network in one call.
 
-Every element is rounded as `adapt.kernels.learned_steps` says, by the row of its channel.
+Every element is rounded as described in `adapt.kernels.learned_steps`, by the row of its channel.
 """
 
 from collections.abc import Sequence
@@ -55,11 +55,11 @@ class ChannelKernels(Protocol):
     ) -> None:
         """Turn gradients[i] with respect to Q(masters[i]) into the one with respect to masters[i], in place.
 
-        Each row of `sums` increases by the sums of `LearnedKernels.backward` over the elements of its channel. A
-        gradient that is not finite becomes 0 and adds nothing.
+        Add the sums of `LearnedKernels.backward` over the elements of each channel to its row of `sums`. A gradient
+        that is not finite becomes 0 and adds nothing.
 
         Args:
-            squared: ‖gradients[i]‖₂², float64 [L] on the device; not read where there is no gradient.
+            squared: ‖gradients[i]‖₂², float64 [L] on the device; not read for missing gradients.
             sums: float64 [formats, 4] on the device, or None to skip them.
             scaling, delta: as in `LearnedKernels.backward`.
         """

@@ -10,10 +10,10 @@ from adapt.kernels.stream import is_dense
 
 
 def count_at_most(values: Tensor, thresholds: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Return, for every threshold t, the number of values with value ≤ t, compared exactly.
+    """Return the number of values ≤ t for every threshold t, compared exactly.
 
-    The Numba back end counts in one pass. The others sort the values on their device and transfer one count per
-    threshold back, all at once.
+    The Numba back end counts in one pass. The others sort the values on their device and transfer all counts back at
+    once.
 
     Args:
         values: float32 or float64 without NaN, of any shape, strides and device.
@@ -57,7 +57,7 @@ def _is_numba(values: Tensor) -> bool:
 
 
 def round_down(thresholds: NDArray[np.float64]) -> NDArray[np.float32]:
-    """Return the largest float32 number at or below each threshold, which leaves `value ≤ t` the same for float32."""
+    """Return the largest float32 number at or below each threshold; for float32 values, `value ≤ t` does not change."""
     with np.errstate(over="ignore"):
         nearest = thresholds.astype(np.float32)
         return np.where(nearest > thresholds, np.nextafter(nearest, np.float32(-np.inf)), nearest)

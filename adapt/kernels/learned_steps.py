@@ -1,4 +1,4 @@
-"""The passes of quantisers with a learned step that every back end offers, and what becomes of one element in them.
+"""The passes of quantisers with a learned step that every back end offers, and their effect on one element.
 
 A site is a place where values are rounded. Its row of the table holds
 
@@ -31,7 +31,7 @@ _SHAPES: dict[str, tuple[Callable[[Tensor], Tensor], bool]] = {
 }
 
 SCALINGS = tuple(_SHAPES)
-"""The ways to scale the gradient on its way back through rounding: see `adapt.learned.scaling`."""
+"""The ways to scale gradients that pass back through rounding: see `adapt.learned.scaling`."""
 
 
 class Row(NamedTuple):
@@ -45,7 +45,7 @@ class Row(NamedTuple):
 
 
 class Partials(NamedTuple):
-    """What an element passes back to each argument, in the shape of the values."""
+    """Each element's contribution to the gradient of every argument, in the shape of the values."""
 
     values: Tensor
     step: Tensor
@@ -54,20 +54,20 @@ class Partials(NamedTuple):
 
 
 def slope(u: Tensor, gradient: Tensor, scaling: str, delta: float) -> Tensor:
-    """Rounding's derivative at distance u from the quantisation point, −1/2 to 1/2, for a gradient of this sign."""
+    """Return rounding's derivative at distance u, −1/2 to 1/2, from the quantisation point, for a gradient's sign."""
     shape, signed = _SHAPES[scaling]
     bend = delta * shape(u)
     return 1 + (torch.sign(gradient) * bend if signed else bend)
 
 
 def rounded(x: Tensor, row: Row) -> Tensor:
-    """Q(x), without a gradient."""
+    """Return Q(x), without a gradient."""
     v = (x * row.inverse).clamp(row.low, row.high)
     return torch.where(row.inverse == 0, x, (torch.round(v - row.offset) + row.offset) * row.step)
 
 
 def partials(gradient: Tensor, x: Tensor, row: Row, scaling: str, delta: float) -> Partials:
-    """What the gradient of Q(x) passes back to x, the step, and the ends of the range, element by element."""
+    """Return each element's gradient of x, the step, and the ends of the range, given the gradient of Q(x)."""
     scaled = x * row.inverse
     v = scaled.clamp(row.low, row.high)
     r = torch.round(v - row.offset) + row.offset
@@ -84,9 +84,10 @@ def partials(gradient: Tensor, x: Tensor, row: Row, scaling: str, delta: float) 
 
 
 class LearnedKernels(Protocol):
-    """One pass over one tensor. The tensors of a call are dense and of one shape, strides and device.
+    """The passes of a back end, each over one tensor.
 
-    They are float32, bfloat16 or float16; the arithmetic is float32.
+    The tensors of a call are dense and share shape, strides and device. They are float32, bfloat16 or float16; the
+    arithmetic is float32.
     """
 
     def forward(self, source: Tensor, output: Tensor, rows: Tensor, site: int) -> None:

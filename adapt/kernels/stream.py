@@ -1,4 +1,4 @@
-"""The random stream that every back end draws from, and the memory layout that every back end requires.
+"""The random stream from which every back end draws, and the memory layout that every back end requires.
 
 Element i of a layer draws u, in 32-bit unsigned arithmetic, with k0 and k1 the low and the high half of the layer's
 key:
@@ -31,8 +31,8 @@ def flat(tensor: Tensor) -> Tensor:
 
 
 def is_dense(tensor: Tensor) -> bool:
-    """Whether the elements fill one block of memory, in any order of the dimensions, without gaps or overlap."""
-    # torch recognises the two usual orders ten times as fast as the loop over the strides.
+    """Return whether the elements fill one block of memory, in any order of the dimensions, without gaps or overlap."""
+    # For the two usual orders, torch's checks are ten times as fast as the loop over the strides.
     if tensor.is_contiguous() or (tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last)):
         return True
     expected = 1
@@ -44,7 +44,7 @@ def is_dense(tensor: Tensor) -> bool:
 
 
 def _relevant_strides(tensor: Tensor) -> list[tuple[int, int]]:
-    """(stride, size) of the dimensions longer than 1; the strides of the others are arbitrary."""
+    """Return (stride, size) of the dimensions longer than 1; the strides of the others are arbitrary."""
     return [(stride, size) for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if size != 1]
 
 
@@ -59,8 +59,8 @@ def require_layout(dtype: torch.dtype | None, /, **lists: Sequence[Tensor | None
         The number of elements of each tensor in the first list.
 
     Raises:
-        ValueError: lists of different length, a tensor with gaps, or two that differ in size, strides or device.
-        TypeError: an element type that the kernels do not accept.
+        ValueError: lists have different lengths, a tensor has gaps, or two tensors differ in size, strides or device.
+        TypeError: the kernels do not accept an element type.
     """
     (name, reference), *others = lists.items()
     first = cast(Sequence[Tensor], reference)
@@ -75,8 +75,8 @@ def require_layout(dtype: torch.dtype | None, /, **lists: Sequence[Tensor | None
             raise ValueError(f"{other_name} has {len(tensors)} tensors and {name} has {len(first)}: pass one for each")
         there = [tensor for tensor in tensors if tensor is not None]
         present += there
-        # A tensor with as many elements and the same strides as a dense one has its shape too. Comparing whole lists
-        # settles the usual case at a quarter of the loop's cost.
+        # A tensor with the number of elements and the strides of a dense one also has its shape. Comparing whole lists
+        # handles the usual case at a quarter of the loop's cost.
         if tuple(map(Tensor.numel, there)) == sizes and list(map(Tensor.stride, there)) == strides:
             continue
         for index, (tensor, leader) in enumerate(zip(tensors, first, strict=True)):
@@ -106,7 +106,7 @@ def present(*lists: Sequence[Tensor | None]) -> Sequence[Tensor]:
 
 
 def set_missing(tensors: Sequence[Tensor | None], norms: Tensor) -> None:
-    """norms[i] ← NaN where there is no tensor."""
+    """norms[i] ← NaN for missing tensors."""
     missing = [i for i, tensor in enumerate(tensors) if tensor is None]
     if missing:
         norms[missing] = math.nan

@@ -1,1 +1,1 @@
-"""Which parameters are layers, and under what names; and hooks on the modules that own them."""
+"""The choice and naming of layers, and hooks on the modules that own them."""

@@ -17,22 +17,22 @@ _FLATTENERS = {
     "_fsdp_flattened": "FullyShardedDataParallel (FSDP1)",
     "ds_id": "DeepSpeed ZeRO-3",
 }
-"""Attributes with which engines mark parameters that they cut without regard to layers."""
+"""Attributes with which training engines mark parameters that they shard without regard to layers."""
 
 _BIASES = {(0, torch.float32), (1, torch.float32)}
 
 
 def is_matrix(name: str, parameter: Tensor) -> bool:
-    """The default choice of layers: weights with two dimensions or more, so no biases and no norm parameters."""
+    """Choose weights with at least two dimensions, so no biases or norm parameters: the default choice of layers."""
     return parameter.ndim >= 2
 
 
 def check_layer(name: str, parameter: Tensor) -> None:
-    """Refuse a weight that cannot have a float32 master.
+    """Check that a weight can have a float32 master.
 
     Raises:
         TypeError: the weight is not float32, or has no values.
-        NotImplementedError: the weight is spread over processes in another way than by rows.
+        NotImplementedError: the weight is sharded over processes in another way than by rows.
     """
     if parameter.is_meta:
         raise TypeError(f"{name} is on the meta device and has no values yet: load or initialise the model first")
@@ -45,10 +45,10 @@ def check_layer(name: str, parameter: Tensor) -> None:
 
 
 def check_memory(layers: Mapping[str, Tensor]) -> None:
-    """Refuse layers that share memory, as weights tied by their `.data` do: their masters would diverge.
+    """Check that no layers share memory, like weights tied through `.data`: their masters would diverge.
 
     Raises:
-        ValueError: two do, wholly or in part.
+        ValueError: two layers share memory, wholly or in part.
     """
     spans = []
     for name, parameter in layers.items():
@@ -63,7 +63,7 @@ def check_memory(layers: Mapping[str, Tensor]) -> None:
 
 
 def check_modules(module: nn.Module | None, layers: Mapping[str, Tensor]) -> None:
-    """Refuse a module whose forward pass would write into its layer's weight.
+    """Check that no module's forward pass writes into its layer's weight.
 
     Raises:
         ValueError: an embedding has max_norm.
@@ -84,13 +84,13 @@ def check_modules(module: nn.Module | None, layers: Mapping[str, Tensor]) -> Non
 def choose(
     optimizer: Optimizer, parameters: Mapping[str, Tensor], choice: Choice, frozen: Collection[str] = ()
 ) -> dict[str, Tensor]:
-    """Return the layers by name: the trainable parameters of the optimizer that `choice` takes, and those `frozen`.
+    """Return the layers by name: the optimizer's parameters that `choice` selects, trainable or in `frozen`.
 
     Raises:
         TypeError: a parameter has no shape yet.
-        ValueError: the optimizer holds parameters that `parameters` does not name, no layer is left, or two share
-            memory.
-        NotImplementedError: an engine cut the parameters without regard to layers.
+        ValueError: the optimizer holds parameters that `parameters` does not name, there is no layer, or two layers
+            share memory.
+        NotImplementedError: a training engine sharded the parameters without regard to layers.
     """
     names = {id(parameter): name for name, parameter in parameters.items()}
     members = list(optimized(optimizer))
@@ -118,7 +118,7 @@ def choose(
     if not layers:
         raise ValueError(
             "params has no layer to quantise: no trainable parameter of the optimizer has two or more dimensions "
-            "(or none that `layers` takes)"
+            "(or `layers` selects none)"
         )
     for name, parameter in layers.items():
         check_layer(name, parameter)
@@ -129,7 +129,7 @@ def choose(
 
 
 def candidates(parameters: Mapping[str, Tensor], choice: Choice) -> list[str]:
-    """Return the names of all parameters that `choice` takes, of other optimizers and frozen ones too."""
+    """Return the names of all parameters that `choice` selects, including frozen ones and those of other optimizers."""
     shaped = ((name, p) for name, p in parameters.items() if not isinstance(p, nn.parameter.UninitializedParameter))
     return [name for name, parameter in shaped if choice(name, parameter)]
 
@@ -139,9 +139,8 @@ def followers(
 ) -> dict[str, tuple[Tensor, int]]:
     """Return the trainable biases and norm parameters of the optimizer, each with the index of the layer it follows.
 
-    Those whose names are in `frozen` need not be trainable.
-
-    That is the layer before it in the order of the names, or the first one.
+    This is the layer before it in the order of `parameters`, or the first layer. Parameters in `frozen` need not be
+    trainable.
     """
     inside = {id(parameter) for parameter in optimized(optimizer)}
     found: dict[str, tuple[Tensor, int]] = {}

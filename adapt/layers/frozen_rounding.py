@@ -1,4 +1,4 @@
-"""Rounding a layer's input and output in formats that stay, as the network goes on doing after training.
+"""Round a layer's input and output to fixed formats after training.
 
 The hooks hold nothing but a format, so they are copied and pickled with the module and run on every device.
 """
@@ -19,10 +19,10 @@ _ROUNDED = (torch.float32, torch.float16, torch.bfloat16)
 
 
 class FrozenRounding:
-    """Rounds to nearest in the format of a whole tensor; the gradient goes straight through.
+    """Rounds to nearest in one format for the whole tensor; the gradient passes straight through.
 
     Args:
-        site: the activation's name, the path of its module and ".input" or ".output".
+        site: the activation's name: the path of its module plus ".input" or ".output".
         form: its format.
     """
 
@@ -30,7 +30,7 @@ class FrozenRounding:
         self.site, self.form = site, form
         self._is_sign = bool(form.signed and form.word_length == 1)
         self._step = float(form.step)
-        # In float32, as training rounds. Python's numbers run on every device and in every compiled program.
+        # Computed in float32, as in training. Python numbers work on every device and in every compiled program.
         self._inverse = float(np.float32(1) / np.float32(self._step * (2 if self._is_sign else 1)))
         self._low, self._high = float(form.low), float(form.high)
 
@@ -43,15 +43,15 @@ class FrozenRounding:
         return self.apply(output)
 
     def apply(self, x: Any) -> Any:
-        """Return `form.quantize(x)` of a tensor of up to 32 bits, bit for bit; anything else as it is."""
+        """Return `form.quantize(x)` bit for bit for a tensor of up to 32 bits; return anything else unchanged."""
         if not isinstance(x, Tensor) or x.dtype not in _ROUNDED:
             return x
         rounded = self._quantize(x.detach())
         if torch.onnx.is_in_onnx_export():
             return rounded
         if torch_internals.tracing_state():
-            # A traced program cannot hold the function below, and may be trained, too. Subtracting zero changes no
-            # bit; the difference from itself is NaN where x is infinite.
+            # A traced program cannot contain the function below, but may be trained too. Subtracting zero changes no
+            # bit; x minus itself is NaN where x is infinite.
             return rounded - (x.detach() - x).nan_to_num(0.0)
         return _StraightThrough.apply(x, rounded) if x.requires_grad else rounded  # type: ignore[no-untyped-call]
 
@@ -75,11 +75,11 @@ class _StraightThrough(torch.autograd.Function):
 
 
 def keep(module: nn.Module, formats: Mapping[str, Format]) -> None:
-    """Round the inputs and outputs of a module's layers in these formats from now on.
+    """Round the inputs and outputs of a module's layers to these formats from now on.
 
     Args:
         module: the module.
-        formats: the formats by the path of a layer and ".input" or ".output"; other names are left out.
+        formats: the formats by the path of a layer plus ".input" or ".output"; other names are ignored.
     """
     weights = {id(parameter) for parameter in module.parameters()}
     for name, owner in owners(module, (nn.Module,), weights):
@@ -91,12 +91,12 @@ def keep(module: nn.Module, formats: Mapping[str, Format]) -> None:
             if kind == "input":
                 owner.register_forward_pre_hook(rounding.before, with_kwargs=True)
             else:
-                # Before any other hook, so that all others see what the network goes on with.
+                # Before any other hook, so that all others see the values with which the network continues.
                 owner.register_forward_hook(rounding.after, prepend=True)
 
 
 def remove(module: nn.Module) -> dict[str, Format]:
-    """Remove what `keep` has put on a module, and return it, so that `keep` can put it on again."""
+    """Remove the hooks that `keep` registered on a module, and return their formats, so that `keep` can undo this."""
     found: dict[str, Format] = {}
     for part in module.modules():
         for hooks in (part._forward_pre_hooks, part._forward_hooks):

@@ -1,4 +1,4 @@
-"""Hooks on a module: one that neither keeps its owner alive nor follows the module into a copy, and an end to all."""
+"""Hooks on modules: a hook that neither keeps its owner alive nor works in copies of the module, and helpers."""
 
 import weakref
 from collections.abc import Callable, Iterable
@@ -26,7 +26,7 @@ class WeakHook:
             method(*args)
 
     def __getattr__(self, name: str) -> Any:
-        # torch.jit.script, which cannot know these hooks, asks for their names first.
+        # torch.jit.script, which cannot compile these hooks, asks for their names first.
         hint = "; call detach() on the controller before torch.jit.script" if name == "__name__" else ""
         raise AttributeError(f"a hook of a controller has no attribute {name}{hint}")
 
@@ -38,15 +38,15 @@ class WeakHook:
 
 
 def with_input(args: tuple[Any, ...], kwargs: dict[str, Any] | None, change: Callable[[Any], Any]) -> Any:
-    """Return a layer's arguments with its input changed, as a forward pre-hook does.
+    """Return a layer's arguments with its input changed, in the form that a forward pre-hook returns.
 
-    The input is the first argument; in a call by keywords alone the one called `input`, as torch's layers do, or else
-    the first tensor. None if there is no input.
+    The input is the first positional argument. Without positional arguments it is the keyword argument `input`, as in
+    torch's layers, or else the first tensor. If there is no input, the result is None.
 
     Args:
-        args, kwargs: the arguments. torch passes no kwargs, and expects none, where another hook of the same call has
-            just removed the hook, as when layers join.
-        change: what to do with the input.
+        args, kwargs: the arguments. torch passes no kwargs, and expects none back, if another hook of the same call has
+            just removed this hook, as when layers join.
+        change: the function to apply to the input.
     """
     if args:
         args = (change(args[0]), *args[1:])
@@ -59,6 +59,6 @@ def with_input(args: tuple[Any, ...], kwargs: dict[str, Any] | None, change: Cal
 
 
 def remove_all(handles: Iterable[Any]) -> None:
-    """Remove the hooks that these handles belong to."""
+    """Remove the hooks of these handles."""
     for handle in handles:
         handle.remove()

@@ -1,4 +1,4 @@
-"""Word lengths by hand: bounds for the layers whose names match a pattern."""
+"""Word lengths set by hand: bounds for the layers whose names match a pattern."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -8,7 +8,7 @@ from adapt import arguments
 from adapt.arguments import is_whole
 
 LayerBits = Mapping[str, int | tuple[int, int]]
-"""Bits by pattern: one number that stays, or the fewest and the most."""
+"""Bits by pattern: a fixed number, or the fewest and the most."""
 
 Bounds = tuple[int, int]
 """The fewest and the most bits of a word."""
@@ -17,14 +17,14 @@ _LISTED = 40
 
 
 def checked(layer_bits: object, *, shortest: int, longest: int) -> dict[str, Bounds]:
-    """Return the bounds by pattern, those of a single number twice the number.
+    """Check the user's `layer_bits`, and return bounds by pattern; a single number becomes both bounds.
 
     Args:
-        layer_bits: what the user gave.
-        shortest, longest: the fewest and the most bits that there are.
+        layer_bits: the user's argument.
+        shortest, longest: the fewest and the most bits that are allowed.
 
     Raises:
-        TypeError, ValueError: it is no mapping from patterns to bits or pairs of bits within these.
+        TypeError, ValueError: it is not a mapping from patterns to allowed bits or pairs of bits.
     """
     if not isinstance(layer_bits, Mapping) or not all(isinstance(pattern, str) for pattern in layer_bits):
         raise TypeError(
@@ -47,14 +47,14 @@ def bounds_of(layer_bits: LayerBits, names: Iterable[str], *, default: Bounds) -
 
 
 def check_patterns(layer_bits: LayerBits, names: Sequence[str]) -> None:
-    """Refuse a pattern that decides on no layer.
+    """Check that every pattern decides on at least one layer.
 
     Args:
         layer_bits: bits by pattern.
         names: the names of everything that is, or may become, a layer.
 
     Raises:
-        ValueError: a pattern matches nothing, or only layers that an earlier one takes.
+        ValueError: a pattern matches nothing, or only layers that an earlier pattern matches.
     """
     deciding = {_first(layer_bits, name) for name in names}
     for pattern in layer_bits:
@@ -63,8 +63,8 @@ def check_patterns(layer_bits: LayerBits, names: Sequence[str]) -> None:
         covered = [name for name in names if _matches(pattern, name)]
         if covered:
             raise ValueError(
-                f"layer_bits[{pattern!r}] decides on no layer, because {_first(layer_bits, covered[0])!r} comes first "
-                f"and matches {covered[0]}: put the narrower pattern first"
+                f"layer_bits[{pattern!r}] has no effect, because {_first(layer_bits, covered[0])!r} comes first and "
+                f"matches {covered[0]} too: put the narrower pattern first"
             )
         more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
         raise ValueError(f"layer_bits[{pattern!r}] matches no layer: the layers are {', '.join(names[:_LISTED])}{more}")
@@ -79,6 +79,9 @@ def _first(layer_bits: LayerBits, name: str) -> str | None:
 
 
 def _matches(pattern: str, name: str) -> bool:
-    """Whether a pattern names a tensor or a module that holds it: "conv1" and "conv?.weight" match "conv1.weight"."""
+    """Return whether a pattern matches a tensor or a module that holds it.
+
+    For example, "conv1" and "conv?.weight" match "conv1.weight".
+    """
     parts = name.split(".")
     return any(fnmatchcase(".".join(parts[:length]), pattern) for length in range(1, len(parts) + 1))

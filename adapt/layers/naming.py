@@ -1,4 +1,4 @@
-"""What parameters are called: as their module names them, without what was wrapped around it."""
+"""Names of parameters: those that their module gives them, without the prefixes of wrappers."""
 
 from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import Any
@@ -14,7 +14,7 @@ Parameters = (
 def plain_names(names: Iterable[str]) -> dict[str, str]:
     """Return each parameter's name without the prefixes of torch.compile, DistributedDataParallel or weight averaging.
 
-    Where only some names begin with "module.", that is an attribute of the model itself.
+    If only some names begin with "module.", it is an attribute of the model itself.
     """
     plain = {name: name.replace("_orig_mod.", "") for name in names}
     wrapped = all(name.startswith("module.") for name in plain.values())
@@ -22,15 +22,17 @@ def plain_names(names: Iterable[str]) -> dict[str, str]:
 
 
 def plain_name(name: str) -> str:
-    """Return one parameter's name without such prefixes."""
+    """Return one parameter's name without the prefixes of wrappers."""
     return plain_names([name])[name]
 
 
 def owners(module: nn.Module, kinds: tuple[type[nn.Module], ...], weights: Container[int]) -> Iterator[tuple[str, Any]]:
-    """Yield the modules of these kinds whose weight is one of some parameters, each with its weight's plain name.
+    """Yield the modules of these kinds whose weight is among the given ones, each with its weight's plain name.
 
     Args:
-        weights: the parameters' identities.
+        module: the module to search.
+        kinds: classes of modules.
+        weights: the weights' ids.
     """
     plain = plain_names(name for name, _ in module.named_parameters(remove_duplicate=False))
     for path, owner in module.named_modules():
@@ -43,8 +45,8 @@ def named(params: Parameters) -> dict[str, Tensor]:
     """Return every parameter by its name: the module's or group's, the given one, or else its position.
 
     Raises:
-        TypeError: `params` is something else, or holds something that is no tensor.
-        ValueError: two parameters have one name.
+        TypeError: `params` is something else, or holds something that is not a tensor.
+        ValueError: two parameters have the same name.
     """
     if isinstance(params, Tensor):
         raise TypeError(
@@ -73,7 +75,7 @@ def named(params: Parameters) -> dict[str, Tensor]:
         name = plain[name]
         if result.get(name, parameter) is not parameter:
             raise ValueError(f"params names two parameters {name!r}: give each its own name")
-        # A tied parameter goes by the first of its names.
+        # A tied parameter gets the first of its names.
         if id(parameter) not in known:
             known.add(id(parameter))
             result[name] = parameter
@@ -81,7 +83,7 @@ def named(params: Parameters) -> dict[str, Tensor]:
 
 
 def _flattened(params: Iterable[object]) -> Iterator[object]:
-    """What stands in params or, where that is an optimizer's group, in the group."""
+    """Yield the entries of params, with those of optimizer groups in place of the groups."""
     for entry in params:
         if not (isinstance(entry, dict) and "params" in entry):
             yield entry

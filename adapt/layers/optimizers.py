@@ -1,4 +1,4 @@
-"""What is known of the user's optimizer: its parameters, and whether float32 masters can follow its steps."""
+"""Properties of the user's optimizer: its parameters, and whether float32 masters can follow its steps."""
 
 import gc
 import inspect
@@ -16,22 +16,22 @@ _ENGINES = {
     "megatron": "Megatron",
     "torch.distributed.optim": "torch.distributed.optim",
 }
-"""Packages whose optimizers move weights or gradients where hooks on `step()` do not see it."""
+"""Packages whose optimizers change weights or gradients outside the reach of hooks on `step()`."""
 
 
 _HOLDERS = {"AcceleratedOptimizer", "BaseOptimWrapper", "OptimWrapper", "LightningOptimizer", "_FabricOptimizer"}
-"""Wrappers of Accelerate, MMEngine, fastai and Lightning that write no weights beside the optimizer that they hold."""
+"""Wrappers of Accelerate, MMEngine, fastai and Lightning that hold an optimizer and write no weights themselves."""
 
 
 def check_optimizer(optimizer: Optimizer) -> Optimizer:
     """Return the optimizer whose steps masters can follow: this one, or the one that it merely holds.
 
     Raises:
-        TypeError: `optimizer` is no torch optimizer.
-        ValueError: it evaluates the loss several times in a step, differentiates twice, or moves the weights between
+        TypeError: `optimizer` is not a torch optimizer.
+        ValueError: it evaluates the loss several times per step, differentiates twice, or changes the weights between
             steps.
-        NotImplementedError: it belongs to an engine that keeps weights or gradients for itself, wraps another
-            optimizer or is wrapped by one, or lacks the hooks of torch's optimizers.
+        NotImplementedError: it belongs to an engine with its own weights or gradients, wraps another optimizer or is
+            wrapped by one, or lacks the hooks of torch's optimizers.
     """
     held = _held(optimizer)
     if held is not None and _merely_holds(optimizer):
@@ -62,8 +62,8 @@ def check_optimizer(optimizer: Optimizer) -> Optimizer:
     tables = ("step_pre", "step_post", "state_dict_post", "load_state_dict_pre")
     if not (all(hasattr(optimizer, f"_optimizer_{table}_hooks") for table in tables) and hasattr(kind.step, "hooked")):
         raise NotImplementedError(
-            f"optimizer {kind.__name__} lacks the hooks of torch's optimizers, by which its steps are followed: let "
-            "its __init__ call torch.optim.Optimizer's, as super().__init__(params, defaults)"
+            f"optimizer {kind.__name__} lacks the hooks of torch's optimizers, through which its steps are followed: "
+            "its __init__ must call torch.optim.Optimizer's, super().__init__(params, defaults)"
         )
     if _differentiates_twice(optimizer):
         raise ValueError(
@@ -71,7 +71,7 @@ def check_optimizer(optimizer: Optimizer) -> Optimizer:
             "float32 masters and no longer the weights of the forward pass: use one that needs gradients alone, such "
             "as SGD or AdamW"
         )
-    # The optimizer does not know who wraps it. A wrapper that was just made is found here, any other in the first step.
+    # An optimizer does not know its wrapper. A wrapper made just now is found here, any other in the first step.
     young = (*gc.get_objects(generation=0), *gc.get_objects(generation=1))
     for other in [one for one in young if issubclass(type(one), Optimizer)]:
         _check_wrapper(other, optimizer)
@@ -79,10 +79,10 @@ def check_optimizer(optimizer: Optimizer) -> Optimizer:
 
 
 def check_callers(optimizer: Optimizer) -> None:
-    """Refuse a step of the optimizer that another one makes within its own.
+    """Check that the optimizer's step is not called from the step of another optimizer.
 
     Raises:
-        NotImplementedError: there is such a one, and it may write weights itself.
+        NotImplementedError: it is, and the other optimizer may write weights itself.
     """
     frame = sys._getframe(1)
     while frame.f_back is not None:
@@ -92,7 +92,7 @@ def check_callers(optimizer: Optimizer) -> None:
 
 
 def _check_wrapper(other: object, optimizer: Optimizer) -> None:
-    """Refuse an optimizer that is inside of `other`, as that of a Lookahead."""
+    """Refuse an optimizer that is wrapped by `other`, as by a Lookahead."""
     if issubclass(type(other), Optimizer) and _held(other) is optimizer and not _merely_holds(other):
         raise _wraps(other, optimizer)
 
@@ -106,7 +106,7 @@ def _wraps(wrapper: object, held: Optimizer) -> NotImplementedError:
 
 
 def _held(wrapper: object) -> Optimizer | None:
-    """The optimizer that an object has as an attribute."""
+    """Return the optimizer that an object has as an attribute, if any."""
     return next((value for value in getattr(wrapper, "__dict__", {}).values() if isinstance(value, Optimizer)), None)
 
 
@@ -115,7 +115,7 @@ def _merely_holds(wrapper: object) -> bool:
 
 
 def _differentiates_twice(optimizer: Optimizer) -> bool:
-    """Whether the optimizer estimates the diagonal of the Hessian, as AdaHessian and Sophia-H do."""
+    """Return whether the optimizer estimates the diagonal of the Hessian, as AdaHessian and Sophia-H do."""
     options = {**vars(optimizer), **optimizer.param_groups[0]}
     words = [
         type(optimizer).__name__,
@@ -126,10 +126,10 @@ def _differentiates_twice(optimizer: Optimizer) -> bool:
 
 
 def updates_in_place(optimizer: Optimizer) -> bool:
-    """Whether only `step()` moves parameters, by operations in place on what it finds in them.
+    """Return whether only `step()` changes parameters, by operations in place on their present memory.
 
-    This is known of torch's own optimizers and of ours. Any other may keep views of the parameters or put new tensors
-    into them.
+    This is known of torch's own optimizers and of ours. Others may keep views of the parameters or replace their
+    memory.
     """
     known = type(optimizer).__module__.startswith(("torch.optim.", "adapt."))
     return known and not any(group.get("differentiable") for group in optimizer.param_groups)

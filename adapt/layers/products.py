@@ -19,7 +19,7 @@ class _RecognisedByStructure(type):
 
 
 class TransposedLinear(nn.Module, metaclass=_RecognisedByStructure):
-    """What transformers calls `Conv1D`: a linear layer whose weight is [in, out]; `isinstance` knows it by its look."""
+    """The `Conv1D` of transformers, a linear layer whose weight is [in, out]; `isinstance` recognises its structure."""
 
 
 PRODUCTS = (
@@ -43,18 +43,19 @@ ACTIVATIONS_STAY = (
 
 
 def warn_of_others(module: nn.Module, weights: Container[int], reached: Iterable[nn.Module], message: str) -> None:
-    """Warn by name of the modules that own one of some weights, but whose products cannot be reached.
+    """Warn of the modules, by name, that own one of these weights but whose products cannot be reached.
 
     Args:
-        weights: the identities of the weights.
+        module: the module to search.
+        weights: the weights' ids.
         reached: the modules that need no warning.
-        message: what becomes of the others; their names take the place of {}.
+        message: what happens to the other modules; their names replace {}.
     """
     names: list[str] = []
     known = set(reached)
     for path, owner in module.named_modules():
         if owner not in known and any(id(parameter) in weights for parameter in owner._parameters.values()):
-            # A computed weight, as that of weight norm, is named after its layer; a part of attention after that.
+            # A computed weight, such as weight norm's, is named after its layer; a part of attention after attention.
             path = path.partition(".parametrizations")[0]
             if not any(path == name or path.startswith(f"{name}.") for name in names):
                 names.append(path or type(module).__name__)

@@ -1,6 +1,6 @@
-"""Refusing the tracer of `torch.jit`, which would record the rounding of one forward pass as constants.
+"""Refuse `torch.jit.trace`, which would record the rounding of one forward pass as constants.
 
-To draw the graph of a network is allowed: nobody computes with what is drawn, so it shows no rounding.
+Drawing the graph of a network is allowed, because nothing computes with a drawing; it shows no rounding.
 """
 
 import sys
@@ -11,10 +11,10 @@ _DRAWING = ("torch.utils.tensorboard", "tensorboardX")
 
 
 def is_drawn() -> bool:
-    """Return whether `torch.jit.trace` records the forward pass only for TensorBoard to draw it.
+    """Return whether `torch.jit.trace` records the forward pass only for TensorBoard's drawing.
 
     Raises:
-        RuntimeError: it is recorded for another purpose.
+        RuntimeError: the pass is traced for another purpose.
     """
     if not torch_internals.tracing_state():
         return False

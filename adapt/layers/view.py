@@ -1,4 +1,4 @@
-"""What parameters show of their float32 masters."""
+"""The views of the float32 masters that parameters may show."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -9,10 +9,10 @@ View = Literal["training", "evaluation", "masters"]
 
 @dataclass
 class Pin:
-    """The view that a context such as `master_weights()` asks for, shared by all that show or use it.
+    """The view that a context such as `master_weights()` asks for, shared by everything that shows or uses it.
 
     Attributes:
-        view: the view; None outside of such contexts, where each module's mode decides.
+        view: the view; None outside such contexts, where each module's mode decides.
     """
 
     view: View | None = None

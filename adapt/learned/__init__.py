@@ -1,4 +1,4 @@
-"""Bit widths as learned parameters, under size budgets; and LSQ and AQT, where widths are given."""
+"""Bit widths that are learned under size budgets; and LSQ and AQT, for which the widths are given."""
 
 from adapt.learned.aqt import aqt
 from adapt.learned.attachment import attach, attach_aqt, attach_lsq

@@ -1,4 +1,4 @@
-"""Rounding the inputs of layers with a learned step and range, by hooks on the layers."""
+"""Round the inputs of layers with a learned step and range, through hooks on the layers."""
 
 import weakref
 from collections.abc import Mapping
@@ -19,13 +19,13 @@ from adapt.learned.straight_through import Quantizer
 
 
 class SiteStatistics:
-    """What calibration met at one site: the input of one layer.
+    """Statistics that calibration collects at one site, which is the input of one layer.
 
     Attributes:
-        samples: how many samples the present batch has.
+        samples: the number of samples in the present batch.
         percentiles, means: the 99.99th percentile and the mean of the magnitudes, for each pass with finite values.
         negative: whether a value was below zero.
-        elements: the most elements of a pass, for one sample.
+        elements: the most elements per sample in any pass.
     """
 
     def __init__(self) -> None:
@@ -35,7 +35,7 @@ class SiteStatistics:
         self.samples, self.elements = 1, 0.0
 
     def look(self, x: Tensor) -> None:
-        """Take in the values of one pass."""
+        """Add the values of one pass."""
         if x.isfinite().any():
             self.percentiles.append(percentile(x))
             self.means.append(float(x.detach().abs().double().nan_to_num(posinf=0.0).mean()))
@@ -44,20 +44,20 @@ class SiteStatistics:
 
 
 class SitePeaks:
-    """The extremes of what passes one site in training.
+    """The extremes of the values at one site in training.
 
     Args:
-        peaks: the largest −x and the largest x so far, float32 [2], which passes raise in place.
+        peaks: the largest −x and the largest x so far, float32 [2], updated in place.
 
     Attributes:
-        elements: the most elements of a pass, for one sample; the first dimension is that of the samples.
+        elements: the most elements per sample in any pass; samples lie along the first dimension.
     """
 
     def __init__(self, peaks: Tensor) -> None:
         self._peaks, self.elements = peaks, 0
 
     def look(self, x: Tensor) -> None:
-        """Take in the values of one pass."""
+        """Add the values of one pass."""
         low, high = x.detach().aminmax()
         self._peaks.copy_(torch.maximum(self._peaks, torch.stack([-low, high]).float()))
         self.elements = max(self.elements, x.numel() // x.shape[0] if x.ndim else 1)
@@ -66,22 +66,21 @@ class SitePeaks:
 class InputQuantizers:
     """Rounds the inputs of the linear layers and convolutions whose weights are quantised.
 
-    Other modules with a quantised weight, such as recurrent layers, attention and embeddings, keep their activations:
-    the inner values of the first two cannot be reached, of which a warning tells by name, and an embedding's output is
-    on its weight's grid already.
+    Other modules with a quantised weight keep their activations in float32. Hooks cannot reach the inner values of
+    recurrent layers and attention, so a warning names these; an embedding's output is on its weight's grid already.
 
     Programs of torch.compile and torch.export contain the rounding as an operator.
 
-    Backward keeps the values as they came, not a rounded copy or a mask: a ReLU before the layer keeps the same tensor
+    Backward saves the unrounded values, not a rounded copy or a mask: a ReLU before the layer saves the same tensor
     anyway, and backward recomputes what it needs from it.
 
     Args:
         module: the module whose layers to hook.
         weights: the names of the quantised weights by their ids.
-        pin: the view that a context asks for; "masters" does not round.
+        pin: the view that a context asks for; nothing is rounded for "masters".
 
     Attributes:
-        names: the sites' names: the weight's name and ".input".
+        names: the sites' names: the weight's name plus ".input".
     """
 
     def __init__(self, module: nn.Module, weights: Mapping[int, str], pin: Pin) -> None:
@@ -97,39 +96,39 @@ class InputQuantizers:
             for (_, owner), hook in zip(found, self._hooks, strict=True)
         ]
         self._remove = weakref.finalize(self, remove_all, handles)
-        # Something in the graph of every pass must ask for a gradient, even where the input does not.
+        # Something in every pass's graph must require grad, even if the input does not.
         self._anchor = torch.zeros((), requires_grad=True)
 
     def watch(self) -> list[SiteStatistics]:
-        """From now on only look at what passes, and return what will be met at each site."""
+        """From now on only collect statistics of the inputs; return the object that collects them for each site."""
         met = [SiteStatistics() for _ in self._hooks]
         for hook, one in zip(self._hooks, met, strict=True):
             hook.quantizer, hook.met, hook.in_training = None, one, False
         return met
 
     def look(self, peaks: Tensor) -> list[SitePeaks]:
-        """From now on only look at what passes in training, and raise the peaks of each site, [sites, 2]."""
+        """From now on only record the peaks of the inputs in training, in place in `peaks`, [sites, 2]."""
         met = [SitePeaks(peaks[i]) for i in range(len(self._hooks))]
         for hook, one in zip(self._hooks, met, strict=True):
             hook.quantizer, hook.met, hook.in_training = None, one, True
         return met
 
     def quantize(self, formats: FormatTable, scaling: str, delta: float) -> None:
-        """From now on round by these formats, which hold the sites by name."""
+        """From now on round to these formats, which contain the sites by name."""
         for name, hook in zip(self.names, self._hooks, strict=True):
             hook.met = None
             hook.quantizer = Quantizer(formats, formats.places[name].start, scaling, delta, self._anchor)
 
     def follow_pin(self) -> None:
-        """Nothing to do: each hook looks at the pin."""
+        """Do nothing: each hook reads the pin itself."""
 
     def remove(self) -> None:
-        """Take the hooks away."""
+        """Remove the hooks."""
         self._remove()
 
 
 class _Hook:
-    """What a layer's hook does. A copy, and so a copied or pickled model, does nothing."""
+    """The hook of one layer. Its copies do nothing, so copied or pickled models do not round."""
 
     def __init__(self, pin: Pin) -> None:
         self._pin = pin

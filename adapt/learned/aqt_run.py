@@ -1,4 +1,4 @@
-"""A run of AQT: word lengths are given, and ranges follow from the largest magnitudes of weights and activations."""
+"""A run of AQT: word lengths are given, and ranges are the largest magnitudes of weights and activations."""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -31,7 +31,7 @@ class MaximumTable(FormatTable):
 
     @torch.no_grad()
     def set(self, step: Tensor, maximum: Tensor) -> None:
-        """Use these ranges, [F]; the steps follow from them, whatever `step` says."""
+        """Use these ranges, [F], and the steps that follow from them; `step` is ignored."""
         self.maximum.copy_(maximum.clamp(SMALLEST, LARGEST))
         self._derive()
 
@@ -44,10 +44,10 @@ class MaximumTable(FormatTable):
 
 
 class MaximumMasters(LearnedMasters):
-    """Masters whose channels are rounded in the ranges that they have at that moment."""
+    """Masters whose channels are rounded within the ranges of their present values."""
 
     def _round(self, indices: Sequence[int], outputs: Sequence[Tensor], *, stochastic: bool) -> None:
-        """AQT 3.2: the range of a channel is max|w| of its present weights."""
+        """Round with AQT 3.2's ranges: max|w| of each channel's present weights."""
         maximum = self.table.maximum.clone()
         for i in indices:
             weight, channels = self.weights[i], self.channels[i]
@@ -59,14 +59,14 @@ class MaximumMasters(LearnedMasters):
 
 
 class Observation:
-    """What passes at the inputs while they are still float32, by site.
+    """Statistics of the inputs of each site while they are still float32.
 
     Attributes:
-        peaks: the largest −x and the largest x since the last step, float32 [sites, 2]; −∞ where nothing has passed.
+        peaks: the largest −x and the largest x since the last step, float32 [sites, 2]; −∞ if there was no input.
         average: the moving average of max|x|, float32 [sites].
-        count: the steps that are in it, int64 [sites].
-        negative: whether a value below zero has passed, bool [sites].
-        elements: of the largest input, for one sample, int64 [sites].
+        count: the number of steps in the average, int64 [sites].
+        negative: whether a value below zero was observed, bool [sites].
+        elements: the elements per sample of the largest input, int64 [sites].
     """
 
     def __init__(self, sites: int, device: torch.device) -> None:
@@ -78,7 +78,7 @@ class Observation:
 
     @torch.no_grad()
     def end_step(self, met: Sequence[SitePeaks], decay: float) -> None:
-        """Take the step's peaks, over all processes, into the averages; those that are not finite are left out."""
+        """Add the step's peaks over all processes to the averages, leaving out those that are not finite."""
         ranks.maximum_(self.peaks)
         largest = self.peaks.amax(1)
         seen = largest.isfinite()
@@ -90,7 +90,7 @@ class Observation:
         self.elements.copy_(torch.maximum(self.elements, torch.tensor([one.elements for one in met])))
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return what a resumed run needs, by name."""
+        """Return the state to save, by name."""
         return {f"observed_{name}": value for name, value in vars(self).items()}
 
 
@@ -102,8 +102,8 @@ class AqtRun(LearnedRun):
         choice, layers, module: as in `LearnedRun`.
 
     Raises:
-        NotImplementedError: a weight lies on several processes.
-        ValueError: no layer whose activations could be quantised.
+        NotImplementedError: a weight is sharded over several processes.
+        ValueError: there is no layer whose activations could be quantised.
     """
 
     plan: MaximumRanges
@@ -121,14 +121,14 @@ class AqtRun(LearnedRun):
         return prepared
 
     def _begin_weights(self) -> None:
-        """Nothing to do: ranges follow when weights are rounded."""
+        """Do nothing: ranges are computed whenever weights are rounded."""
 
     def _begin(self) -> None:
-        """Give every weight and input its word length, the nearest within the bounds of `layer_bits`."""
+        """Give every weight and input its word length, clipped to the bounds of `layer_bits`."""
         plan, table = self.plan, self.table
         first, last = self.layers.names[0], self.layers.names[-1]
         bits = np.where(table.is_weight, plan.weight_bits, plan.activation_bits or plan.weight_bits)
-        # A network of one layer has only a first one.
+        # `first_bits` comes last, so it wins in a network of one layer.
         for name, width in ((last, plan.last_bits), (first, plan.first_bits)):
             for tensor in {name, f"{name}.input"} & set(table.places):
                 bits[table.places[tensor]] = width
@@ -138,7 +138,7 @@ class AqtRun(LearnedRun):
         self._use_inputs()
 
     def _use_inputs(self) -> None:
-        """Look at the inputs, or round them once their ranges are frozen."""
+        """Observe the inputs, or round them once their ranges are frozen."""
         if self.inputs is None:
             return
         if self.frozen:
@@ -147,11 +147,11 @@ class AqtRun(LearnedRun):
             self._met = self.inputs.look(self.observation.peaks)
 
     def before_update(self, take_over: TakeOver | None) -> bool:
-        """p ← W, and a step of calibration; gradients go straight through, for no weight lies outside of its range."""
+        """p ← W and one step of calibration. Gradients pass straight through: no weight lies outside its range."""
         plan, table = self.plan, self.table
         self.losses.forget()
         self.layers.back(self.layers.gradients(), plan.weight_scaling, plan.delta, collect=False)
-        # Nothing is learned from what backward leaves there.
+        # Backward fills the sums, but AQT learns nothing from them.
         table.sums.zero_()
         self.step += 1
         self._news = self.step == 1 or self.step % ROWS == 0
@@ -163,7 +163,7 @@ class AqtRun(LearnedRun):
 
     @torch.no_grad()
     def _freeze(self, sites: Sequence[str]) -> None:
-        """AQT 3.2: the ranges of activations are their moving averages from here on, and activations are rounded."""
+        """Fix the ranges of activations at their moving averages, and round activations from now on (AQT 3.2)."""
         table, seen = self.table, self.observation
         known = (seen.average > 0).cpu()
         if missed := [name for name, one in zip(sites, known.tolist(), strict=True) if not one]:
@@ -180,19 +180,19 @@ class AqtRun(LearnedRun):
         table.set_sizes(numel, signed)
         table.set(table.step, maximum)
         self.frozen = self._news = True
-        # Widths carry the sizes of what they are of.
+        # Widths contain the sizes of their tensors, which have changed.
         before, self.widths = self.widths, Widths(table.names, table.channels, table.numel)
         for step, bits in zip(before.step.tolist(), before.word_length, strict=True):
             self.widths.append(step, bits)
         self._use_inputs()
 
     def begin_anew(self, new: Sequence[Collection[int]]) -> list[str]:
-        """Nothing to do: ranges follow the weights, loaded or not."""
+        """Do nothing: ranges follow the weights anyway."""
         return []
 
     @torch.no_grad()
     def load_state_dict(self, saved: Mapping[str, Any], optimized: Mapping[str, Tensor], *, strict: bool) -> None:
-        """Go on from `state_dict`: see `Run.load_state_dict`."""
+        """Resume from `state_dict`: see `Run.load_state_dict`."""
         super().load_state_dict(saved, optimized, strict=strict)
         for name, tensor in self.observation.tensors().items():
             tensor.copy_(saved[name])

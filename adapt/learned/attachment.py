@@ -1,4 +1,4 @@
-"""A learner for the user's own optimizer: `attach` for learned widths, `attach_lsq` and `attach_aqt` for given ones."""
+"""Attach a learner to the user's optimizer: `attach` learns widths, `attach_lsq` and `attach_aqt` take given ones."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Unpack
@@ -40,55 +40,55 @@ def attach(
 ) -> Learner:
     """Learn the bit width of every weight channel and activation under size budgets (Schaefer et al. 2023).
 
-    Hooks go on the optimizer and the modules; no module is replaced and the names in state_dict stay. Training then
-    goes through three phases, counted in optimizer steps: all formats at the budget's average + 2 bits; learning of
-    steps d and ranges q₊, from which the widths follow, under the penalty of eq. 2; fine-tuning with frozen formats.
-    At the end of learning the widths are brought to the budgets, `Learner.log` says from where, and batch
-    normalisation begins its statistics anew.
+    Only hooks are added to the optimizer and the modules: no module is replaced, and the names in state_dict stay.
+    Training then goes through three phases, counted in optimizer steps: pre-training with all formats at the budget's
+    average + 2 bits; learning of steps d and ranges q₊, which determine the widths, under the penalty of eq. 2; and
+    fine-tuning with frozen formats. Late in the learning phase the widths are cut to the budgets (`Learner.log` tells
+    by how much), and batch normalisation restarts its statistics when fine-tuning begins.
 
-    Formats: weights by output channel, symmetric; biases and inputs of linear layers and convolutions one per tensor,
-    inputs without a sign where calibration met none. First and last layers are layers like all others. A GradScaler's
-    scale would count in the gradients to the activations' formats: use bfloat16, which needs none.
+    Weights have one symmetric format per output channel; biases and the inputs of linear layers and convolutions have
+    one per tensor, and inputs are unsigned if calibration met no negative value. First and last layers are treated
+    like all others. A GradScaler's scale would distort the gradients of the activations' formats: use bfloat16, which
+    needs no scaler.
 
-    Values that you write into a parameter in place between two steps, as by `parameter.clamp_(-1, 1)` under
-    `torch.no_grad()` or by `load_state_dict`, become masters. Do not write through `parameter.data`: torch does not
-    count such writes, so that they are noticed late, from samples, or not at all.
+    Values written into a parameter in place between two steps become masters, for example by
+    `parameter.clamp_(-1, 1)` under `torch.no_grad()` or by `load_state_dict`. Do not write through `parameter.data`:
+    torch does not count such writes, so they are noticed late, from samples, or not at all.
 
     Args:
-        optimizer: any torch optimizer that evaluates the loss once in a step.
+        optimizer: any torch optimizer that evaluates the loss once per step.
         module: the module that it trains.
         calibration: a few batches of inputs, each a tensor or a tuple of forward's positional arguments, which run
-            through the module in its present mode. Needed with an activation budget.
+            through the module in its present mode. Required with an activation budget.
         weight_budget: size of weights and quantised biases.
         activation_budget: size of the activations of one sample; None leaves activations in float32.
         phases: optimizer steps of each phase.
-        activation_size: whether activations count by the "sum" of their tensors or by the largest, "max".
+        activation_size: "sum" counts the activations of all tensors, "max" only those of the largest tensor.
         floor: the fewest bits, 2 or 1. One signed bit is ±q₊.
         weight_scaling, activation_scaling: the gradient scaling of each, one of `adapt.learned.SCALINGS`.
         delta: δ of the scalings.
         beta: β of eq. 2 per kB²; by default 100 over the squared budget, so that an excess of 10 % costs 1. It rises
             to this value over the first half of learning.
-        update_every: Φ: steps and ranges move every so many steps, by the mean of their gradients since.
-        width_rate: octaves that d and q₊ move in an update at the peak of the schedule. By default fit for the number
-            of updates that there are.
+        update_every: Φ: steps and ranges are updated every so many steps, by the mean of their gradients since.
+        width_rate: octaves that d and q₊ move in an update at the peak of the schedule. The default depends on the
+            number of updates.
         warmup: share of each phase in which the learning rate rises.
-        schedule: let the optimizer's learning rates, whose present values are the peaks, rise and then fall as a
-            cosine in each phase. Off, they are left to you, and so they are, with a warning, as soon as there is a
-            scheduler or somebody else changes one.
+        schedule: make the optimizer's learning rates rise to their present values and then fall as a cosine in each
+            phase. If False they are left to you; they also are, after a warning, once the optimizer has a scheduler or
+            other code changes a rate.
         quantize_biases: quantise the biases of quantised layers too.
-        layers: which parameters are weights, called with (name, parameter); all of two or more dimensions if not given.
-        layer_bits: widths by hand beside those that are learned: bits by pattern, `{"conv1": 8, "head.*": (6, 8)}`, one
-            number or the fewest and the most. A pattern of `fnmatch` names what `Learner.formats` names, or a module:
-            "conv1" is its weight, bias and input. The first one that matches decides. The budgets count these widths
-            too.
+        layers: a predicate of (name, parameter) that selects the weights; by default, those of two or more dimensions.
+        layer_bits: widths set by hand, as bits by pattern: `{"conv1": 8, "head.*": (6, 8)}`, either one number or
+            (fewest, most). An `fnmatch` pattern names a key of `Learner.formats` or a module: "conv1" matches its
+            weight, bias and input. The first match decides. These widths count towards the budgets.
 
     Returns:
         The learner. It lives as long as the optimizer. After its `detach()` the weights stay rounded, but activations
         are float32 unless you pass `keep_activations=True`.
 
     Raises:
-        TypeError, ValueError, RuntimeError, NotImplementedError: an argument does not fit, a budget is below what
-            `floor` bits take, calibration cannot run, or as `adapt.attach`.
+        TypeError, ValueError, RuntimeError, NotImplementedError: an argument is invalid, a budget is below what
+            `floor` bits take, calibration cannot run, or as in `adapt.attach`.
     """
     plan = LearnedWidths(weight_budget=weight_budget, activation_budget=activation_budget, phases=phases, **options)
     return attach_plan(optimizer, module, plan, lambda learner: learner.calibrate(calibration))
@@ -102,56 +102,56 @@ def attach_lsq(
     weight_bits: int,
     **options: Unpack[LsqOptions],
 ) -> Learner:
-    """LSQ: train at given bit widths with learned steps, the homogeneous case of learned widths.
+    """Train at given bit widths with learned steps (LSQ), the homogeneous case of learned widths.
 
-    Steps begin at 2·E|x|/√Q_P and move in every optimizer step by gradient descent with momentum, at the optimizer's
-    first learning rate, their gradients times 1/√(numel·Q_P).
+    Steps start at 2·E|x|/√Q_P. Every optimizer step moves them by gradient descent with momentum, at the learning rate
+    of the optimizer's first group, with gradients multiplied by 1/√(numel·Q_P).
 
     Args:
         optimizer, module, calibration, quantize_biases, layers: as in `attach`.
-        layer_bits: as in `attach`; a pair of bounds moves `weight_bits` or `activation_bits` to the nearer one.
+        layer_bits: as in `attach`; bounds clip `weight_bits` and `activation_bits`.
         weight_bits: 1 to 8. One bit is ±d.
         activation_bits: 1 to 8; None leaves activations in float32.
-        per_channel: a step for each output channel of a weight, instead of one for the weight.
-        power_of_two: round with 2^round(log₂ d) instead of the learned step d itself, weights and activations alike, so
-            that scaling is a shift; gradients go straight through that rounding. Formats are then fixed point.
+        per_channel: learn one step for each output channel of a weight, instead of one for the whole weight.
+        power_of_two: round with the step 2^round(log₂ d) instead of the learned d, so that scaling is a shift and
+            formats are fixed point. Gradients pass straight through the rounding of the step.
         steps: length of the training, over which the optimizer's learning rates rise and fall as in `attach`; None
             leaves them to you.
         warmup: share of the steps in which the learning rate rises.
-        momentum: of the steps' own gradient descent.
+        momentum: momentum of the gradient descent on the steps d.
         weight_scaling, activation_scaling, delta: as in `attach`; plain straight-through by default.
 
     Raises:
-        TypeError, ValueError, RuntimeError, NotImplementedError: as `attach`.
+        TypeError, ValueError, RuntimeError, NotImplementedError: as in `attach`.
     """
     plan = FixedWidths(weight_bits=weight_bits, **options)
     return attach_plan(optimizer, module, plan, lambda learner: learner.calibrate(calibration))
 
 
 def attach_aqt(optimizer: Optimizer, module: nn.Module, *, steps: int, **options: Unpack[AqtOptions]) -> Learner:
-    """AQT: train at given bit widths, in ranges that follow from the largest magnitudes (Abdolrashidi et al. 2021).
+    """Train at given bit widths, with ranges set by the largest magnitudes (AQT, Abdolrashidi et al. 2021).
 
-    Weights have a scale for each output channel, from max|w| in every step. Activations, the inputs of linear layers
-    and convolutions, stay float32 in the first fifth of the training, while a moving average of each input's max|x| is
-    kept; from then on that average is their range. An input has one scale, because the products that a layer sums
-    must share it, and no sign if calibration met no negative value, as after a ReLU. Biases stay float32.
+    Weights have a scale for each output channel, computed from max|w| in every step. Activations, the inputs of linear
+    layers and convolutions, stay float32 for the first fifth of the training, while a moving average of each input's
+    max|x| is kept; from then on this average is their range. An input has a single scale, because the products that a
+    layer sums must share it, and is unsigned if no negative value was observed, as after a ReLU. Biases stay float32.
 
     Args:
-        optimizer: any torch optimizer that evaluates the loss once in a step.
+        optimizer: any torch optimizer that evaluates the loss once per step.
         module: the module that it trains.
-        steps: optimizer steps of the whole training; the learning rates are yours.
+        steps: optimizer steps of the whole training; learning rates are left to you.
         weight_bits, activation_bits: 2 to 8. None leaves activations in float32.
-        first_bits, last_bits: the bits of weight and input of the first and the last layer, in the module's order.
+        first_bits, last_bits: bits of the weight and input of the first and the last layer, in the module's order.
         activations_from: share of the steps after which activations are rounded; the paper recommends 0.1 to 0.4.
-        decay: what a step keeps of the moving average. Its ranges are those of the largest magnitude over a step's
-            micro-batches and all processes.
-        layers, layer_bits: as in `attach_lsq`; a pattern also goes before `first_bits` and `last_bits`.
+        decay: decay of the moving average per step. It averages the largest magnitude over a step's micro-batches and
+            all processes.
+        layers, layer_bits: as in `attach_lsq`; a pattern also takes precedence over `first_bits` and `last_bits`.
 
     Returns:
         The learner, as from `attach`.
 
     Raises:
-        TypeError, ValueError, NotImplementedError: as `attach`.
+        TypeError, ValueError, NotImplementedError: as in `attach`.
     """
     return attach_plan(optimizer, module, MaximumRanges(steps=steps, **options))
 
@@ -159,10 +159,10 @@ def attach_aqt(optimizer: Optimizer, module: nn.Module, *, steps: int, **options
 def attach_plan(
     optimizer: Optimizer, module: nn.Module, plan: Plan, begin: Callable[[Learner], None] | None = None
 ) -> Learner:
-    """Return a learner with a plan, for `begin` to calibrate: what the other three share.
+    """Attach a learner with this plan, and call `begin` with it: the shared part of the three functions above.
 
     Raises:
-        TypeError, ValueError, RuntimeError, NotImplementedError: as they do.
+        TypeError, ValueError, RuntimeError, NotImplementedError: as in `attach`.
     """
     optimizer = check_optimizer(optimizer)
     if not isinstance(module, nn.Module):
@@ -193,7 +193,7 @@ def attach_plan(
 
 
 def _biases(module: nn.Module, parameters: Mapping[str, Tensor], layers: choice.Choice) -> set[str]:
-    """The names of the biases that belong to a module with a quantised weight."""
+    """Return the names of the biases that belong to a module with a quantised weight."""
     names = {id(p): name for name, p in parameters.items()}
     found = set()
     for owner in module.modules():

@@ -1,4 +1,4 @@
-"""Budgets: the sizes they allow, the penalty on an excess (Schaefer et al. eq. 2), and the cut to whole widths."""
+"""Budgets: target sizes, the penalty on an excess (Schaefer et al. eq. 2), and the projection to whole widths."""
 
 import heapq
 import math
@@ -11,7 +11,7 @@ from adapt.arguments import check_number
 from adapt.perfmodel.footprint import BITS_PER_KILOBYTE
 
 LONGEST = 16
-"""Bits beyond which no budget is spent on a format."""
+"""The most bits that a budget is spent on for one format."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,11 +20,11 @@ class Budget:
 
     Args:
         kilobytes: size in kB of 8000 bits.
-        bits: average word length, which times the number of elements is the size. Of the largest activation tensor
-            where activations count by their maximum.
+        bits: average word length; times the number of elements it is the size. If activations count by their maximum,
+            the elements are those of the largest activation tensor.
 
     Raises:
-        TypeError, ValueError: not exactly one of the two, or no positive number.
+        TypeError, ValueError: not exactly one of the two is given, or it is not a positive number.
     """
 
     kilobytes: float | None = None
@@ -42,11 +42,11 @@ class Budget:
 
 @dataclass(frozen=True)
 class Load:
-    """What the formats of weights, or of activations, hold, and what they may.
+    """The number of elements in each format of the weights or the activations, and how their sizes add up.
 
     Args:
         what: "weight" or "activation", for messages.
-        numel: elements behind each format, int64 [formats].
+        numel: elements with each format, int64 [formats].
         by: "sum" or "max" over the formats.
     """
 
@@ -55,26 +55,26 @@ class Load:
     by: str = "sum"
 
     def size(self, bits: NDArray[np.integer]) -> float:
-        """Σ b·s, or max b·s, in kB."""
+        """Return Σ b·s, or max b·s, in kB."""
         sizes = self.numel * bits.astype(np.float64)
         return float(sizes.sum() if self.by == "sum" else sizes.max(initial=0)) / BITS_PER_KILOBYTE
 
     def target(self, budget: Budget) -> float:
-        """The budget in kB."""
+        """Return the budget in kB."""
         if budget.kilobytes is not None:
             return float(budget.kilobytes)
         return float(budget.bits or 0) * self._unit / BITS_PER_KILOBYTE
 
     def average(self, kilobytes: float) -> float:
-        """The word length at which all formats together have this size."""
+        """Return the word length at which all formats together have this size."""
         return kilobytes * BITS_PER_KILOBYTE / max(self._unit, 1)
 
     def check(self, budget: Budget, floor: int | NDArray[np.int64]) -> None:
-        """Refuse a budget that cannot be met.
+        """Check that a budget can be met.
 
         Args:
-            budget: what is allowed.
-            floor: the fewest bits of all formats, or of each.
+            budget: the budget.
+            floor: the fewest bits, of all formats or of each.
 
         Raises:
             ValueError: all formats at the fewest bits are larger than the budget.
@@ -91,11 +91,14 @@ class Load:
             )
 
     def excess(self, bits: NDArray[np.integer], target: float) -> float:
-        """Eq. 2, max(Σ b·s − t, 0), in kB."""
+        """Return the excess of eq. 2, max(Σ b·s − t, 0), in kB."""
         return max(self.size(bits) - target, 0.0)
 
     def shares(self, bits: NDArray[np.integer]) -> NDArray[np.float64]:
-        """The derivative of the size by each width, kB per bit: of the maximum, that of the formats which reach it."""
+        """Return the derivative of the size with respect to each width, kB per bit.
+
+        For a maximum, only the formats that attain it have a share.
+        """
         if self.by == "sum":
             return self.numel / BITS_PER_KILOBYTE
         sizes = self.numel * bits
@@ -109,18 +112,21 @@ class Load:
 def beta_of(given: float | None, target: float) -> float:
     """Return β of eq. 2 for a budget of `target` kB, per kB²: the given one, or 100 over the squared budget.
 
-    With the default an excess of 10 % costs 1, however large the network is.
+    With the default, an excess of 10 % costs 1 for networks of any size.
     """
     return 100.0 / target**2 if given is None else given
 
 
 def penalty(excess: float, beta: float) -> float:
-    """Schaefer et al. eq. 2, one of the last two terms: β·max(Σ b·s − t, 0)²; `excess` in kB, β per kB²."""
+    """Return one of the last two terms of Schaefer et al. eq. 2, β·max(Σ b·s − t, 0)²; `excess` in kB, β per kB²."""
     return beta * excess**2
 
 
 def penalty_slope(excess: float, beta: float) -> float:
-    """The penalty's derivative by the size, per kB: times a format's share it is that by the format's width."""
+    """Return the penalty's derivative with respect to the size, per kB.
+
+    Times a format's share (`Load.shares`), it is the derivative with respect to the format's width.
+    """
     return 2 * beta * excess
 
 
@@ -133,23 +139,23 @@ def project(
     floor: int | NDArray[np.int64],
     ceiling: int | NDArray[np.int64] = LONGEST,
 ) -> NDArray[np.int64]:
-    """Whole word lengths within the budget, as near to `bits` as it allows; int64 [formats].
+    """Return whole word lengths within the budget, as close to `bits` as it allows; int64 [formats].
 
-    While the size is above the target, the format gives a bit that loses least for what it saves. Rounding noise is
-    step²/12 a value, so a bit less costs four times the noise: `losses` says what a format's present noise costs, by
-    the gradients that went through it. What is left below the target then goes, bit by bit, to those formats that gain
-    most for their size and still fit. A maximum has no such rest.
+    While the size is above the target, take a bit from the format that loses least for what it saves. Rounding noise
+    is step²/12 per value, so one bit less means four times the noise; `losses` estimates the cost of each format's
+    present noise from its gradients. Then spend what is left below the target, bit by bit, on the formats that gain
+    most for their size and still fit. For a maximum nothing is left to spend.
 
     Args:
         load: sizes of the formats.
         bits: their widths.
         losses: Σg²·step² of each format.
-        target: kB.
+        target: the budget in kB.
         floor: the fewest bits, of all formats or of each.
-        ceiling: the bits beyond which no format gets another, likewise.
+        ceiling: the most bits to which spare budget may lengthen a format, of all formats or of each.
 
     Raises:
-        ValueError: the target is below what the fewest bits take.
+        ValueError: the target is below the size at the fewest bits.
     """
     bits = bits.copy()
     fewest, most = np.broadcast_to(floor, bits.shape), np.broadcast_to(ceiling, bits.shape)
@@ -187,6 +193,6 @@ def project(
 
 
 def _spread(bits: NDArray[np.int64]) -> str:
-    """Return the fewest bits of some formats, in words."""
+    """Return the range of some formats' fewest bits as text."""
     least, most = int(bits.min(initial=LONGEST)), int(bits.max(initial=0))
     return f"{least}" if least >= most else f"{least} to {most}"

@@ -1,4 +1,4 @@
-"""Learning from a teacher's predictions beside, or instead of, the labels (Schaefer et al. 4.4.2)."""
+"""Learn from a teacher's predictions in addition to, or instead of, the labels (Schaefer et al. 4.4.2)."""
 
 import math
 from dataclasses import dataclass
@@ -13,22 +13,22 @@ from adapt.arguments import check_number
 MODES = ("soft", "penalty")
 
 _COLDEST = 1e-6
-"""The least temperature; far below it, logits over it leave float32."""
+"""The lowest temperature; far below it, logits divided by it overflow float32."""
 
 
 def soft_labels(logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """The cross entropy with a teacher's probabilities as targets, times temperature²; a 0-dim tensor.
+    """Return the cross entropy with a teacher's probabilities as targets, times temperature²; a 0-dim tensor.
 
     Args:
         logits, teacher_logits: [batch, classes] or [batch, classes, …].
-        temperature: what both are divided by before the softmax.
+        temperature: divides both before the softmax.
     """
     targets = F.softmax(teacher_logits.detach() / temperature, dim=1)
     return F.cross_entropy(logits / temperature, targets) * temperature**2
 
 
 def alignment(logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """KL(teacher ‖ student), in nats, mean over the batch, times temperature²; zero where both predict the same.
+    """Return KL(teacher ‖ student) in nats, averaged over the batch, times temperature²; zero if both agree.
 
     Args:
         logits, teacher_logits, temperature: as in `soft_labels`.
@@ -40,17 +40,17 @@ def alignment(logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) 
 
 @dataclass(frozen=True)
 class Distillation:
-    """A teacher, and how its predictions count: `distillation(loss, logits, *inputs)` is the loss to train with.
+    """A teacher and how its predictions count: train with the loss `distillation(loss, logits, *inputs)`.
 
     Args:
         teacher: a module that returns logits. It runs in evaluation mode and without gradients, and is not changed.
         mode: "soft" trains on the teacher's probabilities instead of the loss; "penalty" adds the divergence of the
             predictions from the teacher's to the loss.
-        weight: of the penalty, at least 0.
-        temperature: what the logits are divided by, at least 1e-6.
+        weight: weight of the penalty, at least 0.
+        temperature: divides the logits, at least 1e-6.
 
     Raises:
-        TypeError, ValueError: an argument is no sensible one.
+        TypeError, ValueError: an argument is invalid.
     """
 
     teacher: nn.Module
@@ -71,12 +71,12 @@ class Distillation:
                 raise ValueError(f"{name} must be a finite number ≥ {least:g}, got {value!r}")
 
     def __call__(self, loss: Tensor, logits: Tensor, *inputs: Any) -> Tensor:
-        """The loss to train with, of the student's loss and logits at these inputs.
+        """Return the loss to train with, given the student's loss and logits for these inputs.
 
         Raises:
             ValueError: the teacher returns logits of another shape.
         """
-        # One by one: parts of a teacher may be frozen in evaluation mode.
+        # Saved for each module, because parts of a teacher may be frozen in evaluation mode.
         modes = [(module, module.training) for module in self.teacher.modules()]
         self.teacher.eval()
         try:

@@ -1,4 +1,4 @@
-"""Step and range of every learned format of a network: of each channel of a weight, and of each activation tensor."""
+"""Step and range of every learned format of a network: one for each weight channel and each activation tensor."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -23,25 +23,25 @@ LN2 = float(np.log(2.0))
 
 
 class FormatTable:
-    """d and q₊ of F formats, the kernels' table that follows from them, and the sums that come back.
+    """d and q₊ of F formats, the kernels' table derived from them, and the gradient sums of backward passes.
 
-    Weights come first, tensor by tensor and channel by channel, then activations, one format each.
+    Weights come first, tensor by tensor and channel by channel, then activations, with one format each.
 
     Args:
-        names: of the tensors.
-        channels: formats of each tensor.
-        numel: elements behind each format, int64 [F]; 0 for a tensor that is never met, whose values stay as they are.
+        names: names of the tensors.
+        channels: number of formats of each tensor.
+        numel: elements with each format, int64 [F]; 0 for a tensor that calibration did not meet, which stays float32.
         signed: whether a format has both signs, bool [F].
-        weights: how many of the formats are weights'.
+        weights: how many of the formats belong to weights.
         floor: the fewest bits.
-        fixed: LSQ's word lengths, int64 [F]; None where word lengths are learned.
+        fixed: LSQ's word lengths, int64 [F]; None if word lengths are learned.
         power_of_two: whether LSQ's values are multiples of the power of two nearest to d instead of d itself.
-        device: where the tensors are.
+        device: the device of the tensors.
 
     Attributes:
         step, maximum: d and q₊, float32 [F] on the device.
         rows: the kernels' table, float32 [F, 5] on the device.
-        sums: what backward passes left since the last update, float64 [F, 4] on the device.
+        sums: gradient sums of the backward passes since the last update, float64 [F, 4] on the device.
         follows: whether some weights began near zero, so that formats follow weights that outgrow them.
         bits: word lengths, int64 [F] on the host.
         lowest, highest: the bounds of the word lengths, int64 [F] on the host.
@@ -78,26 +78,26 @@ class FormatTable:
         self._lowest, self._highest = torch.from_numpy(bounds.reshape(-1, 2)).to(device).unbind(1)
 
     def bound(self, lowest: NDArray[np.int64], highest: NDArray[np.int64]) -> None:
-        """Keep word lengths that are learned within these bounds, int64 [F], from the next formats on."""
+        """Keep learned word lengths within these bounds, int64 [F], from the next `set` on."""
         self.lowest, self.highest = lowest, highest
         self._is_bounded = bool((lowest > self.floor).any() or (highest < LONGEST_WORD).any())
-        # Formats are set in every update, which should copy nothing to the device.
+        # Copied now, because `set` runs in every update and should not copy to the device.
         self._word_bounds = tuple(torch.from_numpy(bits).to(self.device) for bits in (lowest, highest))
         self._may_be_one = self._word_bounds[0] <= 1
 
     @property
     def is_pinned(self) -> NDArray[np.bool_]:
-        """Which formats have one word length only, bool [F]."""
+        """Which formats are bounded to a single word length, bool [F]."""
         return np.equal(self.lowest, self.highest)
 
     @property
     def device(self) -> torch.device:
-        """Where the tensors are."""
+        """The device of the tensors."""
         return self.step.device
 
     @property
     def is_weight(self) -> NDArray[np.bool_]:
-        """Which formats are weights', bool [F]."""
+        """Which formats belong to weights, bool [F]."""
         return np.arange(len(self.numel)) < self.weights
 
     @torch.no_grad()
@@ -109,10 +109,10 @@ class FormatTable:
 
     @torch.no_grad()
     def set(self, step: Tensor, maximum: Tensor) -> None:
-        """Use these d and q₊, within their bounds and with d ≤ q₊, from the next pass on.
+        """Use these d and q₊, clipped to their bounds and to d ≤ q₊, from the next pass on.
 
-        d = q₊ is what two bits with a sign hold: −d, 0, d. With floor 1 the d of a signed format may grow to 4·q₊; from
-        2·q₊ on the values are ±q₊, and d, which they do not depend on, has no other bound.
+        At d = q₊ a word has two signed bits: −d, 0, d. With floor 1 the d of a signed format may grow to 4·q₊; beyond
+        2·q₊ the values are ±q₊, which do not depend on d, so d has no other bound.
         """
         self.maximum.copy_(maximum.clamp(*RANGES))
         if self._is_bounded:
@@ -124,15 +124,15 @@ class FormatTable:
         self._derive()
 
     def _confine_maximum(self) -> None:
-        """Move q₊ where the bounds of d would keep the word lengths from theirs."""
+        """Move q₊ where the bounds of d would keep a word length from reaching its own bounds."""
         least, most, is_raised, is_lowered, one = self._limits()
         maximum = torch.where(is_raised, self.maximum.clamp(min=least * self._lowest), self.maximum)
         self.maximum.copy_(torch.where(is_lowered & ~one, maximum.clamp(max=most * self._highest), maximum))
 
     def _confine_step(self) -> None:
-        """Move d, so that the word lengths are within their bounds.
+        """Move d so that the word lengths are within their bounds.
 
-        A word at its upper bound gets no finer step, and one at its lower bound is used whole: d = q₊/(2^(b−1) − 1).
+        A word at its upper bound gets no finer step; one at its lower bound is fully used: d = q₊/(2^(b−1) − 1).
         """
         least, most, is_raised, is_lowered, one = self._limits()
         step = torch.where(is_raised, torch.minimum(self.step, self.maximum / least.clamp(min=1)), self.step)
@@ -140,36 +140,40 @@ class FormatTable:
         self.step.copy_(torch.where(one, 4 * self.maximum, step))
 
     def _limits(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """The largest words of the bounds, where each is one, and where a single signed bit is left, [F] each."""
+        """Return what the bounds of the word lengths imply, [F] each.
+
+        These are the largest multiples of the step at the lower and the upper bound, whether the format has a lower and
+        an upper bound, and whether the upper bound is one signed bit.
+        """
         low, high = self._word_bounds
         least, most = (limit(bits, self.signed) for bits in (low, high))
         return least, most, low > self.floor, high < LONGEST_WORD, (high == 1) & self.signed
 
     def _highest_steps(self, step: Tensor, maximum: Tensor) -> Tensor:
-        """The bounds of d from above; none where one signed bit is left, which the bounds of the word may forbid."""
+        """Return the upper bounds of d; infinite for formats of one signed bit, if their bounds allow one."""
         is_one = is_sign(step, maximum, self.signed, self.floor) & self._may_be_one
         return torch.where(is_one, torch.inf, self._highest)
 
     @torch.no_grad()
     def shift(self, octaves: Tensor) -> None:
-        """Move d and q₊ together, as far as both stay within their bounds: no width changes.
+        """Move d and q₊ together as far as both stay within their bounds, so that no width changes.
 
         Args:
-            octaves: how far, [F].
+            octaves: the distance in octaves, [F].
         """
         step, maximum, bits = self.step.clone(), self.maximum.clone(), self.bits
         least = torch.maximum(self._lowest / step, RANGES[0] / maximum)
         most = torch.minimum(self._highest_steps(step, maximum) / step, RANGES[1] / maximum)
         factor = octaves.exp2().to(step).clamp(least, most)
         self.set(step * factor, maximum * factor)
-        # Where q₊/d lies at the very end of a word, rounding alone may push it beyond.
+        # If q₊/d just fits into a word, float rounding may push it beyond.
         carried = torch.from_numpy(self.bits != bits).to(self.device)
         if carried.any():
             self.set(torch.where(carried, step, self.step), torch.where(carried, maximum, self.maximum))
 
     @torch.no_grad()
     def set_steps(self, step: Tensor) -> None:
-        """Use LSQ's formats with steps d, kept above 2⁻²⁰, from the next pass on."""
+        """Use LSQ's formats with steps d, at least 2⁻²⁰, from the next pass on."""
         self.step.copy_(step.clamp(min=2.0**-20))
         self._derive()
 
@@ -179,7 +183,7 @@ class FormatTable:
         return lsq.nearest_power_of_two(self.step) if self._power_of_two else self.step
 
     def lsq_groups(self) -> list[tuple[int, bool, Tensor]]:
-        """Return each width and sign of LSQ's formats with the mask of the formats that have them."""
+        """Return each pair of width and signedness of LSQ's formats, with the mask of the formats that have it."""
         assert self.fixed is not None
         given = torch.from_numpy(self.fixed).to(self.device)
         return [
@@ -189,7 +193,7 @@ class FormatTable:
         ]
 
     def _derive(self) -> None:
-        """Bring the kernels' table and the word lengths up to date with steps, ranges, signs and sizes."""
+        """Update the kernels' table and the word lengths from steps, ranges, signs and sizes."""
         if self.fixed is None:
             row = range_row(self.step, self.maximum, self.signed, floor=self.floor)
             self.bits = word_length(self.step, self.maximum, self.signed, floor=self.floor).cpu().numpy()
@@ -207,9 +211,9 @@ class FormatTable:
 
     @torch.no_grad()
     def set_widths(self, bits: NDArray[np.int64], chosen: NDArray[np.bool_], maximum: Tensor) -> None:
-        """Give the chosen formats these widths of up to 16 bits: the q₊ nearest to `maximum` that has them, and its d.
+        """Give the chosen formats these widths of up to 16 bits, with the q₊ nearest to `maximum` that allows them.
 
-        A step has bounds too, so a width bounds q₊: were d cut by itself, the width would be another one.
+        Because d has bounds, a width also bounds q₊: clipping d alone would change the width.
         """
         wanted = torch.from_numpy(chosen).to(self.device)
         top = limit(torch.from_numpy(bits).to(self.device), self.signed)
@@ -218,14 +222,14 @@ class FormatTable:
         self.set(torch.where(wanted, step, self.step), torch.where(wanted, within, self.maximum))
 
     def figures(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the gradients to log₂ d and log₂ q₊, and Σg², float64 [F] each, per step of the `count` summed."""
+        """Return the gradients with respect to log₂ d and log₂ q₊, and Σg², means over `count` steps; float64 [F]."""
         sums = (self.sums / max(count, 1)).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
         step, maximum = self.step.double(), self.maximum.double()
         back = range_gradients(tuple(sums[:, :3].unbind(1)), step, maximum, self.signed, floor=self.floor)
         return LN2 * step * back[0], LN2 * maximum * back[1], sums[:, 3]
 
     def lsq_gradients(self, count: int) -> Tensor:
-        """Return LSQ's gradients to d with its gradient scale, per step of the `count` summed, float64 [F]."""
+        """Return LSQ's gradients with respect to d, with its gradient scale, means over `count` steps; float64 [F]."""
         sums = (self.sums / max(count, 1)).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
         parts = tuple(sums[:, :3].unbind(1))
         result = torch.zeros_like(parts[0])
@@ -233,15 +237,15 @@ class FormatTable:
         for bits, signed, mask in self.lsq_groups():
             scale = torch.rsqrt(numel * lsq.bounds(bits, signed=signed)[1])
             result = torch.where(mask, lsq.lsq_gradient(parts, bits, signed=signed) * scale, result)
-        # The derivative of 2^round(log₂ d) by d, the rounding replaced by the identity; 1 where d itself is used.
+        # The derivative of 2^round(log₂ d) with respect to d, straight through round; 1 if d itself is used.
         return result * (self.used_step / self.step)
 
     def ratios(self) -> Tensor:
-        """The derivative of log₂(q₊/d + 1) by log₂(q₊/d): q₊/(q₊ + d), float64 [F]."""
+        """Return the derivative of log₂(q₊/d + 1) with respect to log₂(q₊/d): q₊/(q₊ + d), float64 [F]."""
         return (self.maximum / (self.maximum + self.step)).double()
 
     def averages(self, names: Sequence[str]) -> tuple[list[float], list[float]]:
-        """Return the word length and the fraction length −log₂ d of the average element of each of these tensors."""
+        """Return the word length and the fraction length −log₂ d of each of these tensors, as means over elements."""
         steps = self.rows[:, 1].log2().cpu().numpy()
         places = [self.places[name] for name in names]
         shares = [self.numel[p] / max(int(self.numel[p].sum()), 1) for p in places]
@@ -250,7 +254,7 @@ class FormatTable:
         return words, fractions
 
     def state_dict(self) -> dict[str, Any]:
-        """Steps, ranges and sums, copies of the tensors."""
+        """Return copies of steps, ranges, signs, sums and sizes."""
         names = ("step", "maximum", "signed", "sums")
         return {
             "numel": torch.from_numpy(self.numel.copy()),
@@ -260,9 +264,9 @@ class FormatTable:
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`, which `check_state` has accepted."""
+        """Load what `state_dict` returned, after `check_state` has accepted it."""
         self.set_sizes(state["numel"].cpu().numpy(), state["signed"])
-        # The first versions followed no weights.
+        # In the first versions, formats did not follow weights.
         self.follows = state.get("follows", False)
         self.sums.copy_(state["sums"])
         if self.fixed is None:
@@ -271,14 +275,14 @@ class FormatTable:
             self.set_steps(state["step"].to(self.device))
 
     def check_state(self, state: Any) -> None:
-        """Refuse a state that `load_state_dict` could not take.
+        """Check that `load_state_dict` can load this state.
 
         Raises:
             ValueError: a tensor is missing, of another kind or size, or not finite.
         """
         likes = self.state_dict()
         del likes["follows"]
-        # The first versions did not have it.
+        # Optional, because the first versions did not save it.
         if isinstance(state, dict) and type(state.get("follows", False)) is not bool:
             raise ValueError(f"the state of the formats should hold 'follows' as bool, got {state['follows']!r:.80}")
         for name, like in likes.items():
@@ -299,13 +303,14 @@ class FormatTable:
         """Return the format of one tensor.
 
         Args:
+            name: the tensor's name.
             axis: the dimension along which its channels lie; None if it has one format.
             groups: blocks of its first dimension: see `adapt.numerics.Format`.
         """
         place = self.places[name]
         rows, bits = self.rows[place].cpu().numpy().astype(np.float64), self.bits[place]
         signed = self.signed[place].cpu().numpy()
-        # One signed bit is the word −1 or 1; its row has the levels ±½ of twice that step.
+        # One signed bit is the word −1 or 1; the kernels' row has the levels ±½ of twice that step.
         sign = signed & (bits == 1)
         low, high = (np.where(sign, end, np.rint(rows[:, column])) for end, column in ((-1, 2), (1, 3)))
         step = np.where(sign, rows[:, 1] / 2, rows[:, 1])

@@ -1,4 +1,4 @@
-"""What a run begins with: masters, the table of formats, and the first steps and ranges."""
+"""The initial state of a run: masters, the table of formats, and the first steps and ranges."""
 
 from collections.abc import Mapping, Sequence
 
@@ -24,7 +24,7 @@ from adapt.learned.outgrowth import begins_small, growth, has_grown, outgrown
 from adapt.numerics import LONGEST_WORD
 
 HEADROOM = 2
-"""Bits above the budget's average at which all formats begin."""
+"""All formats begin with this many bits above the budget's average."""
 
 
 def prepare(
@@ -36,18 +36,18 @@ def prepare(
     table: type[FormatTable] = FormatTable,
     masters: type[LearnedMasters] = LearnedMasters,
 ) -> tuple[LearnedMasters, FormatTable, InputQuantizers | None]:
-    """Return the masters of the layers, a table without steps and ranges yet, and what rounds activations, if anything.
+    """Return the layers' masters, a format table without steps and ranges yet, and the input quantizers, if any.
 
     Args:
-        plan: what the user chose.
-        layers: weights and quantised biases by name; their values now are the masters.
-        module: what owns them.
+        plan: the user's options.
+        layers: weights and quantised biases by name; their present values become the masters.
+        module: the module that owns them.
         pin: the view that a context asks for.
-        table, masters: the kinds to make.
+        table, masters: the classes to use.
 
     Raises:
-        NotImplementedError: a weight lies on several processes.
-        ValueError: no layer whose activations could be quantised.
+        NotImplementedError: a weight is sharded over several processes.
+        ValueError: there is no layer whose activations could be quantised.
     """
     for name, weight in layers.items():
         if is_sharded(weight):
@@ -79,7 +79,7 @@ def prepare(
 
 
 def bound(plan: Plan, formats: FormatTable) -> None:
-    """Let the word lengths keep to the bounds that the plan sets by name; those of LSQ are the nearest within them."""
+    """Apply the bounds of `layer_bits` to the word lengths; LSQ's given widths are clipped to them."""
     places = formats.places.items()
     names = [name if place.start < formats.weights else module_site(name) for name, place in places]
     default = (plan.floor, LONGEST_WORD) if isinstance(plan, LearnedWidths) else (plan.words[0], plan.words[-1])
@@ -92,13 +92,12 @@ def bound(plan: Plan, formats: FormatTable) -> None:
 
 
 def first_bits(plan: Plan, formats: FormatTable, averages: Sequence[float]) -> NDArray[np.int64]:
-    """Return ⌊average of the budget⌋ + 2 bits, 16 at most, for all weights and likewise for all activations, within the
-    bounds of each.
+    """Return the initial word lengths: ⌊average of the budget⌋ + 2 bits, at most 16, clipped to each format's bounds.
 
-    LSQ's widths are given.
+    Weights and activations each have their own budget. LSQ's widths are given.
 
     Args:
-        averages: the budgets in bits, of weights and of activations; infinite where there is none.
+        averages: the budgets of weights and of activations in bits; infinite if there is none.
     """
     if formats.fixed is not None:
         return formats.fixed
@@ -110,9 +109,9 @@ def first_bits(plan: Plan, formats: FormatTable, averages: Sequence[float]) -> N
 
 @torch.no_grad()
 def begin_weights(plan: Plan, formats: FormatTable, layers: LearnedMasters, bits: NDArray[np.int64]) -> None:
-    """Set the weights' first formats: by Gaussian calibration, or by the maximum where a channel is one number.
+    """Set the weights' first formats: by Gaussian calibration, or by the maximum if a channel is a single number.
 
-    LSQ's steps follow from the mean magnitude.
+    LSQ's steps are set from the mean magnitude.
     """
     step, maximum = torch.ones_like(formats.step), torch.ones_like(formats.maximum)
     first, small = (step if isinstance(plan, FixedWidths) else maximum), torch.tensor(False, device=step.device)
@@ -122,7 +121,7 @@ def begin_weights(plan: Plan, formats: FormatTable, layers: LearnedMasters, bits
         if rows.numel():
             reach = gaussian_range(rows.mean(1), rows.std(1, correction=0))
             small |= begins_small(reach, rows.shape[1]).any()
-    # Where one layer begins near zero, the others grow with it.
+    # If one layer begins near zero, the others grow with it.
     formats.follows = bool(small)
     _take(plan, formats, step, maximum, bits, formats.is_weight)
 
@@ -142,7 +141,7 @@ def follow_weights(plan: Plan, formats: FormatTable, layers: LearnedMasters) -> 
         if rows.numel():
             beyond = outgrown(rows, formats.maximum[place], bits[place])
             if isinstance(plan, FixedWidths):
-                # LSQ's steps learn fast enough from here on. Followed further, weights and steps run away together.
+                # By now LSQ's steps learn fast enough. If they kept following, weights and steps would both diverge.
                 beyond &= ~has_grown(formats.maximum[place], rows.shape[1])
             given = None if formats.fixed is None else int(formats.fixed[place.start])
             factor[place] = growth(present[place], _first(rows, given), beyond)
@@ -157,11 +156,11 @@ def follow_weights(plan: Plan, formats: FormatTable, layers: LearnedMasters) -> 
 
 
 def _first(rows: Tensor, given: int | None) -> Tensor:
-    """Return LSQ's first step in a word of `given` bits, or the first range otherwise, of each channel, [channels]."""
+    """Return each channel's first step for LSQ with `given` bits, or else its first range, [channels]."""
     if not rows.numel():
         return rows.new_ones(len(rows))
     if given is not None:
-        # Of weights that are all zero the least step, which grows with them.
+        # Weights that are all zero get the smallest step, which then grows with them.
         return initial_step(rows.abs().mean(1), given, signed=True) * (rows != 0).any(1)
     return gaussian_range(rows.mean(1), rows.std(1, correction=0)) if rows.shape[1] > 1 else rows.abs().amax(1)
 
@@ -170,23 +169,24 @@ def _first(rows: Tensor, given: int | None) -> Tensor:
 def measure_activations(
     formats: FormatTable, sites: Sequence[str], statistics: Sequence[SiteStatistics]
 ) -> dict[str, tuple[float, float]]:
-    """Take over the sizes and signs of the activations that calibration met.
+    """Set the sizes and signs of the activations' formats from calibration.
 
     Args:
+        formats: the table to update.
         sites: the activations' names.
-        statistics: what calibration met at each.
+        statistics: the statistics that calibration collected at each.
 
     Returns:
-        The range and the mean magnitude of each activation that was met, by its name.
+        The range and the mean magnitude of each activation that calibration reached, by its name.
 
     Raises:
-        ValueError: calibration met no activation, or one without a finite value.
+        ValueError: calibration reached no activation, or one without a finite value.
     """
     missed = [name for name, one in zip(sites, statistics, strict=True) if not one.elements]
     if len(missed) == len(sites):
         raise ValueError(
-            "the calibration batches met no quantised layer's input: pass batches as the module's forward takes them, "
-            "or leave the activations in float32"
+            "the calibration batches reached no quantised layer: pass batches as the module's forward takes them, or "
+            "leave the activations in float32"
         )
     if missed:
         user_warnings.warn(
@@ -195,16 +195,16 @@ def measure_activations(
     unknown = [name for name, one in zip(sites, statistics, strict=True) if one.elements and not one.percentiles]
     if unknown:
         raise ValueError(
-            f"the calibration batches brought no finite value to {', '.join(unknown[:3])}: leave out batches with NaN"
+            f"the calibration batches gave no finite value at {', '.join(unknown[:3])}: leave out batches with NaN"
         )
     zero = [name for name, one in zip(sites, statistics, strict=True) if one.percentiles and not any(one.percentiles)]
     if zero:
         user_warnings.warn(
-            f"the calibration batches brought only zeros to {', '.join(zero[:3])}: these inputs begin with a range "
-            "that is learned slowly, so train for some steps in float32 before attaching, or start the layers before "
-            "them above zero"
+            f"the calibration batches gave only zeros at {', '.join(zero[:3])}: these inputs begin with a range that "
+            "is learned slowly, so train for some steps in float32 before attaching, or initialise the layers before "
+            "them with values above zero"
         )
-    # Processes may meet other shapes, but all must count alike.
+    # Processes may see different shapes, but must agree on the sizes.
     elements = torch.tensor([one.elements for one in statistics], dtype=torch.float64, device=formats.device)
     ranks.maximum_(elements)
     numel, signed, met = formats.numel.copy(), formats.signed.clone(), {}
@@ -235,7 +235,7 @@ def begin_activations(
 def _take(
     plan: Plan, formats: FormatTable, step: Tensor, maximum: Tensor, bits: NDArray[np.int64], chosen: NDArray[np.bool_]
 ) -> None:
-    """Begin with these steps (LSQ) or ranges (otherwise) where `chosen` is True."""
+    """Set these steps (LSQ) or ranges (otherwise) where `chosen` is True."""
     if isinstance(plan, FixedWidths):
         formats.set_steps(torch.where(torch.from_numpy(chosen).to(step.device), step, formats.step))
     else:

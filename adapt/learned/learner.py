@@ -1,4 +1,4 @@
-"""`Learner`, the controller of an optimizer whose formats are learned."""
+"""`Learner`: the user's handle on a run with learned formats."""
 
 import contextlib
 import copy
@@ -24,7 +24,7 @@ from adapt.trace.widths import Widths
 
 
 class Size(NamedTuple):
-    """Sizes in kB of 8000 bits, and average word lengths; NaN bits where nothing is quantised."""
+    """Sizes in kB of 8000 bits, and average word lengths, which are NaN if nothing is quantised."""
 
     weight_kilobytes: float
     activation_kilobytes: float
@@ -40,10 +40,9 @@ class Size(NamedTuple):
 class Learner(Engine):
     """Keeps an optimizer's layers on grids whose steps and ranges are learned, or observed under AQT.
 
-    `attach`, `attach_lsq` and `attach_aqt` make it.
-
-    Masters, views of the weights in training, evaluation and checkpoints, persistence in `optimizer.state_dict()` and
-    the trace are those of a `Controller`. All rounding is to nearest.
+    Made by `attach`, `attach_lsq` and `attach_aqt`. Masters, views of the weights in training, evaluation and
+    checkpoints, persistence in `optimizer.state_dict()` and the trace work as in a `Controller`. All rounding is to
+    nearest.
     """
 
     _run: LearnedRun
@@ -78,7 +77,7 @@ class Learner(Engine):
     def steps(self) -> dict[str, NDArray[np.float32]]:
         """The step of each channel of a weight and of each activation, [channels], named as in `formats`.
 
-        It is the learned d, or with `power_of_two` the power of two nearest to d.
+        This is the learned d or, with `power_of_two`, the power of two nearest to d.
         """
         return self._by_name(self._run.table.used_step)
 
@@ -86,7 +85,7 @@ class Learner(Engine):
     def ranges(self) -> dict[str, NDArray[np.float32]]:
         """The learned range q₊ of each channel of a weight and of each activation, [channels], named as in `formats`.
 
-        The largest value of a format is the multiple of the step nearest to it.
+        A format's largest value is the multiple of the step nearest to its range.
         """
         return self._by_name(self._run.table.maximum)
 
@@ -100,38 +99,38 @@ class Learner(Engine):
 
     @property
     def size(self) -> Size:
-        """How large weights and activations are now."""
+        """The present sizes of weights and activations."""
         return Size(*self._run.sizes.kilobytes, *self._run.sizes.averages)
 
     @property
     def phase(self) -> str:
-        """The phase of the next step: "pretraining", "learning" or "finetuning"; "lsq" or "aqt" for given widths."""
+        """The phase of the next step: "pretraining", "learning" or "finetuning"; for given widths "lsq" or "aqt"."""
         if isinstance(self.plan, LearnedWidths):
             return self.plan.phases.at(self.step)[0]
         return "lsq" if isinstance(self.plan, FixedWidths) else "aqt"
 
     @property
     def widths(self) -> Widths:
-        """The word length of every channel and activation, whenever it changed."""
+        """The history of the word lengths of every channel and activation."""
         return self._run.widths
 
     @property
     def log(self) -> list[dict[str, float | str]]:
-        """What each finished phase did, as numbers by name.
+        """Figures of each finished phase, by name.
 
-        Average bits, by how much the widths changed (mean bits and the share that moved), the root mean square of the
-        gradient to log₂ of steps and ranges; of learning also the sizes, by how much they missed the budgets (0.05
-        is 5 % too large), and the sizes to which they were brought.
+        These are the average bits, the change of the widths (mean bits and the share that moved), and the root mean
+        square of the gradient with respect to log₂ of steps and ranges. The learning phase also has the budgets, by how
+        much the learned sizes missed them (0.05 is 5 % too large), and the sizes after the cut to the budgets.
         """
         return copy.deepcopy(self._run.log.entries)
 
     @property
     def skipped(self) -> dict[str, int]:
-        """How many gradients of each layer were not finite: zero to the optimizer, and unknown to the formats."""
+        """How many gradients of each layer were not finite. The optimizer saw zeros, the formats ignored them."""
         return dict(zip(self._run.layers.names, self._run.layers.skipped.tolist(), strict=True))
 
     def penalty(self) -> Tensor:
-        """Eq. 2's two terms at the full β, a 0-dim tensor without gradient: steps and ranges get it by themselves."""
+        """Return the two penalties of eq. 2 at the full β, a 0-dim tensor without gradient: the step applies them."""
         plan = self.plan
         return torch.tensor(self._run.sizes.penalty(plan.beta) if isinstance(plan, LearnedWidths) else 0.0)
 
@@ -148,41 +147,41 @@ class Learner(Engine):
 
     @property
     def is_calibrated(self) -> bool:
-        """Whether activations, where they are quantised, have ranges."""
+        """Whether quantised activations have ranges; True if activations are not quantised."""
         table = self._run.table
         return self._run.inputs is None or bool(table.numel[table.weights :].any())
 
     def use_phases(self, phases: Phases) -> None:
-        """Let the phases have other lengths, as when the length of a training becomes known late.
+        """Change the lengths of the phases, for example when the length of the training becomes known late.
 
-        Ends that have passed take effect in the next step. What is settled or frozen stays so.
+        Ends that have passed take effect in the next step. Widths or formats that are already fixed stay fixed.
 
         Args:
-            phases: optimizer steps of each, counted from the run's first one.
+            phases: optimizer steps of each, counted from the run's first step.
         """
         self._run.use_phases(phases)
 
     def use_steps(self, steps: int) -> None:
-        """Let a run of LSQ or AQT have another length, as when the length of a training becomes known late.
+        """Change the length of a run of LSQ or AQT, for example when the length of the training becomes known late.
 
         Args:
-            steps: optimizer steps, counted from the run's first one.
+            steps: optimizer steps, counted from the run's first step.
 
         Raises:
-            TypeError, ValueError: it is no such number, or widths are learned, in phases: see `use_phases`.
+            TypeError, ValueError: `steps` is not a positive whole number, or widths are learned: see `use_phases`.
         """
         self._run.use_steps(steps)
 
     def calibrate(self, batches: Iterable[Any], network: nn.Module | None = None) -> None:
-        """Set the activations' first ranges; `attach` does it.
+        """Set the activations' first ranges; called by `attach`.
 
         Args:
             batches: each a tensor, or a tuple of the positional arguments of the network's forward.
-            network: what to run, the module itself if None.
+            network: the module to run; if None, the module given to `attach`.
 
         Raises:
-            TypeError, ValueError, RuntimeError: no batches, one that forward does not take, or a budget that cannot be
-                met.
+            TypeError, ValueError, RuntimeError: there are no batches, forward does not accept one, or a budget cannot
+                be met.
         """
         if isinstance(self.plan, MaximumRanges):
             raise ValueError("AQT takes the ranges of activations from its first steps: there is nothing to calibrate")
@@ -205,14 +204,14 @@ class Learner(Engine):
                 for one in met:
                     one.samples = samples
                 try:
-                    # The compiled module would be traced once more for nothing.
+                    # Running the compiled module would only cause another compilation.
                     getattr(module, "_orig_mod", module)(*arguments)
                 except Exception as error:
                     reason = (str(error).splitlines() or [""])[0]
                     raise RuntimeError(
                         f"calibration could not run a batch through {type(module).__name__} "
                         f"({type(error).__name__}: {reason}): a batch is a tensor, or a tuple of forward's positional "
-                        "arguments, so of a loader of inputs and labels pass [x for x, _ in loader]"
+                        "arguments; for a loader of inputs and labels pass [x for x, _ in loader]"
                     ) from error
         if empty:
             raise ValueError("calibration has no batch: give a few, each as the module's forward takes it")
@@ -221,42 +220,42 @@ class Learner(Engine):
     # Persistence
 
     def load_state_dict(self, state: Mapping[str, Any], *, strict: bool = True) -> None:
-        """Go on from where `state_dict` was taken. Nothing changes unless all of it fits.
+        """Resume from what `state_dict` returned. Nothing changes unless all of it fits.
 
         Args:
             state: what `state_dict` returned.
-            strict: True. A budget is that of a whole network, so layers cannot be matched by name.
+            strict: must be True. A budget applies to a whole network, so layers cannot be matched by name.
 
         Raises:
             ValueError: `strict` is not True, or the state is of another kind, version, plan or network.
         """
         if strict is not True:
             raise ValueError(
-                f"strict must be True, got {strict!r}: learned formats go on with all layers of their network or none"
+                f"strict must be True, got {strict!r}: learned formats resume with all layers of their network or none"
             )
         super().load_state_dict(state)
         self._schedule.forget()
 
 
 def _samples(inputs: tuple[Any, ...]) -> int:
-    """How many samples a calibration batch holds.
+    """Return the number of samples in a calibration batch.
 
     Raises:
-        ValueError: it holds none, or its tensors disagree.
+        ValueError: it has none, or its tensors disagree.
     """
     try:
         return samples_of(inputs, None)
     except ValueError:
         shapes = [list(x.shape) for x in tensors_in(inputs)]
         raise ValueError(
-            "calibration needs batches whose tensors share their first dimension, that of the samples, and have some, "
-            f"got shapes {shapes}"
+            "calibration needs batches with at least one sample, whose tensors all have the samples as their first "
+            f"dimension, got shapes {shapes}"
         ) from None
 
 
 @contextlib.contextmanager
 def _undisturbed(module: nn.Module) -> Iterator[None]:
-    """Restore buffers and random streams afterwards."""
+    """Restore buffers and random states on exit."""
     buffers = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
     devices = sorted({p.device.index for p in module.parameters() if p.is_cuda})
     try:

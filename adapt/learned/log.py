@@ -1,4 +1,4 @@
-"""What each finished phase of a run did, as numbers by name."""
+"""Figures of the finished phases of a run."""
 
 from typing import Any
 
@@ -9,20 +9,21 @@ from adapt.learned.format_table import FormatTable
 from adapt.learned.sizes import Sizes
 
 Entry = dict[str, float | str]
-"""What a phase did, by name."""
+"""Figures of one phase, by name."""
 
 
 class Log:
-    """Entries of the finished phases, and what the entry of the present one will be made of.
+    """Entries of the finished phases, and the material for the present phase's entry.
 
     Args:
-        formats: the formats that move.
-        sizes: how large they are.
+        formats: the learned formats.
+        sizes: their sizes.
 
     Attributes:
         entries: one for each finished phase.
         began: the word lengths with which the present phase began, int64 [F].
-        gradients: of each update of the phase, the root mean square of the gradient to log₂ of steps and ranges.
+        gradients: for each update of the phase, the root mean square of the gradient with respect to log₂ of steps and
+            ranges.
         missed: the budgets, and by how much the learned sizes missed them.
     """
 
@@ -34,15 +35,15 @@ class Log:
         self.missed: dict[str, float] = {}
 
     def begin(self) -> None:
-        """Measure from the present widths on."""
+        """Measure changes from the present widths."""
         self.began = self._formats.bits.copy()
 
     def has(self, phase: str) -> bool:
-        """Whether the phase has ended."""
+        """Return whether the phase has ended."""
         return any(entry["phase"] == phase for entry in self.entries)
 
     def end(self, phase: str, length: int) -> None:
-        """Write down how far the widths went in a phase of so many steps; the next one begins."""
+        """Add the entry of a phase of `length` steps, and begin the next phase."""
         entry = self._entry(phase, length)
         if phase == "learning":
             entry |= self.missed
@@ -52,18 +53,18 @@ class Log:
         self.gradients.clear()
 
     def state_dict(self) -> dict[str, Any]:
-        """The entries, and what the next one must know of the budgets."""
+        """Return the entries, and `missed` for the next one."""
         return {"phases": self.entries, "missed": self.missed}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`, which `check_state` let pass."""
+        """Load what `state_dict` returned, after `check_state` has accepted it."""
         self.entries, self.missed = state["phases"], state["missed"]
 
     def check_state(self, state: Any) -> None:
-        """Refuse a state that `load_state_dict` could not take.
+        """Check that `load_state_dict` can load this state.
 
         Raises:
-            ValueError: it is no log.
+            ValueError: it is not a log.
         """
         phases, missed = (state.get("phases"), state.get("missed")) if isinstance(state, dict) else (None, None)
         if not (
@@ -89,16 +90,16 @@ class Log:
         return float(np.mean(self.gradients)) if self.gradients else 0.0
 
     def warn_if_unmoved(self) -> None:
-        """Warn where learning has left every width as it was."""
+        """Warn if learning has changed no width."""
         free = ~self._formats.is_pinned
         if free.any() and (self._formats.bits == self.began)[free].all():
             user_warnings.warn(
                 "no bit width moved in learning by its gradient (root mean square to log₂ of steps and ranges: "
-                f"{self._gradient:.3g}); what the log shows as moved was only cut to the budgets afterwards: give the "
-                "phase more steps, a smaller update_every, or a higher width_rate or beta",
+                f"{self._gradient:.3g}); any changes in the log come from the cut to the budgets: give the phase more "
+                "steps, a smaller update_every, or a higher width_rate or beta",
             )
 
 
 def _is_entry(value: object) -> bool:
-    """Whether it is numbers and words by name."""
+    """Return whether a value is a dict of numbers and strings."""
     return isinstance(value, dict) and all(isinstance(figure, float | str) for figure in value.values())

@@ -1,4 +1,4 @@
-"""Rounding with a learned step at a word length that is given (LSQ; complexity–precision trade-off, eq. 3–5)."""
+"""Rounding with a learned step at a given word length (LSQ; complexity–precision trade-off, eq. 3–5)."""
 
 import math
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ LONGEST = 8
 
 
 def bounds(bits: int, *, signed: bool) -> tuple[int, int]:
-    """LSQ, Q_N and Q_P: −2^(b−1) and 2^(b−1) − 1 with a sign, 0 and 2^b − 1 without; ±1 for one signed bit.
+    """Return LSQ's Q_N and Q_P: −2^(b−1) and 2^(b−1) − 1 if signed, 0 and 2^b − 1 if not; ±1 for one signed bit.
 
     Raises:
         ValueError: the word length is not between 1 and 8 bits.
@@ -27,35 +27,35 @@ def bounds(bits: int, *, signed: bool) -> tuple[int, int]:
 
 
 def check_bits(name: str, bits: object) -> None:
-    """Refuse what is no word length of LSQ.
+    """Check that `bits` is a word length of LSQ.
 
     Raises:
-        ValueError: it is no whole number from 1 to 8.
+        ValueError: it is not a whole number from 1 to 8.
     """
     if not (is_whole(bits) and 1 <= bits <= LONGEST):
         raise ValueError(f"{name} must be a whole number of 1 to {LONGEST} bits, got {bits!r}")
 
 
 def initial_step(mean_magnitude: Tensor, bits: int, *, signed: bool) -> Tensor:
-    """LSQ: d = 2·E|x|/√Q_P to begin with; where x is all zero, 1/√Q_P."""
+    """Return LSQ's initial step, d = 2·E|x|/√Q_P; 1/√Q_P where x is all zero."""
     scale = 1 / math.sqrt(bounds(bits, signed=signed)[1])
     return torch.where(mean_magnitude > 0, 2 * mean_magnitude, torch.ones_like(mean_magnitude)) * scale
 
 
 def gradient_scale(numel: int, bits: int, *, signed: bool) -> float:
-    """LSQ: 1/√(numel·Q_P), by which the gradient to the step is multiplied; numel elements share the step."""
+    """Return LSQ's factor for the step's gradient, 1/√(numel·Q_P), if numel elements share the step."""
     return 1 / math.sqrt(max(numel, 1) * bounds(bits, signed=signed)[1])
 
 
 def nearest_power_of_two(step: Tensor) -> Tensor:
-    """2^round(log₂ d), the power of two nearest to d by its ratio; exact."""
+    """Return 2^round(log₂ d), the power of two nearest to d in ratio, exactly."""
     mantissa, _ = torch.frexp(step)
     below = step / mantissa / 2
     return torch.where(mantissa < math.sqrt(0.5), below, 2 * below)
 
 
 def lsq_row(step: Tensor, bits: int, *, signed: bool) -> Row:
-    """The kernels' row of formats of `bits` bits with step d; one signed bit has the levels ±d."""
+    """Return the kernels' row for formats of `bits` bits with step d; one signed bit has the levels ±d."""
     low, high = bounds(bits, signed=signed)
     if signed and bits == 1:
         halves = torch.full_like(step, 0.5)
@@ -65,7 +65,7 @@ def lsq_row(step: Tensor, bits: int, *, signed: bool) -> Row:
 
 
 def lsq_gradient(sums: Sequence[Tensor], bits: int, *, signed: bool) -> Tensor:
-    """LSQ eq. 5 (without the gradient scale) out of the kernels' first three sums."""
+    """Compute LSQ eq. 5 (without the gradient scale) from the kernels' first three sums."""
     to_step, above, below = sums
     low, high = bounds(bits, signed=signed)
     return (2 * to_step if signed and bits == 1 else to_step) + high * above + low * below
@@ -83,18 +83,19 @@ def lsq(
 ) -> Tensor:
     """LSQ eq. 3: d·round(clip(x/d, Q_N, Q_P)), differentiable in x (eq. 4) and d (eq. 5 times `gradient_scale`).
 
-    One signed bit is sign(x)·d, with sign(0) = 1; in float32, −d·2⁻²⁴ and what is above it count as 0.
+    One signed bit is sign(x)·d, with sign(0) = 1; in float32, values from −d·2⁻²⁴ up to 0 count as 0.
 
     Args:
         x: float32 values.
         step: d, positive, of a shape that broadcasts with `x`: one element per tensor, or [C, 1, …] per channel.
         bits: b, 1 to 8.
         signed: whether x has both signs.
-        power_of_two: use p = 2^round(log₂ d) as the step; its derivative by d is that of 2^(log₂ d) at p, which is p/d.
+        power_of_two: use p = 2^round(log₂ d) as the step, with the straight-through derivative p/d with respect to d.
         scaling, delta: as in `adapt.learned.quantize`.
 
     Raises:
-        TypeError, ValueError: no tensor, a step that is not positive, or no such word length, scaling or δ.
+        TypeError, ValueError: an argument is not a tensor, the step is not positive, or the word length, scaling or δ
+            is not supported.
     """
     check_scaling("scaling", scaling)
     check_delta(delta)
@@ -106,7 +107,7 @@ def lsq(
     factor = gradient_scale(x.numel() // max(step.numel(), 1), bits, signed=signed)
     here = step.detach()
     used = nearest_power_of_two(here) if power_of_two else here
-    # The value is that of the step in use, the gradient that times the factor.
+    # Its value is the step in use; its gradient with respect to d is multiplied by the factor.
     step = used + (step - here) * (used / here * factor)
     if signed and bits == 1:
         return rounding(x, 2 * step, -step, step, torch.full_like(step, 0.5), scaling, delta)

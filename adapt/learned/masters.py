@@ -1,4 +1,4 @@
-"""Masters that are rounded channel by channel, and what their gradients say about steps and ranges."""
+"""Masters that are rounded channel by channel, and the gradients of their steps and ranges."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,11 +18,11 @@ _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 
 @dataclass(frozen=True)
 class Channels:
-    """Where a weight's output channels are: how to view the weight, and the shape in which formats broadcast with it.
+    """Where a weight's output channels lie: how to view the weight, and the shape in which formats broadcast with it.
 
     Attributes:
-        split: into how many parts to cut the first dimension; 1 leaves it.
-        formats: the shape of the channels' formats.
+        split: the number of parts into which to split the first dimension; 1 leaves it whole.
+        formats: the shape of the channels' formats, which broadcasts with the view.
     """
 
     split: int
@@ -30,12 +30,12 @@ class Channels:
 
     @property
     def count(self) -> int:
-        """How many channels there are."""
+        """The number of channels."""
         return int(torch.Size(self.formats).numel())
 
     @property
     def axis(self) -> int | None:
-        """The dimension of the weight along which the channels lie; None if there is one."""
+        """The dimension of the weight along which the channels lie; None if there is only one channel."""
         if self.count == 1:
             return None
         return 1 if self.split > 1 else next(i for i, size in enumerate(self.formats) if size > 1)
@@ -46,10 +46,10 @@ class Channels:
         return [i for i, size in enumerate(self.formats) if size == 1]
 
     def layout(self, weight: Tensor, first: int) -> Layout:
-        """Where the channels lie in the weight's memory; `first` is the row of the first of them."""
+        """Return where the channels lie in the weight's memory; `first` is the table row of the first channel."""
         if self.count == 1:
             return Layout(first, max(weight.numel(), 1), 1, max(weight.numel(), 1), 1)
-        # A first dimension that is cut has the groups before the cut, and channels in the next dimension.
+        # If the first dimension is split, it holds the groups, and the channels lie in the next dimension.
         along = self.axis
         assert along is not None
         stride, size = weight.stride(along), weight.shape[along]
@@ -58,19 +58,20 @@ class Channels:
         return Layout(first, stride, size, weight.stride(0) * (weight.shape[0] // self.split), self.split)
 
     def view(self, weight: Tensor) -> Tensor:
-        """The weight, cut so that its channels' formats broadcast with it."""
+        """Return a view of the weight with which its channels' formats broadcast."""
         return weight.unflatten(0, (self.split, -1)) if self.split > 1 else weight  # type: ignore[no-untyped-call]
 
 
 def channels_of(weight: Tensor, owner: nn.Module | None, *, per_channel: bool = True) -> Channels:
-    """Output channels: rows of a linear layer, convolution, recurrent gate or projection; columns of an embedding.
+    """Return the output channels of a weight.
 
-    A transposed convolution has its output channels in the second dimension, anew in each group. A bias is one
-    channel, and so is everything with `per_channel` off.
+    These are the rows of a linear layer, convolution, recurrent gate or projection, and the columns of an embedding. A
+    transposed convolution has its output channels in the second dimension, separately for each group. A bias is one
+    channel, and so is every weight if `per_channel` is False.
 
     Args:
         weight: the parameter.
-        owner: the module that has it, where it is known.
+        owner: the module that has it, if known.
     """
     ones = [1] * weight.ndim
     if weight.ndim < 2 or not per_channel or not weight.numel():
@@ -84,12 +85,12 @@ def channels_of(weight: Tensor, owner: nn.Module | None, *, per_channel: bool = 
 
 
 class LearnedMasters(Masters):
-    """W and Ŵ of weights whose channels have steps and ranges of their own. Rounding is to nearest in every view.
+    """W and Ŵ of weights whose channels have their own steps and ranges. Rounding is to nearest in every view.
 
     Args:
-        parameters: what to keep masters of, by name; their values now are the masters.
+        parameters: the parameters by name; their present values become the masters.
         channels: the channels of each.
-        table: the formats of all tensors of the network, these among them by name.
+        table: the formats of all tensors of the network, including these.
 
     Raises:
         ValueError: a parameter's memory has gaps or overlaps.
@@ -113,7 +114,7 @@ class LearnedMasters(Masters):
 
     @property
     def formats(self) -> dict[str, Format]:
-        """The format of each parameter by name; none for one without elements."""
+        """The format of each parameter by name; parameters without elements are left out."""
         return {
             name: self.table.format_of(name, axis=channels.axis, groups=channels.split)
             for name, channels in zip(self.names, self.channels, strict=True)
@@ -121,14 +122,14 @@ class LearnedMasters(Masters):
         }
 
     def back(self, gradients: Sequence[Tensor | None], scaling: str, delta: float, *, collect: bool) -> None:
-        """p ← W, and each gradient, which is that to Ŵ, becomes the one to W; in place.
+        """p ← W, and turn each gradient dL/dŴ into dL/dW in place.
 
         A gradient that is not finite becomes zero, counts as skipped and adds nothing to the sums.
 
         Args:
-            gradients: of each parameter, laid out as it is; None where there is none.
-            scaling, delta: how gradients go through rounding.
-            collect: whether to add to the formats' sums what steps and ranges get.
+            gradients: the gradient of each parameter, laid out like the parameter, or None.
+            scaling, delta: the gradient scaling.
+            collect: whether to add the gradients of steps and ranges to the formats' sums.
         """
         squared = torch.empty(len(self.names), dtype=torch.float64, device=self.device)
         self._kernels.squared_norms_(gradients, squared)
@@ -153,24 +154,24 @@ class LearnedMasters(Masters):
 
     @torch.no_grad()
     def store(self, step: int) -> None:
-        """W ← p, p ← Q(W)."""
+        """W ← p and p ← Q(W)."""
         everything = range(len(self.parameters))
         self._aliases.end(everything, updated=True)
         self._round(everything, self.parameters, stochastic=False)
         self._settle("training")
 
     def count_nonzeros(self) -> None:
-        """Count the elements of each Ŵ that are not zero; the parameters must hold it."""
+        """Count the non-zero elements of each Ŵ, which the parameters must hold."""
         self._nonzeros.copy_(torch.stack([torch.count_nonzero(p.detach()) for p in self.parameters]))
 
     @torch.no_grad()
     def round_parameters(self) -> None:
-        """Round to nearest, in place, what the parameters hold now."""
+        """Round the parameters' present values to nearest, in place."""
         self._by_channel.quantize_(self.parameters, self.parameters, self.table.rows, self._layouts)
         self._disown()
 
     def _measure(self, index: int) -> None:
-        """Nothing to do: `count_nonzeros` measures when it is called."""
+        """Do nothing: `count_nonzeros` measures when it is called."""
 
     def rows(self, i: int) -> Tensor:
         """Return a copy of a master as [channels, elements of a channel]."""

@@ -1,4 +1,4 @@
-"""Batch-norm statistics once the formats are frozen: measured anew, as an even average over the first steps."""
+"""Re-estimate batch-norm statistics once the formats are frozen, as an even average over the first steps."""
 
 from torch import nn
 
@@ -6,13 +6,13 @@ from adapt.torch_internals import BatchNormNd
 
 
 class Reestimation:
-    """Lets batch normalisation forget the statistics of other formats when fine-tuning begins.
+    """Makes batch normalisation forget the statistics of earlier formats when fine-tuning begins.
 
-    The first pass of fine-tuning replaces the running statistics by its own, the following ones are averaged evenly
-    with it, until the usual momentum comes back: in every step the statistics are those of the frozen formats.
+    The first pass of fine-tuning replaces the running statistics, the following ones are averaged evenly with it, until
+    the usual momentum is restored. So the statistics of every step belong to the frozen formats.
 
     Args:
-        module: the module with the normalisations; None if it is not known.
+        module: the module with the batch normalisations; None if it is not known.
     """
 
     def __init__(self, module: nn.Module | None) -> None:
@@ -27,7 +27,7 @@ class Reestimation:
         """Average evenly from now on.
 
         Args:
-            forget: start with the next pass; otherwise go on with an average that was begun.
+            forget: start a new average with the next pass; otherwise continue the one that was begun.
         """
         if self._momenta is None:
             self._momenta = [norm.momentum for norm in self._norms]
@@ -37,14 +37,14 @@ class Reestimation:
                     norm.num_batches_tracked.zero_()
 
     def end(self) -> None:
-        """Back to the usual momentum."""
+        """Restore the usual momentum."""
         for norm, momentum in zip(self._norms, self._momenta or (), strict=False):
             norm.momentum = momentum
         self._momenta = None
 
     def follow_pin(self) -> None:
-        """Nothing to do: statistics do not depend on the view."""
+        """Do nothing: statistics do not depend on the view."""
 
     def remove(self) -> None:
-        """The learner was detached."""
+        """Restore the usual momentum, because the learner was detached."""
         self.end()

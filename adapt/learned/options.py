@@ -1,4 +1,4 @@
-"""What a user chooses, checked once: widths that are learned, or LSQ and AQT at widths that are given."""
+"""The options of learned formats, checked: learned widths, or LSQ and AQT at given widths."""
 
 import math
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ Scaling = Literal["ste", "pbgs", "ewgs", "acos", "tanh", "invtanh"]
 
 
 class ScalingOptions(TypedDict, total=False):
-    """How gradients go back through rounding, at every face."""
+    """Options of how gradients pass through rounding."""
 
     weight_scaling: Scaling
     activation_scaling: Scaling
@@ -29,7 +29,7 @@ class ScalingOptions(TypedDict, total=False):
 
 
 class LayerOptions(TypedDict, total=False):
-    """Which parameters are quantised, at every face."""
+    """Options of which parameters are quantised."""
 
     quantize_biases: bool
     layers: choice.Choice
@@ -39,7 +39,7 @@ class LayerOptions(TypedDict, total=False):
 class WidthOptions(ScalingOptions, LayerOptions, total=False):
     """Keyword options of `adapt.learned.attach` and `adapt.lightning.LearnedBitwidth`.
 
-    `adapt.learned.attach` says what each means; `LearnedWidths` has the defaults.
+    `adapt.learned.attach` documents them; `LearnedWidths` has the defaults.
     """
 
     activation_size: Literal["sum", "max"]
@@ -51,7 +51,7 @@ class WidthOptions(ScalingOptions, LayerOptions, total=False):
 
 
 class AttachOptions(WidthOptions, total=False):
-    """The same with what Lightning's callback knows by itself."""
+    """`WidthOptions`, and the option that Lightning's callback sets itself."""
 
     schedule: bool
 
@@ -87,7 +87,7 @@ class AqtOptions(TypedDict, total=False):
 
 @dataclass(frozen=True, kw_only=True)
 class CommonSettings:
-    """Which parameters are quantised, and how gradients go back through rounding; see `adapt.learned.scaling`."""
+    """Which parameters are quantised, and how gradients pass through rounding; see `adapt.learned.scaling`."""
 
     weight_scaling: Scaling = "ewgs"
     activation_scaling: Scaling = "invtanh"
@@ -107,10 +107,10 @@ class CommonSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class LearnedWidths(CommonSettings):
-    """Widths that are learned under budgets. `adapt.learned.attach` says what each option means.
+    """Options of widths learned under budgets; documented in `adapt.learned.attach`.
 
     Raises:
-        TypeError, ValueError: an option is no sensible one.
+        TypeError, ValueError: an option is invalid.
     """
 
     weight_budget: Budget
@@ -166,10 +166,10 @@ class LearnedWidths(CommonSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class FixedWidths(CommonSettings):
-    """LSQ: widths that are given, steps that are learned. `adapt.learned.attach_lsq` says what each option means.
+    """Options of LSQ, with given widths and learned steps; documented in `adapt.learned.attach_lsq`.
 
     Raises:
-        TypeError, ValueError: an option is no sensible one.
+        TypeError, ValueError: an option is invalid.
     """
 
     weight_bits: int
@@ -213,10 +213,10 @@ class FixedWidths(CommonSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class MaximumRanges:
-    """AQT: widths that are given, ranges from the largest magnitudes. `adapt.learned.attach_aqt` explains the options.
+    """Options of AQT, with given widths and ranges of largest magnitudes; documented in `adapt.learned.attach_aqt`.
 
     Raises:
-        TypeError, ValueError: an option is no sensible one.
+        TypeError, ValueError: an option is invalid.
     """
 
     steps: int
@@ -249,7 +249,7 @@ class MaximumRanges:
 
     @property
     def calibration(self) -> int:
-        """The steps in which activations are float32 and their ranges are averaged; at least one."""
+        """The number of steps, at least one, in which activations are float32 and their ranges are averaged."""
         return max(round(self.activations_from * self.steps), 1)
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Whether a saved state of learned formats fits the run that is to go on from it."""
+"""Check whether a saved state of learned formats fits the run that is to resume from it."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -28,9 +28,9 @@ _KINDS: dict[str, type] = {
 
 
 def upgraded(state: Any) -> Any:
-    """Return a state of an earlier version as the present version would have written it.
+    """Convert a state of an earlier version to the present one.
 
-    Anything else is returned as it is, for `check` to refuse.
+    Anything else is returned unchanged, for `check` to refuse.
     """
     if isinstance(state, Mapping) and type(state.get("version")) is int and state["version"] == 1:
         return {persistence.FORMATS: b"", **state, "version": VERSION}
@@ -47,15 +47,15 @@ def check(
     tensors: Mapping[str, Tensor],
     optimized: Mapping[str, Tensor],
 ) -> None:
-    """Refuse a state that `LearnedRun.load_state_dict` could not take in whole.
+    """Check that `LearnedRun.load_state_dict` can load this state completely.
 
     Args:
-        state: the state to look at.
-        kind: name of the plan that is to go on.
+        state: the state to check.
+        kind: name of the plan that is to continue.
         layers: the layers' names.
         names: the formats' names.
         masters: the masters, by the layers' names.
-        tensors: what else must be there, by the state's names.
+        tensors: further required tensors, by their names in the state.
         optimized: every parameter of the optimizer, by name.
 
     Raises:
@@ -63,7 +63,7 @@ def check(
     """
     if not isinstance(state, Mapping) or state.get("kind") != kind:
         found = state.get("kind", "another kind of controller") if isinstance(state, Mapping) else "nothing readable"
-        raise ValueError(f"the precision state is of {found!s:.80}, not of {kind}: attach what saved it")
+        raise ValueError(f"the precision state is of {found!s:.80}, not of {kind}: attach as in the run that saved it")
     if state.get("version") != VERSION:
         found = f"{state.get('version')!r:.80}"
         raise ValueError(f"the precision state has version {found}, but this package reads versions up to {VERSION}")
@@ -98,19 +98,19 @@ def check(
 
 
 def histories(state: Mapping[str, Any], trace: Trace, widths: Widths) -> tuple[Trace, Widths]:
-    """The trace and the widths of a state that `check` and `Formats.check_state` let pass.
+    """Return the trace and the widths of a state that `check` and `FormatTable.check_state` have accepted.
 
     Args:
         state: the state.
-        trace, widths: those of the run that is to go on.
+        trace, widths: those of the run that is to resume.
 
     Raises:
-        ValueError: one is damaged, of another network, or of steps that the state has not made yet.
+        ValueError: one is damaged, belongs to another network, or goes beyond the state's step.
     """
     try:
         old_trace = Trace.from_state_dict(persistence.opened(state["trace"]))
         old_widths = Widths.from_state_dict(persistence.opened(state["widths"]))
-    except Exception as error:  # of foreign contents, half a dozen kinds
+    except Exception as error:  # foreign contents raise half a dozen kinds
         raise ValueError(f"the trace or the widths of the precision state are damaged: {error!s:.200}") from error
     numel = state["formats"]["numel"].cpu().numpy()
     fits = {
@@ -123,5 +123,5 @@ def histories(state: Mapping[str, Any], trace: Trace, widths: Widths) -> tuple[T
         if not same:
             raise ValueError(f"the precision state should hold the {field} of this network, got those of another one")
         if len(steps) and steps[-1] > state["step"]:
-            raise ValueError(f"the precision state is of step {state['step']}, but its {field} go on to {steps[-1]}")
+            raise ValueError(f"the precision state is of step {state['step']}, but its {field} go to {steps[-1]}")
     return old_trace, old_widths

@@ -1,4 +1,4 @@
-"""The three phases of training (Schaefer et al. 3.1, figure 3): how long, at what rate, under what pressure."""
+"""The three phases of training (Schaefer et al. 3.1, figure 3): lengths, learning rates and penalty weights."""
 
 import math
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from typing import Literal, get_args
 from adapt.arguments import check_whole
 
 SETTLING = 0.25
-"""Share of the learning phase at whose beginning the widths are brought to the budgets; steps go on learning."""
+"""Last share of the learning phase, before which the widths are cut to the budgets; steps keep learning."""
 
 Name = Literal["pretraining", "learning", "finetuning"]
 
@@ -17,16 +17,16 @@ _NAMES: tuple[Name, ...] = get_args(Name)
 
 @dataclass(frozen=True)
 class Phases:
-    """How many optimizer steps each phase takes. After the last of them the formats stay as they are.
+    """How many optimizer steps each phase takes. After the last phase the formats stay as they are.
 
     Args:
-        pretraining: steps at one word length for all, ⌊average of the budget⌋ + 2 bits, with learned steps.
+        pretraining: steps with the same word length for all, ⌊average of the budget⌋ + 2 bits, and learned steps d.
         learning: steps in which every word length is learned under the budgets' penalty. In the last quarter the
-            widths are settled within the budgets and only steps are learned.
+            widths stay within the budgets, and only the steps d are learned.
         finetuning: steps with frozen formats.
 
     Raises:
-        TypeError, ValueError: a number that is no whole one ≥ 0, or no step at all.
+        TypeError, ValueError: a number is not whole or below 0, or all are 0.
     """
 
     pretraining: int
@@ -49,24 +49,24 @@ class Phases:
 
     @property
     def learned(self) -> int:
-        """Steps of the learning phase in which widths move."""
+        """Steps of the learning phase in which widths are learned."""
         return self.learning - math.floor(SETTLING * self.learning)
 
     @property
     def ends(self) -> dict[Name, int]:
-        """The steps done at the end of each phase that has any."""
+        """The number of steps done at the end of each phase that has any."""
         ends = accumulate((self.pretraining, self.learning, self.finetuning))
         return {name: end for name, end in zip(_NAMES, ends, strict=True) if getattr(self, name)}
 
     @property
     def settling(self) -> int:
-        """The steps done when the widths are brought to the budgets."""
+        """The number of steps done when the widths are cut to the budgets."""
         return self.pretraining + self.learned
 
     def at(self, step: int) -> tuple[Name, int, int]:
-        """The phase of the step with this number (from 0), the number within the phase, and the phase's length.
+        """Return the phase of the step with this number (from 0), the number within the phase, and the phase's length.
 
-        A step after the last one counts as the last one of fine-tuning.
+        A step after the end counts as the last one of fine-tuning.
         """
         if step < self.pretraining:
             return "pretraining", step, self.pretraining
@@ -77,12 +77,12 @@ class Phases:
 
 
 def rate(step: int, steps: int, warmup: float) -> float:
-    """The share of the peak rate: a linear rise over the first `warmup` of a phase, then half a cosine to zero.
+    """Return the share of the peak rate: a linear rise over the first `warmup` of a phase, then half a cosine to zero.
 
     Args:
         step: number of the step within the phase, from 0.
-        steps: how many there are.
-        warmup: share of the steps, 0 to 1.
+        steps: the phase's length.
+        warmup: share of the steps in which the rate rises, 0 to 1.
     """
     rising = math.ceil(warmup * steps)
     if step < rising:
@@ -91,5 +91,5 @@ def rate(step: int, steps: int, warmup: float) -> float:
 
 
 def pressure(step: int, steps: int) -> float:
-    """Schaefer et al. 3.1: the share of β, rising linearly over the first half of the learning phase."""
+    """Return the share of β, which rises linearly over the first half of the learning phase (Schaefer et al. 3.1)."""
     return min((step + 1) / max(steps / 2, 1), 1.0)

@@ -1,4 +1,4 @@
-"""From learned widths to widths within the budgets."""
+"""Project learned widths to widths within the budgets."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ from adapt.learned.masters import LearnedMasters
 from adapt.learned.quantizer import limit
 
 NARROWER = 0.85
-"""What is left of an activation's range for each bit that is taken: about the ratio at which the best range of a normal
+"""Factor on an activation's range for each bit that is taken: about the ratio by which the best range of a normal
 variable shrinks from b to b − 1 bits, 2 ≤ b ≤ 6."""
 
 
@@ -23,15 +23,15 @@ def settle(
 ) -> dict[str, float]:
     """Bring the sizes to their budgets (see `adapt.learned.budget.project`), and return by how much they missed them.
 
-    Widths that go, or come, change their step; the range of a weight's channel is then the one of least squared error
-    (see `adapt.learned.calibration.best_range`), that of an activation shrinks by `NARROWER` for each bit taken.
+    A format whose width changes gets a new step. The new range of a weight channel is the one of least squared error
+    (see `adapt.learned.calibration.best_range`); that of an activation shrinks by `NARROWER` for each bit taken.
 
     Args:
         formats: the formats.
-        layers: the masters of the weights among them.
+        layers: the masters of the weights.
         energy: Σg² of each format, float64 [F].
         loads: sizes of the weights' formats, and of the activations'.
-        targets: their budgets in kB; infinite where there is none.
+        targets: their budgets in kB; infinite if there is none.
     """
     before, first = formats.bits.copy(), formats.weights
     losses = (energy * formats.step.double().square()).cpu().numpy()
@@ -45,7 +45,7 @@ def settle(
     chosen = bits != before
     maximum = formats.maximum * torch.from_numpy(NARROWER ** np.maximum(before - bits, 0)).to(formats.maximum)
     top = limit(torch.from_numpy(bits), True).to(formats.device)
-    # One signed bit has its level amid the values, so it does not say how far they reach.
+    # The level of one signed bit lies amid the values, so it says nothing about their extent.
     reach = torch.where(torch.from_numpy(before == 1).to(formats.device), torch.inf, formats.maximum)
     for i, name in enumerate(layers.names):
         place = formats.places[name]

@@ -1,4 +1,4 @@
-"""Rounding with a learned step and a learned range, from which the word length follows (Schaefer et al. eq. 1)."""
+"""Rounding with a learned step and range, which determine the word length (Schaefer et al. eq. 1)."""
 
 import math
 from collections.abc import Sequence
@@ -13,24 +13,24 @@ from adapt.kernels.learned_steps import Partials, Row, partials, rounded
 from adapt.learned.scaling import DELTA, check_delta, check_scaling
 
 _SLACK = 1e-4
-"""Bits that a width may exceed a whole number by without counting as the next one: ranges are kept as float32."""
+"""A width that exceeds a whole number of bits by less than this is rounded down: ranges are float32."""
 
 
 def limit(bits: Tensor | int, signed: Tensor | bool) -> Tensor:
-    """The largest multiple of the step in a word: 2^(b−1) − 1 with a sign, 2^b − 1 without."""
+    """Return the largest multiple of the step in a word: 2^(b−1) − 1 if signed, 2^b − 1 if not."""
     return torch.exp2(torch.as_tensor(bits, dtype=torch.float32) - torch.as_tensor(signed).float()) - 1
 
 
 def continuous_width(step: Tensor, maximum: Tensor, signed: Tensor | bool) -> Tensor:
-    """log₂(q₊/d + 1), + 1 with a sign: what the word length rounds up."""
+    """Return log₂(q₊/d + 1), + 1 if signed: the word length before rounding up."""
     return torch.log2(maximum / step + 1) + torch.as_tensor(signed).float()
 
 
 def word_length(step: Tensor, maximum: Tensor, signed: Tensor | bool, *, floor: int = 2) -> Tensor:
-    """Schaefer et al. 2: b = ⌈log₂(q₊/d + 1)⌉, + 1 for signed values, at least `floor` bits; int64.
+    """Return b = ⌈log₂(q₊/d + 1)⌉, + 1 for signed values, at least `floor` bits; int64 (Schaefer et al. 2).
 
-    Two bits with a sign are −d, 0, d, and last while d ≤ 2·q₊. With floor 1 a signed format whose step has grown beyond
-    that has one bit: its values are ±q₊.
+    Two signed bits are −d, 0, d, as long as d ≤ 2·q₊. With floor 1 a signed format with a larger step has one bit: its
+    values are ±q₊.
 
     Args:
         step, maximum: d and q₊, positive, of one shape.
@@ -44,14 +44,14 @@ def word_length(step: Tensor, maximum: Tensor, signed: Tensor | bool, *, floor: 
 
 
 def is_sign(step: Tensor, maximum: Tensor, signed: Tensor | bool, floor: int) -> Tensor:
-    """Where one bit with a sign is left, whose values are ±q₊."""
+    """Return where a format has one signed bit, whose values are ±q₊."""
     return (
         torch.as_tensor(signed).to(step.device) & (2 * maximum < step) if floor == 1 else torch.zeros_like(step).bool()
     )
 
 
 def range_row(step: Tensor, maximum: Tensor, signed: Tensor | bool, *, floor: int = 2) -> Row:
-    """The kernels' row of formats with step d and range q₊: symmetric about zero, from zero where unsigned."""
+    """Return the kernels' row for formats with step d and range ±q₊, or [0, q₊] if unsigned."""
     ratio = torch.minimum(maximum / step, limit(word_length(step, maximum, signed, floor=floor), signed).to(step))
     sign = is_sign(step, maximum, signed, floor)
     width = torch.where(sign, 2 * maximum, step)
@@ -64,9 +64,9 @@ def range_row(step: Tensor, maximum: Tensor, signed: Tensor | bool, *, floor: in
 def range_gradients(
     sums: Sequence[Tensor], step: Tensor, maximum: Tensor, signed: Tensor | bool, *, floor: int = 2
 ) -> tuple[Tensor, Tensor]:
-    """The gradients to d and q₊ out of the kernels' first three sums: to the row's step, and above and below its ends.
+    """Compute the gradients of d and q₊ from the kernels' first three sums: of the row's step, above and below.
 
-    Where one signed bit is left the levels are ±q₊, so that the row's step is 2·q₊ and d has no part in it.
+    For one signed bit the levels are ±q₊, so the row's step is 2·q₊ and does not depend on d.
     """
     to_step, above, below = sums
     sign = is_sign(step, maximum, signed, floor)
@@ -87,8 +87,8 @@ def quantize(
 ) -> Tensor:
     """Schaefer et al. eq. 1: d·round(clip(x, −q₊, q₊)/d), or clip(x, 0, q₊) for unsigned values; differentiable.
 
-    The gradients to x, d and q₊ are those of the formula as it stands, with the derivative of round replaced by the
-    scaling's factor, and so with 1 for "ste". Rounding is half to even.
+    The gradients with respect to x, d and q₊ are those of the formula, with the derivative of round replaced by the
+    scaling's factor, which is 1 for "ste". Rounding is half to even.
 
     Args:
         x: float32 values.
@@ -97,10 +97,11 @@ def quantize(
         signed: whether x has both signs.
         scaling: one of `adapt.learned.SCALINGS`.
         delta: δ of the scaling.
-        floor: the fewest bits, 2, or 1, with which a signed format of d > 2·q₊ has the values ±q₊.
+        floor: the fewest bits, 2 or 1. With 1, a signed format with d > 2·q₊ has the values ±q₊.
 
     Raises:
-        TypeError, ValueError: no tensor, a step or range that is not positive and finite, no such scaling, δ or floor.
+        TypeError, ValueError: an argument is not a tensor, a step or range is not positive and finite, or the scaling,
+            δ or the floor is invalid.
     """
     check_scaling("scaling", scaling)
     check_delta(delta)
@@ -121,15 +122,15 @@ def quantize(
 def rounding(
     x: Tensor, step: Tensor, lower: Tensor, upper: Tensor, offset: Tensor, scaling: str, delta: float
 ) -> Tensor:
-    """d·(round(v − o) + o) with v = clip(x, lower, upper)/d, differentiable in x, d, lower and upper."""
+    """Return d·(round(v − o) + o) with v = clip(x, lower, upper)/d, differentiable in x, d, lower and upper."""
     return _Rounding.apply(x, step, lower, upper, offset, scaling, delta)  # type: ignore[no-untyped-call, no-any-return]
 
 
 def check_tensor(name: str, value: object) -> None:
-    """Refuse a number where gradients go to a tensor.
+    """Check that a value is a floating-point tensor, not a plain number.
 
     Raises:
-        TypeError: it is no tensor of floating-point numbers.
+        TypeError: it is not.
     """
     if not isinstance(value, Tensor):
         hint = f": pass torch.tensor({value!r})" if isinstance(value, Real) else ""
@@ -138,7 +139,7 @@ def check_tensor(name: str, value: object) -> None:
 
 
 def check_floor(floor: object) -> None:
-    """Refuse what cannot be the fewest bits.
+    """Check the fewest bits of a format.
 
     Raises:
         ValueError: it is neither 1 nor 2.

@@ -1,4 +1,4 @@
-"""A run whose formats are learned: what it remembers between two steps, and what a step does to it."""
+"""A run whose formats are learned: its state between steps, and what a step does to it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -36,10 +36,10 @@ from adapt.trace.widths import Widths
 from adapt.weights.masters import Masters
 
 _FADING = 0.8
-"""What an update keeps of the energy of earlier gradients."""
+"""Decay per update of the energy of earlier gradients."""
 
 ROWS = 20
-"""Steps between two rows of the trace where formats move in every step."""
+"""Steps between two rows of the trace if formats change in every step."""
 
 
 class LearnedRun(Run):
@@ -47,23 +47,24 @@ class LearnedRun(Run):
 
     Args:
         plan: the options of `adapt.learned.attach` or `attach_lsq`.
-        choice: which parameters are layers.
+        choice: selects the parameters that are layers.
         layers: weights and quantised biases by name; their present values become the masters.
         module: the module that owns them.
 
     Attributes:
         table: steps and ranges of weights and activations.
-        inputs: what rounds the layers' inputs; None if they stay as they are.
-        rule: what moves the formats.
-        widths: the word lengths so far.
-        sizes: how large the formats are, and may be.
-        log: what each finished phase did.
-        learning_rate: that of the next update of LSQ's steps.
-        settled, frozen: whether the widths, and the steps too, stay as they are.
+        inputs: rounds the layers' inputs; None if they are not quantised.
+        rule: updates the formats.
+        widths: the history of the word lengths.
+        sizes: the sizes of the formats and their budgets.
+        log: figures of the finished phases.
+        learning_rate: the rate of the next update of LSQ's steps.
+        settled: whether the widths no longer change.
+        frozen: whether the formats no longer change.
 
     Raises:
-        NotImplementedError: a weight lies on several processes.
-        ValueError: a weight budget that cannot be met, or no layer whose activations could be quantised.
+        NotImplementedError: a weight is sharded over several processes.
+        ValueError: the weight budget cannot be met, or there is no layer whose activations could be quantised.
     """
 
     widths: Widths
@@ -89,7 +90,7 @@ class LearnedRun(Run):
     def _prepare(
         self, layers: Mapping[str, Tensor], module: nn.Module
     ) -> tuple[LearnedMasters, FormatTable, InputQuantizers | None]:
-        """Return masters, the table of formats, and what rounds activations, if anything."""
+        """Return the masters, the table of formats, and the input quantizers, if any."""
         return initial_formats.prepare(self.plan, layers, module, self.pin)
 
     def _begin_weights(self) -> None:
@@ -97,10 +98,10 @@ class LearnedRun(Run):
         initial_formats.begin_weights(self.plan, self.table, self.layers, self._first_bits())
 
     def calibrate(self, statistics: Sequence[SiteStatistics]) -> None:
-        """Begin with what calibration met at the inputs.
+        """Set the first formats of activations from what calibration collected.
 
         Raises:
-            ValueError: calibration met nothing, or nothing finite, or an activation budget cannot be met.
+            ValueError: calibration reached no input, or no finite values, or the activation budget cannot be met.
         """
         assert self.inputs is not None
         met = initial_formats.measure_activations(self.table, self.inputs.names, statistics)
@@ -109,7 +110,7 @@ class LearnedRun(Run):
         self._begin()
 
     def _begin(self) -> None:
-        """Let widths, rule, log and hooks follow the sizes of the formats, and begin the first phase."""
+        """Create widths, rule, log and hooks for the present sizes of the formats, and begin the first phase."""
         plan, table = self.plan, self.table
         self.widths = Widths(table.names, table.channels, table.numel)
         is_learned = isinstance(plan, LearnedWidths)
@@ -119,13 +120,13 @@ class LearnedRun(Run):
             self.inputs.quantize(table, plan.activation_scaling, plan.delta)
 
     def use_phases(self, phases: Phases) -> None:
-        """Let the phases have other lengths: see `Learner.use_phases`."""
+        """Change the lengths of the phases: see `Learner.use_phases`."""
         if isinstance(self.plan, LearnedWidths):
             self.plan = replace(self.plan, phases=phases)
             self._resume_averaging()
 
     def use_steps(self, steps: int) -> None:
-        """Let the run have another length: see `Learner.use_steps`."""
+        """Change the length of the run: see `Learner.use_steps`."""
         if isinstance(self.plan, LearnedWidths):
             raise ValueError(f"learned widths have phases, not {steps} steps: call use_phases")
         self.plan = replace(self.plan, steps=steps)
@@ -134,7 +135,7 @@ class LearnedRun(Run):
         averages = [load.average(target) for load, target in zip(self.sizes.loads, self.sizes.targets, strict=True)]
         return initial_formats.first_bits(self.plan, self.table, averages)
 
-    # What the engine asks of a run
+    # The engine's interface
 
     @property
     def banks(self) -> list[Masters]:
@@ -143,7 +144,7 @@ class LearnedRun(Run):
 
     @property
     def hooked(self) -> list[Hooked]:
-        """What acts on the module beside the weights."""
+        """The parts that act on the module through hooks."""
         return [part for part in (self.inputs, self.norms) if part is not None]
 
     @property
@@ -155,32 +156,35 @@ class LearnedRun(Run):
 
     @property
     def trace(self) -> Trace:
-        """Layer by layer what happened: a row for the first step, for every step in which formats moved, and afterwards
-        as often. Its word lengths are a layer's average in whole bits; `widths` has them channel by channel."""
+        """The history of each layer, with a row for the first step and for every step in which formats were updated.
+
+        Once formats are frozen the rows continue at the same interval. Word lengths are averages over a layer in whole
+        bits; `widths` has them channel by channel.
+        """
         self._trace.run = made_by(plan=type(self.plan).__name__, **vars(self.plan))
         return self._trace
 
     def join(self, layers: Mapping[str, Tensor]) -> None:
-        """Refuse layers that come later: the budget is that of a whole network.
+        """Refuse layers that join later: the budget applies to a whole network.
 
         Raises:
-            RuntimeError: there is a new one.
+            RuntimeError: there is a new layer.
         """
         new = [name for name in layers if name not in self.layers.names]
         if new:
             raise RuntimeError(
                 f"{', '.join(new[:4])} joined the optimizer or was unfrozen after learned formats were attached: "
-                "attach when all layers are there"
+                "attach once all layers are in the optimizer"
             )
 
     def follow(self, parameters: Mapping[str, Tensor], optimizer: Optimizer, module: nn.Module | None) -> None:
-        """Show Ŵ: biases are layers here, and the hooks on the module are there from the beginning."""
+        """Only show Ŵ: biases are layers here, and the hooks on the module exist from the beginning."""
         self.renew()
 
     # One step
 
     def before_update(self, take_over: TakeOver | None) -> bool:
-        """p ← W, G becomes the gradient to W, and the formats move where it is their turn; the update is torch's."""
+        """p ← W, turn G into dL/dW, and update the formats if they are due; torch makes the update of the weights."""
         plan = self.plan
         self.losses.forget()
         self.layers.back(self.layers.gradients(), plan.weight_scaling, plan.delta, collect=not self.frozen)
@@ -195,9 +199,9 @@ class LearnedRun(Run):
         return False
 
     def _learn(self, plan: LearnedWidths, at: int) -> None:
-        """One step of learned widths, and the ends of phases.
+        """Perform one step of learned widths, and end phases.
 
-        A phase's end is due from its step on, not only in it: phases may change during a run, so that the step is past.
+        The end of a phase is handled in or after its last step: phases may change during a run, so it may be past.
         """
         phases, ends = plan.phases, plan.phases.ends
         due = [name for name, end in ends.items() if self.step >= end and not self.log.has(name)]
@@ -209,7 +213,7 @@ class LearnedRun(Run):
                 self._move(min(at, ends["learning"] - 1))
                 self._news = True
         else:
-            # Formats stay, but the set of zero weights goes on changing.
+            # Formats stay, but which weights are zero keeps changing.
             self._news |= self.step % plan.update_every == 0 or self.step == phases.total
         if "pretraining" in due:
             self.log.end(due.pop(0), phases.pretraining)
@@ -226,9 +230,9 @@ class LearnedRun(Run):
             self.norms.begin()
 
     def _move(self, at: int) -> None:
-        """Move the formats by the gradients since the last move."""
+        """Update the formats by the gradients since the last update."""
         table, plan, rule = self.table, self.plan, self.rule
-        # Only those of activations: weights' gradients are averaged over the processes already.
+        # Only the sums of activations: weights' gradients are averaged over the processes already.
         ranks.average_(table.sums[table.weights :])
         if isinstance(plan, LearnedWidths) and isinstance(rule, WidthRule):
             energy = table.figures(self.count)[2]
@@ -241,14 +245,14 @@ class LearnedRun(Run):
         self.count = 0
 
     def after_update(self) -> None:
-        """W ← p, p ← Ŵ."""
+        """W ← p and p ← Ŵ."""
         self.layers.store(self.step)
         self._follow_weights()
         if self._news:
             self._note()
 
     def _follow_weights(self) -> None:
-        """Let formats of a network that began near zero follow weights that have outgrown them, until widths settle."""
+        """In a network that began near zero, scale up formats that weights have outgrown, until widths are settled."""
         every = self.plan.update_every if isinstance(self.plan, LearnedWidths) else ROWS
         if self.table.follows and not self.settled and is_due(self.step, every):
             grown = initial_formats.follow_weights(self.plan, self.table, self.layers)
@@ -278,7 +282,7 @@ class LearnedRun(Run):
     # Persistence
 
     def state_dict(self, optimized: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Return all of it in plain containers, numbers and tensors: see `Run.state_dict`."""
+        """Return the whole state in plain containers, numbers and tensors: see `Run.state_dict`."""
         between = {
             "micro_losses": self.losses.state(),
             "micro_gradients": persistence.copied(optimized, (p.grad for p in optimized.values())),
@@ -307,7 +311,7 @@ class LearnedRun(Run):
 
     @torch.no_grad()
     def load_state_dict(self, saved: Mapping[str, Any], optimized: Mapping[str, Tensor], *, strict: bool) -> None:
-        """Go on from `state_dict`: see `Run.load_state_dict`."""
+        """Resume from `state_dict`: see `Run.load_state_dict`."""
         saved = learned_persistence.upgraded(saved)
         learned_persistence.check(
             saved,

@@ -1,6 +1,6 @@
-"""How the gradient is scaled on its way back through rounding (Schaefer et al. 3.2, algorithms and figure 2).
+"""Scaling of gradients that pass back through rounding (Schaefer et al. 3.2, algorithms and figure 2).
 
-With u = v − r the distance of a value from its quantisation point, in steps, and g the gradient that arrives:
+With u = v − r the distance of a value from its quantisation point, in steps, and g the incoming gradient:
 
     ste      1                                     pbgs     1 + δ·|u|
     ewgs     1 + δ·sign(g)·u                       acos     1 + δ·½sin(πu)
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 __all__ = ["DELTA", "SCALINGS", "check_scaling", "draw", "scale"]
 
 DELTA = 5e-3
-"""δ as the paper's grid search found it."""
+"""δ, as found by the paper's grid search."""
 
 
 def check_scaling(name: str, value: object) -> None:
-    """Refuse what is no gradient scaling.
+    """Check that a value is the name of a gradient scaling.
 
     Raises:
         ValueError: `value` is not one of `SCALINGS`.
@@ -38,10 +38,10 @@ def check_scaling(name: str, value: object) -> None:
 
 
 def check_delta(value: float) -> None:
-    """Refuse what cannot be δ.
+    """Check that a value can be δ.
 
     Raises:
-        TypeError, ValueError: it is no number from 0 to 1.
+        TypeError, ValueError: it is not a number from 0 to 1.
     """
     check_number("delta", value)
     if not 0 <= float(value) <= 1:
@@ -49,16 +49,16 @@ def check_delta(value: float) -> None:
 
 
 def scale(u: Tensor, gradient: Tensor, scaling: str, delta: float = DELTA) -> Tensor:
-    """Schaefer et al. 3.2, items 1–5: the factor for a gradient at distance u from the quantisation point.
+    """Return the factor for a gradient at distance u from the quantisation point (Schaefer et al. 3.2, items 1–5).
 
     Args:
         u: x/d − round(x/d), −½ to ½, any shape.
-        gradient: what arrives; only its sign matters. Broadcasts with `u`.
+        gradient: the incoming gradient, of which only the sign matters. Broadcasts with `u`.
         scaling: one of `SCALINGS`.
         delta: δ.
 
     Raises:
-        TypeError, ValueError: no such scaling or δ.
+        TypeError, ValueError: the scaling or δ is invalid.
     """
     check_scaling("scaling", scaling)
     check_delta(delta)
@@ -66,14 +66,14 @@ def scale(u: Tensor, gradient: Tensor, scaling: str, delta: float = DELTA) -> Te
 
 
 def draw(delta: float = 0.5) -> "Figure":
-    """Schaefer et al. figure 2: every scaling over one interval between quantisation points, for both signs of g.
+    """Draw every scaling over one quantisation interval, for both signs of g (Schaefer et al. figure 2).
 
     Args:
-        delta: δ, by default large enough to be seen.
+        delta: δ; the default is large enough to be visible.
 
     Raises:
         ImportError: matplotlib is missing.
-        TypeError, ValueError: δ is no number from 0 to 1.
+        TypeError, ValueError: δ is not a number from 0 to 1.
     """
     check_delta(delta)
     try:

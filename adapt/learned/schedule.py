@@ -1,4 +1,4 @@
-"""Learning rates that rise and fall in each phase, unless they are somebody else's."""
+"""Learning rates that rise and fall in each phase, unless other code sets them."""
 
 from typing import Any
 
@@ -11,15 +11,15 @@ from adapt.learned.options import LearnedWidths, Plan
 from adapt.learned.phases import rate
 
 _PEAK = "initial_lr"
-"""The name by which torch's schedulers know a group's peak rate, and which is saved in the optimizer's state."""
+"""Key of a group's peak rate: the one that torch's schedulers use, so it is saved in the optimizer's state."""
 
 
 class Schedule:
-    """Sets the rates of an optimizer's groups before each step, until somebody else sets one.
+    """Sets the learning rates of an optimizer's groups before each step, until other code sets one.
 
     Args:
-        optimizer: the optimizer, whose rates at the beginning are the peaks.
-        plan: says whether rates rise and fall at all.
+        optimizer: the optimizer; its rates at the beginning are the peaks.
+        plan: its `is_scheduled` says whether to set rates at all.
     """
 
     def __init__(self, optimizer: Optimizer, plan: Plan) -> None:
@@ -31,7 +31,7 @@ class Schedule:
         return [float(group["lr"]) for group in self._optimizer.param_groups]
 
     def begin(self) -> None:
-        """Take the present rates for the peaks, unless the optimizer has a scheduler."""
+        """Take the present rates as peaks, unless the optimizer has a scheduler."""
         if not self._is_on:
             return
         if has_scheduler(self._optimizer):
@@ -42,11 +42,11 @@ class Schedule:
         self._written = self._rates
 
     def forget(self) -> None:
-        """Accept any rates that come next, as those of a state that was loaded."""
+        """Accept whatever rates come next, as after loading a state."""
         self._written = None
 
     def step(self, plan: Plan, step: int) -> float:
-        """Set the rates of the step with this number (from 0), and return that of the first group."""
+        """Set the rates for the step with this number (from 0), and return that of the first group."""
         groups = self._optimizer.param_groups
         if self._is_on:
             if has_scheduler(self._optimizer):
@@ -72,8 +72,8 @@ class Schedule:
         self._is_on = False
         user_warnings.warn(
             f"{reason}, so from here on the learning rates are left to you and do not rise and fall in each phase: "
-            "say so with schedule=False in attach, or no steps in attach_lsq; to have them rise and fall, make no "
-            "scheduler and change no rate after attaching"
+            "pass schedule=False to attach, or no steps to attach_lsq, if you want this; otherwise use no scheduler "
+            "and change no rate after attaching"
         )
 
 

@@ -1,4 +1,4 @@
-"""How large weights and activations are now, and how large they may be."""
+"""Present sizes of weights and activations, and their budgets."""
 
 from collections.abc import Sequence
 
@@ -10,11 +10,11 @@ from adapt.learned.format_table import FormatTable
 
 
 class Sizes:
-    """Sizes of formats that move, against their budgets: pairs of the weights' and the activations'.
+    """Sizes of learned formats and their budgets, each as a pair for weights and activations.
 
     Args:
         formats: the formats to measure.
-        weight_budget, activation_budget: the budgets; None where there is none.
+        weight_budget, activation_budget: the budgets, or None.
         activation_size: whether activations count by their "sum" or by their "max".
     """
 
@@ -30,7 +30,7 @@ class Sizes:
 
     @property
     def loads(self) -> tuple[Load, Load]:
-        """What the weights' and the activations' formats hold."""
+        """The element counts of the weights' and the activations' formats."""
         numel, first = self._formats.numel, self._formats.weights
         return Load("weight", numel[:first]), Load("activation", numel[first:], self._activation_size)
 
@@ -42,7 +42,7 @@ class Sizes:
 
     @property
     def targets(self) -> tuple[float, float]:
-        """The budgets in kB, infinite where there is none."""
+        """The budgets in kB; infinite if there is none."""
         weights, activations = (
             float("inf") if budget is None else load.target(budget)
             for budget, load in zip(self.budgets, self.loads, strict=True)
@@ -58,7 +58,7 @@ class Sizes:
 
     @property
     def averages(self) -> tuple[float, float]:
-        """The word length of the average weight and of the average activation; NaN where there is none."""
+        """The average word length of weights and of activations; NaN if there are none."""
         bits, numel, first = self._formats.bits, self._formats.numel, self._formats.weights
         weights, activations = (
             float(bits[part] @ numel[part] / numel[part].sum()) if numel[part].sum() else float("nan")
@@ -67,7 +67,7 @@ class Sizes:
         return weights, activations
 
     def penalty(self, beta: float | None) -> float:
-        """Return eq. 2's two terms at the full β; None stands for the default."""
+        """Return the two penalties of eq. 2 at the full β; None stands for the default β."""
         return sum(
             (
                 penalty(load.excess(bits, target), beta_of(beta, target))
@@ -78,10 +78,10 @@ class Sizes:
         )
 
     def check(self, budgets: Sequence[Budget | None]) -> None:
-        """Check the weights' budget, or both.
+        """Check that these budgets, of the weights or of both, can be met.
 
         Raises:
-            ValueError: one cannot be met with the fewest bits.
+            ValueError: one cannot, even with the fewest bits.
         """
         lowest, first = self._formats.lowest, self._formats.weights
         for budget, load, fewest in zip(budgets, self.loads, (lowest[:first], lowest[first:]), strict=False):

@@ -1,7 +1,7 @@
 """Rounding one input with a learned step and range: an autograd function, and the operators of compiled programs.
 
-Forward returns Q(x). Backward returns the gradient with regard to x and adds up those to the step and the range.
-There is no second derivative; torch raises an error where one is requested.
+Forward returns Q(x). Backward returns the gradient with respect to x, and adds those of step and range to the sums.
+There is no second derivative; torch raises an error if one is requested.
 """
 
 from typing import Any
@@ -16,24 +16,25 @@ from adapt.learned.format_table import FormatTable
 
 
 class Quantizer:
-    """Where a site's format is, and how its gradient goes back.
+    """Rounds the input of one site, differentiably.
 
     Args:
-        formats: hold the site.
+        formats: the table that contains the site's format.
         site: its row.
-        scaling: the name of the gradient scaling, and `delta` its strength.
-        anchor: a leaf that asks for a gradient, so that there is a backward pass even where the input asks for none.
+        scaling: the name of the gradient scaling.
+        delta: the strength of the scaling.
+        anchor: a leaf that requires grad, so that there is a backward pass even if the input requires none.
     """
 
     def __init__(self, formats: FormatTable, site: int, scaling: str, delta: float, anchor: Tensor) -> None:
         self.formats, self.anchor = formats, anchor
         self.site, self.scaling, self.delta = site, SCALINGS.index(scaling), delta
         self.kernels = learned_kernels(formats.device)
-        # Takes what passes other than training's would note.
+        # Receives the sums of passes outside training, which do not count.
         self.scratch = torch.zeros(len(formats.numel), SUMS, dtype=torch.float64, device=formats.device)
 
     def __call__(self, x: Tensor, *, training: bool) -> Tensor:
-        """Q(x). Only a training pass's gradient is noted in the formats' sums."""
+        """Return Q(x). Only gradients of training passes are added to the formats' sums."""
         rows, sums = self.formats.rows, self.formats.sums if training else self.scratch
         how = self.site, self.scaling, self.delta
         if torch.compiler.is_compiling():
@@ -47,7 +48,7 @@ class _Through(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, anchor: Tensor, kernels: LearnedKernels, rows: Tensor, *how: Any) -> Tensor:
         source = _dense(x.detach())
-        # The input itself where that is possible, so that autograd notices if someone overwrites it.
+        # The input itself if possible, so that autograd notices if it is overwritten.
         ctx.save_for_backward(x if source.data_ptr() == x.data_ptr() else source)
         ctx.how = kernels, rows, *how
         _, site, _, _ = how
@@ -62,7 +63,7 @@ class _Through(torch.autograd.Function):
 
 
 def _dense(x: Tensor) -> Tensor:
-    """As the kernels can walk it."""
+    """Return x in a memory layout that the kernels support."""
     return x if is_dense(x) else x.contiguous()
 
 
@@ -82,7 +83,7 @@ def _gradient(
     scaling: int,
     delta: float,
 ) -> Tensor:
-    """The gradient with regard to the source; what step and range get of it is added to the site's sums."""
+    """Return the gradient with respect to the source, and add those of step and range to the site's sums."""
     gradient, source = gradient.detach(), source.detach()
     output = torch.empty_like(source)
     if gradient.stride() != source.stride() or gradient.dtype != source.dtype:
@@ -91,9 +92,9 @@ def _gradient(
     return output
 
 
-# What torch.compile and torch.export put into their graphs: table and sums are inputs, so a format that moves
-# recompiles nothing. That the sums change is not declared: nothing but a step of the learner reads them. The
-# anchor's gradient, a zero, keeps the backward operator in the graph where the input needs none.
+# The operators in graphs of torch.compile and torch.export. Table and sums are inputs, so a changed format does not
+# trigger recompilation. The mutation of the sums is not declared, because only the learner's step reads them. The
+# anchor's gradient, a zero, keeps the backward operator in the graph even if the input needs no gradient.
 
 
 @torch.library.custom_op("adapt::quantize_learned", mutates_args=())

@@ -1,4 +1,4 @@
-"""How steps and ranges move from one update to the next."""
+"""The update rules of learned steps and ranges."""
 
 import math
 from collections.abc import Sequence
@@ -15,35 +15,35 @@ from adapt.learned.options import FixedWidths, LearnedWidths
 from adapt.learned.phases import Name, pressure, rate
 
 TRAVEL, BRISK = 12.0, 0.5
-"""At the default rate, the octaves that d and q₊ could go in learning if all updates agreed, and at most in one."""
+"""At the default rate, the octaves that d and q₊ can move in learning if all updates agree, and at most per update."""
 
 SETTLING_TRAVEL = 2.0
-"""The octaves that d and q₊ could go together, where widths stay."""
+"""The octaves that d and q₊ can move together in a phase in which widths stay."""
 
 MEAN, SQUARE = 0.5, 0.9
-"""What an update keeps of the running means of gradients and of their squares: there are few updates."""
+"""Decay per update of the running means of gradients and of their squares; small, because there are few updates."""
 
 _KINDS = ("", *get_args(Name), "settling")
-"""What a rule may be in the middle of; nothing before the first update."""
+"""The phases in which a rule may be; empty before the first update."""
 
 
 def move(
     mean: Tensor, square: Tensor, count: int, gradient: Tensor, penalty: Tensor, step: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One update of log₂ d and log₂ q₊: Adam, with a penalty that leaves no trace in the running means.
+    """Compute one update of log₂ d and log₂ q₊: Adam, with a penalty that does not enter the running means.
 
-    Were the penalty in the means, its size while the budget is far would make what comes later vanish. The move is
-    −step·clip((mean + penalty)/√square, −1, 1), so no parameter goes further than `step`, whatever its scale.
+    If it did, the large penalties while the size is far from the budget would dwarf all later gradients. The move is
+    −step·clip((mean + penalty)/√square, −1, 1), so no parameter moves further than `step`, whatever its scale.
 
     Args:
         mean, square: running means of the gradient and of its square.
-        count: updates before this one.
-        gradient: of the task.
-        penalty: of the budget.
-        step: octaves.
+        count: the number of updates before this one.
+        gradient: the gradient of the task's loss.
+        penalty: the gradient of the budget's penalty.
+        step: the largest move, in octaves.
 
     Returns:
-        the move, the new mean and the new mean square.
+        The move, the new mean and the new mean square.
     """
     mean = MEAN * mean + (1 - MEAN) * gradient
     square = SQUARE * square + (1 - SQUARE) * gradient.square()
@@ -54,15 +54,15 @@ def move(
 
 
 class WidthRule:
-    """Learned widths: d and q₊ in octaves, by the mean of their gradients over the steps since the last update.
+    """Updates d and q₊ of learned widths in octaves, by their mean gradients over the steps since the last update.
 
     In pre-training, and again once the widths are settled, d and q₊ move together and the widths stay. In learning
-    each has its own gradient and the penalty's. An update of learning that would jump below the budget from above is
+    each follows its own gradient and the penalty's. An update in learning that would cross the budget from above is
     shortened to land on it.
 
     Args:
         loads: sizes of the weights' formats, and of the activations'.
-        targets: their budgets in kB; infinite where there is none.
+        targets: their budgets in kB; infinite if there is none.
     """
 
     def __init__(self, loads: tuple[Load, Load], targets: tuple[float, float]) -> None:
@@ -71,16 +71,16 @@ class WidthRule:
         self._kind, self._count = "", 0
 
     def update(self, plan: LearnedWidths, formats: FormatTable, count: int, step: int, *, settled: bool) -> Tensor:
-        """Move the formats by their sums over `count` steps, the last of which has the number `step` (from 0).
+        """Update the formats by their sums over `count` steps, the last of which has the number `step` (from 0).
 
         Returns:
-            The gradients to log₂ d and log₂ q₊ without the penalty's, float64 [2, F].
+            The gradients with respect to log₂ d and log₂ q₊, without the penalty's, float64 [2, F].
         """
         phase, at, length = plan.phases.at(step)
         found = torch.stack(formats.figures(count)[:2])
         free = phase == "learning" and not settled
         self._start(found, "settling" if settled else phase)
-        # Where the width stays, steps and ranges move together.
+        # If the width is fixed, step and range move together.
         tied = formats.is_pinned if free else np.ones_like(formats.is_pinned)
         gradient = torch.where(torch.from_numpy(tied).to(found.device), found.sum(0), found)
         penalty = self._penalties(plan, formats, at, length) if free else torch.zeros_like(found)
@@ -96,12 +96,12 @@ class WidthRule:
         return found
 
     def forget(self, formats: Tensor) -> None:
-        """Forget what has moved these formats, a mask [F]: they begin anew."""
+        """Reset the running means of these formats, a mask [F], because their formats were replaced."""
         for mean in self._means.values():
             mean[:, formats] = 0
 
     def _penalties(self, plan: LearnedWidths, formats: FormatTable, at: int, length: int) -> Tensor:
-        """Eq. 2's gradient to log₂ d and log₂ q₊, straight through the rounding up; none for a width at its lowest."""
+        """Return eq. 2's gradient for log₂ d and log₂ q₊, straight through rounding up; 0 for a width at its lowest."""
         slopes = []
         parts = formats.bits[: formats.weights], formats.bits[formats.weights :]
         lowest = formats.lowest[: formats.weights], formats.lowest[formats.weights :]
@@ -114,7 +114,7 @@ class WidthRule:
         return torch.stack([-to_width, to_width])
 
     def _land(self, formats: FormatTable, before: Tensor, moved: Tensor) -> None:
-        """Move, but where that would go from above a budget to below it, only as far as the budget."""
+        """Move the formats; if that would cross a budget from above, only as far as the budget."""
         parts = slice(0, formats.weights), slice(formats.weights, None)
         above = [
             load.size(formats.bits[part]) > target
@@ -139,20 +139,20 @@ class WidthRule:
         formats.set(*(before * (moved * part).exp2().to(before)))
 
     def _start(self, like: Tensor, kind: str) -> None:
-        """Fresh means at the beginning of each phase: what moved steps alone says nothing of widths."""
+        """Reset the means at the beginning of each phase: gradients of steps alone say nothing about widths."""
         if kind != self._kind:
             self._means = {"mean": torch.zeros_like(like), "square": torch.zeros_like(like)}
             self._kind, self._count = kind, 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run needs."""
+        """Return the state to save."""
         return {"kind": self._kind, "count": self._count} | {name: t.clone() for name, t in self._means.items()}
 
     def check_state(self, state: Any, formats: FormatTable) -> None:
-        """Refuse a state that `load_state_dict` could not take.
+        """Check that `load_state_dict` can load this state.
 
         Raises:
-            ValueError: it is no state of this rule, or one of another network.
+            ValueError: it is not a state of this rule and network.
         """
         kind, count = (state.get(name) for name in ("kind", "count")) if isinstance(state, dict) else (None, None)
         if kind not in _KINDS or type(count) is not int or count < 0:
@@ -162,13 +162,13 @@ class WidthRule:
             persistence.check_tensors("rule", state, {"mean": like, "square": like})
 
     def load_state_dict(self, state: dict[str, Any], formats: FormatTable) -> None:
-        """Go on from `state_dict`, which `check_state` has accepted."""
+        """Load what `state_dict` returned, after `check_state` has accepted it."""
         self._kind, self._count = state["kind"], state["count"]
         self._means = {name: state[name].to(formats.device) for name in ("mean", "square") if name in state}
 
 
 def _octaves(plan: LearnedWidths, step: int, *, free: bool, settled: bool) -> float:
-    """How far an update may go."""
+    """Return how far an update may move, in octaves."""
     phases, every = plan.phases, plan.update_every
     _, at, length = phases.at(step)
     if free:
@@ -176,48 +176,48 @@ def _octaves(plan: LearnedWidths, step: int, *, free: bool, settled: bool) -> fl
         peak = default if plan.width_rate is None else plan.width_rate
         return peak * rate(min(at, phases.learned - 1), phases.learned, plan.warmup)
     if settled:
-        # What is settled stays so, even where phases that have changed since put this step before the settling.
+        # Settled widths stay settled, even if the phases have changed and this step now comes before the settling.
         at, length = max(step - phases.settling, 0), phases.learning - phases.learned
     return min(SETTLING_TRAVEL * every / max(length, 1), BRISK) * rate(at, length, 0.0)
 
 
 class StepRule:
-    """LSQ: stochastic gradient descent with momentum on d, at the rate at which the weights are trained."""
+    """Updates LSQ's steps d by gradient descent with momentum, at the learning rate of the weights."""
 
     def __init__(self) -> None:
         self._velocity: Tensor | None = None
 
     def update(self, plan: FixedWidths, formats: FormatTable, count: int, rate: float) -> Tensor:
-        """Move the steps by their sums over `count` steps at this learning rate.
+        """Update the steps d by their sums over `count` training steps at this learning rate.
 
         Returns:
-            The gradients to d, with LSQ's scale, float64 [F].
+            The gradients with respect to d, with LSQ's scale, float64 [F].
         """
         found = formats.lsq_gradients(count)
         self._velocity = found if self._velocity is None else plan.momentum * self._velocity + found
         moved = formats.step - rate * self._velocity
-        # The gradient does not depend on how small a step is: one that follows its weights up must not jump past them.
+        # The gradient does not depend on the size of d: a small d that follows growing weights must not overshoot them.
         jumps = (moved > 2 * formats.step) & formats.follows
         self._velocity = torch.where(jumps, 0.0, self._velocity)
         moved = torch.where(jumps, 2 * formats.step, moved)
-        # Half at most: a step that jumps past zero would be lost.
+        # At most halved: a step that crossed zero would be lost.
         formats.set_steps(torch.maximum(moved, formats.step / 2).to(formats.step))
         return found
 
     def forget(self, formats: Tensor) -> None:
-        """Forget what has moved these formats, a mask [F]: they begin anew."""
+        """Reset the velocity of these formats, a mask [F], because their formats were replaced."""
         if self._velocity is not None:
             self._velocity[formats] = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run needs."""
+        """Return the state to save."""
         return {} if self._velocity is None else {"velocity": self._velocity.clone()}
 
     def check_state(self, state: Any, formats: FormatTable) -> None:
-        """Refuse a state that `load_state_dict` could not take.
+        """Check that `load_state_dict` can load this state.
 
         Raises:
-            ValueError: it is no state of this rule, or one of another network.
+            ValueError: it is not a state of this rule and network.
         """
         if not isinstance(state, dict):
             raise ValueError(f"the precision state should hold the rule's velocity, got {state!r:.80}")
@@ -226,5 +226,5 @@ class StepRule:
             persistence.check_tensors("rule", state, {"velocity": like})
 
     def load_state_dict(self, state: dict[str, Any], formats: FormatTable) -> None:
-        """Go on from `state_dict`, which `check_state` has accepted."""
+        """Load what `state_dict` returned, after `check_state` has accepted it."""
         self._velocity = state["velocity"].to(formats.device) if "velocity" in state else None

@@ -1,4 +1,4 @@
-"""Number formats: fixed point, block floating point, learned steps, and what a tensor in any of them has in common."""
+"""Number formats: fixed point, block floating point, learned steps, and `Format`, which describes them all."""
 
 from adapt.numerics.block_float import BlockFloat, block_precision
 from adapt.numerics.fixed_point import (

@@ -19,7 +19,7 @@ class BlockFloat:
         word_length: bits of the whole word including the sign, 2 to 32.
 
     Raises:
-        TypeError, ValueError: as `Precision`.
+        TypeError, ValueError: as in `Precision`.
     """
 
     word_length: int
@@ -36,8 +36,8 @@ def block_precision(minimum: float, maximum: float, word_length: int) -> Precisi
     """AdaPT 2.2 (MuPPET), second formula: s = ⌊log₂ min((UB + 0.5)/max, (LB − 0.5)/min)⌋; the fraction length is s.
 
     UB = 2^(WL−1) − 1 and LB = −2^(WL−1) are the ends of the word, so values saturate by at most half a step. The
-    quotients are compared exactly. Where the formula is silent: a maximum below zero, or a minimum above it, imposes
-    no bound; a tensor that is empty or all zero gets the format of values below 1; an extreme that is infinite or NaN
+    quotients are compared exactly. The formula does not cover these cases: a maximum below zero, or a minimum above it,
+    imposes no bound; a tensor that is empty or all zero gets the format of values below 1; an infinite or NaN extreme
     counts as the largest float32 number; s is clamped to the fraction lengths of `Precision`.
 
     Args:
@@ -47,7 +47,7 @@ def block_precision(minimum: float, maximum: float, word_length: int) -> Precisi
     half = 2.0 ** (word_length - 1)
     scales = []
     for end, extreme in ((half - 0.5, maximum), (half + 0.5, -minimum)):
-        # NaN is not below anything.
+        # This also replaces NaN, which is not below anything.
         size = extreme if extreme < LARGEST else LARGEST
         if size > 0:
             scales.append(_floor_log2(end, size))
@@ -56,6 +56,6 @@ def block_precision(minimum: float, maximum: float, word_length: int) -> Precisi
 
 
 def _floor_log2(numerator: float, denominator: float) -> int:
-    """⌊log₂(numerator/denominator)⌋ of positive numbers, without the error of a division."""
+    """Return ⌊log₂(numerator/denominator)⌋ of positive numbers, without the error of a division."""
     (above, high), (below, low) = math.frexp(numerator), math.frexp(denominator)
     return high - low - (above < below)

@@ -43,7 +43,7 @@ class Precision:
 
     @property
     def integer_length(self) -> int:
-        """IL = WL − FL: bits before the binary point, the sign included. May be negative."""
+        """IL = WL − FL: bits before the binary point, including the sign. May be negative."""
         return self.word_length - self.fraction_length
 
     @property
@@ -66,12 +66,12 @@ class Precision:
 
 
 def largest_held(limit: int, fraction_length: int, dtype: torch.dtype = torch.float32) -> int:
-    """Return the largest word k up to `limit` for which `dtype` holds k·2^−FL exactly.
+    """Return the largest word k up to `limit` for which `dtype` represents k·2^−FL exactly.
 
     Args:
         limit: the largest word of the format, at least 0.
         fraction_length: FL.
-        dtype: a floating point type.
+        dtype: a floating-point type.
     """
     information = torch.finfo(dtype)
     limit = min(limit, int(Fraction(information.max) * Fraction(2) ** fraction_length))

@@ -1,4 +1,4 @@
-"""What the formats of all tensors have in common, whoever chose them: words, a step for each, and a range."""
+"""`Format`: the common description of every tensor's number format, as integer words times a step."""
 
 from dataclasses import dataclass, fields
 from typing import Any, Self
@@ -11,26 +11,26 @@ from torch import Tensor
 from adapt.numerics.fixed_point import Precision, largest_held
 
 _WORKING = {torch.float64: torch.float64}
-"""The type in which values of a type are rounded: float32 unless said otherwise."""
+"""The type in which values of another type are rounded: float32 unless listed here."""
 
 
 @dataclass(frozen=True, eq=False)
 class Format:
     """The values that a tensor can take: its integer words from `low` to `high`, times a step.
 
-    There is one of each number for the whole tensor, or one for each channel along `axis`. Fixed point and block
+    Each attribute has one number for the whole tensor, or one for each channel along `axis`. Fixed point and block
     floating point have steps 2^−FL; a learned step may be any positive float32 number. One signed bit is the word −1 or
     1, never 0.
 
     Attributes:
-        word_length: bits of a word, the sign included; int64, [] or [channels].
-        step: distance between neighbouring values, float64, [] or [channels]; float32 holds it exactly. With one
+        word_length: bits of a word including the sign; int64, [] or [channels].
+        step: distance between neighbouring values, float64, [] or [channels]; float32 represents it exactly. With one
             signed bit, the magnitude of the two values.
         signed: whether negative words exist; bool, [] or [channels].
         low, high: the smallest and the largest word; int64, [] or [channels].
         axis: the dimension along which the channels lie; None if there is one format for the whole tensor.
-        groups: into how many blocks the first dimension is split before channels are counted along `axis`; above 1 only
-            for a transposed convolution with groups, whose channels are numbered group by group.
+        groups: the number of blocks into which the first dimension is split before channels are counted along `axis`;
+            above 1 only for a transposed convolution with groups, whose channels are numbered group by group.
     """
 
     word_length: NDArray[np.int64]
@@ -68,7 +68,7 @@ class Format:
 
     @classmethod
     def of(cls, precision: Precision) -> Self:
-        """Return the format of a tensor in fixed point ⟨WL, FL⟩."""
+        """Return the `Format` of a tensor in fixed point ⟨WL, FL⟩."""
         half = 2 ** (precision.word_length - 1)
         return cls(
             word_length=np.array(precision.word_length),
@@ -90,24 +90,24 @@ class Format:
 
     @property
     def fraction_length(self) -> NDArray[np.int64] | None:
-        """FL = −log₂ step, int64, [] or [channels]; None where a step is no power of two."""
+        """FL = −log₂ step, int64, [] or [channels]; None if a step is not a power of two."""
         mantissa, exponent = np.frexp(self.step)
         return np.asarray(1 - exponent, np.int64) if (mantissa == 0.5).all() else None
 
     @property
     def precision(self) -> Precision:
-        """The same values as a fixed-point format ⟨WL, FL⟩: the inverse of `of`.
+        """The fixed-point format ⟨WL, FL⟩ with the same values: the inverse of `of`.
 
         Raises:
-            ValueError: there is none, because the format has channels, steps that are no powers of two, no sign, or a
-                range that is not that of the whole word.
+            ValueError: there is none, because the format has channels, a step that is not a power of two, no sign, or a
+                range other than that of the whole word.
         """
         if self.axis is not None:
             raise ValueError(
-                f"it has a format for each of {self.word_length.size} channels, and ⟨WL, FL⟩ is one for all"
+                f"it has {self.word_length.size} channels with their own formats, but ⟨WL, FL⟩ is one for all"
             )
         if self.fraction_length is None:
-            raise ValueError(f"its step {self.step} is no power of two, as that of ⟨WL, FL⟩ is")
+            raise ValueError(f"its step {self.step} is not a power of two, unlike that of ⟨WL, FL⟩")
         found = Precision(int(self.word_length), int(self.fraction_length))
         if Format.of(found) != self:
             raise ValueError(
@@ -120,21 +120,22 @@ class Format:
         """Return the words nearest to x, half to even, saturated at the ends of the range; int32 in the shape of x.
 
         Args:
-            x: a floating point tensor, or what NumPy makes an array of; the result is of the same kind.
+            x: a floating-point tensor, or anything that NumPy converts to an array; the result is a tensor or an array.
 
         Raises:
-            ValueError: x holds NaN, which no word stands for, or does not have the channels of this format.
+            ValueError: x holds NaN, which no word represents, or does not have the channels of this format.
         """
         values = _tensor(x)
         if bool(values.isnan().any()):
-            raise ValueError("x holds NaN, and no word stands for it: quantize(x) keeps NaN where it is")
+            raise ValueError("x holds NaN, which no word represents: quantize(x) keeps NaN")
         return _like(self._integers(values), x)
 
     def values(self, integers: Any) -> Any:
         """Return the values of words, word·step, as float32 in the shape of the words.
 
         Args:
-            integers: words of this format, a tensor or what NumPy makes an array of; the result is of the same kind.
+            integers: words of this format, a tensor or anything that NumPy converts to an array; the result is a tensor
+                or an array.
 
         Raises:
             ValueError: the words do not have the channels of this format.
@@ -144,10 +145,11 @@ class Format:
     def quantize(self, x: Any) -> Any:
         """Return the values nearest to x, half to even, saturated at the ends of the range; NaN stays NaN.
 
-        `values(integers(x))` gives the same bits, and so does what evaluation shows of a layer in this format.
+        `values(integers(x))` gives the same bits, and so does evaluation of a layer in this format.
 
         Args:
-            x: a floating point tensor, or what NumPy makes an array of; the result is of the same kind and type.
+            x: a floating-point tensor, or anything that NumPy converts to an array; the result is a tensor or an array
+                of the same type.
 
         Raises:
             ValueError: x does not have the channels of this format.
@@ -176,12 +178,12 @@ class Format:
     def _values(self, words: Tensor, dtype: torch.dtype) -> Tensor:
         split, shape = self._view(words)
         step = _numbers(self.step, words.device).view(shape)
-        # A word of up to 32 bits times a float32 number is exact in float64 up to 29 bits; rounding it once gives what
-        # float32 arithmetic gives of shorter words.
+        # The product of a word and a float32 number is exact in float64 up to 29 bits; rounding it once gives the same
+        # as float32 arithmetic does for shorter words.
         return (split.double() * step).to(dtype).reshape(words.shape)
 
     def _held(self, dtype: torch.dtype) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The ends of the range in words, cut to what `dtype` holds."""
+        """Return the ends of the range in words, reduced to what `dtype` can represent."""
         fractions = self.fraction_length
         if fractions is None or ((self.word_length <= 24).all() and (np.abs(fractions) < 100).all()):
             return self.low, self.high
@@ -191,7 +193,7 @@ class Format:
         return low.reshape(self.low.shape), high.reshape(self.high.shape)
 
     def _view(self, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
-        """x, its first dimension split into groups, and the shape in which the channels' numbers broadcast with it."""
+        """Return x with its first dimension split into groups, and the shape in which channels broadcast with it."""
         if self.axis is None:
             return x, ()
         split = x.unflatten(0, (self.groups, -1)) if self.groups > 1 else x  # type: ignore[no-untyped-call]

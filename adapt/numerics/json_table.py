@@ -1,4 +1,4 @@
-"""Formats by name as JSON, for other tools and for people, and back."""
+"""Write and read formats by name as JSON, for other tools and for people."""
 
 import codecs
 import json
@@ -16,35 +16,35 @@ KIND, VERSION = "adapt.formats", 1
 
 
 def to_json(formats: Mapping[str, Format]) -> str:
-    """Return formats by name as JSON: plain numbers, and lists of them where a format has channels.
+    """Return formats by name as JSON: plain numbers, or lists of them if a format has channels.
 
-    Each has word_length and integer_length in bits (the sign included; null where the step is no power of two),
-    fraction_length, step, signed, minimum, maximum, and the axis of its channels.
+    Each has word_length and integer_length in bits including the sign, fraction_length, step, signed, minimum, maximum,
+    and the axis of its channels. integer_length and fraction_length are null if a step is not a power of two.
     """
     table = {"format": KIND, "version": VERSION, "formats": {name: _fields(form) for name, form in formats.items()}}
     return json.dumps(table, indent=2, ensure_ascii=False) + "\n"
 
 
 def from_json(text: str | bytes, where: str) -> dict[str, Format]:
-    """Return the formats that `to_json` wrote, or that a person did.
+    """Return the formats in a table that `to_json`, or a person, wrote.
 
-    A format needs its word_length and its fraction_length or step. The others may be left out: it is then signed, uses
-    its whole words, and is one for the whole tensor.
+    A format needs word_length, and fraction_length or step. By default it is signed, uses the full range of its words,
+    and applies to the whole tensor.
 
     Args:
         text: the JSON.
         where: the file, for messages.
 
     Raises:
-        ValueError: it is no such table, or a format makes no sense; the message names it.
+        ValueError: it is not such a table, or a format makes no sense; the message names it.
     """
     try:
         table = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where} is no JSON: {error!s:.200}") from error
+        raise ValueError(f"{where} is not JSON: {error!s:.200}") from error
     if not isinstance(table, dict) or table.get("format") != KIND or not isinstance(table.get("formats"), dict):
         raise ValueError(
-            f'{where} is no table of formats: it should hold {{"format": "{KIND}", "version": {VERSION}, '
+            f'{where} is not a table of formats: it should hold {{"format": "{KIND}", "version": {VERSION}, '
             '"formats": {"conv1.weight": {"word_length": 8, "fraction_length": 6}}}'
         )
     if table.get("version") != VERSION or isinstance(table["version"], bool):
@@ -54,7 +54,7 @@ def from_json(text: str | bytes, where: str) -> dict[str, Format]:
     found = {}
     for name, entry in table["formats"].items():
         try:
-            with np.errstate(all="ignore"):  # what overflows here is refused
+            with np.errstate(all="ignore"):  # results that overflow are refused
                 found[name] = _format(entry)
         except (ValueError, TypeError, OverflowError) as error:
             raise ValueError(f"{where}: the format of {name} makes no sense: {error!s:.300}") from error
@@ -62,7 +62,7 @@ def from_json(text: str | bytes, where: str) -> dict[str, Format]:
 
 
 def is_json(path: str | os.PathLike[str]) -> bool:
-    """Whether a file begins as JSON does.
+    """Return whether a file begins like a JSON object.
 
     Raises:
         OSError: it cannot be opened.
@@ -100,14 +100,14 @@ _KINDS = {
     "minimum": "if",
     "maximum": "if",
 }
-"""NumPy's kinds of numbers for each field."""
+"""The NumPy kinds that each field may have."""
 
 
 def _format(entry: Any) -> Format:
     """Return the format of an entry.
 
     Raises:
-        ValueError, TypeError, OverflowError: a field is missing, unknown or of a wrong kind, or they contradict.
+        ValueError, TypeError, OverflowError: a field is missing, unknown or of the wrong kind, or fields contradict.
     """
     if not isinstance(entry, dict):
         raise TypeError(f"it should be numbers by name, got {entry!r:.80}")

@@ -11,11 +11,11 @@ from adapt.numerics.fixed_point import Precision
 from adapt.numerics.format import Format
 
 LayerFormat = Precision | BlockFloat | None
-"""What a policy chooses for a layer: fixed point, block floating point, or None for float32."""
+"""A policy's choice for a layer: fixed point, block floating point, or None for float32."""
 
 
 def pack_formats(formats: Iterable[LayerFormat]) -> list[Any]:
-    """Return what a policy chose as [word length, fraction length], ["block", word length] or None for each layer."""
+    """Return each layer's format as [word length, fraction length], ["block", word length] or None."""
     return [
         None
         if f is None
@@ -30,7 +30,7 @@ def unpack_formats(packed: Iterable[Any]) -> tuple[LayerFormat, ...]:
     """Return the formats that `pack_formats` packed.
 
     Raises:
-        ValueError: an item is none of the three.
+        ValueError: an item is something else.
     """
     formats: list[LayerFormat] = []
     for item in packed:
@@ -53,16 +53,16 @@ _BADLY_PACKED = (
 
 
 def pack(form: Format) -> dict[str, Any]:
-    """Return a tensor's format as numbers and lists by the names of its attributes, as JSON can hold them."""
+    """Return a tensor's format as JSON-compatible numbers and lists, by attribute name."""
     packed = {field.name: getattr(form, field.name) for field in fields(form)}
     return {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in packed.items()}
 
 
 def unpack(packed: Any) -> Format:
-    """Return the format that `pack` packed. Attributes that an older version did not know take their defaults.
+    """Return the format that `pack` packed. Attributes that older versions did not have get their defaults.
 
     Raises:
-        ValueError: it is no packed format.
+        ValueError: this is not a packed format.
     """
     if not isinstance(packed, Mapping) or not all(isinstance(name, str) for name in packed):
         raise ValueError(f"a format should be packed as numbers by name, got {packed!r:.80}")
@@ -80,4 +80,4 @@ def unpack(packed: Any) -> Format:
 
 
 _KINDS = {"word_length": "i", "step": "fi", "signed": "b", "low": "i", "high": "i"}
-"""NumPy's kinds of numbers for each attribute."""
+"""The NumPy kinds that each attribute may have."""

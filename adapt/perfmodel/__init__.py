@@ -1,9 +1,9 @@
 """The cost of a run on fixed-point hardware, by the analytical models of the papers.
 
-Everything but `operations`, `activation_sizes` and `network_layers`, which run a copy of the model once, is arithmetic
-on arrays [rows, layers] of a trace. Of the types in the signatures, `ArrayLike` is a number, a nested sequence or an
-array; `Array` is a float64 NumPy array; `Operations` are multiply-adds per sample [layers] in the order of the trace's
-columns, or a mapping from layer names to them.
+`operations`, `activation_sizes` and `network_layers` run a copy of the model once; everything else is arithmetic on a
+trace's arrays [rows, layers]. In the signatures, `ArrayLike` is a number, a nested sequence or an array; `Array` is a
+float64 NumPy array; `Operations` are multiply-adds per sample [layers] in the order of the trace's columns, or a
+mapping from layer names to them.
 """
 
 from adapt.perfmodel.activations import activation_sizes

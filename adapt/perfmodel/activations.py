@@ -1,4 +1,4 @@
-"""How many numbers flow into and out of each layer for one sample: what a network needs to hold besides weights."""
+"""How many numbers flow into and out of each layer for one sample: the memory that a network needs besides weights."""
 
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -14,7 +14,7 @@ from adapt.perfmodel.inputs import samples_of, tensors_in
 
 @dataclass(frozen=True)
 class LayerActivations:
-    """A module that owns weights: its kind, and the elements of its input and output per sample."""
+    """The kind of a module that owns weights, and the elements of its input and output per sample."""
 
     kind: str
     inputs: int
@@ -26,15 +26,15 @@ def activation_sizes(
 ) -> dict[str, int]:
     """Return the elements of each layer's output per sample, keyed by module name, in the order of first use.
 
-    Layers are the modules that own a weight of two or more dimensions, parametrised or not. One that runs several
-    times counts with its largest output; one that does not run has no entry. The model is left as it is, as by
-    `operations`.
+    Layers are the modules that own a weight of two or more dimensions, parametrised or not. For a layer that runs
+    several times, the largest output counts; a layer that does not run has no entry. Like `operations`, this does not
+    change the model.
 
     Args:
         model, example_inputs, example_keywords, batch_size: as in `operations`.
 
     Raises:
-        TypeError, ValueError, RuntimeError: as `operations`.
+        TypeError, ValueError, RuntimeError: as in `operations`.
     """
     found = layer_activations(model, *example_inputs, batch_size=batch_size, **example_keywords)
     return {name: layer.outputs for name, layer in found.items()}
@@ -43,10 +43,10 @@ def activation_sizes(
 def layer_activations(
     model: nn.Module, *example_inputs: Any, batch_size: int | None = None, **example_keywords: Any
 ) -> dict[str, LayerActivations]:
-    """Return what flows through each layer, keyed and ordered as by `activation_sizes`.
+    """Return the kind, input and output of each layer, keyed and ordered as in `activation_sizes`.
 
     The kind is "convolution", "pointwise" (1×1 without a stride), "depthwise", "lookup" (an embedding) or "linear",
-    which stands for all other products, those of recurrent layers and attention included.
+    which stands for all other products, including those of recurrent layers and attention.
     """
     samples = samples_of((*example_inputs, *example_keywords.values()), batch_size)
     found = dry_run(model, example_inputs, example_keywords, _Sizes)
@@ -57,7 +57,7 @@ def layer_activations(
 
 
 class _Sizes(nullcontext[None]):
-    """Record the kind, and the largest input and output, of every layer by module name."""
+    """Records the kind and the largest input and output of every layer by module name."""
 
     def __init__(self, model: nn.Module, inputs: Any) -> None:
         super().__init__()
@@ -88,13 +88,13 @@ def _kind(module: nn.Module) -> str:
     if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
         if module.groups == module.in_channels > 1:
             return "depthwise"
-        # With a stride, 1×1 is no product of two matrices that lie in memory: processors run it as a convolution.
+        # A 1×1 kernel with a stride is not a product of two matrices in memory: processors run it as a convolution.
         return "pointwise" if {*module.kernel_size, *module.stride} == {1} else "convolution"
     return "linear"
 
 
 def _weights(module: nn.Module) -> Iterator[nn.Parameter]:
-    """The module's own parameters, and those from which its parametrised ones are computed."""
+    """Yield the module's own parameters, and those from which its parametrised weights are computed."""
     yield from module.parameters(recurse=False)
     if is_parametrized(module):
         for originals in cast(nn.ModuleDict, module.parametrizations).values():

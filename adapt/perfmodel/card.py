@@ -1,4 +1,4 @@
-"""A model card: what every layer of a network costs at its precision, and what the whole gains on a machine."""
+"""A model card: the cost of every layer of a network at its precision, and the speedup of the whole on a machine."""
 
 import math
 from collections.abc import Sequence
@@ -28,26 +28,27 @@ def model_card(
     batch_size: int = 1,
     other_parameters: int = 0,
 ) -> dict[str, Any]:
-    """Return the modelled figures of a network, layer by layer and in total, as plain numbers and texts.
+    """Return the modelled figures of a network, for each layer and in total, as plain numbers and strings.
 
-    All speedups compare with the same network at `baseline_bits`: float32, or the machine's widest words where it has
-    no float32. Idealised, work is in proportion to bits and zeros cost nothing (`inference_speedup`); profiled, a layer
-    runs at the next widths that the machine has; bounded, its time is at least that of moving its data, or is the
-    measured cost of such a layer where the machine was measured.
+    All speedups compare with the same network at `baseline_bits`: float32, or the machine's widest words if it has no
+    float32. The idealised speedup assumes that work is proportional to bits and zeros cost nothing
+    (`inference_speedup`). In the profiled one, each layer runs at the next widths that the machine supports. In the
+    bounded one, a layer also takes at least the time to move its data or, if the machine was measured, the measured
+    time of such a layer.
 
     Args:
         layers: from `network_layers`.
         profile: the machine.
         weight_bits: bits of each layer's weights, one number or [layers].
-        activation_bits: bits of each layer's input, likewise; by default as wide as the weights.
-        nonzero: share of each layer's weights that are not zero, likewise.
+        activation_bits: bits of each layer's input, one number or [layers]; by default as wide as the weights.
+        nonzero: share of each layer's weights that are not zero, one number or [layers].
         batch_size: samples at once.
-        other_parameters: biases and the like, which stay in float32.
+        other_parameters: number of biases and other parameters that stay in float32.
 
     Raises:
-        TypeError: an argument that is not numeric.
-        ValueError: a number out of its range, shapes that do not match, a width that the machine lacks, or a network
-            without multiply-adds.
+        TypeError: an argument is not numeric.
+        ValueError: a number is out of range, shapes do not match, the machine lacks a width, or the network has no
+            multiply-adds.
     """
     counts, sizes = ([getattr(layer, name) for layer in layers] for name in ("multiply_adds", "weights"))
     flows = [layer.inputs + layer.outputs for layer in layers]

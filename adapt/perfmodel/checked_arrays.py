@@ -1,4 +1,4 @@
-"""The arguments that the equations share: their types, and functions that check them and return float64 arrays."""
+"""Types of the arguments that the equations share, and functions that check them and return float64 arrays."""
 
 from collections.abc import Iterable, Mapping
 
@@ -9,13 +9,13 @@ from typing_extensions import TypeAliasType
 
 from adapt import arguments
 
-# Aliases of this kind keep their name in help(), which would expand others to 250 characters at every argument.
+# Type aliases of this kind keep their names in help(), which would otherwise print 250 characters per argument.
 ArrayLike = TypeAliasType("ArrayLike", numpy.typing.ArrayLike)
 """Numbers of any shape: a Python or NumPy number, a nested sequence, or an array."""
 Array = TypeAliasType("Array", NDArray[np.float64])
 """A float64 NumPy array."""
 Operations = TypeAliasType("Operations", Mapping[str, int] | numpy.typing.ArrayLike)
-"""Multiply-adds per sample [layers], in the order of the trace's columns; a mapping in its own order."""
+"""Multiply-adds per sample [layers], in the order of the trace's columns, or a mapping in that order."""
 
 FLOAT32_BITS = 32
 
@@ -142,7 +142,7 @@ def amount(name: str, value: float) -> float:
 
 
 def check_count(name: str, value: float) -> None:
-    """Refuse a number that cannot count steps, samples or micro-batches.
+    """Check that a number can count steps, samples or micro-batches.
 
     Raises:
         TypeError: the value is not a number.

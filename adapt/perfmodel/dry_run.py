@@ -1,9 +1,9 @@
-"""Run a model once without touching it: on a copy of its structure, and on the meta device where possible.
+"""Run a model once without changing it: on a copy of its structure, and on the meta device if possible.
 
-torch's own tools were tried instead. Of the 152 tests of `operations` and `activation_sizes`, 35 fail with
+torch's own tools do not suffice. Of the 152 tests of `operations` and `activation_sizes`, 35 fail with
 `functional_call` on fake tensors, which writes into the objects that the model keeps, and 24 fail with `copy.deepcopy`
-to fake tensors, which copies more than it can and does not copy the functions that replace a forward. With fake tensors
-in place of meta tensors in the copy made here all pass, in as many lines and 1.3 to 2 times the time.
+to fake tensors, which tries to copy too much and does not copy functions that replace a forward. With fake instead of
+meta tensors in the copy made here all tests pass, with as many lines of code, but in 1.3 to 2 times the time.
 """
 
 import random
@@ -30,19 +30,19 @@ def dry_run(
     example_keywords: dict[str, Any],
     observe: Callable[[nn.Module, Any], Observer],
 ) -> Observer:
-    """Run a copy of `model` once, in evaluation mode and without gradients, and return what observed it.
+    """Run a copy of `model` once, in evaluation mode and without gradients, and return its observer.
 
-    The copy has tensors on the meta device, which have shapes and no values. Where the model's control flow needs
-    values, a second copy runs with real ones. Either way the model, its hooks, its buffers, the objects in which it
-    keeps state and the random streams stay as they are: a forward that reaches the model itself, for example through a
-    global variable, is refused before it changes anything. The copy is neither compiled nor wrapped in DataParallel or
+    The copy has tensors on the meta device, which have shapes but no values. If the model's control flow needs values,
+    a second copy runs with real ones. Either way the model, its hooks, its buffers, the objects in which it keeps state
+    and the random states do not change: a forward that reaches the model itself, for example through a global variable,
+    is refused before it changes anything. The copy is neither compiled nor wrapped in DataParallel or
     DistributedDataParallel.
 
     Args:
-        model: any module; its layers must have their shapes.
+        model: any module whose layers have shapes.
         example_inputs: positional arguments of its forward.
         example_keywords: keyword arguments of its forward.
-        observe: takes the copy and the copied inputs and returns the context in which the copy runs.
+        observe: takes the copy and the copied inputs, and returns the observer, a context in which the copy runs.
 
     Raises:
         TypeError: `model` is not a module, or is scripted.
@@ -101,7 +101,7 @@ class _OriginalReachedError(RuntimeError):
 
 
 class _Guard(TorchDispatchMode):
-    """Refuse every operation on the given parts of a model, which are named by id."""
+    """Refuses every operation on the given parts of a model, whose names are given by id."""
 
     def __init__(self, names: dict[int, str]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -111,7 +111,7 @@ class _Guard(TorchDispatchMode):
         if id(part) in self._names:
             raise _OriginalReachedError(
                 f"model must find its layers through self, but its forward finds {self._names[id(part)]} in another "
-                "way, where a copy cannot follow: do not name the model or its layers in the functions that it calls"
+                "way, which does not work in a copy: do not use the model or its layers as global variables"
             )
 
     def __torch_dispatch__(
@@ -142,7 +142,7 @@ def _original_refused(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _global_state_restored(model: nn.Module) -> Iterator[None]:
-    """Restore the random streams afterwards, and disable attention's fused kernels, which no formula counts."""
+    """Restore the random states on exit, and disable attention's fused kernels, which no formula counts."""
     devices = sorted({parameter.device.index for parameter in model.parameters() if parameter.is_cuda})
     fast = torch.backends.mha.get_fastpath_enabled()
     streams = random.getstate(), np.random.get_state()  # noqa: NPY002

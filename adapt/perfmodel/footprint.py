@@ -14,7 +14,7 @@ def memory_footprint(parameters: int, largest_activation: int, parameter_bits: f
     Layers run one after another, so only the largest activation counts.
 
     Args:
-        parameters: how many the network has.
+        parameters: the number of parameters.
         parameter_bits, activation_bits: b_p and b_a.
         largest_activation: elements per sample, max(activation_sizes(model, batch).values()).
 

@@ -1,4 +1,4 @@
-"""Machines that support only some widths: which they are, how fast, and where their figures come from."""
+"""Machines that support only some word lengths: which ones, how fast, and where their figures come from."""
 
 import math
 import os
@@ -21,12 +21,12 @@ Width = float | tuple[float, float]
 
 @dataclass(frozen=True)
 class LayerCost:
-    """What layers of one kind cost at one width, in seconds: fixed, per multiply-add, and per element moved.
+    """The cost of layers of one kind at one width, in seconds.
 
     Attributes:
-        overhead: of every call.
-        multiply_add: each.
-        inputs, outputs, weights: each element.
+        overhead: per call.
+        multiply_add: per multiply-add.
+        inputs, outputs, weights: per element.
     """
 
     overhead: float
@@ -42,15 +42,15 @@ class HardwareProfile:
 
     Args:
         name: the machine's name.
-        rates: bits to 10¹² operations per second (TOPS), two for each multiply-add. Bits are one number, or (weights,
-            activations) where they differ. Include 32 bits, the width of float32, if the machine has it.
-        bandwidth: of its memory, 10⁹ bytes per second; None where memory does not bound it.
-        costs: measured costs by kind of layer and bits, where the machine was measured; they take precedence over
-            rates and bandwidth in a layer's latency.
+        rates: 10¹² operations per second (TOPS), two for each multiply-add, by bits. Bits are one number, or (weights,
+            activations) if they differ. Include 32 bits, the width of float32, if the machine has it.
+        bandwidth: memory bandwidth in 10⁹ bytes per second; None if memory is no limit.
+        costs: measured costs by kind of layer and bits; they take precedence over rates and bandwidth in a layer's
+            latency.
         source: where the figures come from.
 
     Raises:
-        ValueError: no rates; or bits, rates, a bandwidth or costs that are not positive numbers.
+        ValueError: there are no rates; or bits, rates, the bandwidth or costs are not positive numbers.
     """
 
     name: str
@@ -69,7 +69,7 @@ class HardwareProfile:
 
     @classmethod
     def load(cls, machine: str | os.PathLike[str]) -> "HardwareProfile":
-        """Return a machine that the package describes, by its short name, or one that a TOML file describes.
+        """Load a machine that the package describes, by its short name, or one described in a TOML file.
 
         The file has name, source, optionally bandwidth, and a table of rates, whose keys are bits such as 8, or bits
         of weights and activations such as 2x8. `adapt profile --measure` writes one with costs as well.
@@ -92,7 +92,7 @@ class HardwareProfile:
         return min(FLOAT32_BITS, max(_pair(width)[0] for width in self.rates))
 
     def product(self, weight_bits: float, activation_bits: float) -> tuple[float, float]:
-        """Return the narrowest supported bits of weights and activations that hold these.
+        """Return the narrowest supported bits of weights and activations that fit these.
 
         Raises:
             ValueError: more bits than the machine supports.
@@ -102,7 +102,9 @@ class HardwareProfile:
         if not holding:
             for number, bits in enumerate((weight_bits, activation_bits)):
                 bounded(f"bits on {self.name}", bits, 0, max(pair[number] for pair in pairs))
-            raise ValueError(f"{self.name} multiplies no weights of {weight_bits} by activations of {activation_bits}")
+            raise ValueError(
+                f"{self.name} cannot multiply weights of {weight_bits} by activations of {activation_bits} bits"
+            )
         return min(holding, key=lambda pair: (pair[0] * pair[1], -pairs[pair]))
 
     def width(self, bits: ArrayLike) -> Array:
@@ -146,7 +148,7 @@ def _is_positive(value: object) -> bool:
 
 
 def _arguments(content: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments of a profile that a TOML file gives.
+    """Return the arguments of a profile from the contents of a TOML file.
 
     Raises:
         ValueError: a key that a profile does not have, or bits that are not numbers.

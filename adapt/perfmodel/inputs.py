@@ -13,11 +13,11 @@ from adapt import arguments
 def samples_of(example_inputs: tuple[Any, ...], batch_size: int | None) -> int:
     """Return the number of samples in the inputs: `batch_size`, or the first dimension that all their tensors share.
 
-    A batch of torch_geometric's has as many samples as graphs.
+    In a torch_geometric batch, samples are graphs.
 
     Raises:
         TypeError: `batch_size` is not a whole number.
-        ValueError: no input, no tensor among them, tensors that disagree, or a batch without samples.
+        ValueError: there is no input, no tensor among them, the tensors disagree, or the batch has no samples.
     """
     if not example_inputs:
         raise ValueError("example_inputs is empty: give one batch as forward takes it, operations(model, batch)")

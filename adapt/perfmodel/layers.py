@@ -1,4 +1,4 @@
-"""The layers of a network as the cost models see them: work, weights, and what flows in and out."""
+"""The layers of a network as the cost models see them: work, weights, inputs and outputs."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,15 +11,15 @@ from adapt.perfmodel.operations import operations
 
 @dataclass(frozen=True)
 class Layer:
-    """A weight and the products that it takes part in.
+    """A weight, and the products that it takes part in.
 
     Attributes:
         name: the weight's parameter name.
         kind: "convolution", "pointwise", "depthwise", "linear" or "lookup".
         multiply_adds: per sample.
-        weights: its elements.
-        inputs, outputs: elements per sample of the owning module's input and output; a module with several weights
-            has them divided equally.
+        weights: number of elements.
+        inputs, outputs: elements per sample of the owning module's input and output; if the module has several
+            weights, these are divided equally among them.
     """
 
     name: str
@@ -37,7 +37,7 @@ def network_layers(model: nn.Module, *example_inputs: Any, batch_size: int | Non
         model, example_inputs, batch_size: as in `operations`.
 
     Raises:
-        TypeError, ValueError, RuntimeError: as `operations`.
+        TypeError, ValueError, RuntimeError: as in `operations`.
     """
     counts = operations(model, *example_inputs, batch_size=batch_size)
     flows = layer_activations(model, *example_inputs, batch_size=batch_size)
@@ -54,7 +54,7 @@ def network_layers(model: nn.Module, *example_inputs: Any, batch_size: int | Non
 
 
 def _owner(weight: str, flows: dict[str, LayerActivations]) -> str:
-    """The module that runs with this weight: its own, or the nearest one around it that has run."""
+    """Return the module that runs with this weight: its own, or the nearest enclosing one that has run."""
     module = weight.partition("parametrizations.")[0].removesuffix(".") if "parametrizations." in weight else weight
     module = module if module in flows else module.rpartition(".")[0]
     while module not in flows and module:

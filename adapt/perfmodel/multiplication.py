@@ -1,4 +1,4 @@
-"""Cost models of AQT (Pareto-Optimal Quantized ResNet Is Mostly 4-bit, section 4): what a multiplication costs."""
+"""Cost models of multiplication from AQT (Pareto-Optimal Quantized ResNet Is Mostly 4-bit, section 4)."""
 
 from typing import Literal
 
@@ -21,8 +21,8 @@ def multiplication_cost(
 ) -> Array:
     """AQT 4.1 and 4.2: M, the cost of multiplying numbers of a and b bits.
 
-    The linear model, max(a, b), follows the processors of today; the quadratic one, a·b/16, the energy of a multiplier.
-    So 16, 8 and 4 bits cost 16, 8 and 4 in the first and 16, 4 and 1 in the second.
+    The linear model, max(a, b), follows present processors; the quadratic one, a·b/16, the energy of a multiplier. So
+    16, 8 and 4 bits cost 16, 8 and 4 in the first and 16, 4 and 1 in the second.
 
     Args:
         weight_bits: a, above 0, of any shape.
@@ -55,7 +55,7 @@ def network_cost(
 ) -> float:
     """AQT 4.3: Cost = B·Σ_l ops·M, ops = Kh·Kw·Aw·Ah·Cin·Cout of a convolution (the paper prints Cin twice).
 
-    A dense layer is one of 1×1 on one pixel, B·Cin·Cout·M.
+    A dense layer is a 1×1 convolution of one pixel, B·Cin·Cout·M.
 
     Args:
         operations: multiply-adds per sample [layers].
@@ -82,7 +82,8 @@ def weight_memory(numel: ArrayLike, weight_bits: ArrayLike) -> float:
     """AQT 4.3, Mem: Σ_l Kh·Kw·Cin·Cout·bits, in bits.
 
     Args:
-        numel, weight_bits: the weights of each layer, or of each channel, and their bits. Shapes that broadcast.
+        numel, weight_bits: the number of weights of each layer, or of each channel, and their bits. Shapes that
+            broadcast.
 
     Raises:
         TypeError: an argument that is not numeric.

@@ -30,19 +30,19 @@ def operations(
     element-wise work belong to no weight and are left out. Work on weights alone, such as a low-rank product, is
     divided by the number of samples and rounded.
 
-    The model is left as it is: a copy of its structure runs once in evaluation mode on the meta device, or, where
-    control flow needs values, a copy with real values.
+    The model does not change: a copy of its structure runs once in evaluation mode on the meta device or, if control
+    flow needs values, with real values.
 
     Args:
         model: any module whose shapes are known.
         example_inputs: positional arguments of its forward: tensors, or containers of them.
         example_keywords: keyword arguments of its forward, such as decoder_input_ids of an encoder–decoder model.
-        batch_size: samples in the example; by default the first dimension of every input tensor. Give it where
-            the batch is another dimension.
+        batch_size: samples in the example; by default the first dimension of every input tensor. Give it if the batch
+            is another dimension.
 
     Raises:
         TypeError: `model` is not a module, or is scripted.
-        ValueError: no example input, input tensors that disagree on the batch, or a lazy module without shape.
+        ValueError: there is no example input, input tensors disagree on the batch, or a lazy module has no shape.
         RuntimeError: forward fails on the inputs, or finds layers in a way that a copy cannot follow, such as a global
             variable.
     """
@@ -52,7 +52,7 @@ def operations(
 
 
 class _Origin(NamedTuple):
-    """What a tensor was computed from."""
+    """The weights or inputs from which a tensor was computed."""
 
     shares: dict[str, float]
     """Each weight's share of the tensor's elements; empty for an activation, which depends on an input."""
@@ -61,16 +61,16 @@ class _Origin(NamedTuple):
 
 
 class _MultiplyAdds(TorchDispatchMode):
-    """Count the products of weights with activations, by tracking the origin of every tensor.
+    """Counts the products of weights with activations by tracking the origin of every tensor.
 
     A tensor computed from one weight alone (a transpose, a slice, a pruned or normalised weight) counts as that weight;
-    one that joins several weights belongs to each by its share. Whatever depends on an input is an activation. Anything
-    else, such as a mask, is neither and has no origin.
+    one that joins several weights belongs to each by its share. Anything that depends on an input is an activation.
+    Other tensors, such as masks, have no origin.
     """
 
     def __init__(self, model: nn.Module, inputs: Any) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        # Imported here because it imports triton where that is installed.
+        # Imported here because it imports triton if that is installed.
         from torch.utils.flop_counter import flop_registry
 
         self._formulas: dict[Any, Callable[..., int]] = {**flop_registry, **_FORMULAS}
@@ -123,7 +123,7 @@ class _MultiplyAdds(TorchDispatchMode):
     def _enter_recurrent(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Count a whole LSTM, GRU or RNN at once, because its kernels differ by device and have no formulas.
 
-        Every matrix is multiplied with each token of the sequence once.
+        Every matrix is multiplied once with each token of the sequence.
         """
         self._recurrent += 1
         sequence = args[0] if args else kwargs["input"]
@@ -139,7 +139,7 @@ class _MultiplyAdds(TorchDispatchMode):
 
 
 def _multiplied(operation: Any, origins: list[_Origin]) -> _Origin | None:
-    """The weight in a product: the last operand that is one, because learned inputs (queries) precede their weight."""
+    """Return the weight in a product: its last weight operand, because learned inputs (queries) come before it."""
     if "attention" in str(operation):
         return None
     # Queries computed from learned inputs depend on weights alone too, but attention scores belong to no weight.
@@ -149,9 +149,9 @@ def _multiplied(operation: Any, origins: list[_Origin]) -> _Origin | None:
 
 
 def _selects_matrices(operation: Any, args: tuple[Any, ...]) -> bool:
-    """Whether whole matrices are taken from a stack, as a router does with its experts: they remain weights.
+    """Return whether whole matrices are taken from a stack, as a router takes its experts: they remain weights.
 
-    Rows that are taken from one matrix are activations, as those of an embedding.
+    Rows taken from a single matrix, such as those of an embedding, are activations.
     """
     if operation is _aten.index:
         selected = len(args[1])
@@ -163,7 +163,7 @@ def _selects_matrices(operation: Any, args: tuple[Any, ...]) -> bool:
 
 
 def _combined(operation: Any, operands: list[tuple[Tensor, _Origin]], *, product: bool) -> _Origin | None:
-    """The origin of a result: an activation if an operand is one, else the largest weight, or all that it joins."""
+    """Return a result's origin: an activation if an operand is one, else the largest weight, or all weights joined."""
     if not operands:
         return None
     if any(not origin.shares for _, origin in operands):
@@ -205,7 +205,7 @@ _FORMULAS: dict[Any, Callable[..., int]] = {
 """Floating-point operations (two per multiply-add) of the products that torch's registry lacks."""
 
 _FORMULAS_BY_NAME = {"aten._grouped_mm": _grouped, "transformers.grouped_mm_fallback": _grouped}
-"""The same for operators that not every version of torch has, or that another package brings."""
+"""The same for operators that only some versions of torch have, or that other packages define."""
 
 _JOINING = (_aten.cat, _aten.stack, _aten.block_diag)
-"""Operations whose result holds the elements of all their operands."""
+"""Operations whose result contains the elements of all operands."""

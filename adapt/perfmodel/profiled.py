@@ -1,4 +1,4 @@
-"""A network on a machine that supports only some widths: zeros cost as much as the rest, and memory is a bound too."""
+"""Cost of a network on a machine that supports only some widths, where zeros save nothing and memory is a bound too."""
 
 from collections.abc import Sequence
 
@@ -26,7 +26,7 @@ def profiled_inference_speedup(
     other_bits: float = FLOAT32_BITS,
     activation_bits: ArrayLike | None = None,
 ) -> float:
-    """Σ ops/rate(other) / Σ ops/rate(WL) at the last row: `inference_speedup` on a real machine.
+    """Return Σ ops/rate(other) / Σ ops/rate(WL) at the last row: `inference_speedup` on a real machine.
 
     Args:
         operations: multiply-adds per sample [layers].
@@ -36,8 +36,8 @@ def profiled_inference_speedup(
         activation_bits: of each layer's input, one number or [layers]; by default as wide as the weights.
 
     Raises:
-        TypeError: an argument that is not numeric, or a profile that is not a HardwareProfile.
-        ValueError: a number out of its range, a width that the machine lacks, or shapes that do not match.
+        TypeError: an argument is not numeric, or `profile` is not a HardwareProfile.
+        ValueError: a number is out of range, the machine lacks a width, or shapes do not match.
     """
     counts, lengths = _checked(operations, word_length, profile)
     other = float((counts / profile.rate(number("other_bits", other_bits))).sum())
@@ -54,7 +54,7 @@ def profiled_training_speedup(
     backward_bits: float = FLOAT32_BITS,
     backward_factor: float = 2,
 ) -> float:
-    """`training_speedup` in its physical form on a real machine, without the overhead of switching.
+    """Return `training_speedup` in its physical form on a real machine, without the overhead of switching.
 
     Args:
         operations, word_length, profile, other_bits: as in `profiled_inference_speedup`, except that every row counts,
@@ -63,7 +63,7 @@ def profiled_training_speedup(
         backward_factor: products in the backward pass for each one in the forward pass.
 
     Raises:
-        TypeError, ValueError: as `profiled_inference_speedup`.
+        TypeError, ValueError: as in `profiled_inference_speedup`.
     """
     counts, lengths = _checked(operations, word_length, profile)
     backward = amount("backward_factor", backward_factor) / profile.rate(number("backward_bits", backward_bits))
@@ -82,17 +82,17 @@ def layer_latency(
 ) -> float:
     """Return the modelled seconds of one layer: its measured cost, or else the roofline.
 
-    The roofline is max(operations/rate, bytes/bandwidth), where input, output and weights move once, each as wide as
-    the machine's product. Measured costs add: overhead + multiply-adds + elements moved.
+    The roofline is max(operations/rate, bytes/bandwidth), where input, output and weights move once, at the widths of
+    the machine's product. Measured costs add up: overhead + multiply-adds + elements moved.
 
     Args:
         layer: from `network_layers`.
         profile: the machine.
-        weight_bits, activation_bits: of the layer; its output is as wide as its input.
+        weight_bits, activation_bits: the layer's bits; its output is as wide as its input.
         batch_size: samples at once.
 
     Raises:
-        ValueError: more bits than the machine supports.
+        ValueError: the machine does not support so many bits.
     """
     weights, activations = profile.product(weight_bits, activation_bits)
     work = layer.multiply_adds * batch_size

@@ -8,7 +8,7 @@ from adapt.perfmodel.checked_arrays import FLOAT32_BITS, ArrayLike, Operations, 
 def inference_speedup(operations: Operations, word_length: ArrayLike, nonzero: ArrayLike) -> float:
     """AdaPT table 6, SU: Σ ops·32 / Σ ops·sp·WL at the last row; above 1 is faster, ∞ where nothing is left.
 
-    This assumes hardware on which every bit less saves work and zeros cost nothing; `profiled_inference_speedup` does
+    This assumes hardware on which every saved bit saves work and zeros cost nothing; `profiled_inference_speedup` does
     not.
 
     Args:
@@ -27,13 +27,13 @@ def inference_speedup(operations: Operations, word_length: ArrayLike, nonzero: A
 
 
 def size_ratio(word_length: ArrayLike, nonzero: ArrayLike, numel: ArrayLike | None = None) -> float:
-    """AdaPT 4.1.2, SZ: Σ sp·WL / Σ 32 at the last row, ours over float32 as the tables print it; below 1 is smaller.
+    """AdaPT 4.1.2, SZ: Σ sp·WL / Σ 32 at the last row, ours over float32 as in the paper's tables; below 1 is smaller.
 
     Args:
         word_length: WL, bits, [rows, layers] or one row.
         nonzero: sp, share of weights that are not zero, 0 to 1, as `word_length`.
-        numel: weights of each layer [layers], by which the layers are weighted: the physical figure. Without it all
-            layers have the same weight, as in the paper.
+        numel: number of weights of each layer [layers], by which layers are weighted, for the physical figure. Without
+            it all layers count the same, as in the paper.
 
     Raises:
         TypeError: an argument that is not numeric.
@@ -47,12 +47,11 @@ def size_ratio(word_length: ArrayLike, nonzero: ArrayLike, numel: ArrayLike | No
 def memory_ratio(word_length: ArrayLike, nonzero: ArrayLike, numel: ArrayLike | None = None) -> float:
     """AdaPT 4.1.2, MEM: the mean over rows of Σ (sp·WL + 32) / Σ 32, ours over float32; between 1 and 2.
 
-    Training keeps the float32 master weights in addition to the quantised ones. All rows have the same weight, so a
-    trace of every k-th step is enough.
+    Training keeps the float32 master weights in addition to the quantised ones. All rows count the same, so a trace of
+    every k-th step is enough.
 
     Args:
         word_length, nonzero, numel: as in `size_ratio`, except that every row counts.
-
 
     Raises:
         TypeError: an argument that is not numeric.

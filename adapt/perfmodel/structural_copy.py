@@ -1,4 +1,4 @@
-"""Copy a model's structure and the objects in which it keeps state, but not the rest of the program."""
+"""Copy a model's structure and the objects in which it keeps state, and nothing else."""
 
 import sys
 from abc import ABC
@@ -34,17 +34,17 @@ _OPEN = frozenset((*SimpleNamespace.__mro__, *Namespace.__mro__, dict, list, ABC
 def structural_copy(value: Any, copy_tensor: Callable[[Tensor], Tensor], copies: dict[int, Any]) -> Any:
     """Copy modules, containers, tensors and the objects that hold them, once each, and share everything else.
 
-    `copy.deepcopy` would copy every weight, and would follow hooks and a trainer into everything they hold. A function
-    or object that replaces a module's forward is copied too, so that it calls the copied modules. So is every object
-    that a forward may write into; otherwise the copy's tensors would end up in the original model.
+    `copy.deepcopy` would copy every weight, and would follow hooks and a trainer into everything they refer to. A
+    function or object that replaces a module's forward is copied too, so that it calls the copied modules. So is every
+    object that a forward may write into; otherwise the copy's tensors would end up in the original model.
 
     Args:
-        value: what to copy.
+        value: the object to copy.
         copy_tensor: returns the tensor that replaces a given one.
         copies: the copies made so far, by the id of the original; empty at first.
 
     Returns:
-        The copy, or `value` itself where it is shared.
+        The copy, or `value` itself if it is shared.
     """
     if id(value) in copies:
         return copies[id(value)]
@@ -94,13 +94,13 @@ def structural_copy(value: Any, copy_tensor: Callable[[Tensor], Tensor], copies:
         with suppress(ValueError):  # the cell may still be empty
             copy.cell_contents = again(value.cell_contents)
     elif _calls_a_module(value):
-        # By its own __copy__ or __getstate__: `adapt.execution`'s replacement of a forward copies as the plain forward.
+        # Through its own __copy__ or __getstate__: a forward replaced by `adapt.execution` copies as the plain forward.
         copy = copies[id(value)] = shallow_copy(value)
         state = dict(vars(copy))
         copies[id(state)] = state  # Keeps the copied attributes alive, because their ids are recorded.
         vars(copy).update((name, again(attribute)) for name, attribute in state.items())
     elif _keeps_state(value):
-        # Without calling __init__, which may need arguments, and recorded first, as for a module.
+        # Created without __init__, which may need arguments, and recorded first, as for a module.
         kind: Any = type(value)
         copy = copies[id(value)] = kind.__new__(kind)
         if isinstance(value, dict):
@@ -116,15 +116,15 @@ def structural_copy(value: Any, copy_tensor: Callable[[Tensor], Tensor], copies:
 
 
 def _calls_a_module(value: Any) -> bool:
-    """Whether this is a callable object that holds a module, as one that replaces a forward does."""
+    """Return whether this is a callable object that holds a module, such as one that replaces a forward."""
     held = getattr(value, "__dict__", {}).values()
     return callable(value) and not isinstance(value, type) and any(isinstance(part, nn.Module) for part in held)
 
 
 def _keeps_state(value: Any) -> bool:
-    """Whether this is an instance of a user's own class, such as a dataclass or a dictionary with attributes.
+    """Return whether this is an instance of a user's own class, such as a dataclass or a dictionary with attributes.
 
-    A library's objects may lead to the whole program, as a trainer does to its loggers and data. A class with its own
+    A library's objects may lead to the whole program, as a trainer leads to its loggers and data. A class with its own
     `__new__` or `__del__` may own a resource that must not be duplicated. An object without attributes, such as a
     sentinel, keeps no state.
     """
@@ -145,5 +145,5 @@ def _filled_slots(value: Any) -> Iterator[str]:
 
 
 def _weight_computing(hooks: dict[int, Any]) -> dict[int, Any]:
-    """Only the hooks with which torch's pruning, weight norm and spectral norm compute a weight."""
+    """Return only the hooks with which torch's pruning, weight norm and spectral norm compute a weight."""
     return OrderedDict((k, hook) for k, hook in hooks.items() if type(hook).__module__.startswith("torch.nn.utils."))

@@ -1,4 +1,4 @@
-"""All figures of a run, from its trace; while the run trains, an update costs no more than the new rows."""
+"""All figures of a run, from its trace; during training, an update only reads the new rows."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -43,12 +43,12 @@ class TraceLike(Protocol):
 
     @property
     def lookback(self) -> NDArray[np.float32]:
-        """Gradients in a full window [rows, layers]; 0 where none is kept."""
+        """Gradients in a full window [rows, layers]; 0 if there is no window."""
         ...
 
     @property
     def resolution(self) -> NDArray[np.int32]:
-        """Histogram bins [rows, layers]; 0 where none are counted."""
+        """Histogram bins [rows, layers]; 0 if there is no histogram."""
         ...
 
 
@@ -77,22 +77,22 @@ class Summary:
 class RunningSummary:
     """The figures of a run whose trace may still grow: `RunningSummary(operations, batch_size=128).update(trace)`.
 
-    An update reads only the new rows. All rows have the same weight, so a trace of every k-th step is enough.
+    An update reads only the new rows. All rows count the same, so a trace of every k-th step is enough.
 
     Args:
         operations: multiply-adds per sample, by layer name, from `operations(model, batch)`; names that the trace
             lacks are ignored.
         batch_size: samples in one micro-batch.
         accumulation: micro-batches per optimizer step.
-        steps: optimizer steps that the rows together represent, for comparison with an `other` that took a different
-            number; by default from the spacing of the trace's steps.
+        steps: optimizer steps that the rows together represent, for comparison with an `other` run of a different
+            length; by default from the spacing of the trace's steps.
         other: the run to compare training with; by default float32 training with the same steps and batches.
         backward_bits, backward_factor: as in `training_cost`.
         form: "physical", or "paper" for the printed form, which ignores the layers' sizes.
 
     Raises:
-        TypeError: an argument that is not numeric, or operations without names.
-        ValueError: a number out of its range.
+        TypeError: an argument is not numeric, or operations have no names.
+        ValueError: a number is out of range.
     """
 
     # The number of rows read, and the sums over them of the overhead, sp·WL, WL and sp.
@@ -129,7 +129,7 @@ class RunningSummary:
             backward_factor=backward_factor,
             form=form,
         )
-        # Refuses bad settings before training rather than at its first row.
+        # Refuses invalid settings now instead of at the first row of the training.
         self._training_speedup(as_operations(self._operations), 32, 1.0, steps=steps)
         self._start(())
 
@@ -143,7 +143,9 @@ class RunningSummary:
             self._start(trace.layers)
         rows = len(trace.step)
         if rows < max(self._rows, 1):
-            raise ValueError(f"trace has {rows} rows and {self._rows} were read: it must have some, and keep them")
+            raise ValueError(
+                f"trace has {rows} rows, but {self._rows} were read before: it must have rows and keep them"
+            )
         if rows > self._rows:
             self._add(trace, slice(self._rows, rows))
             self._rows = rows
@@ -170,7 +172,7 @@ class RunningSummary:
         )
 
     def _start(self, layers: tuple[str, ...]) -> None:
-        """Start without rows: at first, and again when layers have joined the run, which changes every row."""
+        """Start without rows: initially, and whenever layers join the run, which changes every row."""
         missing = [name for name in layers if name not in self._operations]
         if missing:
             raise ValueError(
@@ -196,6 +198,6 @@ class RunningSummary:
 
 
 def _steps(step: NDArray[np.int64]) -> int:
-    """Optimizer steps that evenly spaced rows represent, whatever number the first has."""
+    """Return the number of optimizer steps that evenly spaced rows represent, wherever they begin."""
     rows = len(step)
     return rows if rows < 2 else round(rows * (int(step[-1]) - int(step[0])) / (rows - 1))

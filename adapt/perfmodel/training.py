@@ -70,7 +70,7 @@ def training_cost(
         operations: ops, multiply-adds per sample [layers].
         word_length: WL, bits, [rows, layers], a row per step, or one row or one number.
         nonzero: sp, share of weights that are not zero, 0 to 1, as `word_length`.
-        accumulation: accs, micro-batches per optimizer step. It matters in the paper's form only.
+        accumulation: accs, micro-batches per optimizer step. It only matters in the paper's form.
         backward_bits: bits of the backward pass, whose operands are not quantised.
         backward_factor: products in the backward pass for each one in the forward pass; by default 1 in the paper's
             form and 2 in the physical one (the gradients of the inputs and of the weights).
@@ -95,7 +95,7 @@ def training_cost(
 def switching_cost(
     numel: ArrayLike, nonzero: ArrayLike, lookback: ArrayLike, resolution: ArrayLike, *, accumulation: int = 1
 ) -> float:
-    """AdaPT eq. 9: Σ_i Σ_l 32·(sp·ops_pd + ops_pu)/(accs·lb), in bits × operations, whatever the batch size.
+    """AdaPT eq. 9: Σ_i Σ_l 32·(sp·ops_pd + ops_pu)/(accs·lb), in bits × operations, for any batch size.
 
     A switch happens every lb optimizer steps; its cost is spread evenly over them. A layer whose lookback is 0 keeps no
     window and never switches: it costs nothing.
@@ -133,10 +133,10 @@ class OtherRun:
         steps: optimizer steps that it took.
         batch_size: samples in one micro-batch.
         accumulation: micro-batches per optimizer step.
-        word_length: bits, [rows, layers] or one row or number. All rows have the same weight and together represent
-            all steps.
+        word_length: bits, [rows, layers] or one row or number. All rows count the same and together represent all
+            steps.
         nonzero: share of weights that are not zero, as `word_length`.
-        operations: its multiply-adds per sample, where it trains another network.
+        operations: its multiply-adds per sample, if it trains another network.
     """
 
     steps: int
@@ -169,7 +169,7 @@ def training_speedup(
 
     The physical form is bs_other·train_other / (bs·train_ours + overhead): costs are per sample, the overhead of
     switching is per step. The paper prints (bs_other·train_other)/(bs·(train_ours + overhead)). The other run has no
-    overhead. All rows have the same weight, so a trace of every k-th step is enough.
+    overhead. All rows count the same, so a trace of every k-th step is enough.
 
     Args:
         operations, word_length, nonzero, backward_bits, backward_factor: as in `training_cost`. With a backward factor

@@ -1,1 +1,1 @@
-"""What a network costs on a machine: model cards, and measurements of the processor at hand."""
+"""The cost of a network on a machine: model cards, and measurements of the present processor."""

@@ -1,4 +1,4 @@
-"""This processor as a hardware profile: what layers of each kind and width cost, fitted to measurements of some."""
+"""Measure this processor: fit a hardware profile to timings of layers of each kind and width."""
 
 import itertools
 import math
@@ -15,18 +15,18 @@ from adapt.profiling.stopwatch import fastest, one_core
 from adapt.profiling.workloads import Workload, runnable_widths
 
 Times = dict[int, NDArray[np.float64]]
-"""Seconds of some layers, by bits."""
+"""Seconds of each layer, by bits."""
 
 KINDS = ("convolution", "pointwise", "depthwise", "linear")
 
 _MOST_WORK, _MOST_WEIGHTS = 400_000_000, 4_000_000
-"""Multiply-adds and weights of a layer at most; larger ones take time and memory and tell nothing new."""
+"""The most multiply-adds and weights of a layer; larger ones take time and memory and show nothing new."""
 
 
 def calibration_layers(kind: str, count: int, seed: int = 0) -> list[Workload]:
-    """Return layers of one kind with random sizes, spread on a logarithmic scale.
+    """Return layers of one kind with random sizes, uniform on a logarithmic scale.
 
-    They are as networks have them: multiples of 16 channels, and the fewer the larger the picture.
+    As in real networks, channels are multiples of 16, and larger images have fewer channels.
     """
     generator = np.random.default_rng([KINDS.index(kind), seed])
     found: list[Workload] = []
@@ -41,15 +41,15 @@ def calibration_layers(kind: str, count: int, seed: int = 0) -> list[Workload]:
 def measure_processor(
     *, layers: int = 48, rounds: int = 8, progress: Callable[[str], object] = print
 ) -> HardwareProfile:
-    """Return a profile of this processor, in one thread; takes about a minute.
+    """Return a profile of this processor, for one thread; takes about a minute.
 
     Rates are the highest that any layer reached at a width, bandwidth is that of a large copy, and costs are fitted to
-    layers of random sizes. 8 bits are measured where onnx and onnxruntime are installed.
+    layers of random sizes. 8 bits are measured if onnx and onnxruntime are installed.
 
     Args:
-        layers: how many of each kind are measured at each width.
-        rounds: how often each is timed.
-        progress: is told what is being measured.
+        layers: how many layers of each kind to measure at each width.
+        rounds: how often to time each.
+        progress: called with a line of text that says what is being measured.
     """
     workloads = [workload for kind in KINDS for workload in calibration_layers(kind, layers)]
     progress(f"timing {len(workloads)} layers at {', '.join(map(str, runnable_widths()))} bits, {rounds} rounds")
@@ -59,7 +59,7 @@ def measure_processor(
 def time_layers(workloads: Sequence[Workload], rounds: int) -> Times:
     """Return the seconds of every layer at every width that can be run here.
 
-    A round goes through all of them, so that a busy minute of the machine slows none alone.
+    Each round times all of them, so that a busy minute of the machine affects all alike.
     """
     widths = runnable_widths()
     with one_core():
@@ -68,7 +68,7 @@ def time_layers(workloads: Sequence[Workload], rounds: int) -> Times:
 
 
 def fit_profile(workloads: Sequence[Workload], times: Times) -> HardwareProfile:
-    """Return the profile of this processor that fits measured layers best.
+    """Return the profile of this processor that best fits measured layers.
 
     Args:
         workloads: the layers, several of each kind.
@@ -88,18 +88,18 @@ def fit_profile(workloads: Sequence[Workload], times: Times) -> HardwareProfile:
 
 
 def fit_cost(layers: Sequence[Layer], batches: Sequence[int], seconds: NDArray[np.float64]) -> LayerCost:
-    """Return the costs, none below 0, with the least sum of relative errors over measured layers.
+    """Return the non-negative costs with the least sum of relative errors over measured layers.
 
     Args:
-        layers: of one kind.
+        layers: the layers, all of one kind.
         batches: samples at once, for each layer.
-        seconds: what each took.
+        seconds: the measured time of each.
     """
     amounts = np.array([_amounts(layer, batch) for layer, batch in zip(layers, batches, strict=True)])
     largest = amounts.max(axis=0)
     relative = amounts / largest / seconds[:, None]
     importance = np.ones(len(seconds))
-    # Least squares, repeated with weights 1/|error|, minimises the sum of the errors: outliers pull less.
+    # Least squares, repeated with weights 1/|error|, minimises the sum of absolute errors, so outliers pull less.
     for _ in range(30):
         found = _nonnegative(relative * importance[:, None], importance)
         importance = (np.abs(relative @ found - 1) + 1e-3) ** -0.5
@@ -107,7 +107,7 @@ def fit_cost(layers: Sequence[Layer], batches: Sequence[int], seconds: NDArray[n
 
 
 def as_toml(profile: HardwareProfile) -> str:
-    """Return a profile as a file that `HardwareProfile.load` reads."""
+    """Return a profile as TOML that `HardwareProfile.load` can read."""
     lines = [f"name = {_quoted(profile.name)}", f"source = {_quoted(profile.source)}"]
     if profile.bandwidth is not None:
         lines.append(f"bandwidth = {profile.bandwidth:.4g}  # GB/s")
@@ -146,12 +146,12 @@ def _random_layer(kind: str, generator: np.random.Generator) -> Workload:
 
 
 def _amounts(layer: Layer, batch: int) -> tuple[float, ...]:
-    """What the five costs of a `LayerCost` are multiplied with."""
+    """Return the factors of the five costs of a `LayerCost`."""
     return (1.0, layer.multiply_adds * batch, layer.inputs * batch, layer.outputs * batch, layer.weights)
 
 
 def _nonnegative(matrix: NDArray[np.float64], target: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the least-squares solution without negative numbers: the best over all sets of columns, which are few."""
+    """Return the non-negative least-squares solution: the best over all subsets of the few columns."""
     columns, best, error = matrix.shape[1], np.zeros(matrix.shape[1]), math.inf
     for size in range(1, columns + 1):
         for chosen in map(list, itertools.combinations(range(columns), size)):
@@ -164,7 +164,7 @@ def _nonnegative(matrix: NDArray[np.float64], target: NDArray[np.float64]) -> ND
 
 
 def _bandwidth() -> float:
-    """10⁹ bytes per second that a copy reads and writes, of a tensor that no cache of one core holds."""
+    """Measure the 10⁹ bytes per second that a copy reads and writes, with a tensor too large for one core's caches."""
     source, target = torch.ones(2**24), torch.empty(2**24)
     with one_core():
         (seconds,) = fastest([lambda: target.copy_(source)])

@@ -79,10 +79,10 @@ def add_profile(commands: Any, figures: Figures) -> None:
 
 
 def run_profile(options: argparse.Namespace, figures: Figures) -> None:
-    """Print what the options ask for.
+    """Run `adapt profile` with these options.
 
     Raises:
-        OSError, ValueError, TypeError, ImportError: an argument does not fit, or a file cannot be read or written.
+        OSError, ValueError, TypeError, ImportError: an argument is invalid, or a file cannot be read or written.
     """
     if options.model is None and not options.measure:
         raise ValueError("name a network as MODULE:FUNCTION, or measure this processor with --measure")
@@ -147,7 +147,7 @@ def _by_layer(rows: list[dict[str, Any]], layers: tuple[Layer, ...], run: Path) 
 
 
 def _training(trace: Trace, layers: tuple[Layer, ...], machine: HardwareProfile) -> dict[str, float] | None:
-    """Speedups of the run so far, without the overhead of switching; None on a machine without float32."""
+    """Return the speedups of the run so far, without the overhead of switching; None on a machine without float32."""
     if machine.float_bits < FLOAT32_BITS:
         return None
     work = {layer.name: layer.multiply_adds for layer in layers}

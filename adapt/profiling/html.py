@@ -1,4 +1,4 @@
-"""A model card as a self-contained page, and as a part of another one."""
+"""A model card as a self-contained page, and as a section for another page."""
 
 from html import escape
 
@@ -17,7 +17,7 @@ _STYLE = """
 
 
 def as_html(card: Card) -> str:
-    """Return a page that needs nothing else."""
+    """Return a self-contained page."""
     title = escape(f"{card['network']} on {card['machine']}")
     return (
         f'<!doctype html>\n<html lang="en">\n<head><meta charset="utf-8"><title>{title}</title></head>\n'

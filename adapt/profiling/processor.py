@@ -1,11 +1,11 @@
-"""Which processor this is."""
+"""Name the present processor."""
 
 import platform
 from pathlib import Path
 
 
 def processor() -> str:
-    """Return the processor's model, and its widest vector instructions if known."""
+    """Return the processor's model and, if known, its widest vector instructions."""
     model, flags = platform.processor() or platform.machine(), ""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():

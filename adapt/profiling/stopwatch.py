@@ -1,4 +1,4 @@
-"""How long calls take on one core of a machine that others use as well."""
+"""Time calls on one core of a machine that others use too."""
 
 import os
 import time
@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 def fastest(calls: Sequence[Callable[[], object]], *, rounds: int = 8, seconds: float = 2e-3) -> NDArray[np.float64]:
     """Return the seconds of each call in its fastest round.
 
-    The calls take turns, and a round repeats each for so many seconds, after one call that only fills the caches. The
-    clock is the process's own processor time: another program that gets the core does not count, though what it leaves
-    in the caches does, which is why the fastest round counts.
+    The calls take turns. In each round a call is repeated for `seconds`, after one call that only fills the caches. The
+    clock is the process's own processor time, which excludes other programs on the core. Their effect on the caches
+    remains, which is why the fastest round counts.
     """
     repeats = [_repeats(call, seconds) for call in calls]
     best = np.full(len(calls), np.inf)
@@ -46,7 +46,7 @@ def one_core() -> Iterator[None]:
 
 
 def _repeats(call: Callable[[], object], seconds: float) -> int:
-    """How many calls take about this long; the first call, which may compile or allocate, does not count."""
+    """Return how many calls take about this long; the first call, which may compile or allocate, does not count."""
     call()
     start = time.process_time()
     call()

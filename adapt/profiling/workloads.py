@@ -1,4 +1,4 @@
-"""Single layers to measure: in float32 and bfloat16 as torch runs them, in 8 bits as ONNX Runtime does."""
+"""Single layers to measure: in float32 and bfloat16 with torch, in 8 bits with ONNX Runtime."""
 
 import importlib.util
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from adapt.perfmodel import Layer, network_layers
 Call = Callable[[], object]
 
 WIDTHS = (32, 16, 8)
-"""Bits: float32 and bfloat16 in torch, unsigned activations and signed weights of 8 bits in ONNX Runtime."""
+"""Bits: float32 and bfloat16 in torch; in ONNX Runtime unsigned activations and signed weights of 8 bits."""
 
 
 @dataclass(frozen=True)
@@ -22,10 +22,10 @@ class Workload:
 
     Attributes:
         kind: "convolution", "pointwise", "depthwise" or "linear".
-        batch: samples; rows of a linear layer.
+        batch: samples; for a linear layer, rows.
         inputs, outputs: channels.
         size: pixels on each side of the square input; 1 for a linear layer.
-        kernel, stride: of a convolution, which is padded to keep the size.
+        kernel, stride: those of a convolution, which is padded to keep the size.
     """
 
     kind: str
@@ -38,7 +38,7 @@ class Workload:
 
     @property
     def groups(self) -> int:
-        """Groups of a convolution: as many as channels in a depthwise one."""
+        """Groups of a convolution; in a depthwise one, as many as channels."""
         return self.inputs if self.kind == "depthwise" else 1
 
     @property
@@ -73,7 +73,7 @@ class Workload:
         return layer
 
     def call(self, bits: int) -> Call:
-        """Return what runs the layer once on random numbers.
+        """Return a function that runs the layer once on random numbers.
 
         Raises:
             ModuleNotFoundError: 8 bits need onnx and onnxruntime.
@@ -82,7 +82,7 @@ class Workload:
 
 
 def runnable_widths() -> tuple[int, ...]:
-    """Return those of `WIDTHS` that can be run here."""
+    """Return the `WIDTHS` that can be run here."""
     has_runtime = all(map(importlib.util.find_spec, ("onnx", "onnxruntime")))
     return WIDTHS if has_runtime else tuple(bits for bits in WIDTHS if bits != 8)
 
@@ -98,7 +98,7 @@ def _in_torch(workload: Workload, dtype: torch.dtype) -> Call:
 
 
 def _in_onnxruntime(workload: Workload) -> Call:
-    """One operator, QLinearConv or QLinearMatMul, with words as input and output."""
+    """Return a call of one operator, QLinearConv or QLinearMatMul, with integer input and output."""
     import onnxruntime
     from onnx import TensorProto, helper, numpy_helper
 

@@ -6,7 +6,7 @@ from typing import Any
 from adapt.text_columns import aligned
 
 Card = dict[str, Any]
-"""What `adapt.perfmodel.model_card` returns, with the network's name and the figures of training."""
+"""The result of `adapt.perfmodel.model_card`, plus the network's name and the figures of training."""
 
 HEAD = ("layer", "kind", "multiply-adds", "weights", "in", "out", "bits", "runs at", "cost", "µs", "before")
 
@@ -17,7 +17,7 @@ def as_json(card: Card) -> str:
 
 
 def as_text(card: Card) -> str:
-    """Return a line per layer, and the figures of the whole network."""
+    """Return one line per layer, and the figures of the whole network."""
     lines = aligned([HEAD, *map(cells, card["layers"])], left=2)
     figures = summary(card)
     width = max(map(len, figures))
@@ -50,7 +50,7 @@ def cells(row: dict[str, Any]) -> list[str]:
 
 
 def summary(card: Card) -> dict[str, str]:
-    """Return the figures of the whole network as text, by what they are."""
+    """Return the figures of the whole network as text, by name."""
     totals, training = card["totals"], card["training"]
     baseline = "float32" if card["baseline_bits"] == 32 else f"{card['baseline_bits']:g} bits, its widest"
     bounds = {

@@ -1,4 +1,4 @@
-"""The policies, and the equations by which they choose each layer's precision: one pure function per equation."""
+"""The policies, and the equations with which they choose each layer's precision: one pure function per equation."""
 
 from adapt.switching.allocation import allocate, best_ranges, squared_error
 from adapt.switching.compact import next_bits, rounding_cost

@@ -30,7 +30,7 @@ PushUp = Literal["suggestion", "diversity", "loss"]
 
 
 class Overrides(TypedDict, total=False):
-    """What `AdaPT.compact` takes: the hyperparameters of `AdaPT`, named one by one for editors and command lines."""
+    """Arguments of `AdaPT.compact`: the hyperparameters of `AdaPT`, listed for editors and command lines."""
 
     initial: Precision | None
     buffer_bits: int
@@ -47,7 +47,7 @@ class Overrides(TypedDict, total=False):
 
 
 class Window(NamedTuple):
-    """A window of gradients that ended: its layer, its Δs, and the strategy at its end."""
+    """A window of gradients that has ended: its layer, its Δs, and the strategy at its end."""
 
     layer: int
     diversity: float
@@ -59,12 +59,11 @@ class AdaPT:
     """The paper's policy: algorithm 2 and its hyperparameters, with the paper's values as defaults.
 
     Args:
-        initial: format of every layer before its first switch; None for the one that push-down finds for its first
-            weights.
-        buffer_bits: word-length bits above the fraction that every switch grants, 0 to 30. The paper takes 4,
-            and 8 for residual networks and CIFAR-100.
-        resolution: lower and upper bound of the histogram bins r that push-down compares.
-        lookback: lower and upper bound of the gradients lb in a layer's window.
+        initial: format of every layer before its first switch; None lets push-down choose it for the first weights.
+        buffer_bits: word-length bits that every switch adds to the fraction length, 0 to 30. The paper uses 4, and 8
+            for residual networks and CIFAR-100.
+        resolution: lower and upper bound of the number r of histogram bins that push-down compares.
+        lookback: lower and upper bound of the number lb of gradients in a layer's window.
         lookback_momentum: γ, weight of the new lookback against the old one, 0 to 1.
         kl_tolerance: ε, bits of divergence that push-down may give up; 0 requires equal histograms.
         normalize_gradients: divide each layer's gradient by its norm before the update.
@@ -73,14 +72,14 @@ class AdaPT:
         push_up: "suggestion" (equation 4), "diversity" (algorithm 4, which keeps every gradient of the window) or
             "loss", which replaces push-down and push-up by the rules of `compact`.
         loss_tolerance: with "loss" and without `bits`, the share of the loss that rounding a layer of average size
-            may cost before the layers get a bit more.
-        bits: with "loss", the mean bits of a weight, 2 to 16 of its word or up to 16 of its code; None leaves it to the
-            loss.
-        count: with `bits`, what they count: "words" as hardware holds them, or their "entropy", for files. The latter
-            chooses steps alone, in words so long that no weight is clipped.
+            may cost before the layers get more bits.
+        bits: with "loss", the mean bits per weight: 2 to 16 if words are counted, up to 16 if entropy is; None lets the
+            loss decide.
+        count: what `bits` counts: "words", as stored by hardware, or their "entropy", as in compressed files. With
+            "entropy" only steps are chosen, in words so long that no weight is clipped.
 
     Raises:
-        TypeError, ValueError: a hyperparameter is not a sensible one.
+        TypeError, ValueError: a hyperparameter is invalid.
     """
 
     initial: Precision | None = EIGHT_BITS
@@ -131,35 +130,35 @@ class AdaPT:
 
     @classmethod
     def compact(cls, **overrides: Unpack[Overrides]) -> "AdaPT":
-        """The policy that wastes no bits: as in the paper precision rises and falls layer by layer, at a fifth of its
+        """Return the policy that wastes no bits: precision rises and falls by layer, as in the paper, at a fifth of the
         bits.
 
-        `compact(bits=4)` trains with 4 bits per weight on average; `compact()` takes as many as the loss asks for;
-        `compact(bits=3, count="entropy")` spends 3 bits per weight of a file that is entropy-coded.
-        Train with `rounding="nearest"`, because what is evaluated and shipped is rounded to nearest too. What replaces
-        the paper's rules (`adapt.switching.compact`):
+        `compact(bits=4)` trains with 4 bits per weight on average; `compact()` uses as many as the loss requires;
+        `compact(bits=3, count="entropy")` spends 3 bits per weight of an entropy-coded file. Train with
+        `rounding="nearest"`, because evaluated and exported weights are rounded to nearest too. These rules replace the
+        paper's (`adapt.switching.compact`):
 
-        * A bit goes where it lowers the loss most: rounding layer l costs in proportion to ‖G_l‖² times the mean
-          squared error of its weights, and at the end another bit per weight would gain about the same in every layer.
-          A rule that allows every layer the same cost, whatever its size, starves small layers, where bits are nearly
-          free.
-        * Ranges have the least squared error, so a short word leaves out a few large weights for a finer step: at 3 and
-          4 bits that is worth a bit.
-        * Without `bits` the loss decides how many there are: ⟨ΣG/n, Q(W) − W⟩ of all layers is what rounding costs
-          (`rounding_cost`). Above `loss_tolerance` of the loss all weights get a bit more on average, far below it one
-          less.
-        * Windows of gradients begin with 2 steps and double, so that ranges follow weights that grow, and formats come
-          to rest long before training ends. They end for all layers at once, so that layers are compared. Formats that
-          are about as good as others stay.
-        * Layers start at 8 bits, or at ⌊bits⌋, in the range that suits their first weights.
+        * Each bit goes where it lowers the loss most. The cost of rounding layer l is proportional to ‖G_l‖² times the
+          mean squared error of its weights; in the end another bit per weight would gain about the same in every layer.
+          A rule that allows every layer the same cost, whatever its size, would starve small layers, where bits are
+          nearly free.
+        * Ranges minimise the squared error, so a short word clips a few large weights for a finer step: at 3 and 4 bits
+          that is worth a bit.
+        * Without `bits` the loss decides how many there are: rounding costs ⟨ΣG/n, Q(W) − W⟩, summed over all layers
+          (`rounding_cost`). Above `loss_tolerance` of the loss, the average word grows by a bit; far below it, it
+          shrinks by one.
+        * Windows of gradients begin with 2 steps and double, so that ranges follow growing weights early on, and
+          formats settle long before training ends. Windows end for all layers at once, so that layers can be compared.
+          A format stays unless another is clearly better.
+        * Layers start at 8 bits, or at ⌊bits⌋, with the range that suits their first weights.
         * Gradients keep their norms, so learning rates and penalties are those of float32.
 
-        There are no buffer bits, so activations in the layers' formats would get too few bits to train: give them a
-        word of their own, `attach(..., activations=8)`.
+        There are no buffer bits, so activations in the layers' formats would get too few bits to train: give them their
+        own word length, `attach(..., activations=8)`.
 
         Args:
-            overrides: hyperparameters that replace those of `compact`. `lookback` is the length of the first window
-                and of the longest; `resolution`, `lookback_momentum` and `kl_tolerance` have no effect.
+            overrides: hyperparameters that replace those of `compact`. `lookback` is the length of the first and of the
+                longest window; `resolution`, `lookback_momentum` and `kl_tolerance` have no effect.
         """
         own: dict[str, Any] = {
             "initial": None,
@@ -172,24 +171,26 @@ class AdaPT:
 
     @property
     def keeps_gradients(self) -> bool:
-        """Whether the policy needs every gradient of the window: algorithm 4 quantises them in every candidate."""
+        """Whether the policy needs every gradient of the window: algorithm 4 quantises them to every candidate."""
         return self.push_up == "diversity"
 
     def check_bounds(self, bounds: Sequence[Bounds], sizes: Sequence[int]) -> None:
-        """Refuse bounds of the layers' words that the budget of `bits` does not allow; see `compact.check_bounds`."""
+        """Check that the budget of `bits` allows these bounds of the layers' words; see `compact.check_bounds`."""
         if self.bits is not None and self.count == "words":
             compact.check_bounds(bounds, sizes, self.bits)
 
     def start(self, weights: Sequence[Tensor]) -> AdaPTState:
-        """Return the first state: every layer in its first format, the longest lookback (`compact`: the shortest), the
-        coarsest resolution, and strategy "min".
+        """Return the initial state, with strategy "min".
+
+        Every layer has its first format, the longest lookback (under `compact` the shortest) and the coarsest
+        resolution.
 
         Raises:
             ValueError: a layer's first weights are not finite, and `initial` is None.
         """
         layers = len(weights)
         if self.initial is not None:
-            # Without looking at the weights: looking gathers those that are spread over processes.
+            # Weights are not read here, because reading gathers those that are sharded over processes.
             formats = (self.initial,) * layers
         else:
             formats = tuple(self._first(weights[layer]) for layer in range(layers))
@@ -207,11 +208,11 @@ class AdaPT:
         )
 
     def patience(self, state: AdaPTState) -> int:
-        """Return how many of the next steps certainly end no window.
+        """Return for how many of the next steps no window can end.
 
-        A window ends with its ⌈lb⌉-th gradient, and however diverse the gradients, lb falls no faster than its moving
-        average: k steps later it is at least lb_lwr + (1 − γ)^k·(lb − lb_lwr). A lookback outside the bounds, from
-        a run with other bounds, moves inside at once.
+        A window ends with its ⌈lb⌉-th gradient. However diverse the gradients, lb falls no faster than its moving
+        average: after k steps it is at least lb_lwr + (1 − γ)^k·(lb − lb_lwr). A lookback outside the bounds, from a
+        run with other bounds, is clipped to them at once.
         """
         lowest, longest = self.lookback
         lookbacks = np.clip(state.lookback, lowest, longest)
@@ -221,14 +222,16 @@ class AdaPT:
         for steps in range(1, longest):
             kept = (1 - self.lookback_momentum) ** steps
             for gradients, lookback in layers:
-                # The bound and the average round differently; a billionth of a gradient covers that.
+                # The bound and the average are rounded differently; a billionth of a gradient covers the difference.
                 if gradients + steps >= math.ceil(lowest + kept * (lookback - lowest) - 1e-9):
                     return steps - 1
         return longest - 1
 
     def advance(self, state: AdaPTState, observation: Observation) -> AdaPTState:
-        """Return the state after one step of algorithm 2: it adapts strategy, lookback and resolution, and switches
-        the layers whose window is full."""
+        """Return the state after one step of algorithm 2.
+
+        It adapts strategy, lookback and resolution, and switches the layers whose window is full.
+        """
         if self.push_up == "loss":
             return compact.advance(
                 state,
@@ -240,7 +243,7 @@ class AdaPT:
             )
         strategy, losses = self._strategy(state, observation.loss)
         formats = state.formats
-        # Lists, because reading a single number of an array takes longer than all that is done with it.
+        # Lists, because reading a single number from an array takes longer than all that is done with it.
         gradients, lookback, resolution = state.gradients.tolist(), state.lookback.tolist(), state.resolution.tolist()
         sum_of_norms, diversities = state.sum_of_norms.tolist(), state.diversity.tolist()
         divergences = state.divergence.copy()
@@ -249,13 +252,13 @@ class AdaPT:
             gradients[layer] += 1
             sum_of_norms[layer] += norms[layer]
             delta = diversities[layer] = diversity(sum_of_norms[layer], norms_of_sums[layer])
-            # The first gradient of a window has Δs = 1 by definition, which says nothing.
+            # With a single gradient Δs = 1 by definition, which says nothing.
             if gradients[layer] > 1:
                 lookback[layer] = next_lookback(
                     lookback[layer], delta, bounds=self.lookback, momentum=self.lookback_momentum
                 )
             else:
-                # A run with other bounds may have left the lookback outside of these.
+                # The lookback may lie outside the bounds, if the run began with others.
                 lookback[layer] = min(max(lookback[layer], self.lookback[0]), self.lookback[1])
             resolution[layer] = next_resolution(
                 resolution[layer],

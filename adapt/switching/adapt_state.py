@@ -1,4 +1,4 @@
-"""What AdaPT remembers between steps."""
+"""The state of AdaPT."""
 
 import math
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from adapt.switching.pushup import checked_strategy
 
 @dataclass(frozen=True)
 class AdaPTState(State):
-    """What AdaPT remembers between steps: Q of algorithm 1, without the gradients.
+    """The state of AdaPT between steps: Q of algorithm 1, without the gradients.
 
     Attributes:
         lookback: lb of each layer, kept as a float, [layers].
@@ -23,7 +23,7 @@ class AdaPTState(State):
         divergence: bits of divergence that each layer's latest push-down gave up; NaN before the first, [layers].
         rounding_cost: what rounding each layer cost the loss in its latest window under `AdaPT.compact()`; NaN before
             its first one ended, and under other rules, [layers].
-        strategy: "min", "mean" or "max"; one for the whole network.
+        strategy: "min", "mean" or "max", for the whole network.
         losses: the latest losses, oldest first, at most as many as the longest lookback.
     """
 

@@ -1,12 +1,12 @@
-"""Word lengths where a bit lowers the loss most, and ranges by least squared error.
+"""Allocate bits to the layers where they lower the loss most, with ranges of least squared error.
 
-Rounding moves a weight by e, and to second order the loss by ½·h·e². Near a minimum the curvature h of a weight is its
-Fisher information, which the mean square of its gradient follows up to a factor that all layers share. So rounding
-layer l costs the loss in proportion to
+Rounding moves a weight by e, and so the loss by ½·h·e² to second order. Near a minimum the curvature h of a weight is
+its Fisher information, which is proportional to the mean square of its gradient, with a factor that all layers share.
+So rounding layer l raises the loss in proportion to
 
     c_l(b) = ‖G_l‖² · mse_l(b)
 
-with mse_l(b) the mean squared error of its weights in words of b bits.
+where mse_l(b) is the mean squared error of its weights in words of b bits.
 """
 
 from collections.abc import Sequence
@@ -25,15 +25,15 @@ WORDS = range(SHORTEST_WORD, 17)
 """The word lengths that are considered, in bits."""
 
 SAMPLE = 2**16
-"""How many weights of a layer its squared errors are measured on; more would change nothing but the time."""
+"""How many weights of a layer are used to measure its squared errors; more would only take longer."""
 
 STICKINESS = 1.5
-"""By which factor another format must lower a layer's squared error: a change of format is a jump of the weights that
-training has to make good, so formats that are about as good must not alternate."""
+"""The factor by which another format must lower a layer's squared error. A change of format makes the weights jump,
+from which training must recover, so formats that are about equally good must not alternate."""
 
 
 def squared_error(weights: Tensor, precision: Precision) -> float:
-    """Σ(Q(W) − W)²/n: the mean squared error of rounding to nearest; 0 for an empty tensor.
+    """Return Σ(Q(W) − W)²/n, the mean squared error of rounding to nearest; 0 for an empty tensor.
 
     Raises:
         TypeError: weights is not a floating-point tensor, or precision not a Precision.
@@ -46,11 +46,11 @@ def squared_error(weights: Tensor, precision: Precision) -> float:
 
 
 def best_ranges(weights: Tensor, words: Sequence[int] = WORDS) -> list[tuple[Precision, float]]:
-    """argmin over FL of Σ(Q(W) − W)²/n, for every word length WL: the range that loses least, and what it loses.
+    """Return, for every word length WL, argmin over FL of Σ(Q(W) − W)²/n: the best range, and its error.
 
-    A range that holds every weight spends most of a short word on a few outliers: from the fraction length of
-    `block_precision`, which holds them all, FL rises while the error falls. A longer word never wants fewer bits behind
-    the point, so each search starts where the one for the word before ended.
+    A range that holds every weight spends most of a short word on a few outliers. So FL starts at the value of
+    `block_precision`, which holds them all, and rises while the error falls. The best FL never falls as WL grows, so
+    each search starts where the one for the previous word ended.
 
     Args:
         weights: a layer's master weights, finite.
@@ -81,30 +81,31 @@ def best_ranges(weights: Tensor, words: Sequence[int] = WORDS) -> list[tuple[Pre
 
 
 def sample(weights: Tensor) -> Tensor:
-    """Return every k-th weight in float32 or float64, at most `SAMPLE`; k is odd, so as to visit all channels."""
+    """Return every k-th weight in float32 or float64, at most `SAMPLE`; k is odd, in order to visit all channels."""
     step = max(-(-weights.numel() // SAMPLE), 1)
     values = weights.detach().flatten()[:: step + 1 - step % 2]
     return values if values.dtype == torch.float64 else values.to(torch.float32)
 
 
 def allocate(costs: NDArray[np.float64], prices: NDArray[np.float64], budget: float) -> NDArray[np.int64]:
-    """argmin Σ c_l(i_l) with Σ p_l(i_l) ≤ budget: every bit goes where it lowers the cost most.
+    """Return argmin Σ c_l(i_l) with Σ p_l(i_l) ≤ budget: every bit goes where it lowers the cost most.
 
-    This is reverse water-filling: at the end one bit more would lower the cost of every layer by about the same amount
-    λ, whatever its size, and λ follows from the budget. From the cheapest format on, each layer offers the step
-    i → j with the largest (c(i) − c(j))/(p(j) − p(i)); offers are taken from the largest on, each if it still fits. So
-    small layers may fill what a large one leaves.
+    This is reverse water-filling: in the end, one more bit would lower the cost of every layer by about the same amount
+    λ, whatever its size, and λ follows from the budget. Starting at the cheapest format, each layer offers the step
+    i → j with the largest (c(i) − c(j))/(p(j) − p(i)). Offers are accepted from the largest down, if they still fit, so
+    small layers may use what a large one leaves.
 
     Args:
-        costs: c_l(i), what each format costs the loss, [layers, formats].
-        prices: p_l(i), the bits that all weights of the layer take in it, likewise; those of word lengths are n_l·WL.
-        budget: what Σ p_l(i_l) may not be above, in bits.
+        costs: c_l(i), the cost of each format in terms of the loss, [layers, formats].
+        prices: p_l(i), the bits that all weights of the layer take in each format, [layers, formats]; n_l·WL if words
+            are counted.
+        budget: the upper bound of Σ p_l(i_l), in bits.
 
     Returns:
-        The index of each layer's format, [layers]; 0 for all where the budget does not suffice.
+        The index of each layer's format, [layers]; 0 for all if the budget is too small.
     """
     offers = []
-    prices = np.maximum.accumulate(prices, axis=1)  # measured entropies may fall by a hair where the step gets finer
+    prices = np.maximum.accumulate(prices, axis=1)  # measured entropies may fall slightly for a finer step
     for layer, (cost, price) in enumerate(zip(costs, prices, strict=True)):
         index = 0
         while index < len(cost) - 1:
@@ -124,7 +125,7 @@ def allocate(costs: NDArray[np.float64], prices: NDArray[np.float64], budget: fl
 
 
 def errors_by_word(weights: Tensor, current: LayerFormat) -> list[tuple[Precision, float]]:
-    """`best_ranges`, where the present format stays for its word length unless another has clearly less error."""
+    """Return `best_ranges`, but keep the present format for its word length unless another has clearly less error."""
     table = best_ranges(weights)
     if isinstance(current, Precision) and current.word_length in WORDS:
         index = current.word_length - WORDS[0]

@@ -1,4 +1,4 @@
-"""Formats whose words are as long as a policy likes, moved to a length that the user allows."""
+"""Move the formats that a policy chose within the user's bounds of the word length."""
 
 from torch import Tensor
 
@@ -9,18 +9,18 @@ Bounds = tuple[int, int]
 """The fewest and the most bits of a layer's word."""
 
 ALL: Bounds = (SHORTEST_WORD, LONGEST_WORD)
-"""The bounds of a layer on which the policy alone decides."""
+"""The bounds of a layer whose word length the policy alone decides."""
 
 
 def within(form: LayerFormat, bounds: Bounds) -> LayerFormat:
-    """Return the format, if its word length lies within the bounds, or the one at the nearer bound.
+    """Return the format if its word length lies within the bounds, otherwise one at the nearer bound.
 
     A longer word keeps the integer bits of the format and gets a finer step. A shorter word cannot keep both range and
-    step, and the integer bits that a policy grants may be all that is left of it, so its range follows the weights:
-    it is block floating point. Float32 counts as 32 bits.
+    step, and might consist of nothing but the integer bits that a policy grants, so it becomes block floating point,
+    whose range follows the weights. Float32 counts as 32 bits.
 
     Args:
-        form: what the policy chose.
+        form: the format that the policy chose.
         bounds: the fewest and the most bits.
     """
     low, high = bounds
@@ -35,7 +35,7 @@ def within(form: LayerFormat, bounds: Bounds) -> LayerFormat:
 
 
 def fixed_point(form: LayerFormat, weights: Tensor) -> LayerFormat:
-    """Return the format itself, or that of fixed point which block floating point gives these weights."""
+    """Return the format itself or, for block floating point, the fixed-point format that it gives these weights."""
     if not isinstance(form, BlockFloat):
         return form
     return form.precision(*(extremes(weights) if weights.numel() else (0.0, 0.0)))

@@ -1,4 +1,4 @@
-"""The formats that a layer may get under `AdaPT.compact()`, with what each loses and takes."""
+"""The formats that a layer may get under `AdaPT.compact()`, with the error and the size of each."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -13,18 +13,18 @@ from adapt.switching.bounds import Bounds, fixed_point, within
 from adapt.switching.entropy import code_length, errors_by_step
 
 Count = Literal["words", "entropy"]
-"""What a budget of bits counts: words as hardware holds them, or what an entropy coder leaves of them."""
+"""What a budget of bits counts: words as stored by hardware, or their size after entropy coding."""
 
 Choice = tuple[Precision, float, float]
-"""A format, the mean squared error of a layer's weights in it, and the bits that a weight takes."""
+"""A format, the mean squared error of a layer's weights in it, and the bits per weight."""
 
 
 def bits_taken(weights: Tensor, form: LayerFormat, count: Count) -> float:
-    """Return the bits that a weight takes in its present format."""
+    """Return the bits per weight in the present format."""
     if form is None:
         return LONGEST_WORD
     assert isinstance(form, Precision)  # AdaPT never leaves fixed point
-    # Words longer than any that the policy chooses by itself are too many to be counted.
+    # Words longer than the policy's own choices have too many values to count.
     is_coded = count == "entropy" and form.word_length <= WORDS[-1] + 1
     return code_length(sample(weights), form) if is_coded else form.word_length
 
@@ -33,16 +33,16 @@ def choices(weights: Tensor, form: LayerFormat, count: Count, bounds: Bounds) ->
     """Return the formats that a layer may get, cheapest first.
 
     Args:
-        weights: its master weights.
+        weights: the layer's master weights.
         form: its present format.
-        count: what a budget counts.
+        count: what the budget counts.
         bounds: the fewest and the most bits of its word.
     """
     rows = errors_by_step(weights) if count == "entropy" else _by_word(weights, form)
     allowed = [row for row in rows if bounds[0] <= row[0].word_length <= bounds[1]]
     if allowed:
         return allowed
-    # Fewer bits than any row has, or more.
+    # The bounds allow only fewer bits, or only more, than any row has.
     nearest = rows[0 if rows[0][0].word_length > bounds[1] else -1][0]
     only = fixed_point(within(nearest, bounds), weights)
     assert isinstance(only, Precision)
@@ -54,12 +54,12 @@ def _by_word(weights: Tensor, form: LayerFormat) -> list[Choice]:
 
 
 def present_step(found: Sequence[Choice], form: LayerFormat) -> int:
-    """Return which choice has the layer's present step, or −1 if none has."""
+    """Return the index of the choice with the layer's present step; −1 if there is none."""
     steps = [choice[0].fraction_length for choice in found]
     return steps.index(form.fraction_length) if isinstance(form, Precision) and form.fraction_length in steps else -1
 
 
 def padded(rows: Sequence[Sequence[float]]) -> NDArray[np.float64]:
-    """Return the rows one below the other; what a short one lacks never gets cheaper or better than its last."""
+    """Stack the rows into an array; short ones repeat their last value, which is never better or cheaper."""
     longest = max(map(len, rows))
     return np.array([[*row, *[row[-1]] * (longest - len(row))] for row in rows], np.float64)

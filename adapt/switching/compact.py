@@ -1,8 +1,8 @@
 """`AdaPT.compact()`: when formats change, and how many bits the layers share.
 
-`adapt.switching.allocation` shares them out, from figures that are hardly noisy. What rounding costs the loss
-(`rounding_cost`) is noisy, and averages to little once training has adapted the weights to their grid, so it is summed
-over the layers and decides only how many bits there are altogether.
+`adapt.switching.allocation` divides the bits among the layers, from figures with little noise. The effect of rounding
+on the loss (`rounding_cost`) is noisy, and averages to little once training has adapted the weights to their grid. So
+it is summed over the layers, and only decides the total number of bits.
 """
 
 import math
@@ -28,19 +28,19 @@ from adapt.switching.entropy import steady
 from adapt.switching.policy import Observation
 
 MARGIN = 8.0
-"""How far below the tolerance the cost must lie before a bit is given back: a bit less makes rounding errors twice as
-large and, near a minimum, their cost four times, so a margin of four would let word lengths swing to and fro."""
+"""Factor by which the cost must lie below the tolerance before a bit is given up. One bit less doubles the rounding
+errors and, near a minimum, quadruples their cost, so with a margin of four word lengths would oscillate."""
 
 CHECK = 8
-"""Steps after which the policy looks, at the latest, whether weights have outgrown their range."""
+"""At least every so many steps, the policy checks whether weights have outgrown their range."""
 
 OUTGROWN = 0.125
-"""The share of saturated weights at which a layer's window ends early. Ranges of least squared error leave out up to
-4 % of a trained layer's weights, so an eighth means growth."""
+"""The share of saturated weights at which a layer's window ends early. Ranges of least squared error clip up to 4 % of
+a trained layer's weights, so an eighth means that the weights have grown."""
 
 
 def patience(state: AdaPTState, lookback: tuple[int, int]) -> int:
-    """Return how many of the next steps certainly end no window: at most `CHECK` − 1, and fewer where one fills up."""
+    """Return for how many of the next steps no window can end: at most `CHECK` − 1, and fewer if one fills up."""
     windows = np.ceil(np.clip(state.lookback, *lookback))
     rest = int((windows - state.gradients).min(initial=lookback[1])) - 1
     return max(min(rest, int(-state.gradients.max(initial=0) - 1) % CHECK), 0)
@@ -55,16 +55,16 @@ def advance(
     tolerance: float,
     count: Count = "words",
 ) -> AdaPTState:
-    """Return the state after one step: windows double, and the first that is full ends all, because only layers that
-    are compared can trade bits.
+    """Return the state after one step.
 
-    A layer whose weights outgrow its range gets another at once, wherever the engine measures that: the observation's
-    `saturated`, float64 [layers], is the share of the master weights that lie more than half a step outside of the
-    range.
+    The first full window ends all windows, because only layers judged together can trade bits; then windows double. A
+    layer whose weights outgrow its range gets another one at once, if the engine measures saturation: the observation's
+    `saturated`, float64 [layers], is the share of the master weights outside the range.
 
     Args:
-        state, observation: what the policy remembers, and what it sees of the step.
-        lookback: gradients in the first window, and in the longest.
+        state: the policy's state.
+        observation: the step.
+        lookback: gradients in the first and in the longest window.
         bits, tolerance, count: as in `switched`.
     """
     seen, formats, losses = observation.seen, state.formats, state.losses
@@ -97,11 +97,11 @@ def advance(
 
 
 class Windows(NamedTuple):
-    """The windows of gradients that ended.
+    """The windows of gradients that have ended.
 
     Attributes:
         layers: the layers whose window ended, [ended].
-        gradients: how many gradients each layer's window holds, [layers].
+        gradients: the number of gradients in each layer's window, [layers].
         sum_of_norms: Σ‖G‖ of each layer's window, [layers].
         losses: the latest losses, oldest first.
     """
@@ -120,19 +120,18 @@ def switched(
     tolerance: float,
     count: Count = "words",
 ) -> tuple[tuple[LayerFormat, ...], list[float]]:
-    """Return the formats after these windows, and the `rounding_cost` of each layer among them: these layers share the
-    bits that are left to them, each within the observation's bounds.
+    """Return the formats after these windows, and the `rounding_cost` of each layer whose window ended. These layers
+    share the bits that the others leave, each within the observation's bounds.
 
     Args:
         formats: the present format of each layer.
         windows: the windows that ended.
-        observation: the step with which they ended.
-        bits: the mean word length that all layers together are to have; None where the loss decides (`next_bits`):
-            rounding these layers may cost tolerance·|loss|·Σn_l/mean(n), which is tolerance·|loss| for a layer of
-            average size.
+        observation: the step with which they ended; its bounds confine every format.
+        bits: the mean bits per weight over all layers; None lets the loss decide (`next_bits`): rounding these layers
+            may cost tolerance·|loss|·Σn_l/mean(n), which is tolerance·|loss| for a layer of average size.
         tolerance: share of the loss, above 0.
-        count: with `bits`, what takes them: "words", whose lengths are chosen with ranges of least squared error, or
-            what "entropy" coding leaves of words of unbounded range (`adapt.switching.entropy`).
+        count: what `bits` counts: "words", whose lengths are chosen with ranges of least squared error, or the
+            "entropy" of words of unbounded range (`adapt.switching.entropy`).
     """
     moving = windows.layers.tolist()
     if not moving:
@@ -140,7 +139,7 @@ def switched(
     by_loss = bits is None and len(windows.losses) > 0
     numel, tables, spent, kept, costs = [], {}, 0.0, 0.0, list[float]()
     for layer, chosen_form in enumerate(observation.confined(formats)):
-        weights = observation.weights[layer]  # Once, because looking gathers weights that are spread over processes.
+        weights = observation.weights[layer]  # Read once, because reading gathers sharded weights.
         form = fixed_point(chosen_form, weights)
         numel.append(weights.numel())
         if layer not in moving:
@@ -174,15 +173,15 @@ def switched(
 
 
 def check_bounds(bounds: Sequence[Bounds], sizes: Sequence[int], bits: float) -> None:
-    """Refuse bounds whose fewest bits are more than all layers may take together.
+    """Check that the fewest bits of all layers together do not exceed the budget.
 
     Args:
         bounds: the fewest and the most bits of each layer.
-        sizes: how many weights each layer has.
-        bits: the mean word length that all layers together are to have.
+        sizes: the number of weights of each layer.
+        bits: the mean word length over all weights.
 
     Raises:
-        ValueError: they are.
+        ValueError: they do.
     """
     fewest = sum(low * size for (low, _), size in zip(bounds, sizes, strict=True)) / max(sum(sizes), 1)
     if fewest > bits:
@@ -207,22 +206,21 @@ def _cost(layer: int, weights: Tensor, form: LayerFormat, windows: Windows, obse
 def rounding_cost(
     sum_of_gradients: Tensor, gradients: int, weights: Tensor, precision: Precision, *, l1: float = 0.0, l2: float = 0.0
 ) -> float:
-    """⟨ΣG/n + α·sign(W) + β·W, Q(W) − W⟩: by how much the loss would fall, to first order, if the weights moved from
-    Q(W) to W.
+    """Return ⟨ΣG/n + α·sign(W) + β·W, Q(W) − W⟩, the first-order fall of the loss if weights moved from Q(W) to W.
 
-    G is measured at Q(W). For a loss of curvature H the difference L(Q(W)) − L(W) is this less ½·EᵀHE with
-    E = Q(W) − W, so near a minimum rounding the layer costs between half of it and all of it. The loss is the
-    penalised one: where a penalty holds weights against the pull of the data, G alone would never vanish.
+    G is measured at Q(W). For a loss of curvature H the difference L(Q(W)) − L(W) is this minus ½·EᵀHE with
+    E = Q(W) − W, so near a minimum rounding the layer costs between half of it and all of it. The loss includes the
+    penalties: where a penalty balances the pull of the data, G alone would never vanish.
 
     Args:
-        sum_of_gradients: ΣG over the window, without penalties, of the weights' shape.
-        gradients: n, how many there are, at least 1.
+        sum_of_gradients: ΣG over the window, without penalties, in the weights' shape.
+        gradients: n, the number of gradients, at least 1.
         weights: the layer's master weights.
-        precision: the format in which the window ran; rounding is to nearest.
+        precision: the layer's format during the window; rounding is to nearest.
         l1, l2: the penalties' coefficients α and β.
 
     Returns:
-        The cost in units of the loss; negative where rounding happens to help.
+        The cost in units of the loss; negative if rounding happens to help.
 
     Raises:
         TypeError: the precision is not a Precision, or the count not an integer.
@@ -241,16 +239,16 @@ def rounding_cost(
 
 
 def next_bits(bits: float, cost: float, allowed: float) -> float:
-    """A bit per weight more where rounding costs more than it may, one less where it costs clearly less.
+    """Return one more bit per weight if rounding costs too much, one less if it costs clearly less than allowed.
 
     Args:
         bits: the present mean word length.
-        cost: what rounding costs, from `rounding_cost`.
-        allowed: what it may cost, above 0, in the same units.
+        cost: the cost of rounding, from `rounding_cost`.
+        allowed: the highest acceptable cost, above 0, in the same units.
 
     Returns:
-        bits + 1 where cost > allowed; bits − 1 where |cost| is less than an eighth of it; bits between, and where
-        the cost is NaN.
+        bits + 1 if cost > allowed; bits − 1 if |cost| is less than an eighth of `allowed`; otherwise, or if the cost is
+        NaN, bits.
 
     Raises:
         TypeError: an argument is not a number.

@@ -1,4 +1,4 @@
-"""Policies as plain data and back: for configuration files, and for a run's record of what decided on its formats."""
+"""Convert policies to plain data and back, for configuration files and for the record of a run."""
 
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
@@ -18,13 +18,13 @@ POLICIES: dict[str, type[Any]] = {policy.__name__: policy for policy in (AdaPT, 
 
 
 def to_dict(policy: Policy[Any]) -> dict[str, Any]:
-    """Return a policy as numbers, texts, lists and dicts, fit for JSON and YAML.
+    """Return a policy as numbers, strings, lists and dicts, suitable for JSON and YAML.
 
-    It holds the name of the policy's class as "name", and every hyperparameter by its own name. A policy of your own is
-    described too, but only those of this package can be made again by `from_dict`.
+    The dict has the name of the policy's class as "name", and every hyperparameter by its own name. Your own policies
+    are described too, but `from_dict` can only recreate those of this package.
 
     Raises:
-        ValueError: a `Fixed` has a table with a format in which no layer can train.
+        ValueError: a `Fixed` policy has a format in which no layer can train.
     """
     if isinstance(policy, Fixed) and isinstance(policy.precision, Mapping):
         policy = policy.for_layers(list(policy.precision))
@@ -33,11 +33,11 @@ def to_dict(policy: Policy[Any]) -> dict[str, Any]:
 
 
 def from_dict(described: Mapping[str, Any]) -> Any:
-    """Return the policy that `to_dict` described. Hyperparameters that are left out get their defaults.
+    """Return the policy that `to_dict` described. Missing hyperparameters get their defaults.
 
     Raises:
-        TypeError: it is no mapping, or a hyperparameter has a wrong type.
-        ValueError: the policy or a hyperparameter is unknown or missing, or has a wrong value.
+        TypeError: the description is not a mapping, or a hyperparameter has the wrong type.
+        ValueError: the policy or a hyperparameter is unknown, missing without a default, or has an invalid value.
     """
     if not isinstance(described, Mapping):
         raise TypeError(f"a policy is described by named values, such as {{'name': 'AdaPT'}}, got {described!r:.80}")
@@ -55,7 +55,7 @@ def from_dict(described: Mapping[str, Any]) -> Any:
 
 
 def _formats(name: str, value: Mapping[str, Any]) -> LayerFormat | dict[str, LayerFormat]:
-    """Return the format, or the table of formats, that plain data describe."""
+    """Return the format, or table of formats, described by plain data."""
     if all(part is None or isinstance(part, Mapping) for part in value.values()):
         return {
             layer: None if form is None else _format(f"{name} of {layer}", form, Precision, BlockFloat)

@@ -18,7 +18,7 @@ from adapt.switching.policy import Observation, State
 
 @dataclass(frozen=True)
 class CyclicState(State):
-    """What cyclic precision remembers.
+    """The state of cyclic precision.
 
     Attributes:
         step: optimizer steps so far.
@@ -34,22 +34,22 @@ class CyclicState(State):
 
 @dataclass(frozen=True)
 class CyclicPrecision:
-    """One word length for all layers that climbs from the lower to the upper bound as a cosine, again and again.
+    """One word length for all layers, which repeatedly climbs from the lower to the upper bound along a cosine.
 
-    Few bits let training explore as a high learning rate does, many let it settle; the authors report float32's
-    accuracy or better at a third less arithmetic than with the upper bound throughout. Each layer is in block floating
+    Few bits let training explore, like a high learning rate, and many let it settle; the authors report float32's
+    accuracy or better, with a third less arithmetic than at the upper bound throughout. Each layer is in block floating
     point (`adapt.numerics`), so its scale follows its largest weight. After `total_steps` the last word length stays.
 
-    The authors round activations to the same word, and errors to 8 bits: attach with `activations="range"` for the
-    former. They find the lower bound by a short run per word length, from 2 bits upwards: the first that learns.
+    The authors round activations to the same word length, and errors to 8 bits: attach with `activations="range"` for
+    the former. They choose the lower bound by short runs from 2 bits upwards: the first word length that learns.
 
     Args:
         total_steps: optimizer steps of the whole training.
-        bits: lower and upper bound of the word length; the authors take 3 and 8.
-        cycles: N, how often the word length climbs; 32 in all experiments of the authors.
+        bits: lower and upper bound of the word length; the authors use 3 and 8.
+        cycles: N, how often the word length climbs; 32 in all of the authors' experiments.
 
     Raises:
-        TypeError, ValueError: a hyperparameter is not a sensible one.
+        TypeError, ValueError: a hyperparameter is invalid.
     """
 
     total_steps: int
@@ -75,7 +75,7 @@ class CyclicPrecision:
         object.__setattr__(self, "bits", (lowest, highest))
 
     def word_length(self, step: int) -> int:
-        """The word length, in bits, in which step `step` runs; steps count from 0."""
+        """Return the word length of step `step` in bits; steps count from 0."""
         step = min(step, self.total_steps - 1)
         return cyclic_word_length(step, self.total_steps / self.cycles, self.bits)
 
@@ -85,7 +85,7 @@ class CyclicPrecision:
         return CyclicState((BlockFloat(self.word_length(0)),) * layers, np.zeros(layers, np.int64), step=0)
 
     def patience(self, state: CyclicState) -> int:
-        """Return how many of the next steps leave the word length as it is."""
+        """Return for how many of the next steps the word length stays."""
         form = BlockFloat(self.word_length(state.step))
         if any(other != form for other in state.formats):
             return 0  # A layer joined, or the run began under other bounds.
@@ -95,12 +95,12 @@ class CyclicPrecision:
         return next(changes, FOREVER)
 
     def advance(self, state: CyclicState, observation: Observation) -> CyclicState:
-        """Return the state after one step, in the word length of the next."""
+        """Return the state after one step, with the word length of the next."""
         step = state.step + 1
         return replace(state, formats=(BlockFloat(self.word_length(step)),) * len(state.formats), step=step)
 
     def record(self, state: CyclicState) -> dict[str, NDArray[Any]]:
-        """Return no columns: there is nothing to report but the formats."""
+        """Return no columns: there is nothing to record besides the formats."""
         return {}
 
 

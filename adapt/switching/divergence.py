@@ -1,4 +1,4 @@
-"""What quantising a layer loses, in bits: the Kullback-Leibler divergence of two histograms."""
+"""The information lost by quantising a layer, in bits: the Kullback-Leibler divergence of two histograms."""
 
 import math
 

@@ -13,12 +13,12 @@ def diversity(sum_of_norms: float, norm_of_sum: float) -> float:
         norm_of_sum: ‖ΣG_k‖₂, the norm of the running sum of the gradients.
 
     Returns:
-        Δs ≥ 1, by the triangle inequality (a quotient that rounding pushed below 1 is 1);
-        ∞ where ‖ΣG‖ is 0 or anything is not finite.
+        Δs ≥ 1, by the triangle inequality (a quotient that rounding pushes below 1 becomes 1); ∞ if ‖ΣG‖ is 0 or
+        anything is not finite.
 
     Raises:
         TypeError: an argument is not a number.
-        ValueError: one is negative, which no norm is.
+        ValueError: an argument is negative, which a norm cannot be.
     """
     sum_of_norms = arguments.number("sum_of_norms", sum_of_norms)
     norm_of_sum = arguments.number("norm_of_sum", norm_of_sum)
@@ -31,6 +31,6 @@ def diversity(sum_of_norms: float, norm_of_sum: float) -> float:
 
 
 def log_diversity(diversity: float) -> float:
-    """AdaPT eq. 3, second line: the natural logarithm of Δs, and 1 where Δs is not in (0, ∞)."""
+    """AdaPT eq. 3, second line: the natural logarithm of Δs, or 1 if Δs is not in (0, ∞)."""
     diversity = arguments.number("diversity", diversity)
     return math.log(diversity) if 0 < diversity < math.inf else 1.0

@@ -17,19 +17,19 @@ FOREVER = 2**62
 
 @dataclass(frozen=True)
 class Fixed:
-    """Train every layer in one format, or in its own, from the first step to the last.
+    """Trains every layer in one format, or each in its own, from the first step to the last.
 
-    A table has the format of each layer by the parameter's name, such as `adapt.formats("best.ckpt")` or
-    `adapt.formats("formats.json")`. What it holds beside the layers, such as activations, is left out.
+    A table maps the layers' parameter names to formats, such as `adapt.formats("best.ckpt")` or
+    `adapt.formats("formats.json")`. Entries for anything but layers, such as activations, are ignored.
 
     Args:
-        precision: the format, or formats by name: `Precision`, block floating point, what `adapt.formats` returns, or
-            None for a layer in float32.
+        precision: a `Precision`, or formats by name: `Precision`, block floating point, a `Format` from
+            `adapt.formats`, or None for a layer in float32.
         normalize_gradients: divide each layer's gradient by its norm before the update.
         quantize_gradients: quantise each layer's gradient stochastically in the layer's format too.
 
     Raises:
-        TypeError: precision is neither.
+        TypeError: `precision` is neither a Precision nor a table of formats.
     """
 
     precision: Precision | Mapping[str, Format | LayerFormat]
@@ -54,10 +54,10 @@ class Fixed:
         check_flags(self, "normalize_gradients", "quantize_gradients")
 
     def for_layers(self, names: Sequence[str]) -> "Fixed":
-        """Return the policy for layers of these names, in this order.
+        """Return the policy for the layers with these names, in this order.
 
         Raises:
-            ValueError: the table lacks one, or has a format for it in which no layer can train.
+            ValueError: the table lacks a layer, or has a format for it in which no layer can train.
         """
         table = self.precision
         if not isinstance(table, Mapping):
@@ -65,8 +65,8 @@ class Fixed:
         if missing := [name for name in names if name not in table]:
             raise ValueError(
                 f"precision has no format for {', '.join(missing[:4])}{', …' if len(missing) > 4 else ''}, but for "
-                f"{', '.join(list(table)[:8])}{', …' if len(table) > 8 else ''}: add the missing, None for float32, or "
-                "leave these layers out with `layers`"
+                f"{', '.join(list(table)[:8])}{', …' if len(table) > 8 else ''}: add the missing ones (None for "
+                "float32), or leave these layers out with `layers`"
             )
         return replace(self, precision={name: _trainable(name, table[name]) for name in names})
 
@@ -91,15 +91,15 @@ class Fixed:
         return tuple(_trainable(*entry) for entry in self.precision.items())
 
     def record(self, state: State) -> dict[str, NDArray[Any]]:
-        """Return no columns: without windows there is nothing to report but the formats."""
+        """Return no columns: without windows there is nothing to record besides the formats."""
         return {}
 
 
 def _trainable(name: str, form: Format | LayerFormat) -> LayerFormat:
-    """Return what a policy may choose for a layer in this format.
+    """Convert a format to one that a policy may choose for a layer.
 
     Raises:
-        ValueError: there is no such format.
+        ValueError: the format cannot be trained.
     """
     try:
         return form.precision if isinstance(form, Format) else form

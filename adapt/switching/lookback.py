@@ -1,4 +1,4 @@
-"""Lookback, resolution and strategy: how long a window is, how many bins push-down uses, how fast precision rises."""
+"""Lookback, resolution and strategy: the length of a window, push-down's number of bins, the rise of precision."""
 
 import math
 from collections.abc import Sequence
@@ -14,9 +14,9 @@ _NEGLIGIBLE = 5e-10
 def next_lookback(lookback: float, diversity: float, *, bounds: tuple[int, int], momentum: float) -> float:
     """AdaPT 3.3, lookback: γ·lb_new + (1 − γ)·lb with lb_new = clamp(⌈lb_upr/Δs⌉, lb_lwr, lb_upr).
 
-    Where Δs is not in (0, ∞), lb_new = lb_upr. The result stays a float and ⌈·⌉ is applied where it is used, because
-    the printed ceiling ratchets and never comes down to lb_lwr. For the same reason an average within half a billionth
-    of a gradient of its target becomes the target.
+    If Δs is not in (0, ∞), lb_new = lb_upr. The result stays a float and ⌈·⌉ is applied on use, because with the
+    printed ceiling lb ratchets and never falls to lb_lwr. For the same reason, an average within half a billionth of a
+    gradient of its target becomes the target.
 
     Args:
         lookback: lb, gradients per window.
@@ -48,7 +48,7 @@ def next_lookback(lookback: float, diversity: float, *, bounds: tuple[int, int],
 def next_resolution(
     resolution: int, lookback: float, *, resolution_bounds: tuple[int, int], lookback_bounds: tuple[int, int]
 ) -> int:
-    """AdaPT eq. 5: one bin more where ⌈lb⌉ ≥ lb_upr, one less where ⌈lb⌉ ≤ lb_lwr, clamped to [r_lwr, r_upr].
+    """AdaPT eq. 5: one more bin if ⌈lb⌉ ≥ lb_upr, one less if ⌈lb⌉ ≤ lb_lwr, clamped to [r_lwr, r_upr].
 
     Args:
         resolution: r, number of bins.
@@ -74,15 +74,15 @@ def next_resolution(
 
 
 def next_strategy(strategy: str, loss: float, previous_losses: Sequence[float]) -> str:
-    """AdaPT 3.3, strategy: the next longer one where the loss did not fall below its average, else back to "min".
+    """AdaPT 3.3, strategy: the next longer one if the loss did not fall below its average, else back to "min".
 
-    |L_avg| ≤ |L_i|: min → mean → max, max stays. Otherwise, and where a loss is NaN, "min". With no previous losses
-    the strategy stays.
+    If |L_avg| ≤ |L_i|: min → mean → max, max stays. Otherwise, or if a loss is NaN, "min". Without previous losses the
+    strategy stays.
 
     Args:
         strategy: "min", "mean" or "max".
-        loss: L_i, this step's loss, penalties included.
-        previous_losses: the lb_avg losses before it, or as many as there are; L_avg is their mean.
+        loss: L_i, this step's loss including penalties.
+        previous_losses: the previous lb_avg losses, or as many as there are; L_avg is their mean.
 
     Raises:
         TypeError: a loss is not a number.

@@ -19,16 +19,16 @@ from adapt.switching.policy import Observation, State
 
 @dataclass(frozen=True)
 class MuPPETState(State):
-    """What MuPPET remembers between steps. `formats` follows `word_length`, so a layer that joins gets it too.
+    """The state of MuPPET. `formats` follows `word_length`, so a layer that joins gets it too.
 
     Attributes:
         sum_of_squares: Σ‖g‖₂² of each layer over the window so far, [layers].
-        diversity: Σ‖g‖₂²/‖Σg‖₂² of each layer over the latest full window, [layers]; ∞ where there is none.
+        diversity: Σ‖g‖₂²/‖Σg‖₂² of each layer over the latest full window, [layers]; ∞ if there is none.
         word_length: bits of every layer; 32 is float32.
         maximum: the largest mean diversity since the word length was last raised; 0 before the first.
         violations: windows since then whose ratio p was above the threshold.
-        epochs: epochs finished, counted until float32.
-        steps: optimizer steps since the last epoch's end.
+        epochs: number of finished epochs, until float32 is reached.
+        steps: optimizer steps since the end of the last epoch.
     """
 
     sum_of_squares: NDArray[np.float64]
@@ -51,45 +51,45 @@ class MuPPETState(State):
 
 @dataclass(frozen=True)
 class MuPPET:
-    """Multi-precision policy enforced training: AdaPT 2.2, and where that is silent, its authors' program.
+    """Multi-precision policy enforced training, as in AdaPT 2.2 and, where that is silent, its authors' program.
 
     All layers share one word length, which only grows, at the ends of epochs, up to float32. Each layer is in block
-    floating point (`adapt.numerics`): its scale is computed from its weights whenever they are rounded, so it
-    follows them; `controller.precisions` and the trace show the resulting format: None, and 32 bits, in float32.
-    On CUDA finding a layer's extremes takes one transfer to the host in every step. From float32 on the parameters hold
-    the masters, and nothing is left to decide.
+    floating point (`adapt.numerics`): its scale is computed from its weights whenever they are rounded.
+    `controller.precisions` and the trace show the resulting formats; float32 is None in the former and 32 bits in the
+    latter. On CUDA, finding the layers' extremes takes one transfer to the host in every step. Once float32 is reached,
+    the parameters hold the masters and nothing is left to decide.
 
-    The word length is raised when the gradients of different epochs agree: from the gradient g of each epoch's last
-    mini-batch, Δs is the mean over layers of Σ‖g‖²/‖Σg‖² over a window of epochs, p the largest Δs at this word
-    length over the present one, and a p above 1 + 1.5·exp(−0.1·epoch) a violation; the second one raises the word
-    length and starts maximum and count anew. What the printed formulas leave open:
+    The word length rises when the gradients of different epochs agree. Let g be the gradient of each epoch's last
+    mini-batch, Δs the mean over layers of Σ‖g‖²/‖Σg‖² over a window of epochs, and p the largest Δs at this word length
+    divided by the present Δs. A p above 1 + 1.5·exp(−0.1·epoch) is a violation; the second violation raises the word
+    length and resets the maximum and the count. The printed formulas leave these points open:
 
     * Windows are blocks of epochs that do not overlap: the paper computes the diversity "after a certain number of
-      epochs", and the authors' program starts its sums anew each time. So a word length lasts at least
+      epochs", and the authors' program resets its sums each time. So a word length lasts at least
       window·(violations + 1) epochs, 9 by default.
     * The outer sum over k of the printed diversity runs over the layers.
-    * The epoch of the threshold counts from the start of training, not from the last switch, and begins at 0.
-    * Violations need not follow one another.
-    * The printed rounding ⌊x·2^s + Unif(−0.5, 0.5)⌋ is half a step too low on average: it means stochastic rounding.
-    * A layer without a finite, non-zero ‖Σg‖ is left out of the mean; without any layer the window is not judged.
+    * The epoch in the threshold counts from the start of training, not from the last switch, and begins at 0.
+    * Violations need not be consecutive.
+    * The printed rounding ⌊x·2^s + Unif(−0.5, 0.5)⌋ is half a step too low on average; stochastic rounding is meant.
+    * A layer without a finite, non-zero ‖Σg‖ is left out of the mean; if no layer is left, the window is ignored.
 
-    MuPPET rounds activations and the gradients that flow back too, each tensor with a scale of its own: attach with
+    MuPPET also rounds activations and back-propagated gradients, each tensor with its own scale: attach with
     `activations="range", quantize_errors=True` for that (with block floating point, "layer" means the same).
     A run that ends before float32 leaves quantised weights; `controller.detach("masters")` leaves the float32 masters.
 
     Args:
-        steps_per_epoch: optimizer steps in an epoch: `len(loader)` without accumulation. Lightning's callback fills
-            it in if None. A step that a GradScaler skips is no step.
+        steps_per_epoch: optimizer steps in an epoch: `len(loader)` without accumulation. If None, Lightning's callback
+            fills it in. A step that a GradScaler skips does not count.
         word_lengths: bits, increasing, each 2 to 31; float32 follows the last.
-        window: epochs whose gradients are compared, at least 2: one gradient has Δs = 1.
-        violations: how many of them raise the word length.
+        window: number of epochs whose gradients are compared, at least 2: a single gradient has Δs = 1.
+        violations: the number of violations that raises the word length.
         threshold: offset, amplitude and decay of the threshold offset + amplitude·exp(−decay·epoch).
         normalize_gradients: divide each layer's gradient by its norm before the update. MuPPET does not.
         quantize_gradients: quantise the gradients of the weights too, stochastically, in the present word length and
-            each with a scale of its own.
+            each with its own scale.
 
     Raises:
-        TypeError, ValueError: a hyperparameter is not a sensible one.
+        TypeError, ValueError: a hyperparameter is invalid.
     """
 
     steps_per_epoch: int | None = None
@@ -130,7 +130,7 @@ class MuPPET:
         check_flags(self, "normalize_gradients", "quantize_gradients")
 
     def start(self, weights: Sequence[Tensor]) -> MuPPETState:
-        """Return the first state: every layer at the first word length.
+        """Return the initial state, with every layer at the first word length.
 
         Raises:
             ValueError: `steps_per_epoch` is not known.
@@ -154,12 +154,12 @@ class MuPPET:
         )
 
     def patience(self, state: MuPPETState) -> int:
-        """Return the steps before an epoch's last; in float32 nothing switches any more."""
+        """Return the number of steps before the epoch's last one; in float32 nothing switches any more."""
         assert self.steps_per_epoch is not None  # `start` checked it
         return FOREVER if state.word_length == LONGEST_WORD else max(self.steps_per_epoch - 1 - state.steps, 0)
 
     def advance(self, state: MuPPETState, observation: Observation) -> MuPPETState:
-        """Return the state after one step: an epoch's last adds its gradient, and a full window is judged."""
+        """Return the state after one step. An epoch's last step adds its gradient, and a full window is evaluated."""
         if self.patience(state):
             return state if state.word_length == LONGEST_WORD else replace(state, steps=state.steps + 1)
         seen = observation.seen
@@ -173,7 +173,7 @@ class MuPPET:
         return state if state.epochs % self.window else self._judged(state, observation.norms_of_sums)
 
     def _judged(self, state: MuPPETState, norms_of_sums: NDArray[np.float64]) -> MuPPETState:
-        """Return the state after a full window, whose diversity is compared with the largest so far."""
+        """Return the state after a full window: compare its diversity with the largest so far."""
         diversity = inter_epoch_diversity(state.sum_of_squares, norms_of_sums)
         diversity[state.gradients == 0] = np.inf
         measured = diversity[np.isfinite(diversity)]
@@ -198,7 +198,7 @@ class MuPPET:
         return next((bits for bits in self.word_lengths if bits > word_length), LONGEST_WORD)
 
     def record(self, state: MuPPETState) -> dict[str, NDArray[Any]]:
-        """Return the diversity, as MuPPET defines it, of each layer's latest full window."""
+        """Return MuPPET's diversity of each layer's latest full window."""
         return {"diversity": state.diversity}
 
 
@@ -212,7 +212,7 @@ def inter_epoch_diversity(
         norms_of_sums: ‖Σg‖₂ of each layer, [layers].
 
     Returns:
-        [layers]; at least 1/n for n gradients, ∞ where ‖Σg‖ is 0 or anything is not finite.
+        [layers]; at least 1/n for n gradients, ∞ if ‖Σg‖ is 0 or anything is not finite.
     """
     with np.errstate(all="ignore"):
         quotient = sum_of_squares / np.square(norms_of_sums)

@@ -1,4 +1,4 @@
-"""What a policy is, what it sees of a training step, and what it returns."""
+"""The interface of a policy, the observation of a training step that it gets, and its state."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields, replace
@@ -17,11 +17,11 @@ from adapt.trace import Column
 
 @dataclass(frozen=True)
 class State:
-    """What a policy remembers between steps. Policies extend it with arrays [layers], numbers and strings.
+    """The state of a policy between steps. Policies extend it with arrays [layers], numbers and strings.
 
     Attributes:
         formats: the format of each layer.
-        gradients: finite gradients that each layer's running sum holds, int64 [layers]; 0 after a switch.
+        gradients: number of finite gradients in each layer's running sum, int64 [layers]; 0 after a switch.
     """
 
     formats: tuple[LayerFormat, ...]
@@ -36,19 +36,19 @@ class Observation:
     """One optimizer step as a policy sees it.
 
     Attributes:
-        loss: the step's loss, penalties included, averaged over micro-batches; None if it was not observed.
+        loss: the step's loss including penalties, averaged over micro-batches; None if it was not observed.
         norms: ‖G‖₂ of each layer, float64 [layers]; meaningless where `seen` is False.
-        norms_of_sums: ‖ΣG‖₂ of each layer's running sum, this gradient included, float64 [layers].
+        norms_of_sums: ‖ΣG‖₂ of each layer's running sum including this gradient, float64 [layers].
         seen: True where the layer got a finite gradient, bool [layers].
         sound: True where the layer's master weights are all finite, bool [layers].
-        weights: the master weights. They are those of the newest step, so a policy may read them only in a step in
-            which, by its `patience`, a layer can switch.
-        sums: the running sums ΣG, this gradient included, if `sums_gradients` asks for them; to be read as `weights`.
-        windows: the gradients behind each running sum, oldest first, if `keeps_gradients` asks for them.
-        l1, l2: α of each layer, [layers], and β of the penalties that the loss includes and the gradients do not.
+        weights: the master weights. They belong to the newest step, so a policy may only read them in a step in which,
+            according to its `patience`, a layer can switch.
+        sums: the running sums ΣG including this gradient, if `sums_gradients` is True; to be read only like `weights`.
+        windows: the gradients in each running sum, oldest first, if `keeps_gradients` is True.
+        l1, l2: α of each layer, [layers], and β of the penalties, which the loss includes and the gradients do not.
         measure_saturation: measures `saturated`.
-        layer_bits: the fewest and the most bits of each layer's word; empty where the policy alone decides. The engine
-            moves the formats of every policy into these bounds, but a policy that shares bits out has to know them.
+        layer_bits: the fewest and the most bits of each layer's word; empty if the policy alone decides. The engine
+            moves the formats of every policy within these bounds, but a policy that distributes bits must know them.
     """
 
     loss: float | None
@@ -66,19 +66,19 @@ class Observation:
 
     @cached_property
     def saturated(self) -> NDArray[np.float64]:
-        """The share of each layer's master weights outside of its format's range, float64 [layers]; 0 in float32.
+        """The share of each layer's master weights outside its format's range, float64 [layers]; 0 in float32.
 
-        It is measured when it is read, which waits for the device, and belongs to the newest step, as `weights` does.
+        It is measured when read, which waits for the device, and like `weights` it belongs to the newest step.
         """
         return np.zeros(len(self.norms)) if self.measure_saturation is None else self.measure_saturation()
 
     @property
     def bounds(self) -> Sequence[Bounds]:
-        """The fewest and the most bits of each layer's word, [layers], whether the user gave them or not."""
+        """The fewest and the most bits of each layer's word, [layers]; by default 2 and 32."""
         return self.layer_bits or (ALL,) * len(self.norms)
 
     def confined(self, formats: Sequence[LayerFormat]) -> tuple[LayerFormat, ...]:
-        """Return the formats in which the layers ran, if the policy chose these."""
+        """Return the formats in which the layers run if the policy chooses these."""
         return tuple(map(within, formats, self.bounds))
 
 
@@ -86,16 +86,15 @@ S = TypeVar("S", bound=State)
 
 
 class Policy(Protocol[S]):
-    """When, and to what, the precision of the layers moves: a pure function of (state, observation).
+    """Decides when and how the precision of the layers changes: a pure function of (state, observation).
 
-    A policy is a frozen dataclass of hyperparameters. It holds no state of its own, so one policy object may
-    serve several runs.
+    A policy is a frozen dataclass of hyperparameters. It holds no state, so one policy object may serve several runs.
 
-    It may have an attribute `columns`, a mapping from names to `adapt.trace.Column`: columns of the trace beside those
-    that every trace has. They are saved with the trace and go to the loggers, TensorBoard and `adapt report`. And it
-    may have a method `check_bounds(bounds, sizes)`, which raises ValueError where it cannot do with the bounds of the
-    layers' words, such as [(8, 8), (2, 32)], for layers of so many weights. A policy that treats layers by name has a
-    method `for_layers(names)`, which returns the policy that decides on these layers in this order.
+    These members are optional. `columns`, a mapping from names to `adapt.trace.Column`, adds columns to the trace; they
+    are saved with it and appear in the loggers, TensorBoard and `adapt report`. `check_bounds(bounds, sizes)` raises
+    ValueError if the policy cannot keep to the bounds of the layers' words, such as [(8, 8), (2, 32)], for layers with
+    these numbers of weights. `for_layers(names)`, for a policy that treats layers by name, returns the policy for these
+    layers in this order.
     """
 
     @property
@@ -104,7 +103,7 @@ class Policy(Protocol[S]):
 
     @property
     def quantize_gradients(self) -> bool:
-        """Quantise each layer's gradient stochastically in the layer's own format."""
+        """Quantise each layer's gradient stochastically to the layer's own format."""
 
     @property
     def sums_gradients(self) -> bool:
@@ -112,65 +111,65 @@ class Policy(Protocol[S]):
 
     @property
     def samples_gradients(self) -> bool:
-        """Add to ΣG only the gradients of steps in which, by `patience`, a layer can switch, not all."""
+        """Add only the gradients of steps in which, according to `patience`, a layer can switch to ΣG."""
 
     @property
     def keeps_gradients(self) -> bool:
-        """Keep every gradient of the window as well: as many tensors per layer as the window is long."""
+        """Also keep every gradient of the window: as many tensors per layer as the window is long."""
 
     @property
     def uses_loss(self) -> bool:
-        """Whether the loss matters to the policy."""
+        """Whether the policy uses the loss."""
 
     def start(self, weights: Sequence[Tensor]) -> S:
-        """Return the state in which training starts, for these master weights."""
+        """Return the initial state for these master weights."""
 
     def patience(self, state: S) -> int:
-        """Return how many of the next steps certainly switch no layer, whatever their gradients."""
+        """Return for how many of the next steps no layer can switch, whatever the gradients."""
 
     def advance(self, state: S, observation: Observation) -> S:
-        """Return the state after one step. A layer's `gradients` is 0 where its window ended in this step."""
+        """Return the state after one step. `gradients` is 0 for a layer whose window ended in this step."""
 
     def record(self, state: S) -> dict[str, NDArray[Any]]:
-        """Return values of the trace, each [layers]: of its lookback, resolution, diversity, divergence and `columns`.
+        """Return values of the trace's lookback, resolution, diversity, divergence and `columns`, each [layers].
 
-        Columns that are left out get their defaults.
+        Missing columns get their defaults.
         """
 
 
 def for_layers(policy: Policy[S], names: Sequence[str]) -> Policy[S]:
-    """Return the policy for layers of these names; most treat all layers alike.
+    """Return the policy for layers with these names; most policies treat all layers alike.
 
     Raises:
-        ValueError: it cannot decide on one of them.
+        ValueError: the policy cannot handle one of them.
     """
     choose = getattr(policy, "for_layers", None)
     return policy if choose is None else choose(names)
 
 
 def check_bounds(policy: Policy[Any], bounds: Sequence[Bounds], sizes: Sequence[int]) -> None:
-    """Let a policy refuse bounds of the layers' words, if there are any; most take all.
+    """Let a policy refuse bounds of the layers' words, if there are any; most policies accept all.
 
     Raises:
-        ValueError: it cannot keep to them.
+        ValueError: the policy cannot keep to them.
     """
     if bounds and (check := getattr(policy, "check_bounds", None)) is not None:
         check(bounds, sizes)
 
 
 def columns_of(policy: Policy[Any]) -> Mapping[str, Column[Any]]:
-    """Return the columns of the trace that the policy brings; none if it says nothing of them."""
+    """Return the columns that the policy adds to the trace; none if it has no `columns`."""
     columns: Mapping[str, Column[Any]] = getattr(policy, "columns", {})
     return columns
 
 
 def carry(old: S, fresh: S, places: Mapping[int, int]) -> S:
-    """Return `fresh` with everything that is not per layer, and the layers in `places`, taken over from `old`.
+    """Return `fresh` with the layers in `places`, and everything that is not per layer, copied from `old`.
 
     Args:
         old: the state to keep.
         fresh: a state of the same policy for another set of layers.
-        places: index in `fresh` → index in `old` of the layers that both have.
+        places: index in `fresh` → index in `old` of the layers in both.
     """
     changes: dict[str, Any] = {}
     for field in fields(fresh):
@@ -188,7 +187,7 @@ def carry(old: S, fresh: S, places: Mapping[int, int]) -> S:
 
 
 def pack(state: State) -> dict[str, Any]:
-    """Return the state as plain lists, numbers, strings and tensors, fit for `torch.load(weights_only=True)`."""
+    """Return the state as plain lists, numbers, strings and tensors, for `torch.load(weights_only=True)`."""
     packed: dict[str, Any] = {}
     for field in fields(state):
         value = getattr(state, field.name)
@@ -204,18 +203,18 @@ def pack(state: State) -> dict[str, Any]:
 def unpack(packed: Mapping[str, Any], fresh: S, layers: int, *, release: str | None = None) -> S:
     """Return the state that `pack` wrote, in this version or an earlier one.
 
-    A field that the state lacks, because the policy got it later, takes its default in the dataclass; the default of
-    an array is one number, which every layer gets.
+    A missing field, which the policy got later, takes its default from the dataclass; the default of an array is one
+    number, used for every layer.
 
     Args:
         packed: what `pack` returned.
         fresh: a state of the same policy.
-        layers: how many layers the state is for.
-        release: the release of adapt that wrote the state, if known, for the error's message.
+        layers: the number of layers in the state.
+        release: the release of adapt that wrote the state, if known, for the error message.
 
     Raises:
-        ValueError: a field without a default is missing, or a field is unknown, of another type or size than the
-            policy's, or holds what no run can reach.
+        ValueError: a field without a default is missing, or a field is unknown, has another type or size than the
+            policy's, or a value that no run can reach.
     """
     known, kind = {field.name: field for field in fields(fresh)}, type(fresh).__name__
     if unknown := sorted(map(ascii, set(packed) - set(known))):
@@ -237,13 +236,13 @@ def _default(field: Field[Any], fresh: State, layers: int) -> Any:
     """Return the default of a field that a state lacks."""
     default = field.default if field.default_factory is MISSING else field.default_factory()
     if default is MISSING:
-        raise ValueError(f"the policy's state lacks {field.name!r}, without which {type(fresh).__name__} cannot go on")
+        raise ValueError(f"the policy's state lacks {field.name!r}, without which {type(fresh).__name__} cannot resume")
     model = getattr(fresh, field.name)
     return np.full((layers, *model.shape[1:]), default, model.dtype) if isinstance(model, np.ndarray) else default
 
 
 def _unpacked(name: str, value: Any, fresh: State, layers: int) -> Any:
-    """Return a field's value, if it is of the type and size that `fresh` has."""
+    """Return a field's value, after checking that its type and size are those in `fresh`."""
     model = getattr(fresh, name)
     if name == "formats":
         if not isinstance(value, list) or len(value) != layers:

@@ -1,4 +1,4 @@
-"""PushDown: the smallest precision whose loss a histogram does not show."""
+"""PushDown: the smallest precision whose histogram loses no information."""
 
 import math
 from collections.abc import Iterable
@@ -27,14 +27,14 @@ def push_down(weights: Tensor, *, resolution: int, tolerance: float) -> Precisio
     """AdaPT alg. 3: the smallest format ⟨WL_min, FL_min⟩ whose divergence from the weights is within the tolerance.
 
     FL_min is found by bisection over the formats of `candidates`, each tried with nearest rounding. The divergence is
-    not strictly monotone in FL; the result itself passes, and the next coarser candidate, if any, fails. Where
-    bisection meets none that passes (values close to a bin edge at tolerance 0), the result is the finest one: 32 bits,
-    or fewer where FL ends at 126 first.
+    not strictly monotone in FL; the result itself passes, and the next coarser candidate, if any, fails. If bisection
+    finds none that passes (values close to a bin edge at tolerance 0), the result is the finest one: 32 bits, or fewer
+    if FL reaches 126 first.
 
     Args:
         weights: master weights of one layer, any shape, device and floating-point type.
         resolution: number of bins r, at least 1.
-        tolerance: largest divergence in bits, at least 0; 0 asks for equal histograms.
+        tolerance: largest divergence in bits, at least 0; 0 requires equal histograms.
 
     Returns:
         ⟨WL_min, FL_min⟩: ⟨2, 0⟩ for an empty or all-zero tensor, the coarsest candidate for another constant one.
@@ -48,11 +48,11 @@ def push_down(weights: Tensor, *, resolution: int, tolerance: float) -> Precisio
 
 
 def lowest_precision(weights: Tensor, *, resolution: int, tolerance: float) -> tuple[Precision, float]:
-    """Return the result of `push_down` and the divergence in bits that it leaves; arguments and errors are the same.
+    """Return the result of `push_down` and its divergence in bits; arguments and errors are the same.
 
-    One pass over the weights serves many candidates: their histograms follow from how many weights lie below each bin
-    edge moved to the boundary of a rounding cell (`rounded_below`), so no tensor is quantised. The coarser half of the
-    candidates nearly always holds the result; where it does not, another pass serves the finer half.
+    One pass over the weights serves many candidates: their histograms follow from the number of weights below each bin
+    edge, moved to the boundary of a rounding cell (`rounded_below`), so no tensor is quantised. The coarser half of the
+    candidates nearly always contains the result; if not, a second pass serves the finer half.
     """
     resolution = checked_resolution(resolution)
     tolerance = arguments.number("tolerance", tolerance)
@@ -81,7 +81,7 @@ def lowest_precision(weights: Tensor, *, resolution: int, tolerance: float) -> t
 
 
 def _divergences(values: Tensor, edges: NDArray[np.float64], grids: "Candidates") -> NDArray[np.float64]:
-    """Return the bits of divergence that rounding to each grid gives up, [formats]."""
+    """Return the divergence in bits from rounding to each grid, [formats]."""
     counts = bin_counts(values, np.concatenate([below(edges)[None], rounded_below(edges, grids)]))
     return kullback_leibler(counts[1:], counts[0])
 
@@ -110,9 +110,9 @@ class Candidates(NamedTuple):
 def candidates(largest: float, dtype: torch.dtype) -> Candidates:
     """Return the formats worth trying for weights up to ±`largest` > 0, from the coarsest to the finest.
 
-    A fraction length FL comes with the fewest integer bits that hold `largest`, saturating by at most half a step:
-    largest ≤ 2^(IL − 1) − 2^−FL/2. The coarsest FL is the first at which `largest` does not round to 0, so that 2 bits
-    are needed; the finest is the last that fits 32 bits. Both stay within −126 to 126.
+    Each fraction length FL comes with the fewest integer bits that hold `largest`, saturating by at most half a step:
+    largest ≤ 2^(IL − 1) − 2^−FL/2. The coarsest FL is the first at which `largest` does not round to 0, so 2 bits are
+    needed; the finest is the last that fits 32 bits. Both stay within −126 to 126.
 
     Raises:
         ValueError: no format reaches `largest`.
@@ -127,10 +127,10 @@ def candidates(largest: float, dtype: torch.dtype) -> Candidates:
 
 @lru_cache(maxsize=1024)
 def _candidates(exponent: int, gap: int, dtype: torch.dtype) -> Candidates:
-    """`candidates` for largest = (1 − d)·2^exponent with 2^(gap − 1) ≤ d < 2^gap.
+    """Return `candidates` for largest = (1 − d)·2^exponent with 2^(gap − 1) ≤ d < 2^gap.
 
-    In steps of 2^−FL it is (1 − d)·2^n with n = exponent + FL: at most 2^n − ½, for which n + 1 bits are enough, where
-    d ≥ 2^−(n + 1), which is n ≥ −gap; otherwise n + 2 bits are needed.
+    In steps of 2^−FL it is (1 − d)·2^n with n = exponent + FL. If d ≥ 2^−(n + 1), which is n ≥ −gap, this is at most
+    2^n − ½, for which n + 1 bits are enough; otherwise n + 2 bits are needed.
     """
     formats = []
     for fraction_length in range(LOWEST_FRACTION, HIGHEST_FRACTION + 1):
@@ -146,15 +146,15 @@ def _candidates(exponent: int, gap: int, dtype: torch.dtype) -> Candidates:
 def rounded_below(edges: NDArray[np.float64], grids: Candidates) -> NDArray[np.float64]:
     """Return thresholds t with `Q(w) < edge` exactly where `w ≤ t`, for nearest rounding: [formats, edges].
 
-    Q(w) = k·step lies below the edge when k ≤ K, the last whole number of steps below it. Rounding gives k ≤ K up to
-    the cell boundary K + ½, which itself rounds down only where K is even; saturation moves no k past the ends of the
-    range. All of it is exact in float64.
+    Q(w) = k·step lies below the edge if k ≤ K, the last whole number of steps below it. Rounding gives k ≤ K up to the
+    cell boundary K + ½, which itself rounds down only if K is even; saturation moves no k past the ends of the range.
+    All of this is exact in float64.
     """
     last = np.ceil(edges / grids.steps) - 1
     thresholds = last + 0.5
     up = np.rint(thresholds) != last
     thresholds *= grids.steps
-    # The next number below, in a fifth of nextafter's time. Bits count away from 0, which is never a boundary.
+    # The next smaller number, five times faster than nextafter. Bits count away from 0, which is never a boundary.
     bits = thresholds.view(np.int64)
     bits -= (bits >> 63 | 1) * up
     thresholds[last < grids.lowest] = -np.inf

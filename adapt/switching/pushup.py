@@ -20,7 +20,7 @@ def suggest(diversity: float, fraction_length: int, strategy: str) -> int:
     """AdaPT eq. 4: by how many bits the fraction should exceed FL_min.
 
     With x = log Δs − 1, s1 = clamp(⌈1/x⌉, 1, 32) for x > 0 and 1 otherwise: the printed ⌈1/x⌉ is singular at Δs = e and
-    negative below it. s2 = max(min(⌈32·log²Δs − 1⌉, 32) − FL_min, 1). Where log Δs ≤ 0, s = 1.
+    negative below it. s2 = max(min(⌈32·log²Δs − 1⌉, 32) − FL_min, 1). If log Δs ≤ 0, s = 1.
 
     Args:
         diversity: Δs; anything outside (0, ∞) counts as log Δs = 1.
@@ -73,10 +73,10 @@ def push_up_by_diversity(
 ) -> Precision:
     """AdaPT alg. 4: raise the format one bit at a time while gradients are less diverse in it than in the current one.
 
-    Each step adds a bit to word and fraction, up to 32 bits; the buffer bits come last, as in `push_up`. Gradients are
-    rounded to nearest, so that the result depends on the arguments alone and compares formats; the noise of stochastic
-    rounding would add a diversity of its own, larger in coarser formats. A window whose gradients all round to zero has
-    diversity 0 here, not the ∞ of eq. 3: nothing can be learned from it, so the format rises.
+    Each step adds a bit to word and fraction, up to 32 bits; the buffer bits are added last, as in `push_up`. Gradients
+    are rounded to nearest, so that the result depends only on the arguments and compares formats; the noise of
+    stochastic rounding would add its own diversity, larger in coarser formats. A window whose gradients all round to
+    zero has diversity 0 here, not ∞ as in eq. 3: nothing can be learned from it, so the format rises.
 
     Args:
         lowest: ⟨WL_min, FL_min⟩ from PushDown, where the search starts.
@@ -101,7 +101,7 @@ def push_up_by_diversity(
 
 
 def _quantized_diversity(gradients: Sequence[Tensor], precision: Precision) -> float:
-    """Return Δs of the gradients rounded to the precision; 0 where all of them become zero."""
+    """Return Δs of the gradients rounded to the precision; 0 if all of them become zero."""
     if not gradients:
         return 0.0
     total = torch.zeros_like(gradients[0], dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""What happened to every layer's precision, step by step, and the file that keeps it."""
+"""The history of every layer's precision, step by step, and its file format."""
 
 from adapt.trace.columns import Column
 from adapt.trace.trace import Trace

@@ -1,4 +1,4 @@
-"""Arrays and texts in an npz file or a state dict: written completely or not at all, read without trusting a byte."""
+"""Arrays and strings in an npz file or a state dict: written completely or not at all, read without trusting them."""
 
 import math
 import os
@@ -16,29 +16,29 @@ import adapt
 from adapt.files import replacing
 
 EXPANSION_LIMIT = 2**30
-"""Bytes that a file may unpack to when the file itself is smaller."""
+"""The most bytes to which a file may unpack, unless the file itself is larger."""
 
 LONGEST_TEXT = 1024
-"""Characters of one text."""
+"""The most characters of one string."""
 
 NUMBERS = ("int8", "int16", "int32", "int64", "float32", "float64")
-"""Types of the arrays of numbers."""
+"""The types that arrays of numbers may have."""
 
 Content = dict[str, NDArray[Any] | list[str]]
-"""Arrays of numbers and lists of texts, by name."""
+"""Arrays of numbers and lists of strings, by name."""
 
 Layout = Mapping[str, tuple[np.dtype[Any] | None, tuple[str, ...]]]
-"""Type (None: texts) and named extents of each member; extents of the same name must be equal."""
+"""Type (None for strings) and named extents of each member; extents of the same name must be equal."""
 
 
 def write(path: Path, content: Content, *, version: int) -> None:
-    """Write the content, the version of its layout and the release that wrote it. The file appears complete or not.
+    """Write the content, the version of its layout and the release of adapt, completely or not at all.
 
     Raises:
         OSError: the folder does not exist or cannot be written.
     """
     arrays = {name: np.array(value, "<U") if isinstance(value, list) else value for name, value in content.items()}
-    # A file may unpack to EXPANSION_LIMIT or to its own size, so larger content is stored without compression.
+    # A file may unpack to at most EXPANSION_LIMIT or its own size, so larger content is stored without compression.
     small = sum(array.nbytes for array in arrays.values()) + 1024 * (len(arrays) + 2) <= EXPANSION_LIMIT
     save = np.savez_compressed if small else np.savez
     members: dict[str, Any] = {"version": np.array(version, "<i8"), "release": np.array(adapt.__version__), **arrays}
@@ -47,14 +47,14 @@ def write(path: Path, content: Content, *, version: int) -> None:
 
 
 def read(path: Path, *, version: int) -> Content:
-    """Return the content of a file that `write` made, with a layout of this version or an earlier one.
+    """Return the content of a file that `write` wrote, in this version of the layout or an earlier one.
 
     Nothing in the file is executed, and no more memory is used than the file's content needs. The caller must `check`
     names, types and shapes.
 
     Raises:
         OSError: the file cannot be opened.
-        ValueError: the file is damaged, was not made by `write`, or needs a newer release.
+        ValueError: the file is damaged, was not written by `write`, or needs a newer release.
     """
     with path.open("rb") as file:
         # Broken archives raise a dozen kinds of exceptions, from struct.error to RecursionError.
@@ -76,7 +76,7 @@ def read(path: Path, *, version: int) -> Content:
 
 
 def to_state(content: Content, *, version: int) -> dict[str, Any]:
-    """Return a copy as plain integers, texts and tensors: what `torch.load(…, weights_only=True)` reads back."""
+    """Return a copy as plain integers, strings and tensors, which `torch.load(…, weights_only=True)` can read."""
     copies = {
         name: list(value) if isinstance(value, list) else torch.from_numpy(value.copy())
         for name, value in content.items()
@@ -85,7 +85,7 @@ def to_state(content: Content, *, version: int) -> dict[str, Any]:
 
 
 def from_state(state: Mapping[str, Any], *, version: int) -> dict[str, Any]:
-    """Return the content of what `to_state` returned in this version or an earlier one. The caller must `check` it.
+    """Return the content of a state from `to_state`, in this version or an earlier one. The caller must `check` it.
 
     Raises:
         ValueError: the state has no version, or needs a newer release.
@@ -101,16 +101,16 @@ def from_state(state: Mapping[str, Any], *, version: int) -> dict[str, Any]:
 
 
 def release_of(state: object) -> str | None:
-    """Return the release of adapt that wrote a state, if it says so in a few printable characters."""
+    """Return the release of adapt that wrote a state; None unless it is a short printable string."""
     release = state.get("release") if isinstance(state, Mapping) else None
     return release if isinstance(release, str) and release.isprintable() and 0 < len(release) <= 40 else None
 
 
 def check(content: Mapping[str, Any], layout: Layout) -> None:
-    """Refuse content that does not have exactly the members, types and shapes of the layout.
+    """Check that the content has exactly the members, types and shapes of the layout.
 
     Raises:
-        TypeError: a member is neither an array nor a list of texts.
+        TypeError: a member is neither an array nor a list of strings.
         ValueError: a member is missing, surplus, or of another type or shape.
     """
     wrong = sorted(ascii(name) for name in set(layout) ^ set(content))
@@ -138,7 +138,7 @@ def check(content: Mapping[str, Any], layout: Layout) -> None:
 
 
 def _check_version(found: object, version: int, release: str | None) -> None:
-    """Refuse what a later version wrote, naming the release that wrote it where that is known."""
+    """Refuse a later version, naming the release that wrote it if known."""
     if isinstance(found, bool) or not isinstance(found, int) or found < 1:
         raise ValueError(f"its version is {found!r:.80}, but versions are whole numbers from 1")
     if found > version:
@@ -159,7 +159,7 @@ def _check_sizes(archive: zipfile.ZipFile, size: int) -> None:
 
 
 def _read_member(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
-    """Return one array of the archive, after its size has been found to be what its header declares."""
+    """Return one array of the archive, after checking its size against its header."""
     member = archive.getinfo(f"{name}.npy")
     with archive.open(member) as stream:
         if np.lib.format.read_magic(stream) != (1, 0):
@@ -172,10 +172,10 @@ def _read_member(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
         if transposed or min(shape, default=0) < 0 or stream.tell() + size != member.file_size:
             raise ValueError(f"{name} does not have the size that its header declares")
         content = stream.read(size)
-        # zipfile compares the checksum only when the end is reached.
+        # zipfile compares the checksum only at the end of the stream.
         if len(content) != size or stream.read(1):
             raise ValueError(f"{name} ends early")
-    # NumPy raises SystemError when it turns such numbers into strings.
+    # NumPy would raise SystemError when converting such numbers to strings.
     if text and np.ndarray(size // 4, "<u4", content).max(initial=0) > sys.maxunicode:
         raise ValueError(f"{name} holds numbers that are no characters")
     return np.ndarray(shape, dtype=dtype, buffer=content)

@@ -1,4 +1,4 @@
-"""Records of a run that keep themselves in files and states."""
+"""Base class of a run's records that can be saved to files and states."""
 
 import os
 from abc import ABC, abstractmethod
@@ -10,27 +10,27 @@ from adapt.trace import archive
 
 
 class Archived(ABC):
-    """What is saved as arrays and texts, by a layout that has a version: see `adapt.trace.archive`."""
+    """A record that is saved as arrays and strings, in a versioned layout: see `adapt.trace.archive`."""
 
     _version: ClassVar[int]
     _unreadable: ClassVar[str]
-    """What an error says of a file that cannot be read, after its name."""
+    """The text of an error about an unreadable file, after the file's name."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return a copy as plain integers, strings and tensors: what `torch.load(…, weights_only=True)` reads back."""
+        """Return a copy as plain integers, strings and tensors, which `torch.load(…, weights_only=True)` can read."""
         return archive.to_state(self._content(), version=self._version)
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> Self:
-        """Return what `state_dict` described, in this version or an earlier one.
+        """Return the record that `state_dict` described, in this version or an earlier one.
 
         Raises:
-            TypeError, ValueError: the state is of something else, or needs a newer release.
+            TypeError, ValueError: the state describes something else, or needs a newer release.
         """
         return cls._from_content(archive.from_state(state, version=cls._version))
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write an npz file that needs no pickle. The file appears completely or not at all.
+        """Write an npz file without pickles, completely or not at all.
 
         Raises:
             OSError: the folder does not exist or cannot be written.
@@ -43,7 +43,7 @@ class Archived(ABC):
 
         Raises:
             OSError: the file cannot be opened.
-            ValueError: it is no such file, is not complete, or needs a newer release; the message names the file and
+            ValueError: it is not such a file, is incomplete, or needs a newer release; the message names the file and
                 the reason.
         """
         path = Path(path)

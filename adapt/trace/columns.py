@@ -1,4 +1,4 @@
-"""The columns of a trace: which values they may hold, and how a file describes them."""
+"""The columns of a trace: the values they may hold, and their description in a file."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ T = TypeVar("T", bound=np.generic)
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 _TAKEN = ("self", "layers", "columns", "numel", "step", "version", "release")
-"""What files and `Trace.append` call something else."""
+"""Names that are reserved in files or in `Trace.append`."""
 
 
 _LIMITS = ("low", "high", "float32", "default", "nan")
-"""What a file says of a column beside its name and type."""
+"""The fields that describe a column in a file, besides name and type."""
 
 
 class _Rows(Protocol):
@@ -31,21 +31,21 @@ class _Rows(Protocol):
 
 @dataclass(frozen=True)
 class Column(Generic[T]):
-    """One number for every row and layer of a trace. `Trace` declares its own; a policy may bring more.
+    """One number for every row and layer of a trace. `Trace` declares its own; a policy may add more.
 
     As a class attribute it reads the column of an instance: `trace.word_length` is `trace["word_length"]`.
 
     Args:
         dtype: NumPy type of the numbers: a signed integer, float32 or float64.
         low, high: the smallest and the largest value, inclusive.
-        float32: the value that describes a layer that runs in float32 and is not watched.
-        default: the value of rows that have none: those of a file that lacks the column, or of a caller that does not
-            give it. None: every row must have one.
-        nan: whether NaN, for "not measured yet", is a value too. Lightning's loggers leave out such a column.
-        doc: what the numbers mean, and their unit.
+        float32: the value for a layer that runs in float32 and is not observed.
+        default: the value of rows without one, in a file that lacks the column or from a caller that does not pass it.
+            None if every row must have a value.
+        nan: whether NaN is allowed, for "not measured yet". Lightning's loggers leave out such a column.
+        doc: the meaning of the numbers and their unit.
 
     Raises:
-        TypeError, ValueError: the type is another one, or a value is outside the range.
+        TypeError, ValueError: the type is not supported, or a value is outside the range.
     """
 
     dtype: type[T]
@@ -68,11 +68,11 @@ class Column(Generic[T]):
         for name, value in (("float32", self.float32), ("default", self.default)):
             if value is not None and not (self.low <= value <= self.high or (self.nan and value != value)):
                 raise ValueError(f"{name} must lie between low and high, or be NaN with nan=True, got {value:g}")
-        # This is what help(Trace) shows of the attribute.
+        # help(Trace) shows this for the attribute.
         object.__setattr__(self, "__doc__", f"{self.doc}; {np.dtype(self.dtype)} [rows, layers].")
 
     def _number(self, name: str, value: object) -> float | None:
-        """Return the value as Python's int in a column of integers, as its float in another."""
+        """Return the value as a Python int for a column of integers, otherwise as a float."""
         if value is None and name == "default":
             return None
         try:
@@ -110,7 +110,7 @@ class Column(Generic[T]):
         """Return the values as an array of one of these shapes: a scalar, a row, or a block of rows.
 
         Raises:
-            TypeError, ValueError: they are of another shape or type, or outside the column's range.
+            TypeError, ValueError: they have another shape or type, or are outside the column's range.
         """
         values = np.asarray(value)
         if values.shape not in shapes:
@@ -128,16 +128,16 @@ class Column(Generic[T]):
 
 
 def packed_column(name: str, column: Column[Any]) -> str:
-    """Return the description of a column that `unpacked_column` reads; without its documentation."""
+    """Return a description of a column for `unpacked_column`, without its documentation."""
     limits = {field: getattr(column, field) for field in _LIMITS}
     return json.dumps({"name": name, "dtype": np.dtype(column.dtype).name, **limits})
 
 
 def unpacked_column(text: str) -> tuple[str, Column[Any]]:
-    """Return name and column that `packed_column` described.
+    """Return the name and the column that `packed_column` described.
 
     Raises:
-        ValueError: it is no such description.
+        ValueError: the text is not such a description.
     """
     try:
         found = json.loads(text)
@@ -150,10 +150,10 @@ def unpacked_column(text: str) -> tuple[str, Column[Any]]:
 
 
 def check_policy_column(name: object, column: object) -> None:
-    """Refuse what cannot be a policy's own column.
+    """Check a column that a policy adds.
 
     Raises:
-        TypeError, ValueError: the name is none that a column may have, or the column has no default.
+        TypeError, ValueError: the name is not allowed, or the column has no default.
     """
     if not isinstance(name, str) or not _NAME.fullmatch(name) or name in _TAKEN:
         raise ValueError(
@@ -163,11 +163,11 @@ def check_policy_column(name: object, column: object) -> None:
     if not isinstance(column, Column):
         raise TypeError(f"the policy's column {name} must be an adapt.trace.Column, got {column!r:.80}")
     if column.default is None:
-        raise ValueError(f"the policy's column {name} must have a default, which rows from before it get")
+        raise ValueError(f"the policy's column {name} must have a default, for rows that were written before it")
 
 
 def checked_names(layers: Sequence[str]) -> tuple[str, ...]:
-    """Return the layers' names, if they are unique, printable and not too long.
+    """Check that the layers' names are unique, printable and not too long, and return them.
 
     Raises:
         TypeError, ValueError: they are not.
@@ -180,7 +180,7 @@ def checked_names(layers: Sequence[str]) -> tuple[str, ...]:
     for name in names:
         if not isinstance(name, str):
             raise TypeError(f"layers must hold strings, got {name!r}")
-        # Names are printed in terminals, which would obey control characters from a foreign file.
+        # Names are printed in terminals, which would execute control characters from a foreign file.
         if not 0 < len(name) <= LONGEST_TEXT or not name.isprintable():
             raise ValueError(f"layers must hold printable names of 1 to {LONGEST_TEXT} characters, got {name[:80]!a}")
     if len(set(names)) < len(names):
@@ -190,7 +190,7 @@ def checked_names(layers: Sequence[str]) -> tuple[str, ...]:
 
 
 def checked_sizes(numel: ArrayLike, layers: int) -> NDArray[np.int64]:
-    """Return one size for each of so many layers, int64 [layers].
+    """Return one size for each of `layers` layers, int64 [layers].
 
     Raises:
         TypeError, ValueError: the sizes are something else.
@@ -206,10 +206,10 @@ def checked_sizes(numel: ArrayLike, layers: int) -> NDArray[np.int64]:
 
 
 def checked_steps(step: int | ArrayLike, last: int) -> NDArray[np.int64]:
-    """Return optimizer steps that increase and are above `last`, int64 [rows].
+    """Check that optimizer steps increase and are above `last`, and return them, int64 [rows].
 
     Raises:
-        TypeError, ValueError: they do not, or are no integers.
+        TypeError, ValueError: they do not, or are not integers.
     """
     steps = np.asarray(step)
     if steps.dtype.kind not in "iu" and steps.size:

@@ -1,4 +1,4 @@
-"""What made a run, as plain data: for the trace's file, checkpoints, loggers and reports."""
+"""The settings of a run as plain data, for the trace's file, checkpoints, loggers and reports."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -11,9 +11,9 @@ from adapt.trace.archive import LONGEST_TEXT
 
 
 def plain(value: Any) -> Any:
-    """Return a value as None, booleans, numbers, texts, and lists and dicts of these.
+    """Convert a value to None, booleans, numbers, strings, and lists and dicts of these.
 
-    A dataclass becomes a dict of its fields, a function its full name, and anything else what `repr` says of it.
+    A dataclass becomes a dict of its fields, a function its full name, and anything else its `repr`.
     """
     if value is None or isinstance(value, bool | str):
         return value
@@ -33,26 +33,26 @@ def plain(value: Any) -> Any:
 
 
 def made_by(**parts: Any) -> dict[str, Any]:
-    """Return what made a run, as plain data, with the release of adapt that it ran with."""
+    """Return the settings of a run as plain data, together with the release of adapt."""
     return {"adapt": adapt.__version__, **plain(parts)}
 
 
 def packed(run: Mapping[str, Any]) -> list[str]:
-    """Return a description as texts that fit into an archive: JSON, cut into pieces."""
+    """Return a description as JSON, split into strings that fit into an archive."""
     text = json.dumps(plain(run))
     return [text[start : start + LONGEST_TEXT] for start in range(0, len(text), LONGEST_TEXT)]
 
 
 def unpacked(pieces: Sequence[str]) -> dict[str, Any]:
-    """Return the description that `packed` cut into pieces.
+    """Return the description that `packed` split into pieces.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the pieces are not a description.
     """
     try:
         run = json.loads("".join(pieces))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"what made the run is not readable: {error}") from error
+        raise ValueError(f"the settings of the run are not readable: {error}") from error
     if not isinstance(run, dict):
-        raise ValueError(f"what made the run should be named values, got {run!r:.80}")
+        raise ValueError(f"the settings of the run should be named values, got {run!r:.80}")
     return run

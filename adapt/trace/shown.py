@@ -1,4 +1,4 @@
-"""What loggers show of a trace: figures of the whole network, and columns of the layers."""
+"""The figures of a trace that loggers show: totals of the network, and columns of the layers."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,15 +9,15 @@ from adapt.trace.widths import Widths
 
 
 def totals(trace: Trace, widths: Widths | None = None) -> dict[str, NDArray[np.float64]]:
-    """Return what loggers show under `adapt/`: each layer counts by its number of weights.
+    """Return the figures that loggers show under `adapt/`, with layers weighted by their number of weights.
 
     Args:
-        trace: what happened.
-        widths: the word lengths by channel of a run that learned them, which the trace rounds to whole bits.
+        trace: the trace.
+        widths: for learned widths, the word lengths by channel, which the trace rounds to whole bits.
 
     Returns:
-        float64 [rows] of each: mean_word_length, bits; nonzero, share of the weights; size_ratio, AdaPT 4.1.2, SZ;
-        memory_ratio, MEM, the mean of the rows so far.
+        By name, each float64 [rows]: mean_word_length, in bits; nonzero, a share of the weights; size_ratio, AdaPT
+        4.1.2, SZ; memory_ratio, MEM, the mean over the rows so far.
     """
     share = trace.numel / trace.numel.sum()
     lengths, nonzero = word_lengths(trace, widths), trace.nonzero.astype(np.float64)
@@ -31,7 +31,7 @@ def totals(trace: Trace, widths: Widths | None = None) -> dict[str, NDArray[np.f
 
 
 def word_lengths(trace: Trace, widths: Widths | None = None) -> NDArray[np.float64]:
-    """Return each layer's word length, float64 [rows, layers]: of learned widths, the exact mean over the channels."""
+    """Return each layer's word length, float64 [rows, layers]; for learned widths, the exact mean over the channels."""
     lengths = trace.word_length.astype(np.float64)
     if widths is not None and len(widths):
         exact = dict(zip(widths.names, widths.means_at(trace.step).T, strict=True))
@@ -41,11 +41,11 @@ def word_lengths(trace: Trace, widths: Widths | None = None) -> NDArray[np.float
 
 
 def shown_columns(trace: Trace, *, internals: bool = False) -> tuple[str, ...]:
-    """Return the columns that loggers show layer by layer: the formats, non-zeros, and the policy's own columns.
+    """Return the columns that loggers show for each layer: formats, non-zeros, and the policy's own columns.
 
     Args:
-        trace: what happened.
-        internals: whether to return all columns: the others say how AdaPT decides.
+        trace: the trace.
+        internals: whether to return all columns, including those on which AdaPT's decisions rest.
     """
     others = trace.columns if internals else trace.own_columns
     return tuple(dict.fromkeys(("word_length", "fraction_length", "nonzero", *others)))

@@ -1,6 +1,6 @@
-"""What happened to every layer's precision, step by step; and the file that keeps it."""
+"""The history of every layer's precision, step by step, and its file."""
 
-# Annotations stay as they are written, so that help() shows ArrayLike instead of what it stands for.
+# Annotations are not evaluated, so that help() shows ArrayLike instead of its definition.
 from __future__ import annotations
 
 import math
@@ -25,29 +25,29 @@ from adapt.trace.columns import (
 )
 
 VERSION = 3
-"""1: the seven columns below, and no others. 2: every column is described in the file. 3: what made the run too."""
+"""1: exactly the seven columns below. 2: every column is described in the file. 3: also the settings of the run."""
 
 _RUN = "run.json"
-"""Where a file keeps what made the run: a name that no column can have."""
+"""The member of a file with the settings of the run; no column can have this name."""
 
 
 class Trace(Archived):
     """The formats of every layer over a training run. A row describes the state after one optimizer step.
 
-    Row i belongs to optimizer step `trace.step[i]` and holds the formats and the quantised weights that the next
-    forward pass sees. The columns are read-only NumPy arrays [rows, layers], to be read as `trace.word_length` or
-    `trace["word_length"]`; those of the policy's own only in the second way. An array that was read earlier keeps the
-    rows that it had.
+    Row i belongs to optimizer step `trace.step[i]` and describes the formats and the quantised weights that the next
+    forward pass sees. The columns are read-only NumPy arrays [rows, layers], read as `trace.word_length` or
+    `trace["word_length"]`; columns that a policy added only in the second way. An array that was read earlier keeps its
+    rows.
 
     Args:
         layers: the layers' weight names, unique and printable, in order.
-        numel: how many weights each layer has, one non-negative integer per layer, not all zero.
-        columns: columns of the policy's own, as in `add_columns`.
+        numel: number of weights of each layer, one non-negative integer per layer, not all zero.
+        columns: columns that the policy adds, as in `add_columns`.
 
     Attributes:
-        run: what made the run, as numbers, texts, lists and dicts by name: the release of adapt, the policy with its
-            hyperparameters (`adapt.switching.from_dict` makes it again), rounding, penalties and all other options.
-            Empty where nobody said, and in files of earlier versions.
+        run: the settings of the run, as numbers, strings, lists and dicts by name: the release of adapt, the policy
+            with its hyperparameters (`adapt.switching.from_dict` recreates it), rounding, penalties and all other
+            options. Empty if unknown, as in files of earlier versions.
 
     Raises:
         TypeError, ValueError: the names, sizes or columns are not as described.
@@ -55,7 +55,7 @@ class Trace(Archived):
 
     _version, _unreadable = VERSION, "is not a readable trace"
 
-    # The table of columns: everything else, from `append` to the file and the loggers, follows from it.
+    # The table of columns, from which everything else follows: `append`, the file, the loggers.
     word_length = Column(np.int16, 1, LONGEST_WORD, float32=32, doc="WL, bits")
     fraction_length = Column(
         np.int16, LOWEST_FRACTION, HIGHEST_FRACTION, float32=0, doc="FL, bits; 0 where the layer runs in float32"
@@ -126,12 +126,12 @@ class Trace(Archived):
 
     @property
     def columns(self) -> Mapping[str, Column[Any]]:
-        """What each column of this trace may hold, by name; the policy's own come last."""
+        """The definitions of this trace's columns, by name; those that the policy added come last."""
         return MappingProxyType(self._columns)
 
     @property
     def own_columns(self) -> Mapping[str, Column[Any]]:
-        """The columns of the policy's own among `columns`."""
+        """The columns that the policy added."""
         return MappingProxyType({name: c for name, c in self._columns.items() if name not in _COLUMNS})
 
     def __getitem__(self, name: str) -> NDArray[Any]:
@@ -151,17 +151,17 @@ class Trace(Archived):
         return f"Trace({len(self.layers)} layers, {len(self)} rows)"
 
     def append(self, step: int | ArrayLike, **values: ArrayLike) -> None:
-        """Add one row, or a block of rows at once. Either everything is added or nothing.
+        """Add one row, or a block of rows at once: either all of it or nothing.
 
         Args:
-            step: the optimizer step of the row, or int [rows] for a block; above every step already there.
-            values: word_length, fraction_length, nonzero and whatever else is known of the `columns`, each as one
-                value for all, one per layer [layers], or a block [rows, layers]. Columns that are left out get their
-                defaults, which describe a policy that keeps no window and takes no histogram.
+            step: the optimizer step of the row, or int [rows] for a block; greater than every step already there.
+            values: word_length, fraction_length, nonzero and any other of the `columns`, each as one value for all, one
+                per layer [layers], or a block [rows, layers]. Missing columns get their defaults, which describe a
+                policy without windows and histograms.
 
         Raises:
             TypeError: a column is missing or unknown, or lengths, steps or resolutions are not integers.
-            ValueError: a shape that does not fit, a value outside its range, or a step that does not increase.
+            ValueError: a shape does not fit, a value is outside its range, or a step does not increase.
         """
         steps = checked_steps(step, self._steps[self._rows - 1] if self._rows else -1)
         given: dict[str, Any] = {name: column.default for name, column in self._columns.items()} | values
@@ -170,7 +170,7 @@ class Trace(Archived):
             raise TypeError(f"the trace has no column {unknown}; it has {', '.join(self._columns)}")
         if any(value is None for value in given.values()):
             missing = ", ".join(name for name, value in given.items() if value is None)
-            raise TypeError(f"append() must be given a value for {missing}")
+            raise TypeError(f"append() needs a value for {missing}")
         shapes = ((), (len(self._layers),), (len(steps), len(self._layers)))
         rows = {name: column.checked(name, given[name], shapes) for name, column in self._columns.items()}
         start, stop = self._rows, self._rows + len(steps)
@@ -184,11 +184,11 @@ class Trace(Archived):
     def add_layers(self, layers: Sequence[str], numel: ArrayLike) -> None:
         """Add layers that join the run now, as after `add_param_group`.
 
-        The rows already there say that the new layers ran in float32, as they did, so that costs come out right:
-        word length 32, fraction length 0, no zeros, neither window nor histogram.
+        In the existing rows the new layers have float32, in which they ran, so that costs are right: word length 32,
+        fraction length 0, no zeros, neither window nor histogram.
 
         Raises:
-            TypeError, ValueError: as the constructor; a name that is there already.
+            TypeError, ValueError: as in the constructor, or a name exists already.
         """
         names = checked_names([*self._layers, *checked_names(layers)])
         sizes = checked_sizes(numel, len(names) - len(self._layers))
@@ -199,23 +199,23 @@ class Trace(Archived):
         self._layers, self._numel = names, np.concatenate([self._numel, sizes])
 
     def add_columns(self, columns: Mapping[str, Column[Any]]) -> None:
-        """Add columns of the policy's own, with their defaults in the rows already there.
+        """Add a policy's own columns, with their defaults in the existing rows.
 
-        A column of the policy that is there already keeps its values and is checked by the new definition from now on.
+        A policy's column that exists already keeps its values and is checked by the new definition from now on.
 
         Args:
-            columns: by name. They need a default, and a name of small letters, digits and underscores that no other
-                column has.
+            columns: the columns by name. Each needs a default, and a unique name of lower-case letters, digits and
+                underscores.
 
         Raises:
-            TypeError, ValueError: a name or a column is not as described, or the values that are there do not fit the
-                new definition. Nothing is added then.
+            TypeError, ValueError: a name or a column is not as described, or the existing values do not fit the new
+                definition. Nothing is added then.
         """
         added = {}
         for name, column in columns.items():
             check_policy_column(name, column)
             if name in _COLUMNS:
-                raise ValueError(f"a policy's column must have a name of its own: every trace has {name} already")
+                raise ValueError(f"a policy's column must have a new name: every trace has a column {name}")
             shape = (self._rows, len(self._layers))
             there = self[name] if name in self._values else np.full(shape, column.default)
             values = column.checked(name, there, ((), (), shape))
@@ -228,7 +228,7 @@ class Trace(Archived):
         """Return the same trace with its layers in another order.
 
         Raises:
-            ValueError: the names are not exactly those of the layers.
+            ValueError: `layers` are not exactly the names of the layers.
         """
         if sorted(layers) != sorted(self._layers):
             raise ValueError(f"layers must be {list(self._layers)} in another order, got {list(layers)!r:.200}")
@@ -243,7 +243,7 @@ class Trace(Archived):
         return np.asarray(self.word_length @ (self._numel / self._numel.sum()), dtype=np.float64)
 
     def switches(self) -> NDArray[np.bool_]:
-        """Return where a format differs from the row before, bool [rows, layers]; the first row is all False."""
+        """Return where a format differs from the previous row, bool [rows, layers]; the first row is all False."""
         switched = np.zeros((self._rows, len(self._layers)), dtype=np.bool_)
         for lengths in (self.word_length, self.fraction_length):
             switched[1:] |= lengths[1:] != lengths[:-1]
@@ -261,7 +261,7 @@ class Trace(Archived):
 
     @classmethod
     def _from_content(cls, content: Mapping[str, Any]) -> Self:
-        """Return the trace that `_content` described; columns that it lacks get their defaults."""
+        """Return the trace that `_content` described; missing columns get their defaults."""
         layout: dict[str, Any] = {
             "layers": (None, ("layers",)),
             "numel": (np.dtype(np.int64), ("layers",)),
@@ -276,7 +276,7 @@ class Trace(Archived):
         else:
             described = {name: column for name, column in _COLUMNS.items() if name in content}
         required = {name: column for name, column in _COLUMNS.items() if column.default is None}
-        # What is known here goes by its present definition, whatever the file says of it.
+        # Known columns use their present definition, whatever the file says.
         stored = required | {name: _COLUMNS.get(name, column) for name, column in described.items()}
         layout |= {name: (np.dtype(column.dtype), ("rows", "layers")) for name, column in stored.items()}
         archive.check(content, layout)
@@ -287,7 +287,7 @@ class Trace(Archived):
         return trace
 
     def _reserve(self, rows: int) -> None:
-        """Make room for so many rows. It grows by half, so an appended row costs the same however long the run is."""
+        """Make room for this many rows. Growing by half makes the cost per row independent of the run's length."""
         capacity = len(self._steps)
         if rows <= capacity:
             return

@@ -1,4 +1,4 @@
-"""The word length of every learned format over a run: of each channel of a weight and each activation tensor."""
+"""The history of every learned word length: one for each weight channel and each activation tensor."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
@@ -10,7 +10,7 @@ from adapt.trace import archive
 from adapt.trace.archived import Archived
 
 VERSION = 2
-"""1: without the name of the release that wrote it."""
+"""Version 1 did not record the release that wrote it."""
 
 _LAYOUT: archive.Layout = {
     "names": (None, ("tensors",)),
@@ -22,15 +22,15 @@ _LAYOUT: archive.Layout = {
 
 
 class Widths(Archived):
-    """Word lengths by channel. A row holds from its optimizer step until the next row.
+    """Word lengths by channel. A row is valid from its optimizer step until the next row.
 
     Args:
-        names: the tensors' names: a weight's is its parameter's, an activation's is the weight's and ".input".
+        names: the tensors' names: the parameter's name for a weight, the weight's name plus ".input" for an activation.
         channels: number of formats of each tensor, int [tensors].
-        numel: number of elements in each format, int [formats]; of activations, those of one sample.
+        numel: number of elements with each format, int [formats]; for activations, those of one sample.
 
     Raises:
-        ValueError: the sizes do not fit together.
+        ValueError: the sizes do not match.
     """
 
     _version, _unreadable = VERSION, "holds no readable widths"
@@ -41,7 +41,7 @@ class Widths(Archived):
         self.numel = np.array(numel, np.int64)
         fits = len(self.channels) == len(self.names) and int(self.channels.sum()) == len(self.numel)
         if not fits or (self.channels < 0).any() or len(set(self.names)) < len(self.names):
-            raise ValueError("widths need different names, the channels of each, and the sizes of all formats")
+            raise ValueError("widths need unique names, the channels of each, and the sizes of all formats")
         ends = np.cumsum(self.channels)
         self._places = {name: slice(e - c, e) for name, c, e in zip(self.names, self.channels, ends, strict=True)}
         self._steps: list[int] = []
@@ -75,7 +75,7 @@ class Widths(Archived):
         return self.numel[self._places[name]]
 
     def means(self) -> NDArray[np.float64]:
-        """Return the word length of each tensor's average element, float64 [rows, tensors]."""
+        """Return the word length of each tensor, averaged over its elements, float64 [rows, tensors]."""
         bits = self.word_length.astype(np.float64)
         parts = [
             bits[:, place] @ (self.numel[place] / max(int(self.numel[place].sum()), 1))
@@ -84,7 +84,7 @@ class Widths(Archived):
         return np.stack(parts, axis=1) if parts else np.empty((len(self), 0))
 
     def means_at(self, step: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Return `means` as they are at these optimizer steps, float64 [steps, tensors]; before the first row, its own.
+        """Return `means` at these optimizer steps, float64 [steps, tensors]; before the first row, those of the first.
 
         Raises:
             ValueError: there are no rows.
@@ -97,7 +97,7 @@ class Widths(Archived):
         """Add a row, unless its word lengths equal those of the last row.
 
         Raises:
-            ValueError: the step does not increase, or there is not one word length for each format.
+            ValueError: the step does not increase, or the number of word lengths is not that of the formats.
         """
         row = np.asarray(word_length)
         if row.shape != self.numel.shape or (row.size and not (row.min() >= 0 and row.max() <= 32)):

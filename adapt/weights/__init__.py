@@ -1,1 +1,1 @@
-"""The float32 masters of the layers, the rounded copies that the parameters show, and the update that moves them."""
+"""The float32 masters of the layers, and the rounded copies that the parameters show."""

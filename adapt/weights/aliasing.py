@@ -1,4 +1,4 @@
-"""Parameters that are their masters while an optimizer updates them, which saves copying back and forth."""
+"""Let parameters alias their masters while an optimizer updates them, which saves copying back and forth."""
 
 from collections.abc import Iterable, Sequence
 
@@ -7,9 +7,9 @@ from torch.autograd.graph import increment_version
 
 
 class Aliases:
-    """Puts the masters' memory into the parameters, and later gives the parameters their own memory back.
+    """Gives the parameters the masters' memory, and later their own memory back.
 
-    Autograd sees the parameters as usual. An update that is interrupted leaves half of the masters updated, just as it
+    Autograd sees the parameters as usual. An interrupted update leaves some masters updated and others not, just as it
     would leave the parameters of a plain optimizer.
 
     Args:
@@ -17,7 +17,7 @@ class Aliases:
         weights: the master of each.
 
     Attributes:
-        are_possible: whether all parameters can change their memory; a subclass of Tensor may be more than its memory.
+        are_possible: whether all parameters can change their memory; a subclass of Tensor may hold more than memory.
     """
 
     def __init__(self, parameters: Sequence[Tensor], weights: Sequence[Tensor]) -> None:
@@ -26,11 +26,11 @@ class Aliases:
         self.are_possible = all(type(parameter) in (Tensor, nn.Parameter) for parameter in parameters)
 
     def __len__(self) -> int:
-        """How many parameters are aliases now."""
+        """Return how many parameters are aliases now."""
         return len(self._own)
 
     def begin(self) -> None:
-        """Let the parameters be the masters, until `end`."""
+        """Make the parameters aliases of the masters, until `end`."""
         for i, (parameter, weight) in enumerate(zip(self._parameters, self._weights, strict=True)):
             self._own.setdefault(i, parameter.data)
             parameter.data = weight
@@ -40,8 +40,8 @@ class Aliases:
         """Give these parameters their own memory again.
 
         Args:
-            indices: of the parameters.
-            updated: also copy W ← p where a parameter was no alias, because the update went into its own memory.
+            indices: the parameters' indices.
+            updated: also copy W ← p for parameters that were not aliases, because the update wrote their own memory.
         """
         for i in indices:
             memory = self._own.pop(i, None)

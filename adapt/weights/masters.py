@@ -17,7 +17,7 @@ from adapt.weights.aliasing import Aliases
 from adapt.weights.substitutes import Substitutes
 
 _PROBE_EVERY = 16
-"""Steps between two looks for writes that leave a parameter's version as it is."""
+"""Steps between two checks for writes that do not change a parameter's version."""
 
 
 class Masters(ABC):
@@ -25,24 +25,24 @@ class Masters(ABC):
 
     Ŵ is written in place into the parameter, which stays autograd's leaf: its gradient is dL/dŴ, so the
     straight-through rule costs nothing. Ŵ is a function of W, the format and, with stochastic rounding, the key of the
-    step that wrote it, so every view can be made again at any time, bit for bit.
+    step that wrote it, so every view can be recomputed at any time, bit for bit.
 
-    Whoever else writes into a parameter in place writes into its master: `take_writes` finds by the parameter's version
-    that somebody did, and by Ŵ which elements changed.
+    When other code writes into a parameter in place, its master follows: `take_writes` detects the write by the
+    parameter's version, and finds the changed elements by comparison with Ŵ.
 
     Args:
         parameters: the parameters by name; their present values become the masters.
-        old: masters whose tensors to take over for the parameters that they already keep.
+        old: earlier masters, whose tensors are taken over for parameters in both.
 
     Attributes:
         names, parameters, weights: the name, the parameter and the master W of each.
-        numel: elements of each, int64 [parameters].
-        views: what each parameter holds now.
-        versions: each parameter's version since it holds that; None where it holds something else, as in an update.
-        writes_are_hidden: whether somebody was found to write so that no version tells of it.
-        sharded: whether a parameter is spread over several processes.
-        may_alias: whether an optimizer may find the masters themselves in the parameters during its update, because it
-            updates them in place.
+        numel: number of elements of each, int64 [parameters].
+        views: the view that each parameter holds now.
+        versions: each parameter's version when that view was written; None if it holds something else, as in an update.
+        writes_are_hidden: whether other code was found to write without changing the version.
+        sharded: whether a parameter is sharded over several processes.
+        may_alias: whether the parameters may alias the masters during the optimizer's update, because it updates them
+            in place.
 
     Raises:
         ValueError: a parameter's memory has gaps or overlaps.
@@ -86,11 +86,11 @@ class Masters(ABC):
 
     @abstractmethod
     def store(self, step: int) -> None:
-        """W ← p, p ← Q(W) with the random key of `step`."""
+        """W ← p and p ← Q(W) with the random key of `step`."""
 
     @abstractmethod
     def round_parameters(self) -> None:
-        """Round what the parameters hold now to nearest, in place."""
+        """Round the parameters' present values to nearest, in place."""
 
     @abstractmethod
     def _round(self, indices: Sequence[int], outputs: Sequence[Tensor], *, stochastic: bool) -> None:
@@ -98,10 +98,10 @@ class Masters(ABC):
 
     @abstractmethod
     def _measure(self, index: int) -> None:
-        """Bring what is known of a master up to date after it was written."""
+        """Update the figures of a master after it was written."""
 
     def gradients(self) -> list[Tensor | None]:
-        """Return each parameter's gradient, laid out in memory as the parameter is.
+        """Return each parameter's gradient, laid out in memory like the parameter.
 
         Raises:
             RuntimeError: a gradient is sparse, or a parameter was moved away from its master.
@@ -125,17 +125,17 @@ class Masters(ABC):
     def show(
         self, view: View, indices: Sequence[int] | None = None, *, anew: bool = False, substitute: bool = False
     ) -> None:
-        """Let the parameters `indices`, or all, hold another view of their masters.
+        """Make the parameters `indices`, or all, hold this view of their masters.
 
-        Only what changes is written, unless `anew` says that the parameters may hold anything.
+        Only parameters that hold another view are written, unless `anew`.
 
         Args:
             view: the view.
-            indices: of the parameters.
-            anew: write it even where the parameters hold it already.
+            indices: the parameters' indices.
+            anew: write all of them, whatever they hold.
             substitute: leave the parameters' memory alone, because a graph may hold it, and lend them other memory
-                until `bring_back`, or until they are to show their own view again. What training sees is always
-                written into a parameter's own memory.
+                until `bring_back`, or until they are to show their own view again. The training view is always written
+                into a parameter's own memory.
 
         Raises:
             RuntimeError: a parameter was moved away from its master.
@@ -143,7 +143,7 @@ class Masters(ABC):
         chosen = [i for i in (range(len(self.views)) if indices is None else indices) if anew or self.views[i] != view]
         if not chosen:
             return
-        # An update may have been interrupted.
+        # Needed if an update was interrupted.
         self._aliases.end(chosen)
         self._require_unmoved(chosen)
         if not anew:
@@ -152,7 +152,7 @@ class Masters(ABC):
             self.bring_back([i for i in chosen if anew or self._away.get(i) == view])
             chosen = [i for i in chosen if anew or self.views[i] != view]
         if not anew and not self.is_stochastic and view != "masters":
-            # Training and evaluation see the same.
+            # Training and evaluation see the same values.
             for i in [i for i in chosen if self.views[i] != "masters" and self.versions[i] is not None]:
                 self.views[i] = view
                 chosen.remove(i)
@@ -176,10 +176,10 @@ class Masters(ABC):
         self.note_holders(indices)
 
     def are_held(self, indices: Iterable[int] | None = None) -> bool:
-        """Whether a graph that waits for its backward pass may hold one of these parameters, or of all.
+        """Return whether a graph that waits for its backward pass may hold one of these parameters, or of all.
 
-        Only if the parameters can be lent other memory. Graphs that held one before it was last written do not count:
-        autograd refuses them.
+        False if the parameters cannot be lent other memory. Graphs from before a parameter was last written do not
+        count: autograd refuses them.
         """
         if self.sharded or not self._substitutes.are_possible:
             return False
@@ -187,7 +187,7 @@ class Masters(ABC):
         return any(self._substitutes.holders(i) > self._past_holders.get(i, 0) for i in chosen)
 
     def note_holders(self, indices: Iterable[int] | None = None) -> None:
-        """Note who holds these parameters, or all, now that they have been written."""
+        """Count the present holders of these parameters, or of all, after the parameters have been written."""
         if self.sharded or not self._substitutes.are_possible:
             return
         for i in range(len(self.parameters)) if indices is None else indices:
@@ -195,7 +195,7 @@ class Masters(ABC):
 
     def _lend(self, view: View, indices: Sequence[int]) -> None:
         for i in indices:
-            # Normal tensors, because a graph may be built on what was lent in inference mode.
+            # Normal tensors, because a graph may be built on memory that was lent in inference mode.
             with torch.inference_mode(False):
                 values = self.seen(i, view)
                 values = values.clone() if values is self.weights[i] else values
@@ -209,7 +209,7 @@ class Masters(ABC):
         return bool(self._away)
 
     def bring_back(self, indices: Iterable[int] | None = None) -> None:
-        """Give the parameters `indices`, or all that were lent other memory, their own back, and what it shows."""
+        """Give the parameters `indices`, or all that were lent other memory, their own memory and view back."""
         for i in list(self._away if indices is None else indices):
             if i in self._away:
                 self._substitutes.end(i)
@@ -217,11 +217,11 @@ class Masters(ABC):
 
     @torch.no_grad()
     def take_writes(self, indices: Iterable[int] | None = None) -> None:
-        """Make masters of the elements that somebody wrote into the parameters, and round those parameters again.
+        """Take elements that other code wrote into the parameters as masters, and round these parameters again.
 
-        Elements that still are what the parameter should hold keep their masters, and elements that are put back, as
-        after an evaluation of averaged weights, get back those that they had after the latest step. Nothing waits for
-        the device, unless `probe` found a write before.
+        Unchanged elements keep their masters. Elements that are restored, as after an evaluation of averaged weights,
+        get the masters that they had after the latest step. Nothing waits for the device, unless `probe` found a write
+        before.
         """
         chosen = range(len(self.parameters)) if indices is None else indices
         for i in chosen:
@@ -232,10 +232,10 @@ class Masters(ABC):
 
     @torch.no_grad()
     def probe(self) -> None:
-        """Look for writes that leave the version as it is, as those through `.data` do; waits for the device.
+        """Look for writes that do not change the version, such as those through `.data`; waits for the device.
 
-        It looks only if steps have been made since the latest look, and at a sample of each parameter. Once it found
-        something, `take_writes` looks for such writes every time.
+        The check is made at most every 16 steps. Once it has found a write, `take_writes` looks for such writes every
+        time.
         """
         if self._steps_unprobed >= _PROBE_EVERY and not self.sharded:
             self._steps_unprobed = 0
@@ -250,7 +250,7 @@ class Masters(ABC):
                 self._take_write(i)
 
     def _differs(self, index: int) -> Tensor:
-        """Whether a sample of the parameter is something else than its view shows, bool []."""
+        """Return whether the parameter, or a sample of it, differs from its view, bool []."""
         return differ(self.parameters[index].detach(), self.seen(index, self.views[index]))
 
     def _take_write(self, index: int) -> None:
@@ -268,7 +268,7 @@ class Masters(ABC):
         self.show(self.views[index], [index], anew=True)
 
     def _settle(self, view: View) -> None:
-        """Note that all parameters hold this view, newly written by a step."""
+        """Record that a step has just written this view into all parameters."""
         self.views = [view] * len(self.parameters)
         self.versions = [parameter._version for parameter in self.parameters]
         self._before.clear()
@@ -276,12 +276,12 @@ class Masters(ABC):
         self._steps_unprobed += 1
 
     def _disown(self) -> None:
-        """Note that the parameters are about to hold something else than a view."""
+        """Record that the parameters no longer hold a view."""
         self.versions = [None] * len(self.parameters)
 
     @torch.no_grad()
     def hand_over(self, view: View) -> None:
-        """Leave this view of the masters to the parameters, wherever they are by now."""
+        """Copy this view of the masters into the parameters for good, even if they were moved."""
         self._aliases.end(range(len(self.parameters)))
         self.bring_back()
         for index, parameter in enumerate(self.parameters):
@@ -289,7 +289,7 @@ class Masters(ABC):
             self.views[index], self.versions[index] = view, parameter._version
 
     def seen(self, index: int, view: View) -> Tensor:
-        """Return a master as `view` shows it: a new tensor, or the master itself."""
+        """Return this view of a master: a new tensor, or the master itself."""
         if view == "masters":
             return self.weights[index]
         output = torch.empty_like(self.weights[index])
@@ -297,7 +297,7 @@ class Masters(ABC):
         return output
 
     def accept(self, index: int) -> bool:
-        """Make values that were loaded into a parameter its master, unless they are a view of the master.
+        """Make values that were loaded into a parameter its master, unless they equal a view of the master.
 
         Returns:
             Whether the master changed.
@@ -311,12 +311,12 @@ class Masters(ABC):
         return is_new
 
     def load(self, index: int, weights: Mapping[str, Tensor]) -> None:
-        """Take over a parameter's master by its name; the parameter follows with `store`."""
+        """Load a parameter's master by its name; the parameter follows with `store`."""
         weight = self.weights[index]
         weight.copy_(placed(weights[self.names[index]], weight))
 
     def _alias(self) -> bool:
-        """Let the parameters be the masters until `store`, if the optimizer and the parameters allow it."""
+        """Let the parameters alias the masters until `store`, if possible; return whether they do."""
         if not (self.may_alias and self._aliases.are_possible):
             return False
         self._aliases.begin()
@@ -336,5 +336,5 @@ class Masters(ABC):
 
 
 def differ(left: Tensor, right: Tensor) -> Tensor:
-    """Whether two tensors differ anywhere but where the left one is NaN, bool []."""
+    """Return whether two tensors differ anywhere, except where the left one is NaN, bool []."""
     return ((left != right) & (left == left)).any()

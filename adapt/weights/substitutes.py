@@ -1,4 +1,4 @@
-"""Parameters that hold other values for a while, so that a pass in between does not disturb a graph that is waiting."""
+"""Lend parameters other memory for a while, so that a pass in between does not disturb a waiting graph."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -10,23 +10,23 @@ from torch import Tensor, nn
 from adapt import torch_internals
 
 _FIRST = 2**31
-"""No write in place ever counts a parameter's version up to here."""
+"""A version that in-place writes never reach."""
 
 _versions = itertools.count(_FIRST)
 
 
 class Substitutes:
-    """Lends parameters other memory, and later gives them their own back, with the version that it had.
+    """Lends parameters other memory, and later gives them their own back, with its version.
 
-    A graph that was built before knows a parameter by its memory and version, so it goes on as if nothing had happened
-    as soon as the parameter is back. While a parameter is away its version is one that no other moment has: a graph
-    that was built meanwhile either has kept the lent memory (see `keeping_graphs`) or is refused by autograd.
+    A graph that was built before identifies a parameter by its memory and version, so it remains valid once the
+    parameter is back. In the meantime the parameter has a unique version: a graph that is built then either keeps the
+    lent memory (see `keeping_graphs`) or is refused by autograd.
 
     Args:
         parameters: the parameters.
 
     Attributes:
-        are_possible: whether all parameters can change their memory; a subclass of Tensor may be more than its memory.
+        are_possible: whether all parameters can change their memory; a subclass of Tensor may hold more than memory.
     """
 
     def __init__(self, parameters: Sequence[Tensor]) -> None:
@@ -35,7 +35,7 @@ class Substitutes:
         self.are_possible = all(type(parameter) in (Tensor, nn.Parameter) for parameter in parameters)
 
     def holders(self, index: int) -> int:
-        """How many others hold the parameter or its memory: graphs that wait for their backward pass, if any do.
+        """Return how many others, such as graphs that wait for backward, hold the parameter or its memory.
 
         A graph that leads to the parameter refers to it until the graph is freed, but saves it only until backward.
         """
@@ -46,7 +46,7 @@ class Substitutes:
 
     @torch.inference_mode(False)
     def begin(self, index: int, values: Tensor) -> None:
-        """Let a parameter be `values` until `end`."""
+        """Make a parameter hold `values` until `end`."""
         parameter = self._parameters[index]
         self._own.setdefault(index, (parameter.data, parameter._version))
         parameter.data = values
@@ -54,7 +54,7 @@ class Substitutes:
 
     @torch.inference_mode(False)
     def end(self, index: int) -> None:
-        """Give a parameter its own memory and version again, if it is away. An interrupted call can be repeated."""
+        """Give a parameter that holds lent memory its own memory and version back. An interrupted call may repeat."""
         if index not in self._own:
             return
         parameter, (memory, version) = self._parameters[index], self._own[index]
@@ -64,10 +64,10 @@ class Substitutes:
 
 
 def keeping_graphs() -> Callable[[], None] | None:
-    """Let graphs that are built from now on keep the lent memory itself; return what ends that.
+    """Make graphs that are built from now on keep the lent memory itself; return a function that ends this.
 
-    Autograd saves a parameter as such, and would find in it what it holds by then. None where hooks on saved tensors
-    are disabled, as in transforms of torch.func: such a graph is refused once the parameter is back.
+    Otherwise autograd would save the parameter, and find in it whatever it holds by then. Return None if hooks on saved
+    tensors are disabled, as in transforms of torch.func: such a graph is refused once the parameter is back.
     """
     if not torch_internals.hooks_are_enabled():
         return None
@@ -82,8 +82,8 @@ def keeping_graphs() -> Callable[[], None] | None:
 
 
 def _pack(saved: Tensor) -> tuple[Tensor, int | None]:
-    # A tensor that kept itself would never be freed. Of lent memory nobody but this graph knows by the time of its
-    # backward pass; everything else is checked as autograd would.
+    # Detached, because a tensor that saved itself would never be freed. Lent memory needs no check: by the backward
+    # pass, only this graph refers to it. Everything else is checked as autograd would.
     version = saved._version
     return saved.detach(), None if version >= _FIRST else version
 

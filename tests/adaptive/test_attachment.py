@@ -196,7 +196,7 @@ class Unfinished:
         ({"polcy": None}, TypeError, "there is no option polcy: did you mean policy?"),
         ({"warmth": 3}, TypeError, r"there is no option warmth: help\(adapt\.attach\) names them all"),
         ({"layers": "all"}, TypeError, r"layers must be a function of \(name, parameter\), got 'all'"),
-        ({"layers": lambda name, parameter: False}, ValueError, r"\(or none that `layers` takes\)"),
+        ({"layers": lambda name, parameter: False}, ValueError, r"\(or `layers` selects none\)"),
     ],
 )
 def test_options(options, error, message):

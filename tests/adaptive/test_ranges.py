@@ -124,7 +124,7 @@ def test_layers_that_stay_saturated_are_named_once(policy):
         model, optimizer, controller = assembled(policy=policy)
         train(model, optimizer, 80, controller=controller)
         assert len(controller.trace) == 80
-    found = [str(w.message) for w in caught if "outside of the range" in str(w.message)]
+    found = [str(w.message) for w in caught if "outside the range" in str(w.message)]
     assert len(found) == 2, found
     assert "0.weight" in found[0]
     assert "%" in found[0]
@@ -136,4 +136,4 @@ def test_layers_that_fit_are_not_warned_about():
         model, optimizer, controller = assembled(policy=adapt.Fixed(adapt.Precision(8, 5)))
         train(model, optimizer, 80, controller=controller)
         assert len(controller.trace) == 80
-    assert not [w for w in caught if "outside of the range" in str(w.message)]
+    assert not [w for w in caught if "outside the range" in str(w.message)]

@@ -539,7 +539,7 @@ def test_calibration_batches_that_cannot_be_are_refused_in_its_own_words():
         return attach(optimizer, model, batches, weight_budget=budget, activation_budget=budget, phases=PHASES)
 
     x = pictures(0)[0]
-    message = r"share their first dimension, that of the samples, and have some, got shapes "
+    message = "whose tensors all have the samples as their first dimension, got shapes "
     refused(ValueError, message + r"\[\[8, 3, 8, 8\], \[3\]\]", lambda: call((x, torch.ones(3))))
     refused(ValueError, message + r"\[\[0, 3, 8, 8\], \[0\]\]", lambda: call((x[:0], torch.ones(0))))
     refused(ValueError, message + r"\[\]", lambda: call(()))

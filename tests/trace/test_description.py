@@ -121,7 +121,7 @@ def test_a_long_description_is_saved_whole(tmp_path):
 )
 def test_a_damaged_description_is_refused(pieces, message):
     trace = Trace(["a"], [1])
-    with pytest.raises(ValueError, match=f"what made the run.*{message}"):
+    with pytest.raises(ValueError, match=f"the settings of the run.*{message}"):
         Trace.from_state_dict(trace.state_dict() | {"run.json": pieces})
 
 

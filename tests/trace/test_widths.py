@@ -34,7 +34,7 @@ def test_file_and_state_hold_everything(tmp_path):
 
 
 def test_refusals(tmp_path):
-    with pytest.raises(ValueError, match="different names"):
+    with pytest.raises(ValueError, match="unique names"):
         Widths(["a"], [2], [1])
     with pytest.raises(KeyError, match="no tensor is called 'c'"):
         record().of("c")

@@ -1,6 +1,6 @@
 """The passes over activations for the CPU, compiled by Numba: the tensor is read once, chunk by chunk.
 
-`adapt.kernels.activation.ActivationKernels` says what each function does.
+`adapt.kernels.activation.ActivationKernels` documents the functions.
 """
 
 from typing import Any
@@ -41,7 +41,7 @@ def _forward_on_one_thread(
     training: bool,
     replay: bool,
 ) -> bool:
-    """A whole forward pass in one compiled call: several calls would take longer than a small pass itself."""
+    """Run a whole forward pass in one compiled call: several calls would take longer than a small pass itself."""
     count = len(chunks)
     grid, key, offset, noise = begin(formats, keys, drawn, site, width_out, numel, training, replay)
     tops, outside = np.empty(count, np.int32), np.empty(count, np.bool_)
@@ -68,7 +68,7 @@ def _backward_on_one_thread(
     site: int,
     numel: int,
 ) -> None:
-    """A whole backward pass in one compiled call."""
+    """Run a whole backward pass in one compiled call."""
     count = len(chunks)
     grid, key, offset, noise = begin(formats, keys, drawn, site, width, numel, True, False)
     tops = np.empty(count if site >= 0 else 0, np.int32)

@@ -1,8 +1,7 @@
 """The passes over the chunks of one activation or error on the CPU, compiled by Numba.
 
-`adapt.kernels.activation` says what a mask and the tables of the sites (`formats`, `keys`, `drawn`, `peaks`) hold.
-Addresses and numbers of elements are integers. A width is the size of an element in bytes: 4 for float32, 2 for
-bfloat16.
+`adapt.kernels.activation` documents masks and the tables of the sites (`formats`, `keys`, `drawn`, `peaks`). Addresses
+and numbers of elements are integers. A width is the size of an element in bytes: 4 for float32, 2 for bfloat16.
 """
 
 from typing import Any
@@ -16,7 +15,7 @@ from adapt.kernels.numba_.compiler import array, compiled, floats, prefetch
 from adapt.kernels.numba_.rounding import round_nearest, round_stochastic, uniform
 
 BLOCK = 256
-"""Elements that a pass processes completely before it goes on. The mask's flags of a block are set together."""
+"""The number of elements that a pass finishes before it continues. The mask's flags of a block are set together."""
 
 AHEAD = 2 * BLOCK
 """Distance in elements at which a pass prefetches."""
@@ -44,7 +43,7 @@ def _narrow(source: int, output: int, numel: int) -> None:
 
 @compiled
 def _round_and_measure(source: int, output: int, numel: int, grid: Any, key: Any, offset: int, stochastic: bool) -> Any:
-    """output ← Q(source), which do not overlap; return the bits of max|source|, not finite if an element is not.
+    """output ← Q(source), without overlap; return the bits of max|source|, which is not finite if an element is not.
 
     One loop does both, so that the arithmetic hides the latency of the loads.
     """
@@ -69,7 +68,7 @@ def _round_and_measure(source: int, output: int, numel: int, grid: Any, key: Any
 
 @compiled
 def _round_in_place(address: int, kept: int, numel: int, grid: Any, key: Any, offset: int, stochastic: bool) -> Any:
-    """The same for x ← Q(x). `kept` receives the values before rounding, which costs little here."""
+    """x ← Q(x), otherwise like `_round_and_measure`. `kept` receives the values before rounding, which costs little."""
     scale, step, low, high = grid[0], grid[1], grid[2], grid[3]
     first, k0, k1 = np.uint32(offset), np.uint32(key), np.uint32(key >> np.uint64(32))
     x, k = floats(address, numel), floats(kept, numel)
@@ -118,10 +117,10 @@ def _keep(address: int, mask: int, numel: int) -> None:
 
 @compiled
 def begin(formats: Any, keys: Any, drawn: Any, site: int, width: int, numel: int, training: bool, replay: bool) -> Any:
-    """Return what a pass over a site needs: its grid, its key, the offset of its first draw, and whether to draw.
+    """Return a site's grid, its key, the offset of its first draw, and whether to draw; advance the site's stream.
 
-    Advances the site's stream. The grid's upper bound is reduced to what a type of `width` bytes can represent. Without
-    a site the grid is zero and nothing is drawn.
+    The grid's upper bound is reduced to what a type of `width` bytes can represent. Without a site the grid is zero and
+    nothing is drawn.
     """
     grid = np.zeros(4, np.float32)
     if site < 0:
@@ -169,7 +168,7 @@ def forward_pass(
     wide, beside = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
     saturated = array(flags, last * CHUNK // MASKED, np.uint8)
     minimum, maximum = grid[2] * grid[1], grid[3] * grid[1]
-    # A grid whose scale is 0 leaves values as they are: all are inside.
+    # A grid with scale 0 leaves values as they are, so all are inside.
     limit = _LARGEST_BITS if grid[0] == _ZERO else bits_of(maximum)
     for c in range(first, last):
         highest, beyond = _ZERO_BITS, False
@@ -214,7 +213,7 @@ def backward_pass(
     noise: bool,
     tops: Any,
 ) -> None:
-    """Where `tops` is empty nothing is measured or rounded: the mask zeroes errors, and the others stay."""
+    """Mask, and round and measure, the errors; if `tops` is empty, only mask them."""
     wide, beside = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
     saturated = array(flags, last * CHUNK // MASKED, np.uint8)
     measure = len(tops) > 0

@@ -1,4 +1,4 @@
-"""Operations on the bits of float32 and bfloat16 numbers, by instructions for which Numba has no functions."""
+"""Operations on the bits of float32 and bfloat16 numbers, with instructions for which Numba has no functions."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from numba.extending import intrinsic
 
 @intrinsic  # type: ignore[untyped-decorator]
 def bits_of(context: Any, x: Any) -> Any:
-    """The bits of a float32."""
+    """Return the bits of a float32."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.bitcast(arguments[0], ir.IntType(32))
@@ -19,7 +19,7 @@ def bits_of(context: Any, x: Any) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator]
 def from_bits(context: Any, bits: Any) -> Any:
-    """The float32 with these bits."""
+    """Return the float32 with these bits."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.bitcast(arguments[0], ir.FloatType())
@@ -29,7 +29,7 @@ def from_bits(context: Any, bits: Any) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator]
 def times_sign_of(context: Any, factor: Any, x: Any) -> Any:
-    """The factor where the sign bit of x is clear, its negative where it is set; both float32."""
+    """Return the factor if the sign bit of x is clear, its negative if it is set; both float32."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         word = ir.IntType(32)
@@ -41,7 +41,7 @@ def times_sign_of(context: Any, factor: Any, x: Any) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator]
 def larger_magnitude(context: Any, x: Any, bits: Any) -> Any:
-    """The larger of |x| and a magnitude, as float32 bits, which are ordered like integers; NaN is above all."""
+    """Return the larger of |x| and a magnitude, as float32 bits, which are ordered like integers; NaN is above all."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         word = ir.IntType(32)
@@ -65,7 +65,7 @@ def ordered(context: Any, x: Any) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator]
 def number_at(context: Any, place: Any) -> Any:
-    """The float32 that `ordered` maps to this integer."""
+    """Return the float32 that `ordered` maps to this integer."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         word = ir.IntType(32)
@@ -77,7 +77,7 @@ def number_at(context: Any, place: Any) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator]
 def widened(context: Any, x: Any) -> Any:
-    """bfloat16 bits to float32: exact."""
+    """Convert bfloat16 bits to float32, exactly."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         word = ir.IntType(32)
@@ -88,7 +88,7 @@ def widened(context: Any, x: Any) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator]
 def narrowed(context: Any, x: Any) -> Any:
-    """float32 to bfloat16 bits, to nearest even; NaN stays NaN."""
+    """Convert a float32 to bfloat16 bits, rounding to nearest even; NaN stays NaN."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         word = ir.IntType(32)

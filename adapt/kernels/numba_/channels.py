@@ -1,9 +1,9 @@
 """The passes over channelwise weights for the CPU, compiled by Numba: one call each way for all tensors of a network.
 
-`adapt.kernels.channels.ChannelKernels` says what they compute. Where a channel's elements are contiguous, as in linear
-layers and convolutions, a pass goes from run to run with the channel's row in registers. Where neighbouring elements
-belong to different channels, as in an embedding whose channels are its columns, it reads the table's columns along
-with the elements.
+`adapt.kernels.channels.ChannelKernels` documents them. If a channel's elements are contiguous, as in linear layers and
+convolutions, a pass processes one run at a time with the channel's row in registers. If neighbouring elements belong to
+different channels, as in an embedding whose channels are its columns, it reads the table's columns along with the
+elements.
 """
 
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ from adapt.kernels.stream import require_layout
 
 @lru_cache(maxsize=64)
 def _chunks(sizes: tuple[int, ...], layouts: tuple[Layout, ...]) -> Chunks:
-    """Cut tensors into pieces of about CHUNK elements that share no channel, so that threads can add to the sums."""
+    """Split tensors into pieces of about CHUNK elements that share no channel, so that threads can add to the sums."""
     table = []
     for i, (numel, layout) in enumerate(zip(sizes, layouts, strict=True)):
         once = numel == layout.stride * layout.channels and layout.groups == 1
@@ -49,13 +49,13 @@ def _row_of(element: int, layout: Any) -> Any:
 
 @compiled
 def _has_columns(layout: Any) -> Any:
-    """Whether neighbouring elements belong to neighbouring channels."""
+    """Return whether neighbouring elements belong to neighbouring channels."""
     return layout[1] == 1 and layout[2] > 1 and layout[3] % layout[2] == 0
 
 
 @compiled
 def _length_of_runs(layout: Any) -> Any:
-    """The number of consecutive elements that belong to one channel."""
+    """Return the number of consecutive elements that belong to one channel."""
     return layout[1] if layout[4] == 1 else min(layout[1], layout[3])
 
 
@@ -107,7 +107,7 @@ def _back_pass(
                 if columnwise:
                     backward_columns(g, x, f, numel, columns, row + at, signed, scaling, delta, sums)
                 else:
-                    # By way of a buffer in the cache, because loops over arrays that overlap are not vectorised.
+                    # Through a buffer in the cache, because loops over overlapping arrays are not vectorised.
                     backward_block(g, x, held, f, numel, columns[:, row], signed, scaling, delta, sums, row)
                     g[:] = held[:numel]
 

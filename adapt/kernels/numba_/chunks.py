@@ -1,8 +1,8 @@
-"""How the CPU's passes traverse memory: chunk by chunk, large tensors on several threads.
+"""Traverse memory in the CPU's passes: chunk by chunk, and large tensors on several threads.
 
-Tensors are cut into chunks that fit the first-level cache. A pass finishes one chunk before the next, so memory is read
-and written once. The assignment of chunks to threads changes no result: sums are kept per chunk and added in the order
-of the chunks.
+Tensors are split into chunks that fit the first-level cache. A pass finishes one chunk before the next, so memory is
+read and written once. The assignment of chunks to threads does not affect results: sums are kept per chunk and added in
+the order of the chunks.
 """
 
 import os
@@ -19,11 +19,11 @@ from torch import Tensor
 
 CHUNK = 2048
 CHUNKS_PER_THREAD = 128
-"""Waking a thread takes some 20 µs; this many chunks take about as long."""
+"""Waking a thread takes about 20 µs; this many chunks take about as long."""
 
 
 class Chunks(NamedTuple):
-    """How tensors are cut into chunks."""
+    """The division of tensors into chunks."""
 
     table: NDArray[np.int64]
     """[chunks, 3]: layer, first element, number of elements."""
@@ -33,7 +33,7 @@ class Chunks(NamedTuple):
 
 @lru_cache(maxsize=64)
 def chunks_of(sizes: tuple[int, ...]) -> Chunks:
-    """Cut tensors of these sizes."""
+    """Split tensors of these sizes into chunks."""
     numel = np.array(sizes, np.int64)
     counts = -(-numel // CHUNK)
     ends = np.cumsum(counts)
@@ -74,7 +74,7 @@ def run(kernel: Callable[..., None], chunks: Chunks, *arguments: Any) -> int:
 
 
 def addresses_of(*lists: Sequence[Tensor | None]) -> NDArray[np.int64]:
-    """Return the addresses of tensors, a row for each list; 0 where there is no tensor.
+    """Return the addresses of tensors, a row for each list; 0 for a missing tensor.
 
     Raises:
         RuntimeError: a tensor has no memory, as on the meta device.

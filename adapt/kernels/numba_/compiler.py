@@ -1,4 +1,4 @@
-"""Compilation for the CPU by Numba, and what all compiled functions need: arrays at addresses, sums and prefetching."""
+"""Compilation for the CPU by Numba, and tools for compiled functions: arrays at addresses, sums and prefetching."""
 
 import logging
 from collections.abc import Callable, Collection
@@ -17,9 +17,9 @@ if numba.config.DISABLE_JIT:
 
 
 class _Notice(event.Listener):  # type: ignore[misc]
-    """Logs one line when the first function of this package is compiled: the user waits, and should know for what.
+    """Logs one line when the first function of this package is compiled, so that users know why they have to wait.
 
-    Numba tells of it only where its cache does not have the function.
+    Numba sends this event only if the function is not in its cache.
     """
 
     def on_start(self, compilation: Any) -> None:
@@ -28,7 +28,7 @@ class _Notice(event.Listener):  # type: ignore[misc]
             event.unregister("numba:compile", self)
             folder = function.stats.cache_path
             kept = f"once; the result is kept in {folder}" if folder else "in every process: there is no cache folder"
-            # A warning only by its level, so that it is seen; logging.getLogger("adapt") silences it.
+            # Logged as a warning only to be visible; logging.getLogger("adapt") can silence it.
             logging.getLogger("adapt").warning(
                 "adapt compiles its kernels for this processor (some ten seconds, %s)", kept
             )
@@ -43,13 +43,13 @@ event.register("numba:compile", _Notice())
 def compiled(
     function: Callable[..., Any], *, fastmath: Collection[str] = (), inline: str = "never"
 ) -> Callable[..., Any]:
-    """Compile a function that releases the interpreter lock, and cache the result on disk where a folder is writable.
+    """Compile a function that releases the interpreter lock, and cache the result on disk if a folder is writable.
 
-    Arithmetic is exact unless `fastmath` names what LLVM may change in this very function. With inline="always" the
-    function becomes part of its callers before they are compiled; otherwise LLVM decides.
+    Arithmetic is exact unless `fastmath` lists what LLVM may change in this particular function. With inline="always"
+    the function is inlined into its callers before they are compiled; otherwise LLVM decides.
 
     Numba uses a cached result as long as the function's own file has not changed. After changing a function that is
-    called from another file, delete the cache of that file (in `adapt/kernels/numba_/__pycache__`).
+    called from another file, delete that file's cache (in `adapt/kernels/numba_/__pycache__`).
     """
     options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": set(fastmath) or False}
     options["inline"] = inline
@@ -61,21 +61,21 @@ def compiled(
 
 @partial(compiled, fastmath={"reassoc"})
 def add(total: Any, term: Any) -> Any:
-    """Add to a sum whose order the compiler may change, so that it can use vector registers, and nothing else."""
+    """Add to a sum whose order, and nothing else, the compiler may change, so that it can use vector registers."""
     return total + term
 
 
 @partial(compiled, fastmath={"reassoc", "contract"})
 def add_square(total: Any, term: Any) -> Any:
-    """The same for the square of a widened float32 number, which is exact in float64: fusing changes nothing."""
+    """Like `add`, for the square of a widened float32 number, which is exact in float64, so fusing changes nothing."""
     return total + term * term
 
 
 @intrinsic  # type: ignore[untyped-decorator]
 def _pointer(context: Any, address: Any, kind: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        # On Intel's processors LLVM by default uses half of a vector register. llvmlite does not support attributes
-        # with values, but prints whatever is in this set.
+        # By default LLVM only uses half of a vector register on Intel processors. llvmlite does not support attributes
+        # with values, but prints everything in this set.
         set.add(builder.function.attributes, '"prefer-vector-width"="512"')
         return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
 
@@ -84,13 +84,13 @@ def _pointer(context: Any, address: Any, kind: Any) -> Any:
 
 @partial(compiled, inline="always")
 def array(address: int, numel: int, kind: Any) -> Any:
-    """The array of a NumPy type that starts at an address. Loops over it may use the widest vector registers."""
+    """Return the array of a NumPy type at an address. Loops over it may use the widest vector registers."""
     return numba.carray(_pointer(address, kind), numel)
 
 
 @partial(compiled, inline="always")
 def floats(address: int, numel: int) -> Any:
-    """The float32 array that starts at an address."""
+    """Return the float32 array at an address."""
     return array(address, numel, np.float32)
 
 
@@ -115,7 +115,7 @@ def _prefetch_line(context: Any, address: Any) -> Any:
 def prefetch(address: int, size: int) -> None:
     """Fetch `size` bytes into the caches before they are used; the address need not be valid.
 
-    Where each element takes much computation, the processor's own prefetching looks too few elements ahead, and never
+    If each element takes much computation, the processor's own prefetching looks too few elements ahead, and never
     beyond the end of a page.
     """
     for line in range(0, size, LINE):

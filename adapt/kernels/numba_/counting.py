@@ -18,11 +18,11 @@ from adapt.kernels.numba_.compiler import compiled, floats
 _FEWEST_CELL_BITS, _MOST_CELL_BITS = 10, 15
 _BLOCK = 1024
 _MIXED = 1 << 30
-"""The tally of a cell that holds a threshold starts at −_MIXED, so that its sign marks the cell."""
+"""The tally of a cell with a threshold starts at −_MIXED, so that its sign marks the cell."""
 
 
 def count(values: NDArray[np.floating], thresholds: NDArray[np.float64]) -> NDArray[np.int64]:
-    """`adapt.kernels.counting.count_at_most` for values [n] in memory."""
+    """Implement `adapt.kernels.counting.count_at_most` for values [n] in memory."""
     # A cell for every four values: with fewer, more values share a threshold's; with more, tables outgrow the caches.
     bits = min(max((len(values) // 4).bit_length(), _FEWEST_CELL_BITS), _MOST_CELL_BITS)
     counts = np.empty(thresholds.size, np.int64)
@@ -47,9 +47,9 @@ def extremes(address: int, numel: int) -> tuple[float, float]:
 
 @compiled
 def _cell(value: Any, origin: Any, scale: Any, last: Any) -> np.int32:
-    """The index of a value's cell, non-decreasing in the value; the end cells hold what lies outside, even infinities.
+    """Return the index of a value's cell, non-decreasing in the value; the end cells include all values beyond them.
 
-    All four arguments are of the values' type.
+    All four arguments have the values' type.
     """
     place = (value - origin) * scale
     place = place if place > 0 else origin - origin
@@ -58,7 +58,7 @@ def _cell(value: Any, origin: Any, scale: Any, last: Any) -> np.int32:
 
 @compiled
 def _below(value: float, ascending: NDArray[np.float64], starts: NDArray[np.int32], cell: int) -> np.int64:
-    """The number of thresholds below the value, which is in this cell; the last threshold, ∞, never is."""
+    """Return the number of thresholds below the value, which is in this cell; the last threshold, ∞, never is."""
     index = np.int64(starts[cell])
     while ascending[index] < value:
         index += 1
@@ -67,7 +67,7 @@ def _below(value: float, ascending: NDArray[np.float64], starts: NDArray[np.int3
 
 @compiled
 def _reach(thresholds: NDArray[np.floating]) -> tuple[float, float]:
-    """The smallest and the largest of the finite thresholds; (∞, −∞) where there is none."""
+    """Return the smallest and the largest of the finite thresholds; (∞, −∞) if there is none."""
     first, last = np.inf, -np.inf
     for threshold in thresholds:
         if np.isfinite(threshold):
@@ -122,7 +122,7 @@ def _count(
         starts[cell + 1] += starts[cell]
     ascending, order = _sorted_by_cell(thresholds, cell_of, starts)
 
-    # Three loops, because the first is then vectorised and the second has no branches; only the third mispredicts.
+    # Three loops, so that the first is vectorised and the second has no branches; only the third mispredicts.
     at_index = np.zeros(len(ascending), np.int64)
     own_cell, shared = np.empty(_BLOCK, np.int32), np.empty(_BLOCK, np.int32)
     for begin in range(0, len(values), _BLOCK):

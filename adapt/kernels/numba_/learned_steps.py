@@ -1,11 +1,11 @@
 """The passes of quantisers with a learned step for the CPU, compiled by Numba: tensors are read once in each direction.
 
-`adapt.kernels.learned_steps.LearnedKernels` says what they compute. Backward repeats the arithmetic of forward instead
-of reading its results, because memory is the bottleneck. Quotients of polynomials, fitted on [−1/2, 1/2], replace sin,
+`adapt.kernels.learned_steps.LearnedKernels` documents them. Backward repeats the arithmetic of forward instead of
+reading its results, because memory is the bottleneck. Quotients of polynomials, fitted on [−1/2, 1/2], replace sin,
 tanh and artanh in the scalings; δ times their error is below the rounding error of float32.
 
-torch's own learnable fake-quantise kernels scale no gradients, and took 36 times (forward) and 8 times (backward) as
-long, for 2 million elements on one thread.
+torch's own learnable fake-quantise kernels do not scale gradients, and took 36 times (forward) and 8 times (backward)
+as long for 2 million elements on one thread.
 """
 
 from typing import Any
@@ -20,7 +20,7 @@ from adapt.kernels.numba_.chunks import address_of, chunks_of, run
 from adapt.kernels.numba_.compiler import add, compiled, floats
 
 BLOCK = 1024
-_ZERO, _ONE, _HALF = np.float32(0), np.float32(1), np.float32(0.5)
+_ZERO, _ONE = np.float32(0), np.float32(1)
 _PBGS, _EWGS, _ACOS, _TANH, _INVTANH = (SCALINGS.index(name) for name in ("pbgs", "ewgs", "acos", "tanh", "invtanh"))
 SIGNED = (_EWGS, _TANH, _INVTANH)
 """The scalings that multiply δ·f(u) by the gradient's sign."""
@@ -54,7 +54,7 @@ def round_block(source: int, output: int, numel: int, row: Any) -> None:
         for i in range(numel):
             y[i] = x[i]
     elif source == output:
-        # In place the same loop over one array, because loops over arrays that overlap are not vectorised.
+        # In place, the same loop over a single array, because loops over overlapping arrays are not vectorised.
         for i in range(numel):
             y[i] = _round(_clip(y[i] * inverse, low, high), offset) * step
     else:
@@ -188,7 +188,7 @@ def _backward_pass(
             x = floats(source + 4 * start, numel)
             y = floats(output + 4 * start, numel)
             if gradient == output:
-                # By way of a buffer in the cache, because loops over arrays that overlap are not vectorised.
+                # Through a buffer in the cache, because loops over overlapping arrays are not vectorised.
                 backward_block(g, x, held, f, numel, row, signed, scaling, delta, sums, c)
                 for i in range(numel):
                     y[i] = held[i]
@@ -198,7 +198,7 @@ def _backward_pass(
 
 def forward(source: Tensor, output: Tensor, rows: Tensor, site: int) -> None:
     if source.dtype != torch.float32 or output.dtype != torch.float32:
-        # Two copies more, and still several times as fast as torch's own operations one by one.
+        # Takes two more copies, but is still several times as fast as separate torch operations.
         held = source.to(torch.float32, copy=True)
         forward(held, held, rows, site)
         output.copy_(held)

@@ -18,7 +18,7 @@ _ZERO, _ONE = np.float32(0), np.float32(1)
 
 @intrinsic  # type: ignore[untyped-decorator]
 def uniform(context: Any, first: Any, i: Any, k0: Any, k1: Any) -> Any:
-    """The stream's draw for element first + i, in 32-bit instructions, because Numba widens its uint32 to 64 bits."""
+    """Return the stream's draw for element first + i, in 32-bit instructions: Numba would widen uint32 to 64 bits."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         first, i, k0, k1 = arguments
@@ -93,7 +93,7 @@ def round_chunk(source: int, output: int, numel: int, grid: Any, key: Any, offse
                 r = round_nearest(s[i], scale, step, low, high)
                 o[i] = r
                 count = np.int32(count + (r != _ZERO))
-    # In place the same loops over one array, because loops over arrays that overlap are not vectorised.
+    # In place, the same loops over a single array, because loops over overlapping arrays are not vectorised.
     elif stochastic:
         for i in range(numel):
             r = round_stochastic(o[i], uniform(first, i, k0, k1), scale, step, low, high)

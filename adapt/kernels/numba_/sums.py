@@ -56,14 +56,14 @@ def add_up(partial: Any, ends: Any, out: Any) -> None:
 
 @compiled
 def end_of_pass(first: int, last: int, partial: Any, ends: Any, out: Any) -> None:
-    """Add up what a pass has measured if it ran over all chunks; otherwise the caller does it after the last thread."""
+    """Add up the figures of a pass if it ran over all chunks; otherwise the caller does so after the last thread."""
     if last - first == len(partial):
         add_up(partial, ends, out)
 
 
 @compiled
 def _norm(first: int, last: int, chunks: Any, tensors: Any, partial: Any) -> None:
-    """partial ← ‖x‖₂² of each chunk; 0 where there is no tensor."""
+    """partial ← ‖x‖₂² of each chunk; 0 for a missing tensor."""
     for c in range(first, last):
         i, start, numel = chunks[c, 0], chunks[c, 1], chunks[c, 2]
         partial[c, 0] = _squared_norm(tensors[i] + 4 * start, numel) if tensors[i] else 0.0
@@ -71,7 +71,7 @@ def _norm(first: int, last: int, chunks: Any, tensors: Any, partial: Any) -> Non
 
 @compiled
 def _add_all(first: int, last: int, chunks: Any, sums: Any, gradients: Any, squared: Any, partial: Any) -> None:
-    """sums += gradients where there are finite ones; partial ← ‖sum‖₂² of each chunk, 0 where there is no sum."""
+    """sums += gradients that are finite; partial ← ‖sum‖₂² of each chunk, 0 for a missing sum."""
     for c in range(first, last):
         i, start, numel = chunks[c, 0], chunks[c, 1], chunks[c, 2]
         total = sums[i] + 4 * start
@@ -97,7 +97,7 @@ def add_pass(
 
 @compiled
 def accumulate_pass(chunks: Any, sums: Any, gradients: Any, ends: Any, squared: Any, squared_sums: Any) -> None:
-    """Both passes, layer by layer, so that the second finds the gradients in the cache."""
+    """Run both passes layer by layer, so that the second finds the gradients in the cache."""
     own, partial = np.empty((len(chunks), 1)), np.empty((len(chunks), 1))
     start = 0
     for layer in range(len(ends)):

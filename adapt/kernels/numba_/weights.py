@@ -1,6 +1,6 @@
 """The passes over weights and gradients for the CPU, compiled by Numba: one call for all tensors of a network.
 
-`adapt.kernels.Kernels` says what each function does, `adapt.kernels.numba_.chunks` how memory is traversed.
+`adapt.kernels.Kernels` documents the functions, `adapt.kernels.numba_.chunks` how memory is traversed.
 """
 
 from collections.abc import Callable, Sequence

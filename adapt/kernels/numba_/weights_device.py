@@ -14,7 +14,7 @@ from adapt.kernels.numba_.rounding import copy_chunk, round_chunk
 from adapt.kernels.numba_.sums import end_of_pass, norms
 
 TILE = 256
-"""Elements that a pass with much arithmetic processes completely before it goes on."""
+"""The number of elements that a pass with much arithmetic finishes before it continues."""
 
 _LARGEST = np.float32(np.finfo(np.float32).max)
 _ZERO, _ONE = np.float32(0), np.float32(1)
@@ -22,7 +22,7 @@ _ZERO, _ONE = np.float32(0), np.float32(1)
 
 @compiled
 def _treated(g: Any, m: Any, factor: Any, l1: Any, l2: Any) -> Any:
-    """g·factor + (l1·sign(m) + l2·m), without the term in parentheses where there is no penalty."""
+    """Return g·factor + (l1·sign(m) + l2·m), without the term in parentheses if there is no penalty."""
     g = g * factor
     if l1 != _ZERO or l2 != _ZERO:
         g += (times_sign_of(l1, m) if m != _ZERO else _ZERO) + m * l2
@@ -38,7 +38,7 @@ def _treat(gradient: int, master: int, numel: int, factor: Any, l1: Any, l2: Any
 
 @compiled
 def _factor(squared: float, normalize: bool) -> Any:
-    """The factor that multiplies a gradient; 0 for one that is not finite."""
+    """Return the factor of a gradient; 0 for one that is not finite."""
     if not np.isfinite(squared):
         return _ZERO
     if normalize and squared > 0.0:
@@ -55,7 +55,7 @@ def _clear(address: int, numel: int) -> None:
 
 @compiled
 def _descend(gradient: int, master: int, numel: int, factor: Any, l1: Any, l2: Any, rates: Any) -> None:
-    """One chunk of plain descent."""
+    """Make a step of plain descent on one chunk."""
     rate, sign, decay = rates[0], rates[1], rates[2]
     g, m = floats(gradient, numel), floats(master, numel)
     for i in range(numel):
@@ -68,7 +68,7 @@ def _descend(gradient: int, master: int, numel: int, factor: Any, l1: Any, l2: A
 def _descend_with_momentum(
     gradient: int, buffer: int, master: int, numel: int, factor: Any, l1: Any, l2: Any, rates: Any
 ) -> None:
-    """One chunk of descent with momentum."""
+    """Make a step of descent with momentum on one chunk."""
     rate, sign, decay, momentum, kept, nesterov = rates[0], rates[1], rates[2], rates[3], rates[4], rates[5] != _ZERO
     g, b, m = floats(gradient, numel), floats(buffer, numel), floats(master, numel)
     for i in range(numel):
@@ -94,7 +94,7 @@ def quantize_pass(
     ends: Any,
     out: Any,
 ) -> None:
-    """outputs ← Q(sources). Where `partial` is empty nothing is measured."""
+    """outputs ← Q(sources). If `partial` is empty, nothing is measured."""
     measure = len(partial) > 0
     for c in range(first, last):
         i, end = chunks[c, 0], chunks[c, 1] + chunks[c, 2]

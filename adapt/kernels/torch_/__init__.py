@@ -1,1 +1,1 @@
-"""The passes in plain torch, for every device: what the other back ends are held against."""
+"""The passes in plain torch, for every device: the reference for the other back ends."""

@@ -1,7 +1,7 @@
 """The passes over activations in plain torch operations: slow, on every device, and the reference for the others' bits.
 
-`adapt.kernels.activation.ActivationKernels` says what each function does. The host reads the sites, which waits for a
-device.
+`adapt.kernels.activation.ActivationKernels` documents the functions. The host reads the tables of the sites, which
+waits for the device.
 """
 
 import math
@@ -34,7 +34,7 @@ def _remember(x: Tensor, sites: SiteTables, site: int) -> None:
 
 
 def _grid(sites: SiteTables, site: int, dtype: torch.dtype) -> NDArray[np.float32]:
-    """The row of a site, its bounds reduced to what the type can represent."""
+    """Return the row of a site, with its bounds reduced to what the type can represent."""
     row = sites.formats[site, :4].cpu().numpy().copy()
     scale, step, low, high = row.tolist()
     if scale and dtype != torch.float32:
@@ -80,7 +80,7 @@ def backward(gradient: Tensor, output: Tensor, mask: Tensor | None, sites: SiteT
 
 
 def _unflagged(mask: Tensor, numel: int) -> Tensor:
-    """The elements whose flag is 0."""
+    """Return which elements have the flag 0."""
     return (mask[numel:] == 0).repeat_interleave(MASKED)[:numel]
 
 

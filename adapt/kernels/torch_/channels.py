@@ -1,6 +1,6 @@
-"""The passes over channelwise weights in plain torch operations: on every device, and the reference.
+"""The passes over channelwise weights in plain torch operations: for every device, and the reference.
 
-`adapt.kernels.channels.ChannelKernels` says what they compute.
+`adapt.kernels.channels.ChannelKernels` documents them.
 """
 
 from collections.abc import Sequence
@@ -14,14 +14,14 @@ from adapt.kernels.stream import flat, require_layout
 
 
 def _split(tensor: Tensor, layout: Layout) -> Tensor:
-    """A view of the elements in memory order; its second and fourth dimension are groups and channels, outer first."""
+    """Return a view of the elements in memory order; dimensions 1 and 3 are groups and channels, outer one first."""
     outer, inner = sorted(((layout.group_stride, layout.groups), (layout.stride, layout.size)), reverse=True)
     between = outer[0] // (inner[0] * inner[1])
     return flat(tensor).view(-1, outer[1], between, inner[1], inner[0])
 
 
 def _broadcast(table: Tensor, layout: Layout) -> Tensor:
-    """The columns of the layout's rows, each in a shape that broadcasts with `_split`."""
+    """Return the columns of the layout's rows, each in a shape that broadcasts with `_split`."""
     columns: Tensor = table[layout.first : layout.first + layout.channels].t()
     columns = columns.reshape(-1, layout.groups, layout.size)
     if layout.stride > layout.group_stride:
@@ -53,7 +53,7 @@ def back_(
     for gradient, master, norm, layout in zip(gradients, masters, squared, layouts, strict=True):
         if gradient is None or not gradient.numel():
             continue
-        # Not a product with zero, which would keep NaN.
+        # Not multiplied by zero, which would keep NaN.
         g = torch.where(norm.isfinite(), _split(gradient, layout), 0)
         back = partials(g, _split(master, layout), Row(*_broadcast(rows, layout)), SCALINGS[scaling], delta)
         if sums is not None:

@@ -1,6 +1,6 @@
-"""The passes of quantisers with a learned step in plain torch operations: on every device, and the reference.
+"""The passes of quantisers with a learned step in plain torch operations: for every device, and the reference.
 
-`adapt.kernels.learned_steps` says what they compute.
+`adapt.kernels.learned_steps` documents them.
 """
 
 import torch

@@ -1,6 +1,6 @@
 """The kernels in plain torch operations: slow, on every device, and the reference for the others' bits.
 
-`adapt.kernels.Kernels` says what each function does. Here tensors may be float64 too; the work is then done in float64.
+`adapt.kernels.Kernels` documents the functions. Here tensors may also be float64; the arithmetic is then float64.
 """
 
 import math
@@ -16,7 +16,7 @@ from adapt.kernels.stream import FIRST_MULTIPLIER, SECOND_MULTIPLIER, UNIFORM_ST
 
 
 def uniform(numel: int, key: int, offset: int, *, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The stream's draws for elements offset … offset + numel − 1: [numel] in [0, 1)."""
+    """Return the stream's draws for elements offset … offset + numel − 1: [numel] in [0, 1)."""
     # torch's uint32 arithmetic is incomplete. int32 products have the same low 32 bits, and a mask turns an arithmetic
     # right shift into a logical one.
     x = torch.arange(offset, offset + numel, dtype=torch.int64, device=device).to(torch.int32)
@@ -35,13 +35,13 @@ def _signed(bits: int) -> int:
 
 
 def rounded(x: Tensor, grid: NDArray[np.floating], key: int, offset: int, stochastic: bool) -> Tensor:
-    """Q(x) for a vector x, as a new tensor."""
+    """Return Q(x) for a vector x, as a new tensor."""
     scale, step, low, high = grid.tolist()
     if scale == 0:
         return x.clone()
     v = x * scale
     if stochastic:
-        # Comparing u with the fraction is exact. The sum in floor(v + u) is rounded, which moves values on the grid.
+        # Comparing u with the fraction is exact. The sum in floor(v + u) is rounded, which would move grid values.
         floor = v.floor()
         u = uniform(x.numel(), key, offset, dtype=x.dtype, device=x.device)
         r = torch.where(u < v - floor, floor + 1, floor)
@@ -150,7 +150,7 @@ def descend_(
 
 
 def _treated(gradient: Tensor, master: Tensor, factor: Tensor, treatment: Treatment, i: int) -> Tensor:
-    """The i-th gradient after its treatment, as a new tensor."""
+    """Return the i-th gradient after its treatment, as a new tensor."""
     treated = gradient * factor.to(gradient.dtype)
     l1, l2 = float(np.float32(treatment.l1[i])), float(np.float32(treatment.l2[i]))
     if l1 or l2:
@@ -159,7 +159,7 @@ def _treated(gradient: Tensor, master: Tensor, factor: Tensor, treatment: Treatm
 
 
 def _factors(treatment: Treatment) -> Tensor:
-    """The factor that multiplies each gradient, float32 [L]; 0 for one that is not finite.
+    """Return the factor of each gradient, float32 [L]; 0 for one that is not finite.
 
     It is capped at the largest float32 number: a vanishing norm must not make it infinite.
     """

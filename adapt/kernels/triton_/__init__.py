@@ -3,7 +3,7 @@
 import triton
 
 OLDEST = (3, 6)
-"""The first version of triton that the kernels were compiled and compared with; torch 2.10 brings it."""
+"""The oldest version of Triton with which the kernels were compiled and tested; torch 2.10 includes it."""
 
 if tuple(map(int, triton.__version__.split(".")[:2])) < OLDEST:
     raise ImportError(f"triton {triton.__version__} is older than {OLDEST[0]}.{OLDEST[1]}")

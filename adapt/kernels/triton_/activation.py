@@ -1,7 +1,7 @@
 """The passes over activations for CUDA, compiled by Triton. The sites are read on the device.
 
-`adapt.kernels.activation.ActivationKernels` says what each function does. No call waits for the device or passes a
-number that changes from step to step, so a CUDA graph may capture them.
+`adapt.kernels.activation.ActivationKernels` documents the functions. No call waits for the device or passes a number
+that changes from step to step, so a CUDA graph may capture them.
 """
 
 from contextlib import AbstractContextManager, nullcontext

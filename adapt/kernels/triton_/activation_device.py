@@ -20,7 +20,7 @@ _HALF_STEPS = tl.constexpr(2.0**24)  # the smallest step of float16 is 2^-24
 
 @triton.jit
 def _bounds(row, HALF: tl.constexpr):
-    """(scale, step, low, high) of a site, the bounds reduced to what the type can represent."""
+    """Return (scale, step, low, high) of a site, with the bounds reduced to what the type can represent."""
     scale, step, low, high = tl.load(row), tl.load(row + 1), tl.load(row + 2), tl.load(row + 3)
     if HALF == 16:
         ends = tl.minimum(_LARGEST_HALF * scale, _LONGEST).to(tl.int64).to(tl.float32)
@@ -192,6 +192,6 @@ def backward_pass(
 
 @triton.jit
 def advance_stream(formats, drawn, numel):
-    """Advance a site's stream: in a launch of its own, after all programs of the pass have read its position."""
+    """Advance a site's stream, in a separate launch, after all programs of the pass have read its position."""
     if tl.load(formats + 4) != _FROZEN:
         tl.store(drawn, tl.load(drawn) + numel)

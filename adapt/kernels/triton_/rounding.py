@@ -32,7 +32,7 @@ def store(pointer, position, value, numel, FULL: tl.constexpr):
 
 @triton.jit
 def uniform(index, key):
-    """The stream's draws, from indices and a key in int64."""
+    """Return the stream's draws for indices and a key in int64."""
     x = index.to(tl.uint32) ^ key.to(tl.uint32)
     x = (x ^ (x >> 16)) * _FIRST
     x = (x ^ (x >> 15) ^ (key >> 32).to(tl.uint32)) * _SECOND
@@ -52,7 +52,7 @@ def nearest_integer(v):
 
 @triton.jit
 def round_block(x, position, row, GRID: tl.constexpr, STOCHASTIC: tl.constexpr):
-    """Q(x) for one block. Columns GRID … GRID + 3 of the row hold the offset, the key, and the grid in float32."""
+    """Return Q(x) for one block. Columns GRID … GRID + 3 of the row are the offset, key and grid in float32."""
     grid = (row + GRID + 2).to(tl.pointer_type(tl.float32))
     scale, step, low, high = tl.load(grid), tl.load(grid + 1), tl.load(grid + 2), tl.load(grid + 3)
     v = x * scale

@@ -1,7 +1,7 @@
-"""The kernels for CUDA, compiled by Triton: one launch per pass over all tensors, one more where sums are taken.
+"""The kernels for CUDA, compiled by Triton: one launch per pass over all tensors, and a second one to add up sums.
 
-`adapt.kernels.Kernels` says what each function does. Every program of a launch processes one block of one tensor. A
-table with a row per tensor (addresses, keys, grids) is copied to the device once per call, asynchronously. Each program
+`adapt.kernels.Kernels` documents the functions. Every program of a launch processes one block of one tensor. A table
+with a row per tensor (addresses, keys, grids) is copied to the device once per call, asynchronously. Each program
 writes its sums to a buffer, which a second launch adds up in the order of the blocks, so the results do not depend
 on the order in which the programs ran. A CUDA graph must not capture these calls: it would replay the same table, and
 with it the same keys.
@@ -97,7 +97,7 @@ def _rounding_columns(rounding: Rounding) -> list[NDArray[np.int64]]:
 
 
 def _bits(values: Any) -> NDArray[np.int64]:
-    """Rows of an even number of float32 values, as half as many 64-bit columns."""
+    """Return rows of an even number of float32 values as half as many 64-bit columns."""
     return np.array(values, np.float32, order="C").view(np.int64)
 
 

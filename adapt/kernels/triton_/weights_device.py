@@ -16,7 +16,7 @@ _LARGEST = tl.constexpr(float(np.finfo(np.float32).max))
 
 @triton.jit
 def _pointer(row, column: tl.constexpr, ALIGNED: tl.constexpr):
-    """The tensor whose address is in a column of the table."""
+    """Return a pointer to the tensor whose address is in this column of the table."""
     pointer = tl.load(row + column).to(tl.pointer_type(tl.float32))
     if ALIGNED:
         pointer = tl.multiple_of(pointer, 16)
@@ -25,7 +25,7 @@ def _pointer(row, column: tl.constexpr, ALIGNED: tl.constexpr):
 
 @triton.jit
 def _place(blocks, table, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
-    """This program's row, layer and positions, the tensor's number of elements, and whether the block is full."""
+    """Return this program's row, layer and positions, the number of elements, and whether the block is full."""
     layer = tl.load(blocks + 2 * tl.program_id(0))
     # The compiler loads several elements at once only if it sees that the first position is a multiple of BLOCK.
     start = tl.load(blocks + 2 * tl.program_id(0) + 1) * BLOCK
@@ -47,7 +47,7 @@ def _count(rounded, position, numel):
 
 @triton.jit
 def _measure(rounded, source, position, numel, partial):
-    """The three figures of one block: the number of rounded elements that are not zero, ‖source‖₁ and ‖source‖₂²."""
+    """Store the figures of one block: the number of non-zero rounded elements, ‖source‖₁ and ‖source‖₂²."""
     tl.store(partial, _count(rounded, position, numel))
     tl.store(partial + 1, tl.sum(tl.abs(source).to(tl.float64)))
     tl.store(partial + 2, _squares(source))
@@ -66,7 +66,7 @@ def _quantize_block(row, position, numel, partial, STOCHASTIC: tl.constexpr, ALI
 def quantize_pass(
     blocks, table, partial, WIDTH: tl.constexpr, STOCHASTIC: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """Where `partial` is None nothing is measured."""
+    """outputs ← Q(sources). If `partial` is None, nothing is measured."""
     row, _, position, numel, full = _place(blocks, table, WIDTH, BLOCK)
     if full:
         _quantize_block(row, position, numel, partial, STOCHASTIC, ALIGNED, True)
@@ -97,7 +97,7 @@ def store_pass(
 
 @triton.jit
 def norm_pass(blocks, table, partial, WIDTH: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr):
-    """partial ← ‖x‖₂² of each block; 0 where there is no tensor."""
+    """partial ← ‖x‖₂² of each block; 0 for a missing tensor."""
     row, _, position, numel, full = _place(blocks, table, WIDTH, BLOCK)
     pointer, partial = _pointer(row, 2, ALIGNED), partial + tl.program_id(0)
     if tl.load(row + 2) == 0:
@@ -119,7 +119,7 @@ def _add_block(row, position, numel, squared, partial, ALIGNED: tl.constexpr, FU
 
 @triton.jit
 def add_pass(blocks, table, squared, partial, WIDTH: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr):
-    """sums += gradients, and partial ← ‖sum‖₂² of each block; 0 where there is no sum."""
+    """sums += gradients, and partial ← ‖sum‖₂² of each block; 0 for a missing sum."""
     row, layer, position, numel, full = _place(blocks, table, WIDTH, BLOCK)
     norm, partial = tl.load(squared + layer), partial + tl.program_id(0)
     if tl.load(row + 2) == 0:
@@ -132,7 +132,7 @@ def add_pass(blocks, table, squared, partial, WIDTH: tl.constexpr, ALIGNED: tl.c
 
 @triton.jit
 def _treated(gradient, master, row, squared, PENALTIES: tl.constexpr, NORMALIZE: tl.constexpr):
-    """A gradient after its treatment. Column PENALTIES of the row holds l1 and l2 in float32."""
+    """Return a gradient after its treatment. Column PENALTIES of the row holds l1 and l2 in float32."""
     treated = tl.zeros_like(master)
     if squared < float("inf"):
         treated = gradient
@@ -168,7 +168,7 @@ def restore_pass(
     ALIGNED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """`partial` is None: nothing is measured."""
+    """parameters ← masters, and treat the gradients; `partial` is None, because nothing is measured."""
     row, layer, position, numel, full = _place(blocks, table, WIDTH, BLOCK)
     norm = tl.load(squared + layer)
     if full:
@@ -224,7 +224,7 @@ def descend_pass(
     ALIGNED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """The further columns are one of penalties, three of rates, then those of `round_block`."""
+    """Make a step of descent. The further columns are one of penalties, three of rates, then those of `round_block`."""
     row, layer, position, numel, full = _place(blocks, table, WIDTH, BLOCK)
     norm, partial = tl.load(squared + layer), partial + 3 * tl.program_id(0)
     if full:
