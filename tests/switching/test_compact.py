@@ -188,6 +188,8 @@ def advanced(policy, state, weights, *, norms=None, seen=None, saturated=None):
         seen=np.ones(layers, bool) if seen is None else seen,
         sound=np.ones(layers, bool),
         weights=weights,
+        sums=[torch.zeros_like(weight) for weight in weights],
+        l1=np.zeros(layers),
     )
     if saturated is not None:
         object.__setattr__(observation, "saturated", np.array(saturated))
