@@ -144,7 +144,7 @@ def test_a_state_of_a_later_release_is_refused_with_its_name():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda p: p.pop("losses"), "state lacks 'losses', without which AdaPTState cannot go on"),
+        (lambda p: p.pop("losses"), "state lacks 'losses', without which AdaPTState cannot resume"),
         (
             lambda p: p.update(extra=1),
             "state holds 'extra', which AdaPTState of this release does not know: load it with",
