@@ -314,10 +314,10 @@ def test_a_policy_of_its_kind_may_take_its_place():
     train(model, optimizer, 1 + EPOCH, 3, controller)
     assert controller.trace.word_length[:, 0].tolist() == [8] * 5 + [12]
     for other in (adapt.AdaPT(), adapt.Fixed(adapt.Precision(8, 4)), None):
-        with pytest.raises(TypeError, match="policy must be one like MuPPET"):
+        with pytest.raises(TypeError, match="policy must be of the same kind as MuPPET"):
             controller.policy = other
     model, _, controller = assembled()
-    with pytest.raises(TypeError, match="policy must be one like AdaPT"):
+    with pytest.raises(TypeError, match="policy must be of the same kind as AdaPT"):
         controller.policy = adapt.AdaPT(push_up="diversity")
 
 

@@ -32,7 +32,7 @@ def test_a_pattern_that_matches_nothing_is_refused_with_the_names_of_the_layers(
 
 def test_a_pattern_behind_a_wider_one_is_refused():
     check_patterns({"conv1": 8, "*": 4}, NAMES)
-    with pytest.raises(ValueError, match=r"layer_bits\['conv1'\] decides on no layer, because '\*' comes first"):
+    with pytest.raises(ValueError, match=r"layer_bits\['conv1'\] has no effect, because '\*' comes first"):
         check_patterns({"*": 4, "conv1": 8}, NAMES)
 
 

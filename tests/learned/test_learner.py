@@ -543,7 +543,7 @@ def test_calibration_batches_that_cannot_be_are_refused_in_its_own_words():
     refused(ValueError, message + r"\[\[8, 3, 8, 8\], \[3\]\]", lambda: call((x, torch.ones(3))))
     refused(ValueError, message + r"\[\[0, 3, 8, 8\], \[0\]\]", lambda: call((x[:0], torch.ones(0))))
     refused(ValueError, message + r"\[\]", lambda: call(()))
-    refused(ValueError, "no finite value to body.first.weight.input", lambda: call((x * torch.nan, torch.ones(8))))
+    refused(ValueError, "no finite value at body.first.weight.input", lambda: call((x * torch.nan, torch.ones(8))))
     whole, part = call((x, torch.ones(8))), (x * torch.nan, torch.ones(8))
     expected = whole.formats["body.first.input"]
     whole.detach("masters")

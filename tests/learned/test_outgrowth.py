@@ -171,7 +171,7 @@ def test_inputs_that_are_all_zero_in_calibration_are_named():
     nn.init.zeros_(model[0].weight)
     nn.init.zeros_(model[0].bias)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with pytest.warns(UserWarning, match=r"brought only zeros to 1\.weight\.input: .* train for some steps in float32"):
+    with pytest.warns(UserWarning, match=r"gave only zeros at 1\.weight\.input: .* train for some steps in float32"):
         attach_lsq(optimizer, model, [torch.randn(8, 4)], weight_bits=4, activation_bits=4)
 
 

@@ -114,7 +114,7 @@ def test_a_state_of_longer_phases_settles_and_freezes(late):
 
 def test_layers_are_not_matched_by_name():
     _, _, learner = learning()
-    with pytest.raises(ValueError, match="strict must be True, got False: learned formats go on with all layers"):
+    with pytest.raises(ValueError, match="strict must be True, got False: learned formats resume with all layers"):
         learner.load_state_dict(learner.state_dict(), strict=False)
 
 

@@ -294,7 +294,7 @@ def test_what_could_not_be_loaded_is_not_saved(tmp_path):
 
 
 def test_a_folder_that_is_not_there(tmp_path):
-    with pytest.raises(FileNotFoundError, match="nowhere is not there: make the folder of checkpoint first"):
+    with pytest.raises(FileNotFoundError, match="nowhere does not exist: create the folder of checkpoint first"):
         adapt.save({}, tmp_path / "nowhere" / "checkpoint")
     with pytest.raises(FileNotFoundError):
         adapt.load(tmp_path / "nowhere")

@@ -149,7 +149,7 @@ class TestAppend:
         assert np.isnan(trace.divergence[0, 0])
 
     def test_columns_must_be_those_of_the_trace(self):
-        with pytest.raises(TypeError, match="must be given a value for fraction_length, nonzero"):
+        with pytest.raises(TypeError, match="needs a value for fraction_length, nonzero"):
             small().append(5, word_length=8)
         with pytest.raises(TypeError, match="the trace has no column mass; it has word_length"):
             small().append(5, **row(mass=1))
@@ -263,7 +263,7 @@ class TestOwnColumns:
     @pytest.mark.parametrize(
         ("name", "column", "error", "words"),
         [
-            ("nonzero", MASS, ValueError, "every trace has nonzero already"),
+            ("nonzero", MASS, ValueError, "every trace has a column nonzero"),
             ("step", MASS, ValueError, "must have a name of up to 64 small letters"),
             ("a/b", MASS, ValueError, "must have a name"),
             ("mass", "float32", TypeError, r"mass must be an adapt\.trace\.Column"),
