@@ -34,6 +34,15 @@ if worker := os.environ.get("PYTEST_XDIST_WORKER"):
     _share_what_is_compiled(int(worker.removeprefix("gw")))
 
 
+def _parameters_of(item):
+    """The values of a test's parameters, by their identity; what one `parametrize` gives together is one value."""
+    values = {name: id(value) for name, value in item.callspec.params.items()}
+    names = [marker.args[0] for marker in item.iter_markers("parametrize")]
+    together = [n.replace(" ", "").split(",") if isinstance(n, str) else n for n in names]
+    given = {tuple(group): tuple(values.pop(name) for name in group) for group in together}
+    return given | {(name,): value for name, value in values.items()}  # of fixtures
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     """Of a test marked `covering(strength)`, the combinations that hold no further set of values are long."""
@@ -44,7 +53,7 @@ def pytest_collection_modifyitems(items):
     for same in tests.values():
         (strength,) = same[0].get_closest_marker("covering").args
         quick = [item for item in same if not item.get_closest_marker("long")]
-        kept = set(covering([item.callspec.indices for item in quick], strength))
+        kept = set(covering([_parameters_of(item) for item in quick], strength))
         for position, item in enumerate(quick):
             if position not in kept:
                 item.add_marker(pytest.mark.long)

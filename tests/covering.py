@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 
-def covering(combinations: Sequence[Mapping[str, Any]], strength: int) -> list[int]:
+def covering(combinations: Sequence[Mapping[Any, Any]], strength: int) -> list[int]:
     """Return the positions of combinations that hold all sets of `strength` values that occur together in any of them.
 
     Greedy: each is the first of those that add most. A combination maps the names of parameters to hashable values.

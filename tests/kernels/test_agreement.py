@@ -83,6 +83,7 @@ def assert_are_figures(figures, rounded, sources):
         assert row[2] == pytest.approx(math.fsum(value * value for value in values), rel=1e-13)
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("stochastic", [False, True])
 @pytest.mark.parametrize("seed", range(4))
 def test_quantize(fast, seed, stochastic):
@@ -167,6 +168,7 @@ def test_torch_stores_the_exact_values_of_the_stream(stochastic):
             assert result in exact or (math.isnan(value) and math.isnan(result))
 
 
+@pytest.mark.covering(1)
 @pytest.mark.parametrize("stochastic", [False, True])
 @pytest.mark.parametrize("seed", range(3))
 def test_store(fast, seed, stochastic):

@@ -53,7 +53,7 @@ def test_pinned_formats_stay_and_the_budgets_count_them(bits, floor):
 widths = st.integers(2, 16)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=max(5, settings.default.max_examples // 5))
 @given(first=st.tuples(widths, widths).map(sorted), scale=st.sampled_from([0.01, 1.0, 30.0]))
 def test_no_width_ever_leaves_its_bounds(first, scale):
     model, optimizer = build()

@@ -188,7 +188,7 @@ for callback in (AdaptivePrecision(adapt.AdaPT(lookback=(2, 4))), LearnedBitwidt
 @pytest.mark.parametrize(
     ("package", "missing"),
     [
-        ("lightning.pytorch", ["pytorch_lightning", "lightning_fabric"]),
+        pytest.param("lightning.pytorch", ["pytorch_lightning", "lightning_fabric"], marks=pytest.mark.long),
         ("pytorch_lightning", ["lightning"]),
     ],
 )

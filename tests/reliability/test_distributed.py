@@ -186,6 +186,7 @@ def test_a_sharded_checkpoint_goes_on_as_if_nothing_had_happened(two, sharded):
         assert_equal(without_formats(found), without_formats(expected))
 
 
+@pytest.mark.long
 def test_a_sharded_checkpoint_goes_on_on_four_processes(four, sharded):
     for found in four["load_sharded"]:
         assert_equal(without_formats(found), without_formats(sharded[0]))

@@ -25,7 +25,7 @@ def through_a_file(state):
     return torch.load(file, weights_only=True)
 
 
-@pytest.mark.parametrize("every", [5, pytest.param(1, marks=pytest.mark.long)])
+@pytest.mark.parametrize("every", [9, pytest.param(1, marks=pytest.mark.long)])
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_resuming_after_any_micro_batch_is_as_if_nothing_had_happened(setting, every):
     undisturbed = Run(setting)

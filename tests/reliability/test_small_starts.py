@@ -40,7 +40,7 @@ def check(case):
 # Float32's and ⟨8, 6⟩'s runs of these are shared.
 FEW = [
     case
-    for case in cases(["head 0", "head .1", "LoRA"])
+    for case in cases(["head 0", "LoRA"])
     if (case.optimizer, case.rate) == ("SGD", 0.03) and case.how in ("compact()", "AdaPT()", "MuPPET", "LSQ, 4 bits")
 ]
 

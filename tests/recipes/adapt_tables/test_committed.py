@@ -19,6 +19,7 @@ def test_the_page_shows_what_the_committed_results_give():
     assert inserted("adapt_tables", PAGE) == summary(gather(RESULTS))
 
 
+@pytest.mark.long
 def test_the_report_is_rebuilt_from_the_committed_files_alone(tmp_path):
     shutil.copytree(RESULTS, tmp_path / "results", ignore=shutil.ignore_patterns(DOCUMENT, "figures", "runs"))
     write(tmp_path / "results")

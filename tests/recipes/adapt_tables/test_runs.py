@@ -117,6 +117,7 @@ def test_the_rows_are_those_of_the_paper_and_their_methods_exist():
         assert {"float32", "adapt"} <= set(row.methods)
 
 
+@pytest.mark.long
 def test_all_rows_can_be_run_by_one_command(command, tmp_path):
     command("all", "--methods", "adapt", "--seeds", "0", "--epochs", "1", "--subset", "64")
     assert ["-".join((line["settings"]["data_set"], line["settings"]["model"])) for line in lines(tmp_path)] == list(
