@@ -55,6 +55,16 @@ def screenshot(address: str, path: Path, size: tuple[int, int], profile: Path, *
     subprocess.run(command, check=True, capture_output=True, timeout=240)
 
 
+def share(pixels: np.ndarray, colour: tuple[int, int, int], tolerance: int = 12) -> float:
+    """The share of the pixels, uint8 [height, width, 3], that have nearly this colour."""
+    return float((np.abs(pixels.astype(int) - colour).max(axis=-1) <= tolerance).mean())
+
+
+def has_heat_map(pixels: np.ndarray) -> bool:
+    """Whether TensorBoard has drawn the heat map: the colours of long and of short words are there."""
+    return all(share(pixels, colour, 30) > 0.003 for colour in ((34, 88, 165), (127, 205, 187)))
+
+
 @contextlib.contextmanager
 def tensorboard(folder: Path) -> Iterator[str]:
     """Serve the runs in a folder on loopback, and give the address once TensorBoard has read two pictures of each."""
@@ -78,4 +88,4 @@ def tensorboard(folder: Path) -> Iterator[str]:
         yield address
     finally:
         server.terminate()
-        server.wait(10)
+        server.wait(120)

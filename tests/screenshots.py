@@ -12,6 +12,7 @@ import re
 import tempfile
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
@@ -57,8 +58,17 @@ def tensorboard(folder: Path, options: argparse.Namespace) -> None:
     with browser.tensorboard(logs) as address:
         for layers in (20, 100):
             page = f"?tagFilter=adapt%2F(timeline%7Cword_length_heatmap)&runFilter={layers}-layers#timeseries"
-            flags = "--enable-unsafe-swiftshader"
-            take(f"tensorboard-{layers}-layers", f"{address}/{page}", (1400, 480), folder, flags, budget=60_000)
+            name = f"tensorboard-{layers}-layers"
+            for _ in range(8):  # on a busy machine cards may be empty yet
+                path = take(
+                    name, f"{address}/{page}", (1400, 480), folder, "--enable-unsafe-swiftshader", budget=60_000
+                )
+                picture = Image.open(path).convert("RGB")
+                if browser.has_heat_map(np.asarray(picture)):
+                    break
+            else:
+                raise RuntimeError(f"{path}: TensorBoard has drawn no heat map")
+            picture.crop((284, 112, 1144, 480)).quantize(COLOURS).save(path, optimize=True)
 
 
 def site(folder: Path, options: argparse.Namespace) -> None:
@@ -66,12 +76,13 @@ def site(folder: Path, options: argparse.Namespace) -> None:
     take("docs", (options.site / "index.html").resolve().as_uri(), (1200, 1000), folder, budget=5000)
 
 
-def take(name: str, address: str, size: tuple[int, int], folder: Path, *flags: str, budget: int) -> None:
-    """Take a screenshot, with few colours, into docs/images."""
+def take(name: str, address: str, size: tuple[int, int], folder: Path, *flags: str, budget: int) -> Path:
+    """Take a screenshot, with few colours, into docs/images, and return its path."""
     path = IMAGES / f"{name}.png"
     browser.screenshot(address, path, size, folder / "profile", *flags, budget=budget)
     Image.open(path).convert("RGB").quantize(COLOURS).save(path, optimize=True)
     print(f"{path}: {path.stat().st_size:,} bytes")
+    return path
 
 
 def main() -> None:

@@ -59,27 +59,15 @@ def screenshot(address, tmp_path):
     return take
 
 
-def share(pixels: np.ndarray, colour: tuple[int, int, int], tolerance: int = 12) -> float:
-    """The share of the pixels that have nearly this colour."""
-    return float((np.abs(pixels.astype(int) - colour).max(axis=-1) <= tolerance).mean())
-
-
-BLUE, GREEN = (34, 88, 165), (127, 205, 187)
-"""Long and short words in the heat map."""
-
-
 @pytest.mark.parametrize("layers", [20, 100])
 def test_pictures_are_drawn_in_the_cards(screenshot, layers):
-    def is_drawn(pixels):
-        return share(pixels, BLUE, 30) > 0.003 and share(pixels, GREEN, 30) > 0.003
-
     page = f"?tagFilter=adapt%2F(timeline%7Cword_length_heatmap)&runFilter={layers}-layers#timeseries"
-    assert is_drawn(screenshot(page, f"tensorboard-{layers}-layers", (1400, 480), is_drawn))
+    assert browser.has_heat_map(screenshot(page, f"tensorboard-{layers}-layers", (1400, 480), browser.has_heat_map))
 
 
 def test_charts_are_drawn(screenshot):
     def is_drawn(pixels):
-        return share(pixels[:, 400:], RUN_COLOUR) > 0.002
+        return browser.share(pixels[:, 400:], RUN_COLOUR) > 0.002
 
     assert is_drawn(screenshot("#custom_scalars", "tensorboard-charts", (1400, 900), is_drawn))
 

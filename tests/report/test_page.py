@@ -124,7 +124,7 @@ class TestData:
         assert (next_word, next_fraction) == (trace.word_length[row, 1], trace.fraction_length[row, 1])
         assert diversity == (1.5 if row % 2 else "∞")
         assert (strategy, divergence, cost) == ("max", 0.25, -0.001)
-        assert moves[0][5:] == ["min", "∞", None, None]  # not measured yet
+        assert (moves[0][5], moves[0][7:]) == ("min", [None, None])  # not measured yet
 
     def test_the_policys_own_columns(self):
         own = {"cost": Column(np.float64, 0, np.inf, float32=0, default=0, nan=True)}
@@ -261,14 +261,14 @@ class TestBrowser:
         run = Run(
             EVIL,
             example(),
-            made={"policy": EVIL},
+            made={"policy": EVIL, "seed": 0},
             operations={EVIL: 5, "layers.1.weight": 7, "layers.2.weight": 1},
             widths=widths,
             phases=[{"phase": EVIL, "steps": 3.0}],
             formats={f"{EVIL}.input": "⟨8, 4⟩"},
             metrics={"accuracy": ([1.0, 2.0], [0.5, 0.75])},
         )
-        page = self.shown(tmp_path, as_html([run, Run("other", example(rows=1, layers=2))]))
+        page = self.shown(tmp_path, as_html([run, Run("other", example(rows=1, layers=2), made={"seed": 0})]))
         tags = [tag for tag, _ in page.tags]
         assert "b" not in tags
         assert tags.count("canvas") == 2
@@ -277,6 +277,7 @@ class TestBrowser:
             assert head in heads
         assert EVIL in page.texts["title"]
         assert "accuracy" in page.texts["figcaption"]
+        assert "1 setting that the runs share" in page.texts["summary"]
 
     def test_the_table_sorts_and_the_map_answers_to_keys(self, tmp_path):
         act = """

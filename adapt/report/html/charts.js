@@ -15,14 +15,14 @@ function sign(run) {
 
 /**
  * Draw curves [{run, label, step, value}] and write down their last values; `held` curves keep each value until the next
- * step. Return null where there is no point.
+ * step. Return null where no curve has two points: the tables have single ones.
  */
 function chart(title, curves, show, held = false) {
   const [width, height, left, right, top, bottom] = [420, 190, 46, 10, 8, 22];
   const sound = curves
     .map((curve) => ({ ...curve, points: pairs(curve.step, curve.value) }))
     .filter((c) => c.points.length);
-  if (!sound.length) return null;
+  if (!sound.some((curve) => curve.points.length > 1)) return null;
   const steps = sound.flatMap((curve) => [curve.points[0][0], curve.points.at(-1)[0]]);
   const values = sound.flatMap((curve) => curve.points.map((point) => point[1]));
   const [first, last] = [Math.min(...steps), Math.max(...steps)];

@@ -28,11 +28,11 @@ function section(title, about, ...parts) {
 const perRun = (chosen, show) =>
   chosen.flatMap((run) => [several ? make("h3", { class: "name" }, run.label) : null, show(run)]);
 
-/** The shares of the push-up strategies as text: "min 12.0 %, max 88.0 %". */
+/** The shares of the push-up strategies as text: "min 12 %, max 88 %". */
 const strategies = known((shares) =>
   Object.entries(shares)
     .filter(([, share]) => share > 0)
-    .map(([name, share]) => `${name} ${percent(share)}`)
+    .map(([name, share]) => `${name} ${whole(100 * share)} %`)
     .join(", "),
 );
 
@@ -60,7 +60,7 @@ function comparison() {
         row("moves", "moves", whole),
         row("push-up strategy, share of steps", "strategies", strategies),
         row("modelled inference speedup", "modelled_inference_speedup", times),
-        row("modelled memory of training, of float32", "memory_ratio", times),
+        row("modelled training memory, of float32", "memory_ratio", times),
       ]),
     ],
   ];
@@ -71,7 +71,8 @@ function comparison() {
 function madeBy(settings) {
   const isShared = ([, texts]) => new Set(texts).size === 1;
   const [shared, differing] = [settings.filter(isShared), settings.filter((row) => !isShared(row))];
-  const said = several ? `${shared.length} settings that the runs share` : `${shared.length} settings that made the run`;
+  const count = `${shared.length} ${shared.length === 1 ? "setting" : "settings"} that`;
+  const said = several ? `${count} the runs share` : `${count} made the run`;
   const common = shared.map(([name, texts]) => [name, texts.slice(0, 1)]);
   const heads = several ? [{ label: "all runs" }] : runs;
   return [
