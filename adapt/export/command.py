@@ -17,6 +17,7 @@ from adapt.export.described import describe_formats, describe_packed
 from adapt.export.exported import Exported
 from adapt.export.hls4ml import simulation
 from adapt.export.json_file import to_json
+from adapt.export.onnx import FORMS
 from adapt.factories import make_model
 from adapt.numerics import json_table
 
@@ -39,6 +40,9 @@ def add_export(commands: Any) -> None:
         "runs it. Needed for all but json",
     )
     command.add_argument("--to", choices=TARGETS, default="packed", help="what to write (default: packed)")
+    command.add_argument(
+        "--form", choices=FORMS, default="qdq", help="of an ONNX file: see adapt.export.to_onnx (default: qdq)"
+    )
     command.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="where to write it")
     command.add_argument(
         "--inputs", type=Path, metavar="NPY", help="a batch of inputs to prove equality with, a NumPy file (.npy)"
@@ -108,7 +112,8 @@ def run_export(options: argparse.Namespace) -> None:
     else:
         if inputs is None:
             raise ValueError(f"--to {options.to} needs to know what the network is given: pass --inputs or --shape")
-        project = getattr(export, f"to_{options.to}")(exported, options.output, inputs)
+        form = {"form": options.form} if options.to == "onnx" else {}
+        project = getattr(export, f"to_{options.to}")(exported, options.output, inputs, **form)
     size, before = _bytes(options.output), exported.float32_bytes
     print(f"{options.output}: {size:,} bytes, {before / size:.2f} times smaller than the {before:,} of float32")
     if project is not None and shutil.which("g++") is None:

@@ -25,9 +25,18 @@ class IntegerNetwork:
 
     Args:
         exported: the captured network, with its architecture.
+
+    Raises:
+        ValueError: a step is no power of two; the message names the tensor.
     """
 
     def __init__(self, exported: Exported) -> None:
+        for name, form in exported.formats.items():
+            if form.fraction_length is None:
+                raise ValueError(
+                    f"{name} has {form}, but whole numbers need powers of two as steps: train with a policy or with "
+                    "attach_lsq(power_of_two=True), or compare with the packed file or an ONNX file"
+                )
         self._module = exported.module()
         self._paths = set(exported.layers)
         self._programs: dict[tuple[torch.Size, ...], _Program] = {}

@@ -61,7 +61,9 @@ class Words(nn.Module):
 
 def by_channel(words: Tensor, groups: int) -> Tensor:
     """Return a transposed convolution's [groups · in, out, …] as [groups · out, in, …], or the other way round."""
-    return words if groups == 1 else words.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+    if groups == 1:
+        return words
+    return words.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)  # type: ignore[no-untyped-call,no-any-return]
 
 
 class LinearQuantization(nn.Module):

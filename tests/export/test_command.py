@@ -69,14 +69,16 @@ def test_a_checkpoint_becomes_a_packed_file_that_is_proven_equal(run, tmp_path, 
     assert "equal when read again" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("target", ["onnx", "qonnx", pytest.param("hls4ml", marks=pytest.mark.long)])
+@pytest.mark.parametrize("target", ["onnx", "integer", "qonnx", pytest.param("hls4ml", marks=pytest.mark.long)])
 def test_other_targets_are_written_and_proven_equal(run, tmp_path, capsys, target):
     pytest.importorskip("onnxscript")
+    form = ("--form", "integer") if target == "integer" else ()
+    target = "onnx" if form else target
     pytest.importorskip({"onnx": "onnxruntime"}.get(target, target))
     out = tmp_path / ("project" if target == "hls4ml" else "net.onnx")
     source, model = ("dense.pt", "dense") if target == "hls4ml" else ("last.pt", "residual")
     shape = "20,12" if target == "hls4ml" else "20,3,8,8"
-    words = ("--model", f"{__name__}:{model}", "--to", target, "-o", out, "--shape", shape)
+    words = ("--model", f"{__name__}:{model}", "--to", target, "-o", out, "--shape", shape, *form)
     assert command("export", run.folder / source, *words) == 0
     printed = capsys.readouterr().out
     assert printed.startswith(f"{out}: ")
