@@ -28,8 +28,8 @@ def capture(source: Any, module: nn.Module | None = None, *, inputs: Any = None)
     mean; their outputs are compared with those of the attached model in float32.
 
     Args:
-        source: a `Controller` or `Learner`, an optimizer that has one, or a Lightning callback; or the path of a
-            checkpoint, whose weights and formats are those that were validated when it was saved.
+        source: a `Controller` or `Learner`, an optimizer that has one, or a Lightning callback, during or after its
+            fit; or the path of a checkpoint, whose weights and formats are those that were validated when it was saved.
         module: the trained module; the one that was given to `attach` if None. With a checkpoint a module of the same
             network with any weights, which stays as it is.
         inputs: what to compare outputs on: a tensor, a tuple of forward's positional arguments, or a list of them.
@@ -39,8 +39,10 @@ def capture(source: Any, module: nn.Module | None = None, *, inputs: Any = None)
 
     Raises:
         TypeError: the source is of another kind.
-        ValueError: there is no module, or the checkpoint holds no weights of it or no formats.
-        RuntimeError: the controller was detached, or the captured network differs from the attached one.
+        ValueError: there is no module, or the checkpoint holds no weights of it or no formats; or inputs are given that
+            no attached model can be run on.
+        RuntimeError: the captured network differs from the attached one; or the controller was detached, and the
+            weights are not those that `detach()` left, rounded to nearest.
         NotImplementedError: weights are spread over processes.
         OSError: the checkpoint cannot be opened.
     """
@@ -61,16 +63,37 @@ def capture(source: Any, module: nn.Module | None = None, *, inputs: Any = None)
         raise ValueError("the controller was attached to parameters alone: pass the trained module as module=")
     model = unwrapped(module)
     if not controller.is_attached:
-        raise RuntimeError("the controller was detached, and rounds nothing any more: capture before detach()")
+        return _left(controller, model, inputs)
     with controller.evaluation_weights():
-        # A module may hold the optimizer that trains it.
-        structure = plain_copy(model, without=(controller, controller.optimizer))
-        exported = _exported(structure, controller.formats, {"policy": _origin(controller)})
+        exported = _present(controller, model)
     if inputs is not None:
         found = verify(exported, inputs, Attached(controller, model))
         if not found.is_equal:
             raise RuntimeError(f"the captured network differs from the attached one: {found}")
     return exported
+
+
+def _left(controller: Engine, model: nn.Module, inputs: Any) -> Exported:
+    """What a detached controller has left: weights rounded to nearest, as after `fit`."""
+    if inputs is not None:
+        raise ValueError(
+            "the controller was detached, and rounds nothing any more that outputs could be compared with: leave "
+            "inputs out, or capture before detach()"
+        )
+    try:
+        return _present(controller, model)
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"{error}. The controller was detached, and the weights have changed since or are the masters: capture "
+            "before detach(), or what detach() leaves"
+        ) from error
+
+
+def _present(controller: Engine, model: nn.Module) -> Exported:
+    """What the parameters hold now, which must lie on the controller's formats."""
+    # A module may hold the optimizer that trains it.
+    structure = plain_copy(model, without=(controller, controller.optimizer))
+    return _exported(structure, controller.formats, {"policy": _origin(controller)})
 
 
 def _exported(structure: nn.Module, formats: dict[str, Format], origin: dict[str, str]) -> Exported:

@@ -1,6 +1,7 @@
 """`adapt export` and `adapt show`: artefacts from the command line, and what is in a file."""
 
 import argparse
+import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -12,10 +13,11 @@ import torch
 from adapt import export
 from adapt.engine.saved_formats import formats
 from adapt.export import packed
-from adapt.export.backends import OPENERS
 from adapt.export.described import describe_formats, describe_packed
 from adapt.export.exported import Exported
+from adapt.export.hls4ml import simulation
 from adapt.export.json_file import to_json
+from adapt.export.onnx import FORMS
 from adapt.factories import make_model
 from adapt.numerics import json_table
 
@@ -38,6 +40,9 @@ def add_export(commands: Any) -> None:
         "runs it. Needed for all but json",
     )
     command.add_argument("--to", choices=TARGETS, default="packed", help="what to write (default: packed)")
+    command.add_argument(
+        "--form", choices=FORMS, default="qdq", help="of an ONNX file: see adapt.export.to_onnx (default: qdq)"
+    )
     command.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help="where to write it")
     command.add_argument(
         "--inputs", type=Path, metavar="NPY", help="a batch of inputs to prove equality with, a NumPy file (.npy)"
@@ -101,17 +106,24 @@ def run_export(options: argparse.Namespace) -> None:
         return
     inputs = _inputs(options)
     exported = _exported(options)
+    project = None
     if options.to == "packed":
         exported.save(options.output)
     else:
         if inputs is None:
             raise ValueError(f"--to {options.to} needs to know what the network is given: pass --inputs or --shape")
-        getattr(export, f"to_{options.to}")(exported, options.output, inputs)
+        form = {"form": options.form} if options.to == "onnx" else {}
+        project = getattr(export, f"to_{options.to}")(exported, options.output, inputs, **form)
     size, before = _bytes(options.output), exported.float32_bytes
     print(f"{options.output}: {size:,} bytes, {before / size:.2f} times smaller than the {before:,} of float32")
-    if inputs is not None and (options.to == "packed" or options.output.suffix in OPENERS):
-        print(export.verify(exported, inputs, options.output))
-    elif options.to == "packed":
+    if project is not None and shutil.which("g++") is None:
+        print("not compared: hls4ml's C simulation needs g++")
+    elif inputs is not None:
+        against: Any = options.output
+        if options.to != "packed":
+            against = export.runner(options.output) if project is None else simulation(project, exported)
+        print(export.verify(exported, inputs, against))
+    else:
         _check_words(exported, options.output)
         print("all words, formats and tensors are equal when read again; --inputs or --shape compare outputs too")
 

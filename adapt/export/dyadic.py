@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adapt.export.float32 import SIGNIFICAND, add_each, compare_each, lengths, round_each, shift_each
+from adapt.export.float32 import LOWEST, SIGNIFICAND, add_each, compare_each, lengths, round_each, shift_each
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,8 @@ class Dyadic:
     """Numbers mantissa·2^exponent.
 
     Attributes:
-        mantissa, exponent: int64, of one shape.
+        mantissa: int64.
+        exponent: int64, of the mantissa's shape, or [] where all numbers are multiples of one power of two.
     """
 
     mantissa: Tensor
@@ -44,7 +45,11 @@ class Dyadic:
 
     def each(self, operation: Callable[[Tensor], Tensor]) -> "Dyadic":
         """Return the numbers elsewhere: the result of an operation that only moves elements, or puts zeros in."""
-        return Dyadic(operation(self.mantissa), operation(self.exponent))
+        return Dyadic(operation(self.mantissa), operation(self.exponent) if self.exponent.ndim else self.exponent)
+
+    def spread(self) -> "Dyadic":
+        """Return the same numbers with an exponent each."""
+        return Dyadic(self.mantissa, self.exponent.expand_as(self.mantissa))
 
     def on_grid(self) -> tuple[Tensor, int]:
         """Return the numbers as multiples of one power of two, and its exponent.
@@ -52,6 +57,8 @@ class Dyadic:
         Raises:
             ValueError: they lie too far apart for 62 bits.
         """
+        if not self.exponent.ndim:
+            return self.mantissa, int(self.exponent)
         there = self.mantissa != 0
         lowest = int(self.exponent[there].min()) if bool(there.any()) else 0
         shift = torch.where(there, self.exponent - lowest, 0)
@@ -91,6 +98,10 @@ def add(a: Dyadic, b: Dyadic) -> Dyadic:
 
 def multiply(a: Dyadic, b: Dyadic) -> Dyadic:
     """Return float32's a·b."""
+    if b.mantissa.numel() == 1 and int(b.mantissa) == 1:  # a power of two moves the exponent alone
+        moved = a.exponent + b.exponent.reshape(())
+        if bool((moved >= LOWEST).all()):
+            return Dyadic(a.mantissa, moved)
     return nearest_float(a.mantissa * b.mantissa, a.exponent + b.exponent)
 
 
@@ -107,8 +118,9 @@ def compare(a: Dyadic, b: Dyadic) -> Tensor:
 
 def whole(a: Dyadic) -> Dyadic:
     """Return the whole numbers nearest to a, half to even."""
-    mantissa = shift_to_nearest(a.mantissa, (-a.exponent).clamp(min=0))
-    return Dyadic(mantissa, torch.where(mantissa == 0, 0, a.exponent.clamp(min=0)))
+    below, above = (-a.exponent).clamp(min=0), a.exponent.clamp(min=0)
+    mantissa = shift_to_nearest(a.mantissa, below) if bool(below.any()) else a.mantissa
+    return Dyadic(mantissa, above if bool(above.any()) else torch.tensor(0))
 
 
 def divide(a: Dyadic, n: int) -> Dyadic:

@@ -23,7 +23,7 @@ except ImportError:
 SIGNIFICAND = 24
 """Bits of float32's significand, the hidden one included."""
 
-_LOWEST = -149
+LOWEST = -149
 """The exponent of the smallest float32 number above zero."""
 
 _ROOM = 60
@@ -57,7 +57,7 @@ def _shifted(n: int, shift: int) -> int:
 @compiled
 def _nearest(mantissa: int, exponent: int) -> tuple[int, int]:
     """The float32 number nearest to mantissa·2^exponent, half to even."""
-    excess = max(_length(mantissa) - SIGNIFICAND, _LOWEST - exponent, 0)
+    excess = max(_length(mantissa) - SIGNIFICAND, LOWEST - exponent, 0)
     return _shifted(mantissa, excess), exponent + excess
 
 

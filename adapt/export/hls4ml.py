@@ -3,6 +3,7 @@
 import math
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from adapt.export.onnx import NORMS, replace
 from adapt.export.onnx_graph import Graph, attribute
 from adapt.export.onnx_operators import BatchNorm
 from adapt.export.qonnx import write
+from adapt.torch_internals import ConvNd
 
 _UNCHANGED = {"MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Identity", "Relu"}
 _UNROUNDED = "fixed<32,16>"
@@ -52,8 +54,8 @@ def to_hls4ml(
     bits.
 
     Linear layers, convolutions, batch normalisation, ReLU, max pooling, flattening and residual additions are covered.
-    Pictures become channels-last: `compile()`, then `predict(x)` of NumPy arrays [batch, height, width, channels] runs
-    the C simulation.
+    Pictures become channels-last, and so do sequences that a Conv1d reads: `compile()`, then `predict(x)` of NumPy
+    arrays [batch, height, width, channels] or [batch, length, channels] runs the C simulation.
 
     Args:
         exported: the captured network; its layers' inputs are rounded, in steps that are powers of two.
@@ -71,6 +73,7 @@ def to_hls4ml(
     """
     hls4ml = needs("hls4ml", "fpga")
     check_formats(exported)
+    check_layers(exported)
     model = simplified(exported, inputs[:1] if isinstance(inputs, Tensor) else inputs)
     types = precisions(Graph(model.model))
     config = hls4ml.utils.config_from_onnx_model(
@@ -83,6 +86,31 @@ def to_hls4ml(
     )
     project.write()
     return project
+
+
+def simulation(project: Any, exported: Exported) -> Callable[[Tensor], list[Tensor]]:
+    """Compile a project's C simulation by g++, and return a function of the network's inputs that runs it.
+
+    It is what `adapt.export.verify` takes. Seconds to minutes of compilation.
+    """
+    project.compile()
+
+    def outputs(x: Tensor) -> list[Tensor]:
+        if _is_channels_last(exported, x):
+            x = x.movedim(1, -1)
+        found = torch.from_numpy(np.array(project.predict(x.contiguous().numpy())))
+        shape = project.get_output_variables()[0].shape
+        found = found.reshape(len(x), *shape)
+        return [found.movedim(-1, 1) if found.ndim > 2 and _is_channels_last(exported, x) else found]
+
+    return outputs
+
+
+def _is_channels_last(exported: Exported, inputs: Any) -> bool:
+    """Whether hls4ml gets inputs with their channels last: pictures, and sequences that are convolved."""
+    assert exported.structure is not None
+    convolves = any(isinstance(layer, ConvNd) for layer in exported.structure.modules())
+    return isinstance(inputs, Tensor) and (inputs.ndim == 4 or (inputs.ndim == 3 and convolves))
 
 
 def check_formats(exported: Exported) -> None:
@@ -103,6 +131,32 @@ def check_formats(exported: Exported) -> None:
             )
 
 
+def check_layers(exported: Exported) -> None:
+    """Refuse convolutions that hls4ml's reader of QONNX takes for others, or has not.
+
+    Raises:
+        ValueError: there is one; the message names it.
+    """
+    assert exported.structure is not None
+    for path, layer in exported.structure.named_modules():
+        if not isinstance(layer, ConvNd):
+            continue
+        is_depthwise = layer.groups == layer.in_channels == layer.out_channels
+        problem = (
+            "is a transposed convolution, which hls4ml does not read from QONNX: use an upsampling and a convolution"
+            if layer.transposed
+            else "has three dimensions, and hls4ml has convolutions of one and two"
+            if len(layer.kernel_size) > 2
+            else f"has {layer.groups} groups, and hls4ml has one group or one per channel: train it with either"
+            if layer.groups > 1 and not is_depthwise
+            else f"has dilation {layer.dilation}, which hls4ml reads with the wrong size: train it with dilation 1"
+            if max(layer.dilation) > 1
+            else None
+        )
+        if problem:
+            raise ValueError(f"{path or 'the network'} {problem}, or export it to QONNX or ONNX")
+
+
 def simplified(exported: Exported, inputs: Any) -> Any:
     """Return the network as the qonnx ModelWrapper that hls4ml reads: channels last, products as MatMul."""
     needs("qonnx", "fpga")
@@ -115,7 +169,7 @@ def simplified(exported: Exported, inputs: Any) -> Any:
         file = Path(folder, "network.onnx")
         write(exported, file, inputs, norms=exact_factors)
         model = cleanup_model(cleanup_model(ModelWrapper(os.fspath(file))).transform(GemmToMatMul()))
-    if isinstance(inputs, Tensor) and inputs.ndim == 4:
+    if _is_channels_last(exported, inputs):
         model = cleanup_model(model.transform(ConvertToChannelsLastAndClean(make_input_channels_last=True)))
     return model
 

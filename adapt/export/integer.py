@@ -1,10 +1,10 @@
-"""Running a captured network in integers alone: int64 products, sums and shifts. A literal, slow reference."""
+"""Running a captured network in whole numbers alone: exact products and sums, and shifts. A literal reference."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from adapt.export.dyadic import Dyadic
 from adapt.export.exported import Exported
@@ -14,23 +14,32 @@ from adapt.export.integer_operations import OPERATIONS
 class IntegerNetwork:
     """Computes what a captured network computes, in integers, from its graph as torch.export gives it.
 
-    Layers are exact sums of products of words. What follows them in float32 (batch norm, shortcuts) is computed in
-    whole numbers with the same rounding as the processor's. It runs networks of linear layers, convolutions (transposed
-    ones too), batch norms, ReLU and clipped ReLU, pooling, additions, products with constants, padding, slices and
-    changes of shape. Steps must be powers of two, and the sums of every layer must fit float32's 24 bits, so that the
-    order of summation does not matter.
+    Layers are exact sums of products of words, which are refused where float32 could not hold them. What follows them
+    in float32 (batch norm, shortcuts) is computed in whole numbers with the same rounding as the processor's. It runs
+    networks of linear layers, convolutions (transposed ones too), batch norms, ReLU and clipped ReLU, pooling,
+    additions, products with constants, padding, slices and changes of shape. Steps must be powers of two, and the sums
+    of every layer must fit float32's 24 bits, so that the order of summation does not matter.
 
     Two sums are made exactly and rounded once here, where torch may round in between and so differ by a unit in the
     last place: a layer's sum with a bias that is not on the grid of its products, and the mean over pixels.
 
     Args:
         exported: the captured network, with its architecture.
+
+    Raises:
+        ValueError: a step is no power of two; the message names the tensor.
     """
 
     def __init__(self, exported: Exported) -> None:
+        for name, form in exported.formats.items():
+            if form.fraction_length is None:
+                raise ValueError(
+                    f"{name} has {form}, but whole numbers need powers of two as steps: train with a policy or with "
+                    "attach_lsq(power_of_two=True), or compare with the packed file or an ONNX file"
+                )
         self._module = exported.module()
         self._paths = set(exported.layers)
-        self._programs: dict[tuple[torch.Size, ...], torch.export.ExportedProgram] = {}
+        self._programs: dict[tuple[torch.Size, ...], _Program] = {}
 
     def __call__(self, *inputs: Tensor) -> tuple[list[Tensor], dict[str, Tensor]]:
         """Return the outputs, float32, and what each quantised layer hands on, by its path.
@@ -41,30 +50,23 @@ class IntegerNetwork:
         """
         shapes = tuple(x.shape for x in inputs)
         if shapes not in self._programs:
-            with torch.no_grad():
-                self._programs[shapes] = torch.export.export(self._module, inputs).run_decompositions({})
+            self._programs[shapes] = _traced(self._module, inputs)
         return self._run(self._programs[shapes], inputs)
 
-    def _run(
-        self, program: torch.export.ExportedProgram, inputs: Sequence[Tensor]
-    ) -> tuple[list[Tensor], dict[str, Tensor]]:
-        names = {**program.graph_signature.inputs_to_parameters, **program.graph_signature.inputs_to_buffers}
-        state = {**program.state_dict, **program.constants}
-        constants = {**names, **program.graph_signature.inputs_to_lifted_tensor_constants}
+    def _run(self, program: "_Program", inputs: Sequence[Tensor]) -> tuple[list[Tensor], dict[str, Tensor]]:
         left = iter(inputs)
         values: dict[torch.fx.Node, Any] = {}
         layers: dict[str, Tensor] = {}
         outputs: list[Tensor] = []
-        last = {used: node for node in program.graph.nodes for used in node.all_input_nodes}
         for node in program.graph.nodes:
             if node.op == "placeholder":
-                tensor = state[constants[node.name]] if node.name in constants else next(left)
-                values[node] = Dyadic.of(tensor.detach()) if tensor.is_floating_point() else tensor
+                known = node.name in program.constants
+                values[node] = program.constants[node.name] if known else _numbers(next(left))
             elif node.op == "call_function":
                 arguments = torch.fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
                 values[node] = _compute(node, *arguments)
                 for used in node.all_input_nodes:
-                    if last[used] is node:
+                    if program.last[used] is node:
                         del values[used]
                 for path in _paths(node) & self._paths:
                     # The last operation of a layer leaves its result.
@@ -72,6 +74,32 @@ class IntegerNetwork:
             elif node.op == "output":
                 outputs = [values[result].float() for result in node.args[0]]
         return outputs, {path: value.float() for path, value in layers.items() if isinstance(value, Dyadic)}
+
+
+class _Program(NamedTuple):
+    """A network's graph, its parameters by the names of their nodes, and the last node that reads each node."""
+
+    graph: torch.fx.Graph
+    constants: dict[str, Any]
+    last: dict[torch.fx.Node, torch.fx.Node]
+
+
+def _traced(module: nn.Module, inputs: tuple[Tensor, ...]) -> _Program:
+    with torch.no_grad():
+        program = torch.export.export(module, inputs).run_decompositions({})
+    signature, state = program.graph_signature, {**program.state_dict, **program.constants}
+    names = {
+        **signature.inputs_to_parameters,
+        **signature.inputs_to_buffers,
+        **signature.inputs_to_lifted_tensor_constants,
+    }
+    constants = {node: _numbers(state[name]) for node, name in names.items()}
+    last = {used: node for node in program.graph.nodes for used in node.all_input_nodes}
+    return _Program(program.graph, constants, last)
+
+
+def _numbers(tensor: Tensor) -> Any:
+    return Dyadic.of(tensor.detach()) if tensor.is_floating_point() else tensor
 
 
 def _paths(node: torch.fx.Node) -> set[str]:

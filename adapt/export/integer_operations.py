@@ -19,14 +19,16 @@ def _product(operation: Callable[..., Tensor]) -> Callable[..., Dyadic]:
 
     def compute(x: Dyadic, weight: Dyadic, bias: Dyadic | None = None, *rest: Any) -> Dyadic:
         (words, scale), (weights, step) = x.on_grid(), weight.on_grid()
+        # Whole numbers in float64, which holds sums of up to 53 bits in every order and has fast products.
+        words, weights = words.double(), weights.double()
         # Of one sample, as all have the same bound.
-        peak = torch.full_like(words[:1], int(words.abs().max()))
+        peak = torch.full_like(words[:1], float(words.abs().max()))
         if int(operation(peak, weights.abs(), None, *rest).max()) >= 1 << SIGNIFICAND:
             raise ValueError(
                 "its sums may need more than 24 bits, which float32 rounds in an order that no reference knows"
             )
-        sums = operation(words, weights, None, *rest)
-        result = Dyadic(sums, torch.full_like(sums, scale + step))
+        sums = operation(words, weights, None, *rest).long()
+        result = Dyadic(sums, torch.tensor(scale + step))
         if bias is None:
             return result
         shape = [1] * sums.ndim
@@ -70,7 +72,7 @@ def fuses() -> bool:
 
 
 def _relu(x: Dyadic) -> Dyadic:
-    return x.each(lambda t: torch.where(x.mantissa > 0, t, 0))
+    return Dyadic(x.mantissa.clamp(min=0), x.exponent)
 
 
 def _clamp(x: Dyadic, low: float | None = None, high: float | None = None) -> Dyadic:
@@ -79,29 +81,40 @@ def _clamp(x: Dyadic, low: float | None = None, high: float | None = None) -> Dy
         return Dyadic(x.mantissa.clamp(*(None if end is None else int(end) for end in (low, high))), x.exponent)
     for end, side in ((low, -1), (high, 1)):
         if end is not None:
-            limit = _constant(end, x)
+            limit = _constant(end)
             outside = dyadic.compare(x, limit) == side
             pairs = ((limit.mantissa, x.mantissa), (limit.exponent, x.exponent))
             x = Dyadic(*(torch.where(outside, a, b) for a, b in pairs))
     return x
 
 
-def _constant(number: Any, like: Dyadic) -> Dyadic:
+def _constant(number: Any) -> Dyadic:
     """A number as float32, or a tensor as it is."""
-    if isinstance(number, Dyadic):
-        return number
-    return Dyadic.of(torch.tensor(float(number))).each(lambda t: t.expand_as(like.mantissa))
+    return number if isinstance(number, Dyadic) else Dyadic.of(torch.tensor(float(number)))
 
 
 def _add(a: Dyadic, b: Any, alpha: int = 1) -> Dyadic:
     if alpha != 1:
         raise NotImplementedError(f"an addition with the factor {alpha} has no integer reference")
-    return dyadic.add(a, _constant(b, a))
+    return dyadic.add(a, _constant(b))
 
 
 def _max_pool(x: Dyadic, *args: Any, **kwargs: Any) -> Dyadic:
     # Padding with −∞ means less than every number.
     return dyadic.from_order(F.max_pool2d(dyadic.order(x), *args, **kwargs))
+
+
+def _max_pool_1d(
+    x: Dyadic,
+    kernel: Sequence[int],
+    stride: Sequence[int] = (),
+    padding: Sequence[int] = (0,),
+    dilation: Sequence[int] = (1,),
+    ceil_mode: bool = False,
+) -> Dyadic:
+    """The pooling of pictures of height 1."""
+    sizes = ((1, kernel[0]), (1, (stride or kernel)[0]), (0, padding[0]), (1, dilation[0]))
+    return _max_pool(x.each(lambda t: t.unsqueeze(2)), *sizes, ceil_mode).each(lambda t: t.squeeze(2))
 
 
 def _average_pool(
@@ -151,6 +164,7 @@ def _moving(operation: Callable[..., Tensor]) -> Callable[..., Dyadic]:
 
 
 def _concatenate(parts: Sequence[Dyadic], dim: int = 0) -> Dyadic:
+    parts = [x.spread() for x in parts]
     return Dyadic(torch.cat([x.mantissa for x in parts], dim), torch.cat([x.exponent for x in parts], dim))
 
 
@@ -176,7 +190,8 @@ OPERATIONS: Mapping[str, Callable[..., Any]] = {
     "clamp": _clamp,
     "round": dyadic.whole,
     "add": _add,
-    "mul": lambda a, b: dyadic.multiply(a, _constant(b, a)),
+    "mul": lambda a, b: dyadic.multiply(a, _constant(b)),
+    "max_pool1d": _max_pool_1d,
     "max_pool2d": _max_pool,
     "avg_pool2d": _average_pool,
     "adaptive_avg_pool2d": _adaptive_pool,

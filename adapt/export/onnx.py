@@ -14,13 +14,14 @@ from adapt.export import onnx_graph, onnx_norms
 from adapt.export.exported import Exported
 from adapt.export.extras import needs
 from adapt.export.onnx_folding import fold
+from adapt.export.onnx_integer import check_products, use_integer_products
 from adapt.export.onnx_operators import BatchNorm, LinearQuantization, Words
 from adapt.export.onnx_words import check_words, store_biases, store_words
 from adapt.export.rounding import Rounding
 from adapt.export.runtime import runner
 from adapt.torch_internals import tree_leaves
 
-FORMS = ("qdq", "weights")
+FORMS = ("qdq", "weights", "integer")
 ARITHMETIC = ("exact", "operator", "folded")
 OPSET = 21
 """The first that has words of 4 and 16 bits."""
@@ -43,8 +44,9 @@ def to_onnx(
     is free where the network allows it.
 
     Form "qdq" rounds activations by QuantizeLinear and DequantizeLinear, from which ONNX Runtime and others make
-    integer products. Form "weights" rounds them by arithmetic in float32, which holds every format, and is as exact but
-    no faster than float32.
+    integer products. Form "integer" has these products in the file, as QLinearConv, ConvInteger and MatMulInteger with
+    words of 8 bits: for tools that take a file as it is, such as generators of C code. Form "weights" rounds
+    activations by arithmetic in float32, which holds every format, and is as exact but no faster than float32.
 
     Biases that lie on the grid of input step × weight step are stored in 32 bits on that grid; others are added behind
     the layer in float32, because ONNX Runtime would round them to it without a word.
@@ -53,12 +55,13 @@ def to_onnx(
         exported: the captured network.
         path: the file. Its folder must exist.
         inputs: an example of the network's input, a tensor or a tuple of forward's positional arguments.
-        form: "qdq" or "weights".
+        form: "qdq", "weights" or "integer".
         batch_norm: "exact" computes batch normalisation and means over all positions as torch does, to the last bit;
-            "operator" leaves them as one operator each, which is faster, but rounds otherwise. "folded", in form "qdq",
-            takes the factors of batch normalisations into the steps of the convolutions before them, and rounds what
-            flows between layers in 8 bits, by its range on `inputs`, which should be a few dozen examples: the fastest,
-            but no longer the network that was trained. How far its outputs are from it is printed.
+            "operator" leaves them as one operator each, which is faster, but rounds otherwise. "folded", in the forms
+            "qdq" and "integer", takes the factors of batch normalisations into the steps of the convolutions before
+            them, and rounds what flows between layers in 8 bits, by its range on `inputs`, which should be a few dozen
+            examples: the fastest, but no longer the network that was trained. How far its outputs are from it is
+            printed.
 
     Raises:
         ModuleNotFoundError: onnx, onnxscript or torch.onnx.ops, which torch 2.8 brings, are missing: pip install
@@ -72,16 +75,18 @@ def to_onnx(
     if form not in FORMS:
         raise ValueError(f"form must be one of {', '.join(FORMS)}, got {form!r}")
     check_arithmetic(batch_norm)
-    if batch_norm == "folded" and form != "qdq":
+    if batch_norm == "folded" and form == "weights":
         raise ValueError(f"batch_norm='folded' makes products of integers and needs form='qdq', got {form!r}")
     inputs = inputs if isinstance(inputs, tuple) else (inputs,)
-    if form == "qdq":
+    if form != "weights":
         check_activations(exported)
-    network = exported.module(rounding=LinearQuantization if form == "qdq" else Rounding)
+    if form == "integer":
+        check_products(exported)
+    network = exported.module(rounding=Rounding if form == "weights" else LinearQuantization)
     if batch_norm == "exact":
         exact_norms(network)
-    store_words(network, exported, lambda words, form: Words(words, form.step, form.axis))
-    if form == "qdq":
+    store_words(network, exported, lambda words, form: Words(words, form.step, form.axis, form.groups))
+    if form != "weights":
         store_biases(network, exported)
     model = program(network, inputs)
     graph = onnx_graph.Graph(model)
@@ -95,8 +100,12 @@ def to_onnx(
     onnx_graph.merge_roundings(graph)
     onnx_graph.separate_roundings(graph)
     onnx_norms.use_single_precision(graph)
+    onnx_graph.keep_float32(graph)
     onnx_graph.separate_zeros(graph)
-    onnx_graph.shorten_words(graph)
+    if form == "integer":
+        use_integer_products(graph)
+    else:
+        onnx_graph.shorten_words(graph)
     graph.drop_unread()
     onnx_graph.strip_metadata(model)
     check_words(model, exported, folded=batch_norm == "folded")

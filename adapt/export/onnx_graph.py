@@ -187,6 +187,32 @@ def transpose_weights(graph: Graph) -> None:
         graph.remove(node, instead=dequantize.output[0])
 
 
+def keep_float32(graph: Graph) -> None:
+    """Multiply weights that stay in float32 by a 1 that ONNX Runtime does not fold.
+
+    Its WeightBiasQuantization rounds constant weights and biases between two roundings to integers without a word.
+    """
+    from onnx import helper
+
+    if not graph.nodes("QuantizeLinear"):
+        return
+    one = ""
+    for node in [found for kind in ("Conv", "ConvTranspose", "Gemm") for found in graph.nodes(kind)]:
+        for index, name in enumerate(node.input):
+            values = graph.constants.get(name)
+            if index == 0 or values is None or values.dtype != np.float32 or not values.any():
+                continue
+            if not one:
+                parts = (("word", np.array(1, np.int8)), ("step", np.float32(1)), ("zero", np.array(0, np.int8)))
+                inputs = [graph.add_constant(f"one.{part}", np.array(value)) for part, value in parts]
+                one = "one"
+                graph.graph.node.insert(0, helper.make_node("DequantizeLinear", inputs, [one]))
+            kept = f"{node.output[0]}.float32_{index}"
+            graph.insert(helper.make_node("Mul", [name, one], [kept]), before=node)
+            node.input[index] = kept
+    graph.find()
+
+
 def separate_zeros(graph: Graph) -> None:
     """Give every DequantizeLinear of words its own zero point.
 
@@ -211,7 +237,9 @@ def shorten_words(graph: Graph) -> None:
     for node in graph.nodes("DequantizeLinear"):
         name = node.input[0]
         words = graph.constants.get(name)
-        if words is None or words.dtype != np.int8 or not words.any() or len(graph.readers[name]) > 1:
+        if words is None or words.dtype != np.int8 or words.size == 1 or not words.any():
+            continue
+        if len(graph.readers[name]) > 1:
             continue
         common = int(np.bitwise_or.reduce(words, axis=None))
         factor = common & -common  # the largest power of two that divides them all

@@ -31,16 +31,18 @@ class Words(nn.Module):
         words: the integer words in the shape of the parameter.
         step: float32, [] or, one for each channel along `axis`, [channels].
         axis: the dimension of the channels, or None.
+        groups: of a transposed convolution whose channels are counted group by group. DequantizeLinear has one axis, so
+            that these words are stored in the order of `by_channel`.
     """
 
     words: Tensor
     step: Tensor
     zero: Tensor
 
-    def __init__(self, words: Tensor, step: Any, axis: int | None) -> None:
+    def __init__(self, words: Tensor, step: Any, axis: int | None, groups: int = 1) -> None:
         super().__init__()
-        self.axis = axis
-        self.register_buffer("words", words.clone())
+        self.axis, self.groups = axis if groups == 1 else 0, groups
+        self.register_buffer("words", by_channel(words, groups).clone())
         self.register_buffer("step", torch.from_numpy(np.array(step, np.float32)))
         self.register_buffer("zero", torch.zeros(self.step.shape, dtype=words.dtype))
 
@@ -53,7 +55,15 @@ class Words(nn.Module):
         if not torch.compiler.is_exporting():
             return original
         axis = {} if self.axis is None else {"axis": self.axis}
-        return operator("DequantizeLinear", (self.words, self.step, self.zero), original, torch.float32, **axis)
+        values = operator("DequantizeLinear", (self.words, self.step, self.zero), self.words, torch.float32, **axis)
+        return by_channel(values, self.groups)
+
+
+def by_channel(words: Tensor, groups: int) -> Tensor:
+    """Return a transposed convolution's [groups · in, out, …] as [groups · out, in, …], or the other way round."""
+    if groups == 1:
+        return words
+    return words.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)  # type: ignore[no-untyped-call,no-any-return]
 
 
 class LinearQuantization(nn.Module):

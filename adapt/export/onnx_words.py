@@ -10,12 +10,14 @@ from torch.nn.utils import parametrize
 
 from adapt.export import onnx_graph
 from adapt.export.exported import Exported
-from adapt.export.onnx_operators import AddedBias, Words
+from adapt.export.onnx_integer import INTEGER_PRODUCTS, product_words
+from adapt.export.onnx_operators import AddedBias, Words, by_channel
 from adapt.export.rounding import INPUT, OUTPUT, add_rounding
+from adapt.layers.products import TransposedLinear
 from adapt.numerics.format import Format
 from adapt.torch_internals import ConvNd
 
-LAYERS = (nn.Linear, ConvNd)
+LAYERS = (nn.Linear, ConvNd, TransposedLinear)
 
 
 def store_words(
@@ -25,22 +27,13 @@ def store_words(
     *,
     biases: bool = False,
 ) -> None:
-    """Let every quantised matrix, and on demand the layers' biases, be what `stored` makes of words and format.
-
-    Raises:
-        ValueError: a format has channels that no operator has; the message names the layer.
-    """
+    """Let every quantised matrix, and on demand the layers' biases, be what `stored` makes of words and format."""
     for name, words in exported.words.items():
         form = exported.formats[name]
         path, _, leaf = name.rpartition(".")
-        layer = network.get_submodule(path)
-        if words.ndim < 2 and not (biases and isinstance(layer, LAYERS)):
+        if words.ndim < 2 and not (biases and isinstance(_plain(exported, path), LAYERS)):
             continue
-        if form.groups > 1:
-            raise ValueError(
-                f"{name} has a format for each channel of {form.groups} groups, which no operator of ONNX has: train "
-                "this transposed convolution with one format for the whole layer"
-            )
+        layer = network.get_submodule(path)
         parametrize.register_parametrization(layer, leaf, stored(words, form), unsafe=True)
 
 
@@ -51,21 +44,29 @@ def store_biases(network: nn.Module, exported: Exported) -> None:
     the layer's own, as long as they have 8 bits.
     """
     for path, layer in list(network.named_modules()):
-        bias = layer._parameters.get("bias")
-        if not isinstance(layer, LAYERS) or bias is None:
+        bias, plain = layer._parameters.get("bias"), _plain(exported, path)
+        if bias is None or not isinstance(plain, LAYERS):
             continue
-        steps = _product_steps(exported, path, layer)
+        steps = _product_steps(exported, path, plain)
         factors = [] if steps is None else _factors(layer)
         found = ((factor, _whole(bias, steps / factor)) for factor in factors)
         factor, words = next(((factor, words) for factor, words in found if words is not None), (1, None))
         if words is None:
-            layer._parameters["bias"] = None
-            add_behind(layer, AddedBias(bias.detach().view(-1, *[1] * _positions(layer))))
+            # transformers' Conv1D cannot do without.
+            keeps = isinstance(plain, TransposedLinear)
+            layer._parameters["bias"] = nn.Parameter(torch.zeros_like(bias)) if keeps else None
+            add_behind(layer, AddedBias(bias.detach().view(-1, *[1] * _positions(plain))))
             continue
         axis = None if np.ndim(steps) == 0 else 0
         if factor > 1:
             _stored(layer).refine(factor)
         parametrize.register_parametrization(layer, "bias", Words(words, steps / factor, axis), unsafe=True)
+
+
+def _plain(exported: Exported, path: str) -> nn.Module | None:
+    """A layer as the captured network has it, of which its copy that rounds is no longer recognised."""
+    assert exported.structure is not None
+    return next((layer for name, layer in exported.structure.named_modules() if name == path), None)
 
 
 def _stored(layer: Any) -> Any:
@@ -92,15 +93,16 @@ def add_behind(layer: nn.Module, module: nn.Module) -> None:
 
 
 def _positions(layer: Any) -> int:
-    return 0 if isinstance(layer, nn.Linear) else int(layer.weight.ndim) - 2
+    return int(layer.weight.ndim) - 2
 
 
 def _product_steps(exported: Exported, path: str, layer: nn.Module) -> Any:
     """Input step × weight step, [] or by output channel, where both are known and float32 holds it; else None."""
     site, form = (exported.formats.get(f"{path}.{end}" if path else end) for end in ("input", "weight"))
-    if site is None or form is None or INPUT not in layer._modules:
+    if site is None or form is None:
         return None
-    if form.axis is not None and form.axis != (1 if getattr(layer, "transposed", False) else 0):
+    is_transposed = getattr(layer, "transposed", False) or isinstance(layer, TransposedLinear)
+    if form.axis is not None and form.axis != (1 if is_transposed else 0):
         return None
     steps = np.asarray(site.step * form.step)
     return steps if (steps.astype(np.float32) == steps).all() else None
@@ -126,7 +128,8 @@ def check_words(model: Any, exported: Exported, *, folded: bool = False) -> None
     for name, words in exported.words.items():
         if words.ndim < 2:
             continue
-        own, steps = words.numpy().astype(np.int64), exported.formats[name].step.astype(np.float32)
+        form = exported.formats[name]
+        own, steps = by_channel(words, form.groups).numpy().astype(np.int64), form.step.astype(np.float32)
         if not any(_are_words(found, step, own, steps, folded) for found, step in stored):
             raise ValueError(
                 f"{name} did not become integer words, because the operators of its layer take float32 weights alone: "
@@ -152,8 +155,12 @@ def _equal_but_for_signs(a: Any, b: Any) -> bool:
 
 
 def _dequantized(model: Any) -> Iterator[tuple[Any, Any]]:
-    """Words and steps of every constant that a DequantizeLinear reads, itself or behind Casts and a Mul."""
+    """Words and steps of every constant that a DequantizeLinear or a product of integers reads, or Casts and a Mul."""
     graph = onnx_graph.Graph(model)
+    for node in graph.graph.node:
+        if node.op_type in INTEGER_PRODUCTS:
+            words, step = product_words(graph, node)
+            yield words.astype(np.int64), step
     for node in graph.nodes("DequantizeLinear"):
         name, factor = node.input[0], 1
         while (writer := graph.writer.get(name)) is not None and writer.op_type in ("Cast", "Mul"):

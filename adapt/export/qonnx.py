@@ -1,12 +1,13 @@
 """`to_qonnx`, a captured network as a QONNX file: ONNX with Quant operators, whose words have any number of bits."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from adapt import files
@@ -37,7 +38,7 @@ def to_qonnx(exported: Exported, path: str | os.PathLike[str], inputs: Any, *, b
 
     Raises:
         ModuleNotFoundError: onnx or onnxscript are missing: pip install 'adapt-precision[fpga]'.
-        ValueError: batch_norm is unknown, or a format has channels that a Quant has not; the message names the layer.
+        ValueError: batch_norm is unknown.
         OSError: the folder does not exist or cannot be written.
     """
     if batch_norm not in ("exact", "operator"):
@@ -75,18 +76,16 @@ class Quant(nn.Module):
     Another range is clipped first.
 
     Args:
-        form: the format; with channels, the operator's numbers broadcast along `axis` of a tensor of `dimensions`.
+        form: the format.
+        shape: of the tensors, along which the numbers of a format with channels broadcast.
     """
 
     step: Tensor
     zero: Tensor
     bits: Tensor
 
-    def __init__(self, form: Format, *, dimensions: int = 0) -> None:
+    def __init__(self, form: Format, *, shape: Sequence[int] = ()) -> None:
         super().__init__()
-        shape = [1] * dimensions
-        if form.axis is not None:
-            shape[form.axis] = -1
         self.signed = bool(np.all(form.signed))
         largest = 2.0 ** (form.word_length - self.signed) - 1
         self.narrow = self.signed and bool(np.all(form.low == -largest))
@@ -95,7 +94,7 @@ class Quant(nn.Module):
         self.bounds = float(np.max(form.minimum)), float(np.min(form.maximum))
         # qonnx takes one number of bits alone.
         for name, values in (("step", form.step), ("zero", 0 * form.step)):
-            self.register_buffer(name, torch.from_numpy(np.array(values, np.float32).reshape(shape)))
+            self.register_buffer(name, torch.from_numpy(_along(np.array(values, np.float32), form, shape)))
         self.register_buffer("bits", torch.tensor(float(np.max(form.word_length))))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -113,13 +112,23 @@ class Quantized(nn.Module):
 
     def __init__(self, values: Tensor, form: Format) -> None:
         super().__init__()
-        self.quant = Quant(form, dimensions=values.ndim)
+        self.quant = Quant(form, shape=values.shape)
         self.quant.clips = False
         self.register_buffer("values", values)
 
     def forward(self, original: Tensor) -> Tensor:
         """The values."""
         return self.quant(self.values) if torch.compiler.is_exporting() else original
+
+
+def _along(numbers: NDArray[np.float32], form: Format, shape: Sequence[int]) -> NDArray[np.float32]:
+    """A format's numbers in a shape that broadcasts with tensors of this shape."""
+    if form.axis is None:
+        return numbers.reshape([1] * len(shape))
+    if form.groups > 1:
+        rows = np.repeat(numbers.reshape(form.groups, -1), shape[0] // form.groups, axis=0)
+        return rows.reshape(*rows.shape, *[1] * (len(shape) - 2))
+    return numbers.reshape([-1 if axis == form.axis else 1 for axis in range(len(shape))])
 
 
 def _is_sign(form: Format) -> bool:

@@ -43,6 +43,21 @@ class Transposed(nn.Module):
         return self.head(self.depthwise(F.relu(self.down(self.up(x)))).flatten(1))
 
 
+class Separable(nn.Module):
+    """Convolutions of sequences, by channel and between channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv1d(3, 3, 3, padding=1, groups=3)
+        self.norm = nn.BatchNorm1d(3)
+        self.pointwise = nn.Conv1d(3, 6, 1)
+        self.head = nn.Linear(24, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.pointwise(F.relu(self.norm(self.depthwise(x)))))
+        return self.head(F.max_pool1d(y, 4).flatten(1))
+
+
 class Tied(nn.Module):
     """An embedding whose weight is the last layer's too, and attention between them."""
 
@@ -143,7 +158,7 @@ def inputs_of(kind: type[nn.Module]) -> Tensor:
     generator = torch.Generator().manual_seed(1)
     if kind in (Tied, Recurrent):
         return torch.randint(0, 5, (10, 6), generator=generator)
-    return torch.randn(10, 3, 8, 8, generator=generator)
+    return torch.randn((10, 3, 16) if kind is Separable else (10, 3, 8, 8), generator=generator)
 
 
 def model_of(kind: type[nn.Module]) -> nn.Module:
@@ -169,6 +184,13 @@ def with_lsq(kind: type[nn.Module], **options: Any) -> Run:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     options = {"weight_bits": 3, "activation_bits": 4, **options}
     return Run(model, optimizer, learned.attach_lsq(optimizer, model, [inputs], **options), inputs).train()
+
+
+def with_aqt(kind: type[nn.Module], **options: Any) -> Run:
+    """A network whose steps follow the largest magnitudes, after a few steps."""
+    model, inputs = model_of(kind), inputs_of(kind)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    return Run(model, optimizer, learned.attach_aqt(optimizer, model, steps=6, **options), inputs).train(6)
 
 
 def with_widths(kind: type[nn.Module], bits: float = 3.5, **options: Any) -> Run:

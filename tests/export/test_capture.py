@@ -191,8 +191,26 @@ def test_refusals():
         capture(run.model)
     with pytest.raises(TypeError, match="source must be"):
         capture(torch.optim.SGD(nn.Linear(2, 2).parameters()))
-    run.controller.detach()
-    with pytest.raises(RuntimeError, match="detach"):
+
+
+def test_what_detach_leaves_is_captured():
+    run = adaptive(Residual, activations=8, rounding="stochastic")
+    before = capture(run.controller)
+    run.controller.detach(keep_activations=True)
+    after = capture(run.controller)
+    assert after.formats == before.formats
+    with torch.no_grad():
+        assert torch.equal(after.module()(run.inputs), before.module()(run.inputs))
+        assert torch.equal(after.module()(run.inputs), run.evaluate())
+    with pytest.raises(ValueError, match="leave inputs out"):
+        capture(run.controller, inputs=run.inputs)
+    with torch.no_grad():
+        run.model.conv1.weight[0] += 1e-3
+    with pytest.raises(RuntimeError, match=r"conv1\.weight does not lie on the grid.*capture before detach"):
+        capture(run.controller)
+    run = adaptive(Residual)
+    run.controller.detach("masters")
+    with pytest.raises(RuntimeError, match=r"does not lie on the grid.*are the masters"):
         capture(run.controller)
 
 

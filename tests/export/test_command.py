@@ -5,17 +5,24 @@ import json
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import adapt
 from adapt.cli import main
 from adapt.export import capture, load
-from tests.export.networks import Residual, adaptive, model_of, with_widths
+from tests.export.networks import Residual, Run, adaptive, model_of, with_widths
 from tests.processes import python
 
 
 def residual():
     """What --model names."""
     return model_of(Residual)
+
+
+def dense():
+    """A network that hls4ml takes."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 5))
 
 
 def nothing():
@@ -31,6 +38,10 @@ def run(tmp_path_factory):
     adapt.save({"model": run.model.state_dict(), "optimizer": run.optimizer.state_dict()}, run.folder / "last.pt")
     capture(run.controller).save(run.folder / "net.safetensors")
     run.controller.trace.save(run.folder / "trace.npz")
+    model = dense()
+    optimizer = adapt.ASGD(model, lr=0.05, policy=adapt.Fixed(adapt.Precision(6, 6)), activations=8)
+    Run(model, optimizer, optimizer.controller, torch.randn(10, 12)).train()
+    adapt.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, run.folder / "dense.pt")
     np.save(run.folder / "inputs.npy", run.inputs.numpy())
     return run
 
@@ -55,6 +66,23 @@ def test_a_checkpoint_becomes_a_packed_file_that_is_proven_equal(run, tmp_path, 
     assert "all of 20 outputs are equal" in capsys.readouterr().out
     assert command("export", run.folder / "last.pt", *options) == 0
     assert "equal when read again" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("target", ["onnx", "integer", "qonnx", pytest.param("hls4ml", marks=pytest.mark.long)])
+def test_other_targets_are_written_and_proven_equal(run, tmp_path, capsys, target):
+    pytest.importorskip("onnxscript")
+    form = ("--form", "integer") if target == "integer" else ()
+    target = "onnx" if form else target
+    pytest.importorskip({"onnx": "onnxruntime"}.get(target, target))
+    out = tmp_path / ("project" if target == "hls4ml" else "net.onnx")
+    source, model = ("dense.pt", "dense") if target == "hls4ml" else ("last.pt", "residual")
+    shape = "20,12" if target == "hls4ml" else "20,3,8,8"
+    words = ("--model", f"{__name__}:{model}", "--to", target, "-o", out, "--shape", shape, *form)
+    assert command("export", run.folder / source, *words) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"{out}: ")
+    assert "of float32" in printed
+    assert "all of 100 outputs are equal" in printed
 
 
 def test_formats_for_other_tools(run, tmp_path, capsys):

@@ -7,13 +7,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adapt.numerics.format import Format
-from tests.export.synthetic import captured, mlp, outputs_of
+from tests.export.networks import Separable
+from tests.export.synthetic import captured, mlp
 
 pytest.importorskip("onnxscript")
 pytest.importorskip("qonnx")
 pytest.importorskip("hls4ml")
 
-from adapt.export import hls4ml
+from adapt.export import hls4ml, verify
 from adapt.export.onnx_graph import Graph
 
 ROWS = torch.randn(5000, 12, generator=torch.Generator().manual_seed(1))
@@ -76,15 +77,34 @@ def test_what_has_no_type_is_refused_by_name(tmp_path):
         hls4ml.to_hls4ml(exported, tmp_path, ROWS)
 
 
+def test_convolutions_that_hls4ml_reads_otherwise_are_refused_by_name(tmp_path):
+    def refused(layer, message):
+        exported = captured(nn.Sequential(layer), weights=4)
+        with pytest.raises(ValueError, match=message + r".*, or export it to QONNX or ONNX"):
+            hls4ml.to_hls4ml(exported, tmp_path / "project", PICTURES)
+
+    refused(nn.Conv2d(4, 4, 3, groups=2), "0 has 2 groups")
+    refused(nn.Conv2d(4, 8, 3, groups=4), "0 has 4 groups")
+    refused(nn.Conv2d(4, 4, 3, dilation=2), r"0 has dilation \(2, 2\)")
+    refused(nn.Conv3d(4, 4, 3), "0 has three dimensions")
+    refused(nn.ConvTranspose2d(4, 4, 3), "0 is a transposed convolution")
+
+
+@pytest.mark.long
+def test_the_c_simulation_of_convolutions_of_sequences_gives_the_same_bits(tmp_path):
+    exported = captured(Separable(), weights=5)
+    sequences = torch.randn(1000, 3, 16, generator=torch.Generator().manual_seed(1))
+    project = hls4ml.to_hls4ml(exported, tmp_path / "project", sequences)
+    assert verify(exported, sequences, hls4ml.simulation(project, exported)).is_equal
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("signed", [True, False])
 @pytest.mark.parametrize("bits", range(2, 17))
 def test_the_c_simulation_of_a_dense_network_gives_the_same_bits(tmp_path, bits, signed):
     exported = captured(mlp(), weights=bits, activations=max(18 - bits, 4), signed=signed)
     project = hls4ml.to_hls4ml(exported, tmp_path / "project", ROWS)
-    project.compile()
-    expected = outputs_of(exported, ROWS)
-    np.testing.assert_array_equal(project.predict(ROWS.numpy()).reshape(expected.shape), expected)
+    assert verify(exported, ROWS, hls4ml.simulation(project, exported)).is_equal
 
 
 @pytest.mark.long
@@ -92,7 +112,4 @@ def test_the_c_simulation_of_a_dense_network_gives_the_same_bits(tmp_path, bits,
 def test_the_c_simulation_of_a_residual_network_gives_the_same_bits(tmp_path, bits):
     exported = captured(Residual(), weights=bits, activations=6 if bits > 8 else 8)
     project = hls4ml.to_hls4ml(exported, tmp_path / "project", PICTURES)
-    project.compile()
-    expected = outputs_of(exported, PICTURES)
-    channels_last = PICTURES.permute(0, 2, 3, 1).contiguous().numpy()
-    np.testing.assert_array_equal(project.predict(channels_last).reshape(expected.shape), expected)
+    assert verify(exported, PICTURES, hls4ml.simulation(project, exported)).is_equal

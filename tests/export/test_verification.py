@@ -70,9 +70,11 @@ def test_what_has_no_integer_reference_is_refused_by_name():
     run = adaptive(Tied, activations=8)
     with pytest.raises(NotImplementedError, match=r"in .* has no integer reference"):
         IntegerNetwork(capture(run.controller))(run.inputs)
-    run = with_lsq(Residual)
+    run = adaptive(Residual, adapt.Fixed(adapt.Precision(20, 18)), activations=20)
     with pytest.raises(ValueError, match="conv1: its sums may need more than 24 bits"):
         IntegerNetwork(capture(run.controller))(run.inputs)
+    with pytest.raises(ValueError, match=r"conv1\.weight has .*power_of_two=True"):
+        IntegerNetwork(capture(with_lsq(Residual).controller))
     with pytest.raises(ValueError, match="infinite"):
         IntegerNetwork(capture(adaptive(Residual, activations=8).controller))(run.inputs * torch.inf)
 

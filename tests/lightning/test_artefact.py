@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 import adapt
 import adapt.export
@@ -47,6 +47,26 @@ def test_it_computes_what_the_best_checkpoint_was_validated_with(tmp_path, kind,
         assert torch.equal(exported.module()(data().tensors[0]), module.seen[2])
     assert exported.words.keys() >= {"net.0.weight"}
     assert exported.sites
+
+
+@pytest.mark.parametrize("kind", CALLBACKS)
+def test_a_callback_is_captured_during_and_after_fit(kind):
+    inputs, seen = data().tensors[0], []
+
+    class Capturing(Callback):
+        def on_validation_end(self, trainer, module):
+            seen.append(adapt.export.capture(callback, inputs=inputs))
+
+    callback, module = CALLBACKS[kind](None), Classifier()
+    trainer(callback, Capturing(), max_epochs=3, num_sanity_val_steps=0).fit(module, loader(), loader(2))
+    exported = adapt.export.capture(callback)
+    assert len(seen) == 3
+    assert exported.formats == seen[-1].formats
+    for name, words in exported.words.items():
+        assert torch.equal(words, seen[-1].words[name])
+    assert exported.sites
+    with torch.no_grad():
+        assert torch.equal(exported.module()(inputs), seen[-1].module()(inputs))
 
 
 def test_without_a_path_nothing_is_written_and_nothing_needed(tmp_path, monkeypatch):
