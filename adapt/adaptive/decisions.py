@@ -51,51 +51,51 @@ class Decisions:
             trace: the history so far.
         """
         self.state, self.bounds, self.trace = state, bounds, trace
-        self._deciding = for_layers(self.policy, trace.layers)
-        self._chosen: tuple[LayerFormat, ...] | None = None
+        self._layer_policy = for_layers(self.policy, trace.layers)
+        self._bounded_from: tuple[LayerFormat, ...] | None = None
         self.skipped = np.zeros(len(trace.layers), np.int64)
         self._sizes = np.maximum(trace.numel, 1)
         self._saturated = np.zeros(len(trace.layers))
-        self._told_of_saturation = np.zeros(len(trace.layers), bool)
-        self._counted: tuple[LayerFormat, ...] | None = None
+        self._warned_of_saturation = np.zeros(len(trace.layers), bool)
+        self._words_from: tuple[LayerFormat, ...] | None = None
         self._pending = StepFigures(len(trace.layers), 0, self._device)
-        self._hosts: list[tuple[int, NDArray[np.bool_], NDArray[np.int64], bool]] = []
+        self._waiting_steps: list[tuple[int, NDArray[np.bool_], NDArray[np.int64], bool]] = []
         self._open_row: tuple[int, dict[str, NDArray[Any]]] | None = None
         self._closed_rows: list[tuple[int, dict[str, NDArray[Any]]]] = []
-        self._wait()
+        self._update_patience()
 
     def begin_anew(self, layers: Sequence[int], weights: Sequence[Tensor]) -> None:
         """Restart the policy for these layers, with these weights. The caller must have settled all steps."""
         if len(layers) == len(weights):
-            self.state = self._deciding.start(weights)
+            self.state = self._layer_policy.start(weights)
         else:
             for layer in layers:
                 only = for_layers(self.policy, [self.trace.layers[layer]]).start([weights[layer]])
                 # This layer's fields come from its new start, all others from the present state.
                 self.state = carry(self.state, carry(only, self.state, {layer: 0}), {})
-        self._wait()
+        self._update_patience()
 
     def change_policy(self, policy: Policy[Any]) -> None:
         """Replace the policy by one of the same class. The caller must have settled all steps."""
-        self._deciding = for_layers(policy, self.trace.layers)
+        self._layer_policy = for_layers(policy, self.trace.layers)
         self.policy = policy
-        self._wait()
+        self._update_patience()
 
     @property
     def formats(self) -> tuple[LayerFormat, ...]:
         """The format of every layer: what the policy chose, moved into the layer's bounds."""
         if not self.bounds:
             return self.state.formats
-        if self._chosen is not self.state.formats:
-            self._chosen = self.state.formats
-            self._formats = tuple(map(within, self._chosen, self.bounds))
+        if self._bounded_from is not self.state.formats:
+            self._bounded_from = self.state.formats
+            self._formats = tuple(map(within, self._bounded_from, self.bounds))
         return self._formats
 
     @property
     def word_lengths(self) -> NDArray[np.int64]:
         """Bits per weight, [layers]; 32 for a layer in float32."""
-        if self._counted is not self.formats:
-            self._counted = self.formats
+        if self._words_from is not self.formats:
+            self._words_from = self.formats
             words = [LONGEST_WORD if form is None else form.word_length for form in self.formats]
             self._words = np.array(words, np.int64)
         return self._words
@@ -125,7 +125,7 @@ class Decisions:
                 float32.
             loss_shown: whether the loss was filled in.
         """
-        self._hosts.append((step, active, fraction_lengths, loss_shown))
+        self._waiting_steps.append((step, active, fraction_lengths, loss_shown))
         self._pending.add()
 
     def settle(
@@ -151,7 +151,7 @@ class Decisions:
             return []
         can_end = len(self._pending) > self._patience
         figures = self._pending.take()
-        hosts, self._hosts = self._hosts, []
+        waiting, self._waiting_steps = self._waiting_steps, []
         # A layer can switch only in the newest step, so all steps ran with these word lengths.
         words = self.word_lengths
         norms, norms_of_sums = np.sqrt(figures.squared), np.sqrt(figures.squared_sums)
@@ -162,7 +162,7 @@ class Decisions:
             + penalties.elastic_net(figures.l1_norms, figures.squared_weights, l1, l2)
             + penalties.word_length_sparsity(words, figures.nonzeros / self._sizes)
         ).tolist()
-        for i, (step, active, fraction_lengths, loss_shown) in enumerate(hosts):
+        for i, (step, active, fraction_lengths, loss_shown) in enumerate(waiting):
             # This step's forward pass used the weights that the previous step left.
             self.close_row(figures.nonzeros[i], fraction_lengths)
             if not all_well:
@@ -182,16 +182,16 @@ class Decisions:
                 layer_bits=self.bounds,
             )
             before = self.state.gradients
-            self.state = self._deciding.advance(self.state, observation)
-            self._open_row = (step, self._deciding.record(self.state))
-        self._wait()
+            self.state = self._layer_policy.advance(self.state, observation)
+            self._open_row = (step, self._layer_policy.record(self.state))
+        self._update_patience()
         if not can_end:
             return []
         return np.flatnonzero((self.state.gradients == 0) & (seen[-1] | (before > 0))).tolist()
 
-    def _wait(self) -> None:
+    def _update_patience(self) -> None:
         """Ask the policy for how many steps no layer can switch, and make room for their figures."""
-        self._patience = self._deciding.patience(self.state)
+        self._patience = self._layer_policy.patience(self.state)
         rows = min(self._patience + 1, CAPACITY)
         if rows > self._pending.capacity:
             self._pending = StepFigures(len(self.trace.layers), rows, self._device)
@@ -243,8 +243,8 @@ class Decisions:
         """
         for share in shares:
             stays = (share > _MANY_SATURATE) & (self._saturated > _MANY_SATURATE)
-            for layer in np.flatnonzero(stays & ~self._told_of_saturation).tolist():
-                self._told_of_saturation[layer] = True
+            for layer in np.flatnonzero(stays & ~self._warned_of_saturation).tolist():
+                self._warned_of_saturation[layer] = True
                 self.warn(
                     f"{share[layer]:.0%} of the master weights of {self.trace.layers[layer]} stay outside the range of "
                     f"their format {self.formats[layer]}, so they saturate: give the layer more bits before the "

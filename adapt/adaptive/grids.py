@@ -29,7 +29,7 @@ class Grids:
     def __init__(self, formats: Sequence[LayerFormat], weights: Sequence[Tensor]) -> None:
         self._formats = list(formats)
         self._in_blocks = any(isinstance(form, BlockFloat) for form in formats)
-        self._take(self._resolved(range(len(formats)), weights))
+        self._set(self._resolved(range(len(formats)), weights))
 
     @property
     def is_fixed(self) -> bool:
@@ -40,7 +40,7 @@ class Grids:
         """Fit block floating point to these tensors, the present or next values of the parameters' masters."""
         if self._in_blocks:
             fresh = dict(zip(indices, self._resolved(indices, tensors), strict=True))
-            self._take([fresh.get(i, precision) for i, precision in enumerate(self.precisions)])
+            self._set([fresh.get(i, precision) for i, precision in enumerate(self.precisions)])
 
     def of(self, indices: Sequence[int], tensors: Sequence[Tensor]) -> NDArray[np.floating]:
         """Return the table's rows for tensors that are not the masters, in the formats of the parameters `indices`."""
@@ -57,7 +57,7 @@ class Grids:
             formats[at] = form.precision(*ends)
         return formats  # type: ignore[return-value]
 
-    def _take(self, precisions: Sequence[Precision | None]) -> None:
+    def _set(self, precisions: Sequence[Precision | None]) -> None:
         self.precisions = tuple(precisions)
         self.fraction_lengths = np.array([0 if p is None else p.fraction_length for p in precisions], np.int64)
         self.table = np.stack([rounding.grid(precision) for precision in precisions])

@@ -38,7 +38,7 @@ class Views:
         after_load: Callable[[list[set[int]]], None],
     ) -> None:
         self._pin = pin
-        self._module, self._notice, self._loaded = module, before_forward, after_load
+        self._module, self._notice, self._on_load = module, before_forward, after_load
         self._banks: list[Masters] = []
         self._handles: list[Any] = []
         self._places: dict[int, tuple[Masters, int]] = {}
@@ -48,7 +48,7 @@ class Views:
         self._loading: nn.Module | None = None
         self._new: list[set[int]] = []
         self._between: nn.Module | None = None
-        self._return: Any = None
+        self._between_handle: Any = None
         self._end_keeping: Callable[[], None] | None = None
         self._is_watched = False
         self._may_wait = self._graphs_in_evaluation = False
@@ -159,7 +159,7 @@ class Views:
             self._end_pass()
             if self._loading is not None:
                 # An exception interrupted the loading.
-                self._tell_loaded()
+                self._end_load()
             self._notice()
             for masters, index, _ in self._inside.get(module, ()):
                 if masters.versions[index] != masters.parameters[index]._version:
@@ -188,7 +188,7 @@ class Views:
             masters.show(view, [index], substitute=substitute)
         if self._between is None and any(masters.are_away for masters in self._banks):
             self._between, self._running = module, True
-            self._return = module.register_forward_hook(WeakHook(self._after_between), always_call=True)
+            self._between_handle = module.register_forward_hook(WeakHook(self._after_between), always_call=True)
             self._end_keeping = keeping_graphs()
         self.renew()
 
@@ -221,10 +221,10 @@ class Views:
         A hook cannot remove itself: after an exception torch is still iterating over the module's hooks.
         """
         self._running = False
-        if self._return is not None:
+        if self._between_handle is not None:
             self._give_back()
-            self._return.remove()
-            self._return = None
+            self._between_handle.remove()
+            self._between_handle = None
 
     def _before_load(self, module: nn.Module, *_: Any) -> None:
         """Remember the outermost module that is loaded: the modules inside have this hook too."""
@@ -237,13 +237,13 @@ class Views:
             if masters.accept(index):
                 self._new[self._banks.index(masters)].add(index)
         if module is self._loading:
-            self._tell_loaded()
+            self._end_load()
 
-    def _tell_loaded(self) -> None:
+    def _end_load(self) -> None:
         self._loading = None
         if any(self._new):
             new, self._new = self._new, [set() for _ in self._banks]
-            self._loaded(new)
+            self._on_load(new)
 
     def _after_save(self, module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
         """Save what evaluation sees, whatever the module's mode."""

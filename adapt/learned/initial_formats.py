@@ -117,13 +117,13 @@ def begin_weights(plan: Plan, formats: FormatTable, layers: LearnedMasters, bits
     first, small = (step if isinstance(plan, FixedWidths) else maximum), torch.tensor(False, device=step.device)
     for i, name in enumerate(layers.names):
         rows, place = layers.rows(i), formats.places[name]
-        first[place] = _first(rows, None if formats.fixed is None else int(formats.fixed[place.start]))
+        first[place] = _first_values(rows, None if formats.fixed is None else int(formats.fixed[place.start]))
         if rows.numel():
             reach = gaussian_range(rows.mean(1), rows.std(1, correction=0))
             small |= begins_small(reach, rows.shape[1]).any()
     # If one layer begins near zero, the others grow with it.
     formats.follows = bool(small)
-    _take(plan, formats, step, maximum, bits, formats.is_weight)
+    _set(plan, formats, step, maximum, bits, formats.is_weight)
 
 
 @torch.no_grad()
@@ -144,7 +144,7 @@ def follow_weights(plan: Plan, formats: FormatTable, layers: LearnedMasters) -> 
                 # By now LSQ's steps learn fast enough. If they kept following, weights and steps would both diverge.
                 beyond &= ~has_grown(formats.maximum[place], rows.shape[1])
             given = None if formats.fixed is None else int(formats.fixed[place.start])
-            factor[place] = growth(present[place], _first(rows, given), beyond)
+            factor[place] = growth(present[place], _first_values(rows, given), beyond)
     grown = factor > 1
     if grown.any():
         formats.sums[grown] = 0
@@ -155,7 +155,7 @@ def follow_weights(plan: Plan, formats: FormatTable, layers: LearnedMasters) -> 
     return grown
 
 
-def _first(rows: Tensor, given: int | None) -> Tensor:
+def _first_values(rows: Tensor, given: int | None) -> Tensor:
     """Return each channel's first step for LSQ with `given` bits, or else its first range, [channels]."""
     if not rows.numel():
         return rows.new_ones(len(rows))
@@ -229,10 +229,10 @@ def begin_activations(
         maximum[i] = top
         if formats.fixed is not None:
             step[i] = initial_step(torch.tensor(mean), int(formats.fixed[i]), signed=bool(formats.signed[i]))
-    _take(plan, formats, step, maximum, bits, ~formats.is_weight)
+    _set(plan, formats, step, maximum, bits, ~formats.is_weight)
 
 
-def _take(
+def _set(
     plan: Plan, formats: FormatTable, step: Tensor, maximum: Tensor, bits: NDArray[np.int64], chosen: NDArray[np.bool_]
 ) -> None:
     """Set these steps (LSQ) or ranges (otherwise) where `chosen` is True."""

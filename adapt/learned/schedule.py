@@ -35,7 +35,7 @@ class Schedule:
         if not self._is_on:
             return
         if has_scheduler(self._optimizer):
-            self._yield("the optimizer has a learning-rate scheduler")
+            self._give_up("the optimizer has a learning-rate scheduler")
             return
         for group in self._optimizer.param_groups:
             group[_PEAK] = float(group["lr"])
@@ -50,13 +50,13 @@ class Schedule:
         groups = self._optimizer.param_groups
         if self._is_on:
             if has_scheduler(self._optimizer):
-                self._yield("a learning-rate scheduler was made for the optimizer")
+                self._give_up("a learning-rate scheduler was made for the optimizer")
             elif self._written is not None and self._rates != self._written:
-                self._yield("a learning rate was changed between two steps")
+                self._give_up("a learning rate was changed between two steps")
                 for group in groups:
                     group.pop(_PEAK, None)
             elif not any(_PEAK in group for group in groups):
-                self._yield("the state that was loaded is of a run whose learning rates were left to its user")
+                self._give_up("the state that was loaded is of a run whose learning rates were left to its user")
         if self._is_on:
             if isinstance(plan, LearnedWidths):
                 _, at, length = plan.phases.at(step)
@@ -68,7 +68,7 @@ class Schedule:
             self._written = self._rates
         return float(groups[0]["lr"])
 
-    def _yield(self, reason: str) -> None:
+    def _give_up(self, reason: str) -> None:
         self._is_on = False
         user_warnings.warn(
             f"{reason}, so from here on the learning rates are left to you and do not rise and fall in each phase: "

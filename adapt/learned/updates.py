@@ -79,7 +79,7 @@ class WidthRule:
         phase, at, length = plan.phases.at(step)
         found = torch.stack(formats.figures(count)[:2])
         free = phase == "learning" and not settled
-        self._start(found, "settling" if settled else phase)
+        self._reset_for(found, "settling" if settled else phase)
         # If the width is fixed, step and range move together.
         tied = formats.is_pinned if free else np.ones_like(formats.is_pinned)
         gradient = torch.where(torch.from_numpy(tied).to(found.device), found.sum(0), found)
@@ -90,7 +90,7 @@ class WidthRule:
         )
         self._count += 1
         if free:
-            self._land(formats, torch.stack([formats.step, formats.maximum]), moved)
+            self._move_to_budget(formats, torch.stack([formats.step, formats.maximum]), moved)
         else:
             formats.shift(moved[0])
         return found
@@ -113,7 +113,7 @@ class WidthRule:
         to_width = torch.cat(slopes).to(formats.device) * formats.ratios()
         return torch.stack([-to_width, to_width])
 
-    def _land(self, formats: FormatTable, before: Tensor, moved: Tensor) -> None:
+    def _move_to_budget(self, formats: FormatTable, before: Tensor, moved: Tensor) -> None:
         """Move the formats; if that would cross a budget from above, only as far as the budget."""
         parts = slice(0, formats.weights), slice(formats.weights, None)
         above = [
@@ -121,24 +121,24 @@ class WidthRule:
             for load, part, target in zip(self._loads, parts, self._targets, strict=True)
         ]
         share = [1.0, 1.0]
-        self._try(formats, before, moved, share)
+        self._move_partly(formats, before, moved, share)
         for i, (load, part, target) in enumerate(zip(self._loads, parts, self._targets, strict=True)):
             if not above[i] or load.size(formats.bits[part]) >= target:
                 continue
             low, high = 0.0, 1.0
             for _ in range(10):
                 share[i] = (low + high) / 2
-                self._try(formats, before, moved, share)
+                self._move_partly(formats, before, moved, share)
                 low, high = (low, share[i]) if load.size(formats.bits[part]) < target else (share[i], high)
             share[i] = high
-            self._try(formats, before, moved, share)
+            self._move_partly(formats, before, moved, share)
 
-    def _try(self, formats: FormatTable, before: Tensor, moved: Tensor, share: Sequence[float]) -> None:
+    def _move_partly(self, formats: FormatTable, before: Tensor, moved: Tensor, share: Sequence[float]) -> None:
         part = torch.full_like(moved[0], share[1])
         part[: formats.weights] = share[0]
         formats.set(*(before * (moved * part).exp2().to(before)))
 
-    def _start(self, like: Tensor, kind: str) -> None:
+    def _reset_for(self, like: Tensor, kind: str) -> None:
         """Reset the means at the beginning of each phase: gradients of steps alone say nothing about widths."""
         if kind != self._kind:
             self._means = {"mean": torch.zeros_like(like), "square": torch.zeros_like(like)}

@@ -130,8 +130,7 @@ class AdaPT:
 
     @classmethod
     def compact(cls, **overrides: Unpack[Overrides]) -> "AdaPT":
-        """Return the policy that wastes no bits: precision rises and falls by layer, as in the paper, at a fifth of the
-        bits.
+        """Return the policy that wastes no bits: layers gain and lose bits as in the paper, at a fifth of its bits.
 
         `compact(bits=4)` trains with 4 bits per weight on average; `compact()` uses as many as the loss requires;
         `compact(bits=3, count="entropy")` spends 3 bits per weight of an entropy-coded file. Train with

@@ -65,7 +65,7 @@ class Masters(ABC):
         self.may_alias = False
         self._aliases = Aliases(self.parameters, self.weights)
         self._substitutes = Substitutes(self.parameters)
-        self._away: dict[int, View] = {}
+        self._lent: dict[int, View] = {}
         self._before: dict[int, tuple[Tensor, Tensor]] = {}
         self._past_holders: dict[int, int] = {}
         self.writes_are_hidden = False
@@ -148,8 +148,8 @@ class Masters(ABC):
         self._require_unmoved(chosen)
         if not anew:
             self.take_writes(chosen)
-        if self._away:
-            self.bring_back([i for i in chosen if anew or self._away.get(i) == view])
+        if self._lent:
+            self.bring_back([i for i in chosen if anew or self._lent.get(i) == view])
             chosen = [i for i in chosen if anew or self.views[i] != view]
         if not anew and not self.is_stochastic and view != "masters":
             # Training and evaluation see the same values.
@@ -159,8 +159,8 @@ class Masters(ABC):
         if substitute and not anew and view != "training":
             self._lend(view, chosen)
         else:
-            self._lend(view, [i for i in chosen if i in self._away])
-            self._write(view, [i for i in chosen if i not in self._away])
+            self._lend(view, [i for i in chosen if i in self._lent])
+            self._write(view, [i for i in chosen if i not in self._lent])
 
     def _write(self, view: View, indices: Sequence[int]) -> None:
         """Write a view into the parameters' own memory."""
@@ -199,21 +199,21 @@ class Masters(ABC):
             with torch.inference_mode(False):
                 values = self.seen(i, view)
                 values = values.clone() if values is self.weights[i] else values
-            self._away.setdefault(i, self.views[i])
+            self._lent.setdefault(i, self.views[i])
             self._substitutes.begin(i, values)
             self.views[i], self.versions[i] = view, self.parameters[i]._version
 
     @property
     def are_away(self) -> bool:
         """Whether a parameter has been lent other memory."""
-        return bool(self._away)
+        return bool(self._lent)
 
     def bring_back(self, indices: Iterable[int] | None = None) -> None:
         """Give the parameters `indices`, or all that were lent other memory, their own memory and view back."""
-        for i in list(self._away if indices is None else indices):
-            if i in self._away:
+        for i in list(self._lent if indices is None else indices):
+            if i in self._lent:
                 self._substitutes.end(i)
-                self.views[i], self.versions[i] = self._away.pop(i), self.parameters[i]._version
+                self.views[i], self.versions[i] = self._lent.pop(i), self.parameters[i]._version
 
     @torch.no_grad()
     def take_writes(self, indices: Iterable[int] | None = None) -> None:

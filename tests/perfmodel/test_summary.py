@@ -151,10 +151,10 @@ def test_operations_without_names_are_refused():
 
 def test_traces_that_do_not_match_are_refused():
     running = RunningSummary({"a": 1, "b": 1}, batch_size=1)
-    with pytest.raises(ValueError, match="trace has 0 rows and 0 were read"):
+    with pytest.raises(ValueError, match="trace has 0 rows, but 0 were read before"):
         running.update(Trace(["a", "b"], [1, 1]))
     running.update(example_trace(3))
-    with pytest.raises(ValueError, match="trace has 2 rows and 3 were read"):
+    with pytest.raises(ValueError, match="trace has 2 rows, but 3 were read before"):
         running.update(example_trace(2))
     with pytest.raises(ValueError, match="operations has no entry for the layer 'b'"):
         RunningSummary({"a": 1}, batch_size=1).update(example_trace(3))
