@@ -74,19 +74,12 @@ class Engine:
         self._search: Any = None
 
     def attach(self) -> None:
-        """Register the hooks and round the weights. A call that fails leaves everything as it was."""
-        handles: list[Any] = []
-        try:
-            handles += self._steps.hook()
-            handles.append(self.optimizer.register_state_dict_post_hook(self._save_into))
-            handles.append(self.optimizer.register_load_state_dict_pre_hook(self._load_from))
-            self._first_step.watch()
-            self._follow()
-        except BaseException:
-            remove_all(handles)
-            self._release("masters")
-            raise
-        self._handles = handles
+        """Register the hooks and round the weights. A call that fails must be followed by `give_up`."""
+        self._handles += self._steps.hook()
+        self._handles.append(self.optimizer.register_state_dict_post_hook(self._save_into))
+        self._handles.append(self.optimizer.register_load_state_dict_pre_hook(self._load_from))
+        self._first_step.watch()
+        self._follow()
         if self._module is not None:
             self._replaced = frozen_rounding.remove(self._module)
         else:
@@ -287,18 +280,26 @@ class Engine:
         if not self.is_attached:
             return
         self._require_no_context("detach()")
-        remove_all(self._handles)
-        self._handles.clear()
         # A run without a step that hands the masters back leaves all as it was.
         kept = self.formats if keep_activations else self._replaced if view == "masters" and not self.step else {}
+        for masters in self.banks:
+            masters.take_writes()
         self._release(view)
         if self._module is not None:
             frozen_rounding.keep(self._module, kept)
 
+    def give_up(self) -> None:
+        """Give the weights back and remove the hooks, where attaching has failed somewhere.
+
+        What the parameters hold was written by whatever failed, in the middle of it, and so is not looked at.
+        """
+        self._release("masters")
+
     def _release(self, view: View) -> None:
-        """Leave the parameters in this view, and remove the hooks on the modules."""
+        """Leave the parameters in this view, and remove the hooks."""
+        remove_all(self._handles)
+        self._handles.clear()
         for masters in self.banks:
-            masters.take_writes()
             masters.hand_over(view)
         self._views.renew()
         self._views.remove()

@@ -72,7 +72,7 @@ class BackwardViews:
         self._task = task
 
 
-def _shown(masters: Masters, index: int) -> View:
+def _shown(masters: Masters, index: int) -> View | None:
     """What a parameter shows, with one name for two views that are the same."""
     view = masters.views[index]
     return view if masters.is_stochastic or view == "masters" else "evaluation"

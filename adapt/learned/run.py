@@ -1,6 +1,6 @@
 """A run whose formats are learned: what it remembers between two steps, and what a step does to it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from adapt import user_warnings
 from adapt.distributed import ranks
 from adapt.engine import persistence
 from adapt.engine.fused_sgd import TakeOver
@@ -165,6 +166,25 @@ class LearnedRun(Run):
             raise RuntimeError(
                 f"{', '.join(new[:4])} joined the optimizer or was unfrozen after learned formats were attached: "
                 "attach when all layers are there"
+            )
+
+    @torch.no_grad()
+    def begin_anew(self, new: Sequence[Collection[int]]) -> None:
+        """Begin with the weights that were loaded, if they come before the first step and are finite.
+
+        Later the formats stay as they have been learned, and so do those of activations once they are calibrated.
+        """
+        loaded = [self.layers.weights[i] for i in new[0]]
+        if self.step or not all(bool(torch.isfinite(weight).all()) for weight in loaded):
+            super().begin_anew(new)
+            return
+        self._begin_weights()
+        self._begin()
+        self.renew()
+        if self.table.numel[self.table.weights :].any():
+            user_warnings.warn(
+                "weights were loaded after activations were calibrated, whose ranges stay those of the weights before: "
+                "load the weights first, then attach, or also the optimizer's state, which brings ranges of its own"
             )
 
     def follow(self, parameters: Mapping[str, Tensor], optimizer: Optimizer, module: nn.Module | None) -> None:
