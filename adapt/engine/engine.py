@@ -75,19 +75,12 @@ class Engine:
         self._search: Any = None
 
     def attach(self) -> None:
-        """Register the hooks and round the weights. A call that fails leaves everything as it was."""
-        handles: list[Any] = []
-        try:
-            handles += self._steps.hook()
-            handles.append(self.optimizer.register_state_dict_post_hook(self._save_into))
-            handles.append(self.optimizer.register_load_state_dict_pre_hook(self._load_from))
-            self._first_step.watch()
-            self._follow()
-        except BaseException:
-            remove_all(handles)
-            self._release("masters")
-            raise
-        self._handles = handles
+        """Register the hooks and round the weights. A call that fails must be followed by `give_up`."""
+        self._handles += self._steps.hook()
+        self._handles.append(self.optimizer.register_state_dict_post_hook(self._save_into))
+        self._handles.append(self.optimizer.register_load_state_dict_pre_hook(self._load_from))
+        self._first_step.watch()
+        self._follow()
         if self._module is not None:
             self._replaced = frozen_rounding.remove(self._module)
         else:
@@ -288,18 +281,26 @@ class Engine:
         if not self.is_attached:
             return
         self._require_no_context("detach()")
-        remove_all(self._handles)
-        self._handles.clear()
         # If no step was made and the masters are handed back, everything is as before attaching.
         kept = self.formats if keep_activations else self._replaced if view == "masters" and not self.step else {}
+        for masters in self.banks:
+            masters.take_writes()
         self._release(view)
         if self._module is not None:
             frozen_rounding.keep(self._module, kept)
 
+    def give_up(self) -> None:
+        """Give the weights back and remove the hooks, after attaching has failed.
+
+        The parameters are not read: whatever failed may have been in the middle of writing them.
+        """
+        self._release("masters")
+
     def _release(self, view: View) -> None:
-        """Set the parameters to this view, and remove the hooks on the modules."""
+        """Set the parameters to this view, and remove the hooks."""
+        remove_all(self._handles)
+        self._handles.clear()
         for masters in self.banks:
-            masters.take_writes()
             masters.hand_over(view)
         self._views.renew()
         self._views.remove()
@@ -370,8 +371,8 @@ class Engine:
             names, self._unfit = list(self._unfit), {}
             more = ", …" if len(names) > 4 else ""
             user_warnings.warn(
-                f"weights were loaded into {', '.join(names[:4])}{more} after learned formats were attached, but the "
-                "formats still fit the earlier weights: load the weights first, then attach"
+                f"weights were loaded after attaching, but the formats of {', '.join(names[:4])}{more} still fit the "
+                "earlier weights: load the weights first, then attach"
             )
 
     # A forward pass may notice a new layer in inference mode, but the tensors created here are written in training.

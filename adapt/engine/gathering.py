@@ -56,7 +56,7 @@ class BackwardViews:
             if isinstance(tensor, Tensor) and tensor.requires_grad:
                 register_first(tensor, before_backward)
 
-    def _show(self, places: Sequence[tuple[Masters, int]], seen: Sequence[View]) -> None:
+    def _show(self, places: Sequence[tuple[Masters, int]], seen: Sequence[View | None]) -> None:
         task = backward_pass()
         stale = [(*place, view) for place, view in zip(places, seen, strict=True) if _shown(*place) != view]
         if stale and (task == self._task or self._pin.view is not None):
@@ -66,13 +66,15 @@ class BackwardViews:
                 "master_weights()"
             )
         for masters, index, view in stale:
-            masters.show(view, [index])
+            # Unknown only after an interrupted write, which the next pass repairs.
+            if view is not None:
+                masters.show(view, [index])
         if stale:
             self._renew()
         self._task = task
 
 
-def _shown(masters: Masters, index: int) -> View:
+def _shown(masters: Masters, index: int) -> View | None:
     """Return the view that a parameter shows, with one name for views that are equal."""
     view = masters.views[index]
     return view if masters.is_stochastic or view == "masters" else "evaluation"

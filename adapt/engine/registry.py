@@ -40,7 +40,7 @@ def register(
             begin(engine)
     except BaseException:
         if engine is not None:
-            engine.detach("masters")
+            engine.give_up()
         before.restore()
         raise
     _engines.add(engine)

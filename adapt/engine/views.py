@@ -129,15 +129,16 @@ class Views:
             self.show(before)
 
     @property
-    def shown(self) -> list[list[View]]:
-        """The view that each parameter of each bank holds now."""
+    def shown(self) -> list[list[View | None]]:
+        """The view that each parameter of each bank holds now, None if it is unknown."""
         return [list(masters.views) for masters in self._banks]
 
-    def show(self, shown: Sequence[Sequence[View]]) -> None:
+    def show(self, shown: Sequence[Sequence[View | None]]) -> None:
         """Show the views that `shown` returned earlier."""
         for masters, views in zip(self._banks, shown, strict=True):
             for view in set(views):
-                masters.show(view, [i for i, v in enumerate(views) if v == view])
+                if view is not None:
+                    masters.show(view, [i for i, v in enumerate(views) if v == view])
         self.renew()
 
     def renew(self) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 _ENGINES = {
     "deepspeed": "DeepSpeed",
@@ -138,6 +139,15 @@ def updates_in_place(optimizer: Optimizer) -> bool:
 def has_scheduler(optimizer: Optimizer) -> bool:
     """Return whether one of torch's learning-rate schedulers was made for the optimizer: each wraps its `step`."""
     return hasattr(optimizer.step, "_wrapped_by_lr_sched")
+
+
+def has_plateau_scheduler(optimizer: Optimizer) -> bool:
+    """Return whether a `ReduceLROnPlateau` was made for the optimizer.
+
+    It wraps nothing, so it is looked for among all objects, which takes some ten milliseconds.
+    """
+    schedulers = [one for one in gc.get_objects() if issubclass(type(one), ReduceLROnPlateau)]
+    return any(vars(one).get("optimizer") is optimizer for one in schedulers)
 
 
 def is_scaled() -> bool:

@@ -39,8 +39,11 @@ class MaximumTable(FormatTable):
         bits = torch.from_numpy(self.bits).to(self.device)
         found = row(self.maximum, bits, self.signed)
         self.step.copy_(found.step)
-        self.rows.copy_(torch.stack(list(found), dim=1))
-        self.rows[torch.from_numpy(self.numel == 0).to(self.device), 0] = 0
+        # Not as a write that autograd counts: a pass between forward and backward writes the rows of the weights again,
+        # and a compiled backward pass would refuse the table, although the rows of its activations have stayed.
+        rows = self.rows.data
+        rows.copy_(torch.stack(list(found), dim=1))
+        rows[torch.from_numpy(self.numel == 0).to(self.device), 0] = 0
 
 
 class MaximumMasters(LearnedMasters):
@@ -187,8 +190,8 @@ class AqtRun(LearnedRun):
         self._use_inputs()
 
     def begin_anew(self, new: Sequence[Collection[int]]) -> list[str]:
-        """Do nothing: ranges follow the weights anyway."""
-        return []
+        """Return the activations whose ranges are frozen; those of weights follow the weights anyway."""
+        return self.calibrated if self.frozen else []
 
     @torch.no_grad()
     def load_state_dict(self, saved: Mapping[str, Any], optimized: Mapping[str, Tensor], *, strict: bool) -> None:

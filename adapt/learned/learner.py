@@ -54,7 +54,7 @@ class Learner(Engine):
         self._schedule = Schedule(optimizer, run.plan)
 
     def attach(self) -> None:
-        """Register the hooks and round the weights. A call that fails leaves everything as it was."""
+        """Register the hooks, round the weights, and take the present learning rates for the peaks."""
         super().attach()
         self._schedule.begin()
 

@@ -1,6 +1,6 @@
 """A run whose formats are learned: its state between steps, and what a step does to it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -176,6 +176,25 @@ class LearnedRun(Run):
                 f"{', '.join(new[:4])} joined the optimizer or was unfrozen after learned formats were attached: "
                 "attach once all layers are in the optimizer"
             )
+
+    @torch.no_grad()
+    def begin_anew(self, new: Sequence[Collection[int]]) -> list[str]:
+        """Begin with the weights that were loaded, if they come before the first step and are finite.
+
+        Later the formats stay as they have been learned, and so do those of activations once they are calibrated.
+        """
+        loaded = [self.layers.weights[i] for i in new[0]]
+        if self.step or not all(bool(torch.isfinite(weight).all()) for weight in loaded):
+            return super().begin_anew(new)
+        self._begin_weights()
+        self._begin()
+        self.renew()
+        return self.calibrated
+
+    @property
+    def calibrated(self) -> list[str]:
+        """The activations that have formats, by the names of `formats`."""
+        return [name for name in self.formats if name not in self.layers.formats]
 
     def follow(self, parameters: Mapping[str, Tensor], optimizer: Optimizer, module: nn.Module | None) -> None:
         """Only show Ŵ: biases are layers here, and the hooks on the module exist from the beginning."""

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from adapt import user_warnings
-from adapt.layers.optimizers import has_scheduler
+from adapt.layers.optimizers import has_plateau_scheduler, has_scheduler
 from adapt.learned.options import LearnedWidths, Plan
 from adapt.learned.phases import rate
 
@@ -25,6 +25,7 @@ class Schedule:
     def __init__(self, optimizer: Optimizer, plan: Plan) -> None:
         self._optimizer, self._is_on = optimizer, plan.is_scheduled
         self._written: list[float] | None = None
+        self._is_first = True
 
     @property
     def _rates(self) -> list[float]:
@@ -34,7 +35,7 @@ class Schedule:
         """Take the present rates as peaks, unless the optimizer has a scheduler."""
         if not self._is_on:
             return
-        if has_scheduler(self._optimizer):
+        if has_scheduler(self._optimizer) or has_plateau_scheduler(self._optimizer):
             self._give_up("the optimizer has a learning-rate scheduler")
             return
         for group in self._optimizer.param_groups:
@@ -49,7 +50,7 @@ class Schedule:
         """Set the rates for the step with this number (from 0), and return that of the first group."""
         groups = self._optimizer.param_groups
         if self._is_on:
-            if has_scheduler(self._optimizer):
+            if has_scheduler(self._optimizer) or (self._is_first and has_plateau_scheduler(self._optimizer)):
                 self._give_up("a learning-rate scheduler was made for the optimizer")
             elif self._written is not None and self._rates != self._written:
                 self._give_up("a learning rate was changed between two steps")
@@ -66,6 +67,7 @@ class Schedule:
             for group in groups:
                 _set(group, rate(at, length, plan.warmup))
             self._written = self._rates
+        self._is_first = False
         return float(groups[0]["lr"])
 
     def _give_up(self, reason: str) -> None:

@@ -37,7 +37,7 @@ class Masters(ABC):
     Attributes:
         names, parameters, weights: the name, the parameter and the master W of each.
         numel: number of elements of each, int64 [parameters].
-        views: the view that each parameter holds now.
+        views: the view that each parameter holds now; None if writing it was interrupted, so that it is unknown.
         versions: each parameter's version when that view was written; None if it holds something else, as in an update.
         writes_are_hidden: whether other code was found to write without changing the version.
         sharded: whether a parameter is sharded over several processes.
@@ -65,13 +65,13 @@ class Masters(ABC):
         self.may_alias = False
         self._aliases = Aliases(self.parameters, self.weights)
         self._substitutes = Substitutes(self.parameters)
-        self._lent: dict[int, View] = {}
+        self._lent: dict[int, View | None] = {}
         self._before: dict[int, tuple[Tensor, Tensor]] = {}
         self._past_holders: dict[int, int] = {}
         self.writes_are_hidden = False
         self._steps_unprobed = _PROBE_EVERY
         self.numel = np.array([p.numel() for p in self.parameters], np.int64)
-        self.views: list[View] = ["masters"] * len(self.parameters)
+        self.views: list[View | None] = ["masters"] * len(self.parameters)
         self.versions: list[int | None] = [p._version for p in self.parameters]
 
     @property
@@ -166,6 +166,7 @@ class Masters(ABC):
         """Write a view into the parameters' own memory."""
         if not indices:
             return
+        self._begin_write(indices)
         parameters = [self.parameters[i] for i in indices]
         if view == "masters":
             torch_internals.foreach_copy([local(p) for p in parameters], [local(self.weights[i]) for i in indices])
@@ -174,6 +175,11 @@ class Masters(ABC):
         for i in indices:
             self.views[i], self.versions[i] = view, self.parameters[i]._version
         self.note_holders(indices)
+
+    def _begin_write(self, indices: Iterable[int]) -> None:
+        """Know nothing of these parameters until they are written: what an interruption leaves there is no write."""
+        for i in indices:
+            self.views[i] = self.versions[i] = None
 
     def are_held(self, indices: Iterable[int] | None = None) -> bool:
         """Return whether a graph that waits for its backward pass may hold one of these parameters, or of all.
@@ -200,6 +206,7 @@ class Masters(ABC):
                 values = self.seen(i, view)
                 values = values.clone() if values is self.weights[i] else values
             self._lent.setdefault(i, self.views[i])
+            self._begin_write([i])
             self._substitutes.begin(i, values)
             self.views[i], self.versions[i] = view, self.parameters[i]._version
 
@@ -251,12 +258,18 @@ class Masters(ABC):
 
     def _differs(self, index: int) -> Tensor:
         """Return whether the parameter, or a sample of it, differs from its view, bool []."""
-        return differ(self.parameters[index].detach(), self.seen(index, self.views[index]))
+        return differ(self.parameters[index].detach(), self._shown(index))
+
+    def _shown(self, index: int) -> Tensor:
+        """Return what a parameter should hold, given that this is known."""
+        view = self.views[index]
+        assert view is not None
+        return self.seen(index, view)
 
     def _take_write(self, index: int) -> None:
         self._require_unmoved([index])
         found, weight = local(self.parameters[index]), local(self.weights[index])
-        shown = local(self.seen(index, self.views[index]))
+        shown = local(self._shown(index))
         if index not in self._before:
             self._before[index] = weight.clone(), shown.clone()
         weight_before, shown_before = self._before[index]
@@ -265,7 +278,11 @@ class Masters(ABC):
         )
         self.bring_back([index])
         self._measure(index)
-        self.show(self.views[index], [index], anew=True)
+        self._show_again(index)
+
+    def _show_again(self, index: int) -> None:
+        """Write the view that a parameter should hold into it, whatever it holds."""
+        self.show(self.views[index] or "training", [index], anew=True)
 
     def _settle(self, view: View) -> None:
         """Record that a step has just written this view into all parameters."""
@@ -307,7 +324,7 @@ class Masters(ABC):
         if is_new:
             self.weights[index].copy_(value)
             self._measure(index)
-        self.show(self.views[index], [index], anew=True)
+        self._show_again(index)
         return is_new
 
     def load(self, index: int, weights: Mapping[str, Tensor]) -> None:

@@ -6,9 +6,9 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 import adapt
+from adapt import learned
 from tests.training import CLIMBING, RESTLESS, batch, copies, net, train
 
 POLICIES = {
@@ -141,30 +141,83 @@ def test_loading_that_is_cut_short_is_made_up_for_in_the_next_pass():
     assert controller.precisions["2.weight"] == before["2.weight"]
 
 
-def under_lsq():
-    """A network under LSQ: model, optimizer."""
-    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    adapt.learned.attach_lsq(optimizer, model, [batch(0)[0]], weight_bits=4, steps=10)
-    return model, optimizer
+LEARNED = {
+    "learned widths": lambda optimizer, model: learned.attach(
+        optimizer, model, weight_budget=learned.Budget(bits=4), phases=learned.Phases(4, 4, 4)
+    ),
+    "LSQ": lambda optimizer, model: learned.attach_lsq(optimizer, model, weight_bits=3),
+    "LSQ with activations": lambda optimizer, model: learned.attach_lsq(
+        optimizer, model, [batch(0)[0]], weight_bits=3, activation_bits=3
+    ),
+    "AQT": lambda optimizer, model: learned.attach_aqt(optimizer, model, steps=10),
+}
+
+
+def learning(attach, weights=None):
+    model = net(0 if weights is None else 1)
+    if weights is not None:
+        model.load_state_dict(weights)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    return model, optimizer, attach(optimizer, model)
+
+
+@pytest.mark.parametrize("name", ["learned widths", "LSQ", "AQT"])
+def test_learned_formats_begin_with_weights_that_come_before_the_first_step(name, recwarn):
+    model, optimizer, learner = learning(LEARNED[name])
+    model.load_state_dict(large())
+    other, other_optimizer, expected = learning(LEARNED[name], large())
+    assert not recwarn
+    assert repr(learner.formats) == repr(expected.formats)
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), other.parameters(), strict=True))
+    train(model, optimizer, 3)
+    train(other, other_optimizer, 3)
+    assert all(torch.equal(learner.masters[name], master) for name, master in expected.masters.items())
 
 
 @pytest.mark.parametrize("use", ["training", "evaluation"])
-def test_learned_formats_say_that_they_stay_as_soon_as_they_are_used(use):
-    model, _ = under_lsq()
-    model.load_state_dict({name: 3 * weight for name, weight in model.state_dict().items()})
+@pytest.mark.parametrize("name", ["learned widths", "LSQ"])
+def test_learned_formats_stay_once_they_have_learned_and_a_warning_says_so(name, use):
+    model, optimizer, learner = learning(LEARNED[name])
+    train(model, optimizer, 2)
+    before = repr(learner.formats)
+    model.load_state_dict(large())
     model.train(use == "training")
-    with pytest.warns(UserWarning, match="load the weights first, then attach"):
+    with pytest.warns(UserWarning, match=r"formats of 0\.weight.* still fit the earlier weights: load the weights"):
         model(batch(0)[0])
+    assert repr(learner.formats) == before
 
 
-def test_resuming_learned_formats_warns_of_nothing():
-    saved = [copy.deepcopy(part.state_dict()) for part in under_lsq()]
-    for order in (1, -1):
-        parts = under_lsq()
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            for part, state in list(zip(parts, saved, strict=True))[::order]:
-                part.load_state_dict(copy.deepcopy(state))
-            parts[0](batch(0)[0]).sum().backward()
-            parts[1].step()
+@pytest.mark.parametrize(("name", "steps"), [("LSQ with activations", 0), ("AQT", 4)])
+def test_calibrated_activations_stay_and_a_warning_says_so(name, steps):
+    model, optimizer, learner = learning(LEARNED[name])
+    train(model, optimizer, steps)
+    before = repr(learner.activation_precisions)
+    model.load_state_dict(large())
+    with pytest.warns(UserWarning, match=r"formats of 0\.input.* still fit the earlier weights"):
+        model(batch(0)[0])
+    assert repr(learner.activation_precisions) == before
+
+
+@pytest.mark.parametrize("name", LEARNED)
+@pytest.mark.parametrize("order", [1, -1])
+def test_resuming_learned_formats_warns_of_nothing(name, order):
+    model, optimizer, _ = learning(LEARNED[name])
+    train(model, optimizer, 4)
+    saved = copy.deepcopy([model.state_dict(), optimizer.state_dict()])
+    model, optimizer, _ = learning(LEARNED[name])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for part, state in list(zip((model, optimizer), saved, strict=True))[::order]:
+            part.load_state_dict(state)
+        train(model, optimizer, 1)
+
+
+def test_weights_that_are_not_finite_do_not_choose_learned_formats():
+    model, _, learner = learning(LEARNED["LSQ"])
+    before = repr(learner.formats)
+    weights = large()
+    weights["0.weight"][0, 0] = float("nan")
+    model.load_state_dict(weights)
+    with pytest.warns(UserWarning, match="still fit the earlier weights"):
+        model(batch(0)[0])
+    assert repr(learner.formats) == before

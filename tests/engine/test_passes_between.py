@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import adapt
+from adapt import torch_internals
+from adapt.weights.substitutes import Substitutes
 from tests.training import batch
 
 PRECISION = adapt.Precision(6, 4)
@@ -284,3 +286,45 @@ def test_where_no_graph_waits_parameters_keep_what_evaluation_saw():
     for name, master in controller.masters.items():
         assert torch.equal(dict(model.named_parameters())[name], adapt.quantize(master, PRECISION))
     assert [p.data_ptr() for p in model.parameters()] == memory
+
+
+class Interrupted(BaseException):
+    """Raised in the middle, as Ctrl-C is."""
+
+
+@pytest.mark.parametrize("waits", [False, True], ids=["no graph", "a graph waits"])
+@pytest.mark.parametrize("way", ["mode", "evaluation_weights", "master_weights"])
+def test_an_interrupted_change_of_view_is_no_write(way, waits, monkeypatch):
+    """Ctrl-C arrives while the weights are rounded, when validation begins: no master may lose what rounding took."""
+    model, _, controller = trained()
+    masters = {name: master.clone() for name, master in controller.masters.items()}
+    shown = {name: p.detach().clone() for name, p in model.named_parameters()}
+    waiting = [model(batch(0)[0])] if waits else []
+    if waits:
+        owner, name = Substitutes, "begin"
+    elif way == "master_weights":
+        owner, name = torch_internals, "foreach_copy"
+    else:
+        owner, name = type(controller.banks[0]), "_round"
+    write = getattr(owner, name)
+
+    def interrupted(*arguments, **options):
+        write(*arguments, **options)
+        raise Interrupted
+
+    monkeypatch.setattr(owner, name, interrupted)
+    with pytest.raises(Interrupted):  # noqa: PT012
+        if way == "mode":
+            model.eval()(batch(1)[0])
+        else:
+            with getattr(controller, way)():
+                pass
+    monkeypatch.undo()
+    model.train()(batch(1)[0])
+    assert all(torch.equal(master, masters[name]) for name, master in controller.masters.items())
+    assert all(torch.equal(p, shown[name]) for name, p in model.named_parameters())
+    waiting.clear()
+    model.eval()(batch(1)[0])
+    assert all(torch.equal(master, masters[name]) for name, master in controller.masters.items())
+    for name, master in masters.items():
+        assert torch.equal(dict(model.named_parameters())[name], adapt.quantize(master, PRECISION))

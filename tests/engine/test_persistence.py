@@ -50,7 +50,7 @@ def same(first, second):
         return first.keys() == second.keys() and all(same(first[key], second[key]) for key in first)
     if isinstance(first, list | tuple):
         return len(first) == len(second) and all(same(a, b) for a, b in zip(first, second, strict=True))
-    return first == second
+    return first == second or (first != first and second != second)
 
 
 # Resuming

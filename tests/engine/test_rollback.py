@@ -2,6 +2,7 @@
 
 import gc
 import inspect
+import math
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from torch import nn
 import adapt
 from adapt import learned
 from adapt.engine import registry
+from adapt.kernels.numba_ import channels, weights
 from tests.training import RESTLESS
 
 PACKAGE = str(Path(adapt.__file__).parent)
@@ -58,7 +60,11 @@ def steps(optimizer, model):
     return learned.attach_lsq(optimizer, model, pictures(), weight_bits=4, activation_bits=4, steps=10)
 
 
-ATTACHES = [plain, everything, blocks, widths, steps]
+def maxima(optimizer, model):
+    return learned.attach_aqt(optimizer, model, steps=10)
+
+
+ATTACHES = [plain, everything, blocks, widths, steps, maxima]
 
 
 class Interrupted(BaseException):
@@ -195,6 +201,42 @@ def test_no_registration_of_a_hook_leaves_a_trace_when_it_fails(attach, monkeypa
         else:
             break
     assert failing > 4
+    assert controller.is_attached
+
+
+@pytest.fixture
+def interrupted_writes(monkeypatch):
+    """Return a function that lets one write fail right after it, as Ctrl-C does that arrives while a kernel runs."""
+    left = [math.inf]
+    count = torch.autograd.graph.increment_version
+
+    def written(tensors):
+        count(tensors)
+        left[0] -= 1
+        if left[0] == 0:
+            raise Interrupted
+
+    for module in (weights, channels):
+        monkeypatch.setattr(module, "increment_version", written)
+    return lambda number: left.__setitem__(0, number)
+
+
+@pytest.mark.parametrize("attach", ATTACHES)
+def test_an_interruption_after_any_write_leaves_the_weights_as_they_were(attach, interrupted_writes):
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    before, number = state_of(optimizer, model), 1
+    while True:
+        interrupted_writes(number)
+        try:
+            controller = attach(optimizer, model)
+        except Interrupted:
+            check_same(before, state_of(optimizer, model))
+            number += 1
+        else:
+            break
+    interrupted_writes(math.inf)
+    assert number > 1
     assert controller.is_attached
 
 

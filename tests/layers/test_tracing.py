@@ -8,7 +8,7 @@ import torch
 
 import adapt
 from adapt.layers import frozen_rounding
-from adapt.learned import attach_lsq
+from adapt.learned import attach_aqt, attach_lsq
 from tests.training import copies, net, train
 
 INPUTS = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
@@ -26,7 +26,18 @@ def learned_activations(optimizer, model):
     return attach_lsq(optimizer, model, [INPUTS], weight_bits=4, activation_bits=4)
 
 
-GUESTS = [adaptive(), adaptive(activations=8), adaptive(execution="bfloat16"), learned, learned_activations]
+def observed_activations(optimizer, model):
+    return attach_aqt(optimizer, model, steps=5)
+
+
+GUESTS = [
+    adaptive(),
+    adaptive(activations=8),
+    adaptive(execution="bfloat16"),
+    learned,
+    learned_activations,
+    observed_activations,
+]
 TRACERS = [
     lambda model: torch.jit.trace(model, INPUTS),
     lambda model: torch.jit.trace(lambda x: model(x) * 2, INPUTS),

@@ -1,5 +1,6 @@
 """AQT: its equations against literal twins, and runs whose ranges are largest magnitudes."""
 
+import contextlib
 import copy
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import adapt
 from adapt import export
@@ -226,6 +228,99 @@ def test_the_captured_network_computes_the_same(weight_bits, activation_bits):
     model.eval()
     captured = export.capture(learner, inputs=pictures(50)[0])
     assert captured.words["grouped.weight"].abs().max() == 2 ** (weight_bits - 1) - 1
+
+
+@pytest.mark.parametrize("after", [2, 9], ids=["observing", "rounding"])
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_passes_between_forward_and_backward_change_no_gradient(compiled, after):
+    torch._dynamo.reset()
+    model, optimizer = build()
+    network = torch.compile(model, backend="aot_eager") if compiled else model
+    learner = attach_aqt(optimizer, network, steps=STEPS)
+    train(model, optimizer, after)
+    x, y = pictures(40)
+    found = []
+    for between in (False, True):
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(network(x), y)
+        if between:
+            with learner.master_weights(), torch.no_grad():
+                network(pictures(41)[0])
+            network.eval()(pictures(42)[0])
+            network.train()
+            model.state_dict()
+            optimizer.state_dict()
+        loss.backward()
+        found.append([p.grad.clone() for p in model.parameters()])
+    assert all(torch.equal(left, right) for left, right in zip(*found, strict=True))
+    train(model, optimizer, 2, first=after)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_repeated_passes_of_activation_checkpointing_change_nothing(reentrant):
+    found = []
+    for checkpointed in (False, True):
+        model, optimizer, learner = attached()
+        for step in range(CALIBRATION + 3):
+            x, y = pictures(step)
+            x.requires_grad_()
+            output = checkpoint(model, x, use_reentrant=reentrant) if checkpointed else model(x)
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(output, y).backward()
+            optimizer.step()
+        found.append([*learner.masters.values(), *map(torch.from_numpy, learner.ranges.values())])
+    for left, right in zip(*found, strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-6, atol=1e-6)
+
+
+def test_weights_that_are_written_in_place_become_masters_and_ranges_follow():
+    model, optimizer, learner = attached()
+    train(model, optimizer, CALIBRATION + 2)
+    master = learner.masters["first.weight"].clone()
+    with torch.no_grad():
+        model.head.weight.fill_(0.3)
+        model.first.weight[0].zero_()
+    saved = model.state_dict()
+    assert (learner.masters["head.weight"] == torch.full((), 0.3)).all()
+    torch.testing.assert_close(saved["head.weight"], torch.full_like(model.head.weight, 0.3))
+    np.testing.assert_allclose(learner.ranges["head.weight"], 0.3, rtol=1e-6)
+    assert not saved["first.weight"][0].any()
+    assert torch.equal(learner.masters["first.weight"][1:], master[1:])
+    train(model, optimizer, 2, first=CALIBRATION + 2)
+    assert learner.masters["first.weight"][0].any()
+
+
+@pytest.mark.parametrize("scale", [1024.0, 2.0**127], ids=["fits", "overflows"])
+def test_a_scaler_changes_neither_weights_nor_ranges(scale):
+    found = []
+    for enabled in (False, True):
+        model, optimizer, learner = attached()
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale, enabled=enabled)
+        step = 0
+        while learner.step < CALIBRATION + 2:
+            x, y = pictures(step)
+            optimizer.zero_grad()
+            scaler.scale(nn.functional.cross_entropy(model(x), y)).backward()
+            before = scaler.get_scale()
+            scaler.step(optimizer)
+            scaler.update()
+            step += scaler.get_scale() >= before
+        found.append([*learner.masters.values(), *map(torch.from_numpy, learner.ranges.values())])
+    for left, right in zip(*found, strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_weights_that_are_loaded_after_activations_are_frozen_are_told_of(frozen):
+    model, optimizer, _ = attached()
+    train(model, optimizer, CALIBRATION + 1 if frozen else 1)
+    model.load_state_dict(build(seed=1)[0].state_dict())
+    with (
+        pytest.warns(UserWarning, match=r"formats of first\.input.* still fit the earlier weights")
+        if frozen
+        else contextlib.nullcontext()
+    ):
+        model(pictures(0)[0])
 
 
 def test_detached_networks_can_go_on_rounding():

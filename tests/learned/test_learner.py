@@ -190,6 +190,25 @@ def test_a_scheduler_that_is_there_wins_and_one_warning_says_so(make, late, how)
     assert rates(True) == rates(False)
 
 
+@pytest.mark.parametrize("late", [False, True], ids=["before attaching", "after attaching"])
+def test_a_scheduler_that_waits_for_a_plateau_wins_before_it_has_met_one(late, recwarn):
+    model, optimizer = build()
+
+    def make():
+        return torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=1)
+
+    scheduler = None if late else make()
+    attach_lsq(optimizer, model, weight_bits=4, steps=20)
+    scheduler = scheduler or make()
+    used = []
+    for step in range(5):
+        train(model, optimizer, 1, first=step)
+        used.append(optimizer.param_groups[0]["lr"])
+        scheduler.step(1.0)
+    assert used == [0.05, 0.05, 0.05, 0.025, 0.025]
+    assert len([one for one in recwarn if "learning rates are left to you" in str(one.message)]) == 1
+
+
 @pytest.mark.parametrize("write", [lambda rate: 0.5 * rate, lambda rate: 0.03], ids=["halved", "set"])
 def test_a_rate_that_is_written_by_hand_stays_also_in_a_resumed_run(write):
     model, optimizer, _ = learning()
