@@ -181,8 +181,13 @@ def measure_activations(
         The range and the mean magnitude of each activation that was met, by its name.
 
     Raises:
-        ValueError: calibration met no activation, or one without a finite value.
+        ValueError: there is no activation, or calibration met none, or one without a finite value.
     """
+    if not sites:
+        raise ValueError(
+            "none of the module's layers has an input that can be quantised: they are neither nn.Linear, convolutions "
+            "nor transformers' Conv1D, so leave the activations in float32"
+        )
     missed = [name for name, one in zip(sites, statistics, strict=True) if not one.elements]
     if len(missed) == len(sites):
         raise ValueError(

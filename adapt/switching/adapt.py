@@ -98,7 +98,6 @@ class AdaPT:
 
     sums_gradients = True
     samples_gradients = False
-    uses_loss = True
 
     def __post_init__(self) -> None:
         if self.initial is not None and not isinstance(self.initial, Precision):
@@ -147,7 +146,8 @@ class AdaPT:
           4 bits that is worth a bit.
         * Without `bits` the loss decides how many there are: ⟨ΣG/n, Q(W) − W⟩ of all layers is what rounding costs
           (`rounding_cost`). Above `loss_tolerance` of the loss all weights get a bit more on average, far below it one
-          less.
+          less. Where no loss was ever shown the gradients decide in the same way, by how much of them rounding errors
+          explain (`explained`).
         * Windows of gradients begin with 2 steps and double, so that ranges follow weights that grow, and formats come
           to rest long before training ends. They end for all layers at once, so that layers are compared. Formats that
           are about as good as others stay.
@@ -169,6 +169,11 @@ class AdaPT:
             "push_up": "loss",
         }
         return cls(**{**own, **overrides})
+
+    @property
+    def uses_loss(self) -> bool:
+        """Whether the loss matters: to the strategy of "suggestion" and, without a budget, to `compact`."""
+        return self.push_up == "suggestion" or (self.push_up == "loss" and self.bits is None)
 
     @property
     def keeps_gradients(self) -> bool:

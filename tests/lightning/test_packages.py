@@ -15,6 +15,7 @@ from torch.nn import functional as F
 import adapt
 from adapt.learned import Budget, Distillation
 from adapt.lightning import AdaptivePrecision, LearnedBitwidth
+from tests.lightning.averaging import needs_averaging
 from tests.lightning.modules import RESTLESS, ResumableLoader, Witness, assert_same_run, loader, sgd
 
 PACKAGES = (lightning.pytorch, pytorch_lightning)
@@ -77,6 +78,7 @@ class TestInATrainerOfEither:
         assert resumed.controller.step == 18
         assert_same_run(resumed.controller, whole.controller)
 
+    @needs_averaging
     def test_weight_averaging_averages_the_masters(self, package):
         callback, module = AdaptivePrecision(RESTLESS), classifier(package)
         averaging = package.callbacks.EMAWeightAveraging(decay=0.5)
