@@ -50,6 +50,14 @@ def test_the_snippets_of_a_page_run_one_after_the_other(page, tmp_path):
     assert ran.returncode == 0, ran.stderr
 
 
+def test_the_lines_for_each_host_are_run_by_a_test_of_the_clients():
+    page = (ROOT / "docs" / "integrations.md").read_text(encoding="utf-8")
+    tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests" / "clients").glob("test_*.py"))
+    hosts = re.findall(r'^```python title="(.+?)"', page, flags=re.MULTILINE)
+    assert len(hosts) >= 14
+    assert not [host for host in hosts if f'"{host}"' not in tests]
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("index", range(len(snippets(ROOT / "README.md"))))
 def test_each_snippet_of_the_readme_runs_as_it_stands(index, tmp_path, monkeypatch):

@@ -202,12 +202,21 @@ def test_a_loss_that_is_never_shown_is_warned_about_once_and_the_strategy_stays(
 
     (message,) = warned(run)
     assert "never saw the loss" in message
-    assert "Call controller.observe(loss) before step(), or pass a closure to step()" in message
+    assert "Call controller.observe(loss) before step(), pass a closure to step()" in message
     assert controller.state_dict()["state"]["strategy"] == "min"
 
 
-def test_a_policy_that_does_not_look_at_the_loss_does_not_ask_for_it():
-    model, optimizer, _ = assembled(policy=adapt.Fixed(adapt.Precision(8, 6)))
+@pytest.mark.parametrize(
+    "policy",
+    [
+        adapt.Fixed(adapt.Precision(8, 6)),
+        adapt.AdaPT.compact(bits=4),
+        adapt.AdaPT.compact(bits=4, count="entropy"),
+        adapt.AdaPT(push_up="diversity", lookback=(2, 3)),
+    ],
+)
+def test_a_policy_that_does_not_look_at_the_loss_does_not_ask_for_it(policy):
+    model, optimizer, _ = assembled(policy=policy)
     assert not warned(lambda: train(model, optimizer, 3))
 
 

@@ -272,9 +272,10 @@ class AdaptiveRun(Run):
         out.fill_(math.nan)
         if self.decisions.policy.uses_loss:
             self.decisions.warn(
-                "the controller never saw the loss of this step, so nothing tells it that a layer needs more bits: "
-                "under AdaPT.compact() layers can only lose bits, and AdaPT() keeps its push-up strategy. Call "
-                "controller.observe(loss) before step(), or pass a closure to step() that returns the loss"
+                "the controller never saw the loss of this step: until it sees one, AdaPT.compact() judges rounding by "
+                "the gradients alone, and AdaPT() keeps its push-up strategy. Call controller.observe(loss) before "
+                "step(), pass a closure to step() that returns the loss, or let controller.watch(…) see it where a "
+                "framework owns the loop"
             )
 
     def settle(self) -> None:

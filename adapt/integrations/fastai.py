@@ -13,8 +13,9 @@ from adapt.switching.policy import Policy
 class AdaptivePrecisionCallback(Callback):  # type: ignore[misc]
     """Trains the model of a fastai Learner whose `opt_func` makes an `OptimWrapper` of a torch optimizer.
 
-    Later calls of `fit` go on with the same controller as long as the Learner keeps its optimizer; `learn.save` and
-    `learn.load` take what it remembers along.
+    Later calls of `fit` go on with the same controller as long as the Learner keeps its optimizer. `learn.save` takes
+    what it remembers along; to go on from that in a new Learner, call `learn.create_opt()` and `attach()` before
+    `learn.load`.
 
     Args:
         policy, options: as in `adapt.attach`.
@@ -27,13 +28,17 @@ class AdaptivePrecisionCallback(Callback):  # type: ignore[misc]
         self.controller: Controller | None = None
         self._policy, self._options = policy, options
 
-    def before_fit(self) -> None:
-        """Attach to the Learner's optimizer, unless an earlier fit has."""
+    def attach(self) -> None:
+        """Attach to the Learner's present optimizer, unless that is done."""
         optimizer = self.learn.opt.opt
         if self.controller is None or self.controller.optimizer is not optimizer:
             if self.controller is not None:
                 self.controller.detach()
             self.controller = attach(optimizer, self.learn.model, self._policy, **self._options)
+
+    def before_fit(self) -> None:
+        """Attach."""
+        self.attach()
 
     def after_loss(self) -> None:
         """Observe the loss of a training batch."""

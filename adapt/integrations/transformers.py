@@ -23,7 +23,8 @@ class AdaptivePrecisionCallback(TrainerCallback):  # type: ignore[misc]
 
     When training begins the optimizer is attached to; when it ends the model keeps its quantised weights. The loss is
     the one that the model returns: with `label_smoothing_factor` or `compute_loss_func` it returns none, and none is
-    observed. What the run remembers is saved with the optimizer, so `train(resume_from_checkpoint=…)` is exact.
+    observed. What the run remembers is saved with the optimizer, so `train(resume_from_checkpoint=…)` is exact, and
+    `load_best_model_at_end` brings back the formats with which the best model was measured.
 
     Args:
         policy, options: as in `adapt.attach`.
@@ -93,7 +94,16 @@ class AdaptivePrecisionCallback(TrainerCallback):  # type: ignore[misc]
                     entry.update(figures)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Detach: the model keeps its weights rounded to nearest."""
+        """Detach: the model keeps its weights rounded to nearest, and the best one, if it was loaded, its formats."""
+        best = state.best_model_checkpoint if args.load_best_model_at_end else None
+        if best is not None and self.controller is not None:
+            path = Path(best, OPTIMIZER_NAME)
+            if path.exists():
+                saved = torch.load(path, map_location="cpu", weights_only=True)
+                self.controller.load_state_dict(saved[persistence.KEY])
+            else:
+                # Saved without the optimizer: the weights are on the grid of a step whose formats are not known.
+                self.controller.detach("masters")
         self._detach()
 
     def _detach(self) -> None:

@@ -73,10 +73,18 @@ def check_optimizer(optimizer: Optimizer) -> Optimizer:
             "as SGD or AdamW"
         )
     # An optimizer does not know its wrapper. A wrapper made just now is found here, any other in the first step.
-    young = (*gc.get_objects(generation=0), *gc.get_objects(generation=1))
-    for other in [one for one in young if issubclass(type(one), Optimizer)]:
+    for other in _young_optimizers():
         _check_wrapper(other, optimizer)
     return optimizer
+
+
+def _young_optimizers() -> list[Optimizer]:
+    """Return the optimizers that were made lately.
+
+    All young objects are held in here alone, because the traceback of an error would keep them alive.
+    """
+    young = (*gc.get_objects(generation=0), *gc.get_objects(generation=1))
+    return [one for one in young if issubclass(type(one), Optimizer)]
 
 
 def check_callers(optimizer: Optimizer) -> None:

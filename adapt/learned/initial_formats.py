@@ -180,8 +180,13 @@ def measure_activations(
         The range and the mean magnitude of each activation that calibration reached, by its name.
 
     Raises:
-        ValueError: calibration reached no activation, or one without a finite value.
+        ValueError: there is no activation, or calibration reached none, or one without a finite value.
     """
+    if not sites:
+        raise ValueError(
+            "none of the module's layers has an input that can be quantised: they are neither nn.Linear, convolutions "
+            "nor transformers' Conv1D, so leave the activations in float32"
+        )
     missed = [name for name, one in zip(sites, statistics, strict=True) if not one.elements]
     if len(missed) == len(sites):
         raise ValueError(

@@ -97,7 +97,6 @@ class AdaPT:
 
     sums_gradients = True
     samples_gradients = False
-    uses_loss = True
 
     def __post_init__(self) -> None:
         if self.initial is not None and not isinstance(self.initial, Precision):
@@ -145,7 +144,8 @@ class AdaPT:
           that is worth a bit.
         * Without `bits` the loss decides how many there are: rounding costs ⟨ΣG/n, Q(W) − W⟩, summed over all layers
           (`rounding_cost`). Above `loss_tolerance` of the loss, the average word grows by a bit; far below it, it
-          shrinks by one.
+          shrinks by one. If no loss was ever shown, the gradients decide in the same way, by how much of their energy
+          rounding errors explain (`explained`).
         * Windows of gradients begin with 2 steps and double, so that ranges follow growing weights early on, and
           formats settle long before training ends. Windows end for all layers at once, so that layers can be compared.
           A format stays unless another is clearly better.
@@ -167,6 +167,11 @@ class AdaPT:
             "push_up": "loss",
         }
         return cls(**{**own, **overrides})
+
+    @property
+    def uses_loss(self) -> bool:
+        """Whether the loss matters: to the strategy of "suggestion" and, without a budget, to `compact`."""
+        return self.push_up == "suggestion" or (self.push_up == "loss" and self.bits is None)
 
     @property
     def keeps_gradients(self) -> bool:

@@ -2,7 +2,8 @@
 
 `adapt.switching.allocation` divides the bits among the layers, from figures with little noise. The effect of rounding
 on the loss (`rounding_cost`) is noisy, and averages to little once training has adapted the weights to their grid. So
-it is summed over the layers, and only decides the total number of bits.
+it is summed over the layers, and only decides the total number of bits. It is measured against the loss or, if no loss
+was ever shown, against the gradients themselves (`explained`).
 """
 
 import math
@@ -12,13 +13,9 @@ from statistics import fmean
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from adapt import arguments
 from adapt.numerics import LayerFormat, Precision
-from adapt.rounding import quantize
 from adapt.switching.adapt_state import AdaPTState
 from adapt.switching.allocation import allocate
 from adapt.switching.bounds import Bounds, fixed_point
@@ -26,10 +23,7 @@ from adapt.switching.choices import Count, bits_taken, choices, padded, present_
 from adapt.switching.diversity import diversity
 from adapt.switching.entropy import steady
 from adapt.switching.policy import Observation
-
-MARGIN = 8.0
-"""Factor by which the cost must lie below the tolerance before a bit is given up. One bit less doubles the rounding
-errors and, near a minimum, quadruples their cost, so with a margin of four word lengths would oscillate."""
+from adapt.switching.rounding_costs import explained, largest_cost, next_bits, rounding_cost
 
 CHECK = 8
 """At least every so many steps, the policy checks whether weights have outgrown their range."""
@@ -128,7 +122,9 @@ def switched(
         windows: the windows that ended.
         observation: the step with which they ended; its bounds confine every format.
         bits: the mean bits per weight over all layers; None lets the loss decide (`next_bits`): rounding these layers
-            may cost tolerance·|loss|·Σn_l/mean(n), which is tolerance·|loss| for a layer of average size.
+            may cost tolerance·|loss|·Σn_l/mean(n), which is tolerance·|loss| for a layer of average size. Without any
+            loss the gradients decide: rounding may explain 4·tolerance of their energy (`explained`), or 4/Σn_l, which
+            is hardly more than chance does.
         tolerance: share of the loss, above 0.
         count: what `bits` counts: "words", whose lengths are chosen with ranges of least squared error, or the
             "entropy" of words of unbounded range (`adapt.switching.entropy`).
@@ -136,8 +132,7 @@ def switched(
     moving = windows.layers.tolist()
     if not moving:
         return formats, []
-    by_loss = bits is None and len(windows.losses) > 0
-    numel, tables, spent, kept, costs = [], {}, 0.0, 0.0, list[float]()
+    numel, tables, spent, kept, largest, costs = [], {}, 0.0, 0.0, 0.0, list[float]()
     for layer, chosen_form in enumerate(observation.confined(formats)):
         weights = observation.weights[layer]  # Read once, because reading gathers sharded weights.
         form = fixed_point(chosen_form, weights)
@@ -145,19 +140,24 @@ def switched(
         if layer not in moving:
             kept += weights.numel() * bits_taken(weights, form, count) if bits is not None else 0.0
         else:
-            spent += weights.numel() * bits_taken(weights, form, count) if bits is None else 0.0
             tables[layer] = choices(weights, form, count, observation.bounds[layer])
-            costs.append(_cost(layer, weights, form, windows, observation))
+            assert isinstance(form, Precision)  # AdaPT never leaves fixed point
+            sums, gradients = observation.sums[layer], int(windows.gradients[layer])
+            l1, l2 = float(observation.l1[layer]), observation.l2
+            costs.append(rounding_cost(sums, gradients, weights, form, l1=l1, l2=l2))
+            if bits is None:
+                spent += weights.numel() * form.word_length
+                largest += 0.0 if windows.losses else largest_cost(sums, gradients, weights, form, l1=l1, l2=l2)
     sizes = np.array(numel)
     here = max(int(sizes[moving].sum()), 1)
     if bits is not None:
         budget = bits * int(sizes.sum()) - kept
-    elif by_loss:
+    elif windows.losses:
         window = int(windows.gradients[moving].max())
         allowed = tolerance * abs(fmean(windows.losses[-window:])) * here / max(float(sizes.mean()), 1)
         budget = next_bits(spent / here, sum(costs), allowed) * here
     else:
-        budget = spent
+        budget = next_bits(spent / here, explained(sum(costs), largest), 4 * max(tolerance, 1 / here)) * here
     powers = np.square(windows.sum_of_norms[moving] / windows.gradients[moving])
     errors = padded([[error for _, error, _ in tables[layer]] for layer in moving])
     taken_by = padded([[length for _, _, length in tables[layer]] for layer in moving])
@@ -189,72 +189,3 @@ def check_bounds(bounds: Sequence[Bounds], sizes: Sequence[int], bits: float) ->
             f"layer_bits ask for at least {fewest:.4g} bits per weight on average, but bits={bits:g} allows fewer: "
             "lower the bounds, or allow more bits"
         )
-
-
-def _cost(layer: int, weights: Tensor, form: LayerFormat, windows: Windows, observation: Observation) -> float:
-    assert isinstance(form, Precision)  # AdaPT never leaves fixed point
-    return rounding_cost(
-        observation.sums[layer],
-        int(windows.gradients[layer]),
-        weights,
-        form,
-        l1=float(observation.l1[layer]),
-        l2=observation.l2,
-    )
-
-
-def rounding_cost(
-    sum_of_gradients: Tensor, gradients: int, weights: Tensor, precision: Precision, *, l1: float = 0.0, l2: float = 0.0
-) -> float:
-    """Return ⟨ΣG/n + α·sign(W) + β·W, Q(W) − W⟩, the first-order fall of the loss if weights moved from Q(W) to W.
-
-    G is measured at Q(W). For a loss of curvature H the difference L(Q(W)) − L(W) is this minus ½·EᵀHE with
-    E = Q(W) − W, so near a minimum rounding the layer costs between half of it and all of it. The loss includes the
-    penalties: where a penalty balances the pull of the data, G alone would never vanish.
-
-    Args:
-        sum_of_gradients: ΣG over the window, without penalties, in the weights' shape.
-        gradients: n, the number of gradients, at least 1.
-        weights: the layer's master weights.
-        precision: the layer's format during the window; rounding is to nearest.
-        l1, l2: the penalties' coefficients α and β.
-
-    Returns:
-        The cost in units of the loss; negative if rounding happens to help.
-
-    Raises:
-        TypeError: the precision is not a Precision, or the count not an integer.
-        ValueError: there is no gradient.
-    """
-    precision = arguments.precision("precision", precision)
-    if arguments.whole("gradients", gradients) < 1:
-        raise ValueError(f"gradients must be at least 1, got {gradients}: a window has some")
-    error = quantize(weights, precision).sub_(weights)
-    pull = sum_of_gradients / gradients
-    if l1:
-        pull.add_(weights.sign(), alpha=l1)
-    if l2:
-        pull.add_(weights, alpha=l2)
-    return float(pull.mul_(error).sum(dtype=torch.float64))
-
-
-def next_bits(bits: float, cost: float, allowed: float) -> float:
-    """Return one more bit per weight if rounding costs too much, one less if it costs clearly less than allowed.
-
-    Args:
-        bits: the present mean word length.
-        cost: the cost of rounding, from `rounding_cost`.
-        allowed: the highest acceptable cost, above 0, in the same units.
-
-    Returns:
-        bits + 1 if cost > allowed; bits − 1 if |cost| is less than an eighth of `allowed`; otherwise, or if the cost is
-        NaN, bits.
-
-    Raises:
-        TypeError: an argument is not a number.
-    """
-    bits, cost = arguments.number("bits", bits), arguments.number("cost", cost)
-    allowed = arguments.number("allowed", allowed)
-    if cost > allowed:
-        return bits + 1
-    return bits - 1 if abs(cost) * MARGIN < allowed else bits

@@ -1,6 +1,5 @@
 """Averages of the weights that other libraries keep are evaluated on the grid: `pytest -m clients`."""
 
-import contextlib
 import importlib.util
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import adapt
+from tests.clients import documented
 from tests.training import RESTLESS, is_on_grid, loss_of, net
 
 pytestmark = [pytest.mark.clients, pytest.mark.filterwarnings("ignore")]
@@ -16,73 +16,40 @@ pytestmark = [pytest.mark.clients, pytest.mark.filterwarnings("ignore")]
 DECAY = 0.5
 
 
-class OfTorch:
-    def __init__(self, model):
-        self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(DECAY))
-
-    def update(self, model):
-        self.average.update_parameters(model)
-
-    @contextlib.contextmanager
-    def shown(self, model):
-        yield self.average
+def of_torch(model):
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(DECAY))
 
 
-class OfTimm:
-    def __init__(self, model):
-        found = importlib.util.find_spec("timm") or pytest.skip("timm is not installed")
-        # By its file, because the package wants a torchvision that fits torch.
-        path = Path(found.origin).parent / "utils" / "model_ema.py"
-        spec = importlib.util.spec_from_file_location("timm_model_ema", path)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        self.average = module.ModelEmaV3(model, decay=DECAY)
-
-    def update(self, model):
-        self.average.update(model)
-
-    @contextlib.contextmanager
-    def shown(self, model):
-        yield self.average
+def of_timm(model):
+    found = importlib.util.find_spec("timm") or pytest.skip("timm is not installed")
+    # By its file, because the package wants a torchvision that fits torch.
+    path = Path(found.origin).parent / "utils" / "model_ema.py"
+    spec = importlib.util.spec_from_file_location("timm_model_ema", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.ModelEmaV3(model, decay=DECAY)
 
 
-class OfTorchEma:
-    def __init__(self, model):
-        library = pytest.importorskip("torch_ema")
-        self.average = library.ExponentialMovingAverage(model.parameters(), decay=DECAY, use_num_updates=False)
-
-    def update(self, model):
-        self.average.update()
-
-    @contextlib.contextmanager
-    def shown(self, model):
-        with self.average.average_parameters():
-            yield model
+def of_torch_ema(model):
+    library = pytest.importorskip("torch_ema")
+    return library.ExponentialMovingAverage(model.parameters(), decay=DECAY, use_num_updates=False)
 
 
-class OfDiffusers:
-    def __init__(self, model):
-        library = pytest.importorskip("diffusers.training_utils")
-        self.average = library.EMAModel(model.parameters(), decay=DECAY, min_decay=DECAY)
+def of_diffusers(model):
+    library = pytest.importorskip("diffusers.training_utils")
+    return library.EMAModel(model.parameters(), decay=DECAY, min_decay=DECAY)
 
-    def update(self, model):
-        self.average.step(model.parameters())
 
-    @contextlib.contextmanager
-    def shown(self, model):
-        self.average.store(model.parameters())
-        self.average.copy_to(model.parameters())
-        yield model
-        self.average.restore(model.parameters())
+KINDS = {"torch": of_torch, "timm": of_timm, "torch_ema": of_torch_ema, "diffusers": of_diffusers}
 
 
 def trained(kind=None):
-    """Masters after each of 12 steps, what the average of each epoch of 4 showed, and the controller."""
+    """Masters after each of 12 steps, and the formats and parameters that the average showed after each."""
     model = net(0)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     controller = adapt.attach(optimizer, model, RESTLESS)
     with controller.master_weights():
-        average = kind and kind(model)
+        average = kind and KINDS[kind](model)
     masters, rounded = [], []
     for step in range(12):
         model.train()
@@ -93,17 +60,14 @@ def trained(kind=None):
         optimizer.step()
         masters.append({name: master.clone() for name, master in controller.masters.items()})
         if average:
-            with controller.master_weights():
-                average.update(model)
-            if step % 4 == 3:
-                with average.shown(model) as shown:
-                    copy = controller.quantized(shown)
-                copy.eval()(torch.zeros(1, 6))
-                rounded.append((dict(controller.precisions), dict(copy.named_parameters())))
+            names = {"average": average, "ema": average, "model": model, "controller": controller}
+            copy = documented.run(kind, **names)["rounded"]
+            copy.eval()(torch.zeros(1, 6))
+            rounded.append((dict(controller.precisions), dict(copy.named_parameters())))
     return masters, rounded
 
 
-@pytest.mark.parametrize("kind", [OfTorch, OfTimm, OfTorchEma, OfDiffusers])
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_mean_of_the_masters_is_evaluated_on_the_grid_and_training_goes_on(kind):
     alone, _ = trained()
     masters, rounded = trained(kind)

@@ -172,6 +172,21 @@ def test_layers_that_calibration_does_not_reach_keep_their_inputs():
     optimizer.step()
 
 
+def test_a_network_without_an_input_that_can_be_quantised_is_refused_for_that():
+    class Product(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(4, 4))
+
+        def forward(self, x):
+            return x @ self.weight
+
+    model = Product()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match="none of the module's layers has an input that can be quantised"):
+        attach_lsq(optimizer, model, [torch.randn(8, 4)], weight_bits=4, activation_bits=4, steps=10)
+
+
 class Keywords(nn.Module):
     """Calls its layers by keywords alone, one of which has a name of its own for its input."""
 

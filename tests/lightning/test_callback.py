@@ -6,7 +6,7 @@ import pickle
 import lightning
 import pytest
 import torch
-from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, LearningRateMonitor
+from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor
 from lightning.pytorch.loggers import CSVLogger
 from torch.nn import functional as F
 
@@ -14,6 +14,7 @@ import adapt
 from adapt.learned import Budget
 from adapt.lightning import LearnedBitwidth
 from tests.covering import picked
+from tests.lightning.averaging import EMAWeightAveraging, needs_averaging
 from tests.lightning.modules import (
     BATCHES,
     RESTLESS,
@@ -541,8 +542,9 @@ class TestExecution:
         assert {("train", True), ("train", False), ("validate", True), ("validate", False)} <= fitted
         assert not any("forward" in part.__dict__ for part in module.modules())
 
-    @pytest.mark.parametrize("others", [[], [EMAWeightAveraging(decay=0.9)]], ids=["alone", "averaging"])
-    def test_gives_the_run_of_the_plain_loop(self, others):
+    @pytest.mark.parametrize("averages", [False, pytest.param(True, marks=needs_averaging)], ids=["alone", "averaging"])
+    def test_gives_the_run_of_the_plain_loop(self, averages):
+        others = [EMAWeightAveraging(decay=0.9)] if averages else []
         callback, _ = fit(Classifier(), precision(**EXECUTION), *others, val_check_interval=2)
         plain = Classifier()
         optimizer = sgd(plain)

@@ -6,11 +6,9 @@ import torch
 from lightning.pytorch.callbacks import (
     BatchSizeFinder,
     Callback,
-    EMAWeightAveraging,
     LearningRateFinder,
     ModelCheckpoint,
     StochasticWeightAveraging,
-    WeightAveraging,
 )
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.tuner import Tuner
@@ -20,6 +18,7 @@ import adapt
 from adapt.learned import Budget
 from adapt.lightning import AdaptivePrecision, LearnedBitwidth
 from adapt.lightning.averaging import AfterAveraging, BeforeAveraging
+from tests.lightning.averaging import EMAWeightAveraging, WeightAveraging, needs_averaging
 from tests.lightning.modules import (
     BATCHES,
     Adversaries,
@@ -119,6 +118,7 @@ class Keeps(Callback):
         self.held.append(weights(module))
 
 
+@needs_averaging
 class TestWeightAveraging:
     def test_masters_are_averaged_and_their_mean_is_evaluated_on_the_grid(self):
         class Looks(Classifier):

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback, EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 import adapt
 from adapt.learned import Budget
 from adapt.lightning import LearnedBitwidth
+from tests.lightning.averaging import EMAWeightAveraging, needs_averaging
 from tests.lightning.modules import BATCHES, Adversaries, Classifier, fit, loader, precision
 
 pytestmark = pytest.mark.filterwarnings("ignore:The dirpath has changed")
@@ -108,6 +109,7 @@ def test_a_fit_without_the_callback_saves_none(tmp_path):
         adapt.formats(tmp_path / "plain.ckpt")
 
 
+@needs_averaging
 def test_the_mean_of_averaged_weights_is_saved_on_its_grid(tmp_path):
     keep = ModelCheckpoint(tmp_path, "{step}")
     fit(Classifier(), None, EMAWeightAveraging(decay=0.8), keep, enable_checkpointing=True)

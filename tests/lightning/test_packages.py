@@ -14,6 +14,7 @@ import adapt
 from adapt.learned import Budget, Distillation
 from adapt.lightning import AdaptivePrecision, LearnedBitwidth
 from tests.covering import picked
+from tests.lightning.averaging import needs_averaging
 from tests.lightning.modules import RESTLESS, ResumableLoader, Witness, assert_same_run, loader, sgd
 from tests.processes import python
 
@@ -78,6 +79,7 @@ class TestInATrainerOfEither:
         assert resumed.controller.step == 18
         assert_same_run(resumed.controller, whole.controller)
 
+    @needs_averaging
     def test_weight_averaging_averages_the_masters(self, package):
         callback, module = AdaptivePrecision(RESTLESS), classifier(package)
         averaging = package.callbacks.EMAWeightAveraging(decay=0.5)

@@ -173,6 +173,24 @@ def rounding_cost(gradients, weights, word_length, fraction_length, l1=0.0, l2=0
     return cost
 
 
+def largest_cost(gradients, weights, word_length, fraction_length, l1=0.0, l2=0.0):
+    """‖mean of G + α·sign(W) + β·W‖ · ‖Q(W) − W‖."""
+    total = sum(np.asarray(gradient, np.float64) for gradient in gradients)
+    pulls = errors = 0.0
+    for weight, gradient in zip(map(float, np.ravel(weights)), np.ravel(total), strict=True):
+        pulls += (float(gradient) / len(gradients) + l1 * np.sign(weight) + l2 * weight) ** 2
+        errors += (float(nearest(weight, word_length, fraction_length)) - weight) ** 2
+    return math.sqrt(pulls) * math.sqrt(errors)
+
+
+def explained(layers):
+    """r·|r| of the mean cosine r between gradients and errors, [(gradients, errors) of each layer]."""
+    together = sum(float(g) * float(e) for gradients, errors in layers for g, e in zip(gradients, errors, strict=True))
+    most = sum(math.hypot(*map(float, gradients)) * math.hypot(*map(float, errors)) for gradients, errors in layers)
+    mean_cosine = together / most if most else 0.0
+    return math.copysign(mean_cosine**2, mean_cosine)
+
+
 def squared_error(weights, word_length, fraction_length):
     """Mean of (Q(w) − w)², exact."""
     values = [Fraction(float(weight)) for weight in np.ravel(weights)]

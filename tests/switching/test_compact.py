@@ -1,5 +1,6 @@
 import contextlib
 import dataclasses
+import functools
 import itertools
 import math
 
@@ -22,8 +23,8 @@ from adapt.switching.allocation import (
     sample,
     squared_error,
 )
-from adapt.switching.compact import next_bits, rounding_cost
 from adapt.switching.policy import Observation
+from adapt.switching.rounding_costs import explained, largest_cost, next_bits, rounding_cost
 from tests.references import adapt_equations as reference
 
 VALUES = st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=20)
@@ -54,9 +55,47 @@ def test_cost_is_twice_what_rounding_costs_at_the_minimum_of_a_parabola():
     assert cost == pytest.approx(2 * float(loss))
 
 
-def test_cost_needs_a_gradient():
+@pytest.mark.parametrize("cost", [rounding_cost, largest_cost])
+def test_cost_needs_a_gradient(cost):
     with pytest.raises(ValueError, match="gradients must be at least 1, got 0"):
-        rounding_cost(torch.zeros(3), 0, torch.zeros(3), TINY)
+        cost(torch.zeros(3), 0, torch.zeros(3), TINY)
+
+
+@given(VALUES, st.integers(2, 10), st.integers(-6, 12), PENALTIES, PENALTIES, st.data())
+def test_no_cost_is_above_the_largest_which_equals_the_literal_product(
+    weights, word_length, fraction_length, l1, l2, data
+):
+    numbers = st.lists(st.floats(-10, 10, width=32), min_size=len(weights), max_size=len(weights))
+    gradients = torch.tensor(data.draw(st.lists(numbers, min_size=1, max_size=4)))
+    window = gradients.sum(0), len(gradients), torch.tensor(weights), Precision(word_length, fraction_length)
+    largest = largest_cost(*window, l1=l1, l2=l2)
+    literal = reference.largest_cost(list(gradients.numpy()), weights, word_length, fraction_length, l1, l2)
+    pulls = gradients.abs().sum(0).double() + l1 + l2 * torch.tensor(weights).abs().double()
+    errors = adapt.quantize(window[2], window[3]).double() - window[2].double()
+    assert largest == pytest.approx(literal, rel=1e-4, abs=1e-5 * float(pulls.norm() * errors.norm()) + 1e-30)
+    cost = rounding_cost(*window, l1=l1, l2=l2)
+    assert abs(cost) <= largest * (1 + 1e-5) + 1e-6 * float(pulls @ errors.abs()) + 1e-30
+
+
+SMALL = st.integers(-9, 9)
+
+
+@given(st.integers(1, 4).flatmap(lambda n: st.lists(st.tuples(*[st.lists(SMALL, min_size=n, max_size=n)] * 2))))
+def test_explained_is_the_literal_share_and_knows_no_units(layers):
+    def found(scale=1.0):
+        cost = sum(scale * float(np.dot(g, e)) for g, e in layers)
+        return explained(cost, sum(scale * float(np.linalg.norm(g) * np.linalg.norm(e)) for g, e in layers))
+
+    assert found() == pytest.approx(reference.explained(layers), abs=1e-12) == pytest.approx(found(1e-20), abs=1e-12)
+    assert -1 <= found() <= 1
+
+
+def test_errors_that_gradients_point_along_explain_all_and_no_error_explains_nothing():
+    assert explained(6.0, 6.0) == 1
+    assert explained(-3.0, 6.0) == -0.25
+    assert explained(0.0, 0.0) == 0
+    with pytest.raises(ValueError, match="largest must not be negative, got -1"):
+        explained(0.0, -1.0)
 
 
 @pytest.mark.parametrize(
@@ -257,7 +296,8 @@ def blobs(generator):
     return inputs, (inputs @ rule > 0.05).long()
 
 
-def trained(policy):
+@functools.cache
+def trained(policy, *, shows_loss=True):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2))
     optimizer = adapt.ASGD(model, lr=0.1, momentum=0.9, policy=policy, rounding="nearest")
@@ -267,7 +307,8 @@ def trained(policy):
         optimizer.zero_grad()
         loss = nn.functional.cross_entropy(model(inputs), labels)
         loss.backward()
-        optimizer.controller.observe(loss)
+        if shows_loss:
+            optimizer.controller.observe(loss)
         optimizer.step()
     model.eval()
     inputs, labels = blobs(torch.Generator().manual_seed(2))
@@ -295,19 +336,33 @@ def test_compact_gives_bits_back_when_the_loss_does_not_need_them():
     assert (words[-1] < words[0]).all()
 
 
-def test_without_losses_the_mean_word_length_stays():
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2))
-    optimizer = adapt.ASGD(model, lr=0.0, policy=adapt.AdaPT.compact())
+@pytest.mark.filterwarnings("ignore:the controller never saw the loss")
+@pytest.mark.parametrize("initial", [Precision(2, 1), Precision(16, 12)])
+def test_without_losses_the_gradients_bring_bits_to_about_where_the_loss_would(initial):
+    policy = adapt.AdaPT.compact(initial=initial)
+    shown, by_loss = trained(policy)
+    alone, by_gradients = trained(policy, shows_loss=False)
+    assert alone < shown + 0.02
+    assert abs(mean_bits(by_gradients) - mean_bits(by_loss)) <= 3
+    assert (by_gradients.trace.word_length[0] == initial.word_length).all()
+
+
+def mean_bits(controller):
+    numel = np.array([master.numel() for master in controller.masters.values()])
+    return controller.trace.word_length[-1] @ numel / numel.sum()
+
+
+def test_that_the_loss_was_never_seen_is_said_once():
+    model = nn.Linear(8, 2)
+    optimizer = adapt.ASGD(model, lr=0.1, policy=adapt.AdaPT.compact())
     generator = torch.Generator().manual_seed(1)
     for step in range(6):
         inputs, labels = blobs(generator)
         optimizer.zero_grad()
         nn.functional.cross_entropy(model(inputs), labels).backward()
-        with pytest.warns(UserWarning, match="never saw the loss") if step == 0 else contextlib.nullcontext():
+        told = pytest.warns(UserWarning, match=r"never saw the loss.*judges rounding by the gradients alone")
+        with told if step == 0 else contextlib.nullcontext():
             optimizer.step()
-    words, numel = optimizer.controller.trace.word_length, np.array([128, 32])
-    assert 7.75 <= (words[-1] @ numel) / numel.sum() <= 8
 
 
 def test_a_trained_network_is_refined_without_losing_it():
