@@ -1,7 +1,8 @@
 """Networks with every kind of layer, trained in every kind of format, in everything that they leave in.
 
-Where steps are powers of two, every output is the captured network's. Where they are not, runtimes divide by a step or
-multiply by its reciprocal, and add rounded products in orders of their own: a rounding now and then falls a step aside.
+Where steps are powers of two, every output is the captured network's. Where they are not, integer products are rounded
+once, and sums of rounded products depend on their order: outputs differ in their last bits, and a rounding now and then
+falls a step aside.
 """
 
 import pytest
@@ -19,6 +20,7 @@ from tests.export.networks import (
     with_lsq,
     with_widths,
 )
+from tests.export.synthetic import outputs_of
 
 RUNS = {
     "biases": lambda kind: adaptive(kind, activations=7, quantize_biases=True),
@@ -58,8 +60,13 @@ def trained(request):
 def compare(trained, *against):
     exported, inputs, is_exact = trained
     for runtime in against:
-        found = verify(exported, inputs, runtime)
-        assert found.is_equal if is_exact else found.share > 0.95, str(found)
+        if is_exact:
+            found = verify(exported, inputs, runtime)
+            assert found.is_equal, str(found)
+        else:
+            expected = torch.from_numpy(outputs_of(exported, inputs))
+            is_close = torch.isclose(runtime(inputs)[0], expected, rtol=1e-4, atol=1e-5 * float(expected.std()))
+            assert is_close.double().mean() > 0.98
 
 
 def test_the_packed_file(trained, tmp_path):
@@ -82,8 +89,10 @@ def test_onnx(trained, form, tmp_path):
     pytest.importorskip("onnxscript")
     exported, inputs, _ = trained
     path = tmp_path / "net.onnx"
-    if form == "integer" and any(getattr(part, "transposed", False) for part in exported.structure.modules()):
-        with pytest.raises(ValueError, match="up is a transposed convolution"):
+    is_transposed = any(getattr(part, "transposed", False) for part in exported.structure.modules())
+    is_long = any(site.word_length > 8 for site in exported.sites.values())
+    if form == "integer" and (is_transposed or is_long):
+        with pytest.raises(ValueError, match=r"up is a transposed convolution|has words of \d+ bits as inputs"):
             to_onnx(exported, path, inputs[:2], form=form)
         return
     to_onnx(exported, path, inputs[:2], form=form)
@@ -95,4 +104,4 @@ def test_qonnx(trained, tmp_path):
     pytest.importorskip("onnxscript")
     exported, inputs, _ = trained
     to_qonnx(exported, tmp_path / "net.onnx", inputs)
-    compare(trained, tmp_path / "net.onnx")
+    compare(trained, runner(tmp_path / "net.onnx"))
