@@ -67,3 +67,8 @@ def _imported_modules_are_no_garbage():
     """
     gc.collect()
     gc.freeze()
+
+
+def pytest_unconfigure():
+    """Let go of them in the end: libraries written in C complain about what is left."""
+    gc.unfreeze()
