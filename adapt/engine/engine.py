@@ -44,9 +44,10 @@ class Engine:
 
     Values that other code writes into a layer's parameter between two steps (weight clipping, pruning masks,
     `load_state_dict`) become masters, element by element, and are rounded. In-place operations on the parameter itself
-    are always noticed (`parameter.clamp_()` within `torch.no_grad()`). Avoid writes that bypass autograd, through
-    `parameter.data` or NumPy: they are only noticed if they show in a sample of the weights, which is taken in an
-    evaluation, for a checkpoint, and in a step in which a layer can switch.
+    (`parameter.clamp_()` within `torch.no_grad()`) and new memory (`parameter.data = …`, `vector_to_parameters`) are
+    always noticed. Avoid writes that bypass autograd, as `parameter.data.clamp_()` or through NumPy: they are only
+    noticed if they show in a sample of the weights, which is taken in an evaluation, for a checkpoint, and in a step in
+    which a layer can switch.
 
     Attributes:
         optimizer: the optimizer.

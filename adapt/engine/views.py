@@ -163,7 +163,7 @@ class Views:
                 self._end_load()
             self._notice()
             for masters, index, _ in self._inside.get(module, ()):
-                if masters.versions[index] != masters.parameters[index]._version:
+                if masters.is_written(index):
                     masters.take_writes([index])
             for masters in self._banks:
                 if masters.writes_are_hidden:

@@ -27,8 +27,8 @@ class Masters(ABC):
     straight-through rule costs nothing. Ŵ is a function of W, the format and, with stochastic rounding, the key of the
     step that wrote it, so every view can be recomputed at any time, bit for bit.
 
-    When other code writes into a parameter in place, its master follows: `take_writes` detects the write by the
-    parameter's version, and finds the changed elements by comparison with Ŵ.
+    When other code writes into a parameter in place, or gives it other memory, its master follows: `take_writes`
+    detects the write by the parameter's version and address, and finds the changed elements by comparison with Ŵ.
 
     Args:
         parameters: the parameters by name; their present values become the masters.
@@ -38,7 +38,8 @@ class Masters(ABC):
         names, parameters, weights: the name, the parameter and the master W of each.
         numel: number of elements of each, int64 [parameters].
         views: the view that each parameter holds now; None if writing it was interrupted, so that it is unknown.
-        versions: each parameter's version when that view was written; None if it holds something else, as in an update.
+        stamps: each parameter's version and address when that view was written; None if it holds something else, as in
+            an update.
         writes_are_hidden: whether other code was found to write without changing the version.
         sharded: whether a parameter is sharded over several processes.
         may_alias: whether the parameters may alias the masters during the optimizer's update, because it updates them
@@ -72,7 +73,7 @@ class Masters(ABC):
         self._steps_unprobed = _PROBE_EVERY
         self.numel = np.array([p.numel() for p in self.parameters], np.int64)
         self.views: list[View | None] = ["masters"] * len(self.parameters)
-        self.versions: list[int | None] = [p._version for p in self.parameters]
+        self.stamps: list[tuple[int, int] | None] = [self._stamp(i) for i in range(len(self.parameters))]
 
     @property
     def is_stochastic(self) -> bool:
@@ -153,7 +154,7 @@ class Masters(ABC):
             chosen = [i for i in chosen if anew or self.views[i] != view]
         if not anew and not self.is_stochastic and view != "masters":
             # Training and evaluation see the same values.
-            for i in [i for i in chosen if self.views[i] != "masters" and self.versions[i] is not None]:
+            for i in [i for i in chosen if self.views[i] != "masters" and self.stamps[i] is not None]:
                 self.views[i] = view
                 chosen.remove(i)
         if substitute and not anew and view != "training":
@@ -173,13 +174,13 @@ class Masters(ABC):
         else:
             self._round(indices, parameters, stochastic=self.is_stochastic and view == "training")
         for i in indices:
-            self.views[i], self.versions[i] = view, self.parameters[i]._version
+            self.views[i], self.stamps[i] = view, self._stamp(i)
         self.note_holders(indices)
 
     def _begin_write(self, indices: Iterable[int]) -> None:
         """Know nothing of these parameters until they are written: what an interruption leaves there is no write."""
         for i in indices:
-            self.views[i] = self.versions[i] = None
+            self.views[i] = self.stamps[i] = None
 
     def are_held(self, indices: Iterable[int] | None = None) -> bool:
         """Return whether a graph that waits for its backward pass may hold one of these parameters, or of all.
@@ -208,7 +209,7 @@ class Masters(ABC):
             self._lent.setdefault(i, self.views[i])
             self._begin_write([i])
             self._substitutes.begin(i, values)
-            self.views[i], self.versions[i] = view, self.parameters[i]._version
+            self.views[i], self.stamps[i] = view, self._stamp(i)
 
     @property
     def are_away(self) -> bool:
@@ -220,7 +221,7 @@ class Masters(ABC):
         for i in list(self._lent if indices is None else indices):
             if i in self._lent:
                 self._substitutes.end(i)
-                self.views[i], self.versions[i] = self._lent.pop(i), self.parameters[i]._version
+                self.views[i], self.stamps[i] = self._lent.pop(i), self._stamp(i)
 
     @torch.no_grad()
     def take_writes(self, indices: Iterable[int] | None = None) -> None:
@@ -232,10 +233,19 @@ class Masters(ABC):
         """
         chosen = range(len(self.parameters)) if indices is None else indices
         for i in chosen:
-            if self.parameters[i]._version != self.versions[i] and self.versions[i] is not None:
+            if self.is_written(i):
                 self._take_write(i)
         if self.writes_are_hidden:
             self._take_hidden(chosen)
+
+    def is_written(self, index: int) -> bool:
+        """Return whether other code has written into the parameter, or given it other memory, since it was shown."""
+        stamp = self.stamps[index]
+        return stamp is not None and stamp != self._stamp(index)
+
+    def _stamp(self, index: int) -> tuple[int, int]:
+        parameter = self.parameters[index]
+        return parameter._version, 0 if self.sharded else parameter.data_ptr()
 
     @torch.no_grad()
     def probe(self) -> None:
@@ -249,7 +259,7 @@ class Masters(ABC):
             self._take_hidden(range(len(self.parameters)))
 
     def _take_hidden(self, indices: Iterable[int]) -> None:
-        known = [i for i in indices if self.versions[i] is not None]
+        known = [i for i in indices if self.stamps[i] is not None]
         differ = torch.stack([self._differs(i) for i in known]).tolist() if known else []
         for i, differs in zip(known, differ, strict=True):
             if differs:
@@ -287,14 +297,14 @@ class Masters(ABC):
     def _settle(self, view: View) -> None:
         """Record that a step has just written this view into all parameters."""
         self.views = [view] * len(self.parameters)
-        self.versions = [parameter._version for parameter in self.parameters]
+        self.stamps = [self._stamp(i) for i in range(len(self.parameters))]
         self._before.clear()
         self._past_holders.clear()
         self._steps_unprobed += 1
 
     def _disown(self) -> None:
         """Record that the parameters no longer hold a view."""
-        self.versions = [None] * len(self.parameters)
+        self.stamps = [None] * len(self.parameters)
 
     @torch.no_grad()
     def hand_over(self, view: View) -> None:
@@ -303,7 +313,7 @@ class Masters(ABC):
         self.bring_back()
         for index, parameter in enumerate(self.parameters):
             parameter.copy_(self.seen(index, view))
-            self.views[index], self.versions[index] = view, parameter._version
+            self.views[index], self.stamps[index] = view, self._stamp(index)
 
     def seen(self, index: int, view: View) -> Tensor:
         """Return this view of a master: a new tensor, or the master itself."""

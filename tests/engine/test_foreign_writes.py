@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import adapt
+from adapt import learned
 from tests.training import batch, copies
 
 PRECISION = adapt.Precision(7, 5)
@@ -120,6 +121,43 @@ def test_writes_through_data_are_seen_where_evaluation_or_a_checkpoint_looks(how
     model.train()(batch(0)[0])
     assert (controller.masters["0.weight"] == torch.full((), 0.33)).all()
     assert torch.equal(model[0].weight, adapt.quantize(model[0].weight.detach(), PRECISION))
+
+
+def assigned(model):
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clamp(-LIMIT, LIMIT)
+
+
+def from_vector(model):
+    vector = torch.nn.utils.parameters_to_vector(model.parameters())
+    torch.nn.utils.vector_to_parameters(vector.detach().clamp(-LIMIT, LIMIT), model.parameters())
+
+
+GUESTS = {
+    "policy": lambda o, m: adapt.attach(o, m, adapt.AdaPT.compact()),
+    "LSQ": lambda o, m: learned.attach_lsq(o, m, weight_bits=8),
+    "AQT": lambda o, m: learned.attach_aqt(o, m, steps=20, activation_bits=None),
+}
+
+
+@pytest.mark.covering(2)
+@pytest.mark.parametrize("how", LOOKS)
+@pytest.mark.parametrize("write", [assigned, from_vector])
+@pytest.mark.parametrize("attach", GUESTS.values(), ids=GUESTS)
+@pytest.mark.filterwarnings("ignore:the controller never saw the loss")
+def test_parameters_that_are_given_other_memory_bring_their_values_along(attach, write, how):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    controller = attach(optimizer, model)
+    go_on(model, optimizer, 5)
+    masters, before = copies(controller.masters), copies(model.named_parameters())
+    write(model)
+    written = copies(model.named_parameters())
+    look(how, model, optimizer)
+    for name, master in controller.masters.items():
+        assert torch.equal(master, torch.where(written[name] == before[name], masters[name], written[name]))
+    go_on(model.train(), optimizer, 1)
 
 
 @pytest.mark.covering(2)
