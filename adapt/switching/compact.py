@@ -142,17 +142,17 @@ def switched(
             if bits is None:
                 assert isinstance(form, Precision)  # AdaPT never leaves fixed point
                 spent += weights.numel() * form.word_length
-                judged = observation.sums[layer], int(windows.gradients[layer]), weights, form
-                penalties = {"l1": float(observation.l1[layer]), "l2": observation.l2}
-                cost += rounding_cost(*judged, **penalties)
-                largest += 0.0 if windows.losses else largest_cost(*judged, **penalties)
+                window = observation.sums[layer], int(windows.gradients[layer]), weights, form
+                l1, l2 = float(observation.l1[layer]), observation.l2
+                cost += rounding_cost(*window, l1=l1, l2=l2)
+                largest += 0.0 if windows.losses else largest_cost(*window, l1=l1, l2=l2)
     sizes = np.array(numel)
     here = max(int(sizes[moving].sum()), 1)
     if bits is not None:
         budget = bits * int(sizes.sum()) - kept
     elif windows.losses:
-        window = int(windows.gradients[moving].max())
-        allowed = tolerance * abs(fmean(windows.losses[-window:])) * here / max(float(sizes.mean()), 1)
+        latest = windows.losses[-int(windows.gradients[moving].max()) :]
+        allowed = tolerance * abs(fmean(latest)) * here / max(float(sizes.mean()), 1)
         budget = next_bits(spent / here, cost, allowed) * here
     else:
         budget = next_bits(spent / here, explained(cost, largest), 4 * max(tolerance, 1 / here)) * here
