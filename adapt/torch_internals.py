@@ -6,9 +6,11 @@ given version of torch, and docs/status.md lists the versions that were tested.
 
 import inspect
 from collections.abc import Callable
+from types import CodeType
 from typing import Any
 
 import torch
+import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch._library.custom_ops import CustomOpDef
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -98,6 +100,13 @@ def tagged_op(name: str, tag: torch.Tag, *, schema: str | None = None) -> Callab
 
 _TAKES_TAGS = "tags" in inspect.signature(torch.library.custom_op).parameters
 """False in torch 2.6, whose compiler still finds a tag that is added to the operator."""
+
+
+checkpoint_code: CodeType = inspect.unwrap(
+    getattr(torch.utils.checkpoint, "_checkpoint_impl", torch.utils.checkpoint.checkpoint)
+).__code__
+"""What runs a checkpointed region's first pass without re-entering autograd, and holds the generator `gen` that keeps
+the region's frame as `new_frame`. From torch 2.14 on `checkpoint` is only a shell around it."""
 
 
 def register_first(tensor: Any, hook: Callable[[Tensor], None]) -> None:

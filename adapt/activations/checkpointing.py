@@ -4,7 +4,6 @@ Several checkpointed passes through one layer may wait for backward, which repea
 checkpointed region of `torch.utils.checkpoint` remembers where in the random stream its passes began.
 """
 
-import inspect
 import sys
 from collections.abc import Hashable, Iterator
 from types import FrameType
@@ -18,7 +17,7 @@ from adapt import torch_internals
 
 _FIRST_REENTRANT = torch_checkpoint.CheckpointFunction.forward.__code__
 _REPEATED_REENTRANT = torch_checkpoint.CheckpointFunction.backward.__code__
-_FIRST = inspect.unwrap(torch_checkpoint.checkpoint).__code__
+_FIRST = torch_internals.checkpoint_code
 _REPEATED = "unpack_hook"
 
 

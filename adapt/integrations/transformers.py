@@ -70,11 +70,10 @@ class AdaptivePrecisionCallback(TrainerCallback):  # type: ignore[misc]
     def _saved(self, args: Any, state: Any) -> dict[str, Any]:
         given = self._resume_from or args.resume_from_checkpoint
         given = given if isinstance(given, str | Path) else Path(args.output_dir, f"checkpoint-{state.global_step}")
-        path = Path(given, OPTIMIZER_NAME)
-        saved = torch.load(path, map_location="cpu", weights_only=True) if path.exists() else {}
+        saved = _optimizer_state(Path(given))
         if persistence.KEY not in saved:
             raise ValueError(
-                f"the training goes on from step {state.global_step}, but {path} "
+                f"the training goes on from step {state.global_step}, but {Path(given, OPTIMIZER_NAME)} "
                 f"{'was saved without this callback' if saved else 'does not exist'}: give the checkpoint's folder as "
                 "AdaptivePrecisionCallback(resume_from=…), or begin a new training"
             )
@@ -97,9 +96,8 @@ class AdaptivePrecisionCallback(TrainerCallback):  # type: ignore[misc]
         """Detach: the model keeps its weights rounded to nearest, and the best one, if it was loaded, its formats."""
         best = state.best_model_checkpoint if args.load_best_model_at_end else None
         if best is not None and self.controller is not None:
-            path = Path(best, OPTIMIZER_NAME)
-            if path.exists():
-                saved = torch.load(path, map_location="cpu", weights_only=True)
+            saved = _optimizer_state(Path(best))
+            if persistence.KEY in saved:
                 self.controller.load_state_dict(saved[persistence.KEY])
             else:
                 # Saved without the optimizer: the weights are on the grid of a step whose formats are not known.
@@ -111,3 +109,10 @@ class AdaptivePrecisionCallback(TrainerCallback):  # type: ignore[misc]
         self._handles = []
         if self.controller is not None:
             self.controller.detach()
+
+
+def _optimizer_state(checkpoint: Path) -> dict[str, Any]:
+    """Return the optimizer's state in a checkpoint's folder; empty if there is none."""
+    path = checkpoint / OPTIMIZER_NAME
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True) if path.exists() else {}
+    return state

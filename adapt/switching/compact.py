@@ -153,8 +153,8 @@ def switched(
     if bits is not None:
         budget = bits * int(sizes.sum()) - kept
     elif windows.losses:
-        window = int(windows.gradients[moving].max())
-        allowed = tolerance * abs(fmean(windows.losses[-window:])) * here / max(float(sizes.mean()), 1)
+        latest = windows.losses[-int(windows.gradients[moving].max()) :]
+        allowed = tolerance * abs(fmean(latest)) * here / max(float(sizes.mean()), 1)
         budget = next_bits(spent / here, sum(costs), allowed) * here
     else:
         budget = next_bits(spent / here, explained(sum(costs), largest), 4 * max(tolerance, 1 / here)) * here

@@ -37,6 +37,20 @@ def end(precision, module):
         assert torch.equal(parameters[name], adapt.quantize(parameters[name], form)), name
 
 
+class OfTrained(Witness):
+    """Looks at what is trained, while it is: NBEATS freezes a part that it does not use."""
+
+    is_over = False
+
+    def look(self, part, args, output):
+        if not self.is_over:
+            super().look(part, args, output)
+
+    def judge(self, weight, training):
+        if weight.requires_grad:
+            super().judge(weight, training)
+
+
 class Watches(Callback):
     """Holds every forward pass of the module that is fitted against the grid."""
 
@@ -44,12 +58,12 @@ class Watches(Callback):
 
     def on_fit_start(self, trainer, module):
         precision = next(c for c in trainer.callbacks if isinstance(c, AdaptivePrecision))
-        self.witness = Witness(module, precision)
+        self.witness = OfTrained(module, precision)
 
     def on_fit_end(self, trainer, module):
         self.witness.check(*self.witness.passes)
         assert self.witness.passes["train"] > 20
-        self.witness.module = None
+        self.witness.is_over = True
         Watches.fits += 1
 
     def __getstate__(self):

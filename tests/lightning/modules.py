@@ -187,7 +187,8 @@ class Witness:
     def __init__(self, module, callback):
         self.module, self.callback = module, callback
         self.passes, self.problems = collections.Counter(), []
-        for part in module.modules():
+        # Not on losses, which darts pickles.
+        for part in [part for part in module.modules() if hasattr(part, "weight")]:
             # After the pass: no hook that is registered later can still change what it saw.
             part.register_forward_hook(self.look)
 
