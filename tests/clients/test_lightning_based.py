@@ -140,7 +140,9 @@ def test_neuralforecast(tmp_path):
     pd.testing.assert_frame_equal(again.predict(), forecast)
 
 
-def test_pytorch_tabular(tmp_path):
+def test_pytorch_tabular(tmp_path, monkeypatch):
+    # It leaves files in the working folder.
+    monkeypatch.chdir(tmp_path)
     pytest.importorskip("pytorch_tabular")
     from pytorch_tabular import TabularModel
     from pytorch_tabular.config import DataConfig, OptimizerConfig, TrainerConfig
