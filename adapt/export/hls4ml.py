@@ -234,6 +234,11 @@ def precisions(graph: Graph) -> dict[str, dict[str, str]]:
         elif node.op_type == "Add":
             result = _sum(*(_range(constants[name]) if name in constants else ranges[name] for name in node.input))
             types[node.name] = {"result": str(result)}
+        elif node.op_type == "MaxPool" and len(attribute(node, "kernel_shape", [])) == 1:
+            raise ValueError(
+                f"{node.name} pools sequences, which hls4ml does not read from QONNX: use a convolution with a stride, "
+                "or export the network to QONNX or ONNX"
+            )
         elif node.op_type in _UNCHANGED and source in ranges:
             result = ranges[source]
             types[node.name] = {"result": str(result)}

@@ -90,9 +90,15 @@ def test_convolutions_that_hls4ml_reads_otherwise_are_refused_by_name(tmp_path):
     refused(nn.ConvTranspose2d(4, 4, 3), "0 is a transposed convolution")
 
 
+def test_pooling_of_sequences_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="pools sequences"):
+        hls4ml.to_hls4ml(captured(Separable(), weights=5), tmp_path / "project", torch.zeros(1, 3, 16))
+
+
 @pytest.mark.long
 def test_the_c_simulation_of_convolutions_of_sequences_gives_the_same_bits(tmp_path):
-    exported = captured(Separable(), weights=5)
+    layers = (nn.Conv1d(3, 3, 3, padding=1, groups=3), nn.BatchNorm1d(3), nn.ReLU(), nn.Conv1d(3, 6, 2, stride=2))
+    exported = captured(nn.Sequential(*layers, nn.ReLU(), nn.Flatten(), nn.Linear(48, 5)), weights=5)
     sequences = torch.randn(1000, 3, 16, generator=torch.Generator().manual_seed(1))
     project = hls4ml.to_hls4ml(exported, tmp_path / "project", sequences)
     assert verify(exported, sequences, hls4ml.simulation(project, exported)).is_equal
