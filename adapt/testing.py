@@ -20,7 +20,7 @@ SHAPES = ((8, 3), (4, 2, 3, 3), (1, 16))
 """The layers of the simulated training: a matrix, a convolution and a layer of another size."""
 
 _FLAGS = tuple(name for name, member in vars(Policy).items() if isinstance(member, property))
-_RECORDED = {"lookback", "resolution", "diversity", "divergence"}
+_RECORDED = {"lookback", "resolution", "diversity", "divergence", "strategy", "rounding_cost"}
 
 
 def check_policy(policy: Policy[Any], *, steps: int = 250) -> None:

@@ -254,7 +254,7 @@ class Flag(Good):
         (MutatesFirstWeights, r"MutatesFirstWeights.start changes the weights in place"),
         (HiddenState, r"HiddenState decides differently in a second run on the same steps"),
         (Random, r"Random decides differently in a second run .* draw no random numbers"),
-        (NoField, r"the state of NoField.start has momentum, which is no field"),
+        (NoField, r"the state of NoField.start has momentum, which is not a field"),
         (DoesNotSave, r"seen in the state of DoesNotSave.start does not come back from a checkpoint"),
         (WrongShape, r"table in the state of WrongShape.start has shape \(7,\)"),
         (WrongCounts, r"gradients in the state of WrongCounts.start must be an int64 array of 3 counts"),

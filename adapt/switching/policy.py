@@ -131,7 +131,7 @@ class Policy(Protocol[S]):
         """Return the state after one step. `gradients` is 0 for a layer whose window ended in this step."""
 
     def record(self, state: S) -> dict[str, NDArray[Any]]:
-        """Return values of the trace's lookback, resolution, diversity, divergence and `columns`, each [layers].
+        """Return values of the trace's optional columns and of `columns`, each [layers].
 
         Missing columns get their defaults.
         """

@@ -307,10 +307,10 @@ def test_a_parameter_has_one_controller(quantize_biases):
     model = net()
     first = torch.optim.SGD(model[0].parameters(), lr=0.1)
     controller = adapt.attach(first, model, quantize_biases=quantize_biases)
-    refuses(ValueError, r"params holds 0\.weight, which another optimizer's controller keeps", sgd(model), model)
+    refuses(ValueError, r"params holds 0\.weight, which another optimizer's controller manages", sgd(model), model)
     if quantize_biases:
         second = torch.optim.SGD([model[0].bias, model[2].weight], lr=0.1)
-        refuses(ValueError, r"params holds 0\.bias, which another optimizer's controller keeps", second, model)
+        refuses(ValueError, r"params holds 0\.bias, which another optimizer's controller manages", second, model)
     controller.detach()
     adapt.attach(sgd(model), model)
 

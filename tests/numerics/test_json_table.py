@@ -56,11 +56,11 @@ def written(**entry):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "f.json is no JSON"),
-        ("{" * 100_000, "f.json is no JSON"),
-        ('{"a": 1', "f.json is no JSON"),
-        ("[]", "f.json is no table of formats: it should hold"),
-        ('{"format": "adapt.formats", "version": 1}', "f.json is no table of formats"),
+        ("", "f.json is not JSON"),
+        ("{" * 100_000, "f.json is not JSON"),
+        ('{"a": 1', "f.json is not JSON"),
+        ("[]", "f.json is not a table of formats: it should hold"),
+        ('{"format": "adapt.formats", "version": 1}', "f.json is not a table of formats"),
         ('{"format": "adapt.formats", "version": 2, "formats": {}}', "f.json has version 2, but"),
         (written(), "f.json: the format of conv1.weight makes no sense: it needs word_length, and fraction_length or"),
         (written(word_length=8), "it needs word_length, and fraction_length or step"),
@@ -105,8 +105,11 @@ def test_any_entry_is_a_format_or_refused_by_name(entry):
 @pytest.mark.parametrize(
     ("form", "message"),
     [
-        (Format([8, 8], [0.5, 0.5], [True, True], [-128, -128], [127, 127], 0), "a format for each of 2 channels"),
-        (Format(8, 0.3125, True, -128, 127), "its step 0.3125 is no power of two"),
+        (
+            Format([8, 8], [0.5, 0.5], [True, True], [-128, -128], [127, 127], 0),
+            "it has 2 channels with their own formats",
+        ),
+        (Format(8, 0.3125, True, -128, 127), "its step 0.3125 is not a power of two"),
         (Format(8, 0.5, False, 0, 255), "its unsigned words go from 0 to 255, but those of ⟨8, 1⟩ from -128 to 127"),
         (Format(8, 0.5, True, -127, 127), "its signed words go from -127 to 127"),
         (Format(1, 0.5, True, -1, 1), "word_length must lie between 2 and 32"),

@@ -213,7 +213,7 @@ class TestCommand:
             (["--html", "{}/trace.npz"], "a file that ends in .html, got"),
             (["--html", "{}/a.html", "--format", "json"], "neither --format nor --pictures"),
             (["--html", "{}/a.html", "--pictures", "{}"], "neither --format nor --pictures"),
-            (["--html", "{}/none/a.html"], "make the folder of a.html first"),
+            (["--html", "{}/none/a.html"], "create the folder of a.html first"),
             (["{}/none.npz", "--html", "{}/a.html"], "No such file"),
         ],
     )
