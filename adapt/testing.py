@@ -15,12 +15,13 @@ from adapt.adaptive import attachment
 from adapt.arguments import is_whole
 from adapt.numerics import BlockFloat, Precision
 from adapt.switching.policy import Observation, Policy, State, columns_of, pack, unpack
+from adapt.trace import Column, Trace
 
 SHAPES = ((8, 3), (4, 2, 3, 3), (1, 16))
 """The layers of the simulated training: a matrix, a convolution and a layer of another size."""
 
 _FLAGS = tuple(name for name, member in vars(Policy).items() if isinstance(member, property))
-_RECORDED = {"lookback", "resolution", "diversity", "divergence", "strategy", "rounding_cost"}
+_RECORDED = {name for name, column in vars(Trace).items() if isinstance(column, Column) and column.default is not None}
 
 
 def check_policy(policy: Policy[Any], *, steps: int = 250) -> None:

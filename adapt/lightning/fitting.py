@@ -1,7 +1,6 @@
 """What learned bit widths need of a fit: its length, batches to calibrate with, and a way to add a teacher's loss."""
 
 import functools
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -34,7 +33,7 @@ def check_phases(phases: Any) -> tuple[float, float, float]:
     return values
 
 
-def in_steps(phases: tuple[float, float, float], steps: float, epochs: int | None) -> Phases:
+def in_steps(phases: tuple[float, float, float], steps: int, epochs: int | None) -> Phases:
     """The phases of a training of so many optimizer steps.
 
     Args:
@@ -43,22 +42,17 @@ def in_steps(phases: tuple[float, float, float], steps: float, epochs: int | Non
         epochs: epochs of the trainer; None where they do not matter.
 
     Raises:
-        ValueError: the training has no known end, or other epochs than the phases.
+        ValueError: the training has other epochs than the phases.
     """
-    if not math.isfinite(steps) or steps < 0:
-        raise ValueError(
-            "LearnedBitwidth must know how long the training takes: give the trainer max_epochs or max_steps, and "
-            "training data of a known length"
-        )
     whole = all(isinstance(phase, int) for phase in phases)
     total = sum(phases)
     if whole and epochs is not None and epochs != total:
         raise ValueError(f"phases sum to {total} epochs, but the trainer has max_epochs={epochs}: let them agree")
     first, second = (round(sum(phases[: i + 1]) / total * steps) for i in range(2))
     # A short training still learns.
-    first = min(first, max(int(steps) - 1, 0))
+    first = min(first, max(steps - 1, 0))
     second = max(second, first + 1)
-    return Phases(first, second - first, max(int(steps) - second, 0))
+    return Phases(first, second - first, max(steps - second, 0))
 
 
 def unlearned(learner: Learner) -> str:

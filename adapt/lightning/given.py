@@ -1,6 +1,5 @@
 """LSQ and AQT as one callback more: word lengths are given."""
 
-import math
 import os
 from collections.abc import Iterable
 from typing import Any, Unpack
@@ -69,10 +68,4 @@ class AQT(LearnerCallback[MaximumRanges]):
 
     def _begin_training(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Tell the learner when to begin with the activations."""
-        steps = self._steps(trainer, pl_module)
-        if not math.isfinite(steps) or steps < 1:
-            raise ValueError(
-                "AQT must know how long the training takes: give the trainer max_epochs or max_steps, and training "
-                "data of a known length"
-            )
-        self.learner.use_steps(int(steps))
+        self.learner.use_steps(self._steps(trainer, pl_module))

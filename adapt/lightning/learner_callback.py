@@ -1,5 +1,6 @@
 """The base of the callbacks whose formats are learned or observed: one learner on the module's one optimizer."""
 
+import math
 import os
 from collections.abc import Iterable
 from typing import Any, Generic, TypeVar
@@ -116,11 +117,11 @@ class LearnerCallback(PrecisionCallback, Generic[PlanT]):
                 *calibration_of(trainer, pl_module, given) if isinstance(given, int) else (given, network_of(pl_module))
             )
 
-    def _steps(self, trainer: Trainer, pl_module: LightningModule) -> float:
+    def _steps(self, trainer: Trainer, pl_module: LightningModule) -> int:
         """Return the optimizer steps of the training.
 
         Raises:
-            ValueError: they do not follow from the trainer's epochs.
+            ValueError: they do not follow from the trainer's epochs, or the training has no known end.
         """
         reason = None if trainer.max_epochs == -1 else why_steps_are_unknown(trainer, pl_module)
         if reason is not None:
@@ -128,7 +129,13 @@ class LearnerCallback(PrecisionCallback, Generic[PlanT]):
                 f"{type(self).__name__} must know how many optimizer steps the training has, but {reason}: give the "
                 "trainer max_steps=… and no max_epochs"
             )
-        return trainer.estimated_stepping_batches
+        steps = trainer.estimated_stepping_batches
+        if not math.isfinite(steps) or steps < 0:
+            raise ValueError(
+                f"{type(self).__name__} must know how long the training takes: give the trainer max_epochs or "
+                "max_steps, and training data of a known length"
+            )
+        return int(steps)
 
 
 def refuse_scaler(trainer: Trainer) -> None:

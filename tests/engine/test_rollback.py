@@ -174,6 +174,21 @@ def test_an_interruption_anywhere_changes_nothing(attach):
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), twin.parameters(), strict=True))
 
 
+def attached_at_last(attach, optimizer, model, fail_at):
+    """Attach, failing at the first, second, … place until there is none; return the controller and the tries.
+
+    Each failure must leave optimizer and model as they were.
+    """
+    before, number = state_of(optimizer, model), 1
+    while True:
+        fail_at(number)
+        try:
+            return attach(optimizer, model), number
+        except Interrupted:
+            check_same(before, state_of(optimizer, model))
+            number += 1
+
+
 @pytest.mark.parametrize("attach", ATTACHES)
 def test_no_registration_of_a_hook_leaves_a_trace_when_it_fails(attach, monkeypatch):
     model = network()
@@ -189,18 +204,13 @@ def test_no_registration_of_a_hook_leaves_a_trace_when_it_fails(attach, monkeypa
         handle(self, *arguments, **options)
 
     monkeypatch.setattr(torch.utils.hooks.RemovableHandle, "__init__", registering)
-    before = state_of(optimizer, model)
-    failing = 1
-    while True:
-        count = 0
-        try:
-            controller = attach(optimizer, model)
-        except Interrupted:
-            check_same(before, state_of(optimizer, model))
-            failing += 1
-        else:
-            break
-    assert failing > 4
+
+    def fail_at(number):
+        nonlocal count, failing
+        count, failing = 0, number
+
+    controller, tries = attached_at_last(attach, optimizer, model, fail_at)
+    assert tries > 4
     assert controller.is_attached
 
 
@@ -225,18 +235,9 @@ def interrupted_writes(monkeypatch):
 def test_an_interruption_after_any_write_leaves_the_weights_as_they_were(attach, interrupted_writes):
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    before, number = state_of(optimizer, model), 1
-    while True:
-        interrupted_writes(number)
-        try:
-            controller = attach(optimizer, model)
-        except Interrupted:
-            check_same(before, state_of(optimizer, model))
-            number += 1
-        else:
-            break
+    controller, tries = attached_at_last(attach, optimizer, model, interrupted_writes)
     interrupted_writes(math.inf)
-    assert number > 1
+    assert tries > 1
     assert controller.is_attached
 
 
