@@ -130,14 +130,12 @@ function channelTable(run) {
   );
 }
 
-/** Make the table of what each phase of learning did, every figure as the log has it. */
+/** Make the table of what each phase of learning did, to four digits; `--format json` has all of them. */
 function phaseTable(run) {
   const names = [...new Set(run.phases.flatMap(Object.keys))].filter((name) => name !== "phase");
-  const rows = run.phases.map((entry) => [
-    String(entry.phase ?? UNKNOWN),
-    ...names.map((name) => (entry[name] == null ? UNKNOWN : String(entry[name]))),
-  ]);
-  return plainTable(["phase", ...names.map((name) => name.replaceAll("_", " "))], rows, `Phases of ${run.label}`);
+  const shown = (value) => (typeof value === "number" ? short(value) : String(value ?? UNKNOWN));
+  const rows = names.map((name) => [name.replaceAll("_", " "), ...run.phases.map((phase) => shown(phase[name]))]);
+  return plainTable(["", ...run.phases.map((phase) => shown(phase.phase))], rows, `Phases of ${run.label}`);
 }
 
 /** Make the table of the formats of all that is no layer's weight: activations, biases, norm parameters. */
