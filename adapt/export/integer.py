@@ -18,7 +18,7 @@ class IntegerNetwork:
     in float32 (batch norm, shortcuts) is computed in whole numbers with the same rounding as the processor's. It runs
     networks of linear layers, convolutions (transposed ones too), batch norms, ReLU and clipped ReLU, pooling,
     additions, products with constants, padding, slices and changes of shape. Steps must be powers of two, and the sums
-    of every layer must fit float32's 24 bits, so that the order of summation does not matter.
+    of every layer must fit float32's 24 bits for the inputs at hand, so that the order of summation does not matter.
 
     Means over positions are summed in the order in which torch sums contiguous tensors here, with a rounding to 24 bits
     after every addition; ONNX files have the same order. Two sums are made exactly and rounded once here, where torch

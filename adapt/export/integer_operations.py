@@ -23,9 +23,11 @@ def _product(operation: Callable[..., Tensor]) -> Callable[..., Dyadic]:
         (words, scale), (weights, step) = x.on_grid(), weight.on_grid()
         # Whole numbers in float64, which holds sums of up to 53 bits in every order and has fast products.
         words, weights = words.double(), weights.double()
-        # Of one sample, as all have the same bound.
-        peak = torch.full_like(words[:1], float(words.abs().max()))
-        if int(operation(peak, weights.abs(), None, *rest).max()) >= 1 << SIGNIFICAND:
+        # The largest word everywhere bounds the sums of all samples; where that does not fit, their own words may.
+        for magnitudes in (torch.full_like(words[:1], float(words.abs().max())), words.abs()):
+            if int(operation(magnitudes, weights.abs(), None, *rest).max()) < 1 << SIGNIFICAND:
+                break
+        else:
             raise ValueError(
                 "its sums may need more than 24 bits, which float32 rounds in an order that no reference knows"
             )
