@@ -51,6 +51,12 @@ class Dyadic:
         """Return the same numbers with an exponent each."""
         return Dyadic(self.mantissa, self.exponent.expand_as(self.mantissa))
 
+    def unbind(self, dimension: int) -> list["Dyadic"]:
+        """Return the slices along a dimension."""
+        there = self.spread()
+        parts = zip(there.mantissa.unbind(dimension), there.exponent.unbind(dimension), strict=True)
+        return [Dyadic(*part) for part in parts]
+
     def on_grid(self) -> tuple[Tensor, int]:
         """Return the numbers as multiples of one power of two, and its exponent.
 

@@ -12,7 +12,7 @@ from adapt.export.bits import pack_words, packed_size, smallest_type, unpack_wor
 from adapt.export.extras import needs
 from adapt.numerics.format import Format
 
-_LARGEST_RATIO = 256
+LARGEST_RATIO = 256
 """Words that are smaller than this share of themselves are not compressed further, so that a small file cannot unpack
 to any size."""
 
@@ -26,7 +26,7 @@ _LARGE = 2**24
 def encoded(words: NDArray[np.signedinteger], form: Format) -> tuple[str, bytes]:
     """Return the encoding that takes the fewest bytes, "bits" or "zstd", and the encoded words."""
     bits, short = pack_words(words, form), compressed(planes(words))
-    is_worthwhile = len(short) < len(bits) and len(short) * _LARGEST_RATIO >= words.nbytes
+    is_worthwhile = len(short) < len(bits) and len(short) * LARGEST_RATIO >= words.nbytes
     return ("zstd", short) if is_worthwhile else ("bits", bits)
 
 
@@ -43,7 +43,7 @@ def decoded(content: bytes, encoding: str, shape: Sequence[int], form: Format) -
         words = unpack_words(content, shape, form)
     else:
         numel = math.prod(shape)
-        if numel * dtype.itemsize > _LARGEST_RATIO * len(content):
+        if numel * dtype.itemsize > LARGEST_RATIO * len(content):
             raise ValueError(f"{len(content)} compressed bytes are too few for words of {size} bytes")
         parts = np.frombuffer(decompressed(content, numel * dtype.itemsize), np.uint8).reshape(dtype.itemsize, numel)
         words = np.ascontiguousarray(parts.T).view(f"<i{dtype.itemsize}").reshape(shape).astype(np.int32)
@@ -66,6 +66,22 @@ def compressed(content: bytes) -> bytes:
     levels = _LEVELS if len(content) < _LARGE else _LEVELS[:1]
     frames: list[bytes] = [zstandard.ZstdCompressor(level=level).compress(content) for level in levels]
     return min(frames, key=len)
+
+
+def content_size(content: bytes) -> int:
+    """Return how many bytes a frame of zstd says that it unpacks to.
+
+    Raises:
+        ValueError: it does not say so, or is none.
+    """
+    zstandard = needs("zstandard", "export")
+    try:
+        size: int = zstandard.frame_content_size(content)
+    except zstandard.ZstdError as error:
+        raise ValueError(f"a compressed part is damaged: {error}") from error
+    if size < 0:
+        raise ValueError("a compressed part does not say how long it is")
+    return size
 
 
 def decompressed(content: bytes, size: int) -> bytes:

@@ -18,10 +18,12 @@ class IntegerNetwork:
     in float32 (batch norm, shortcuts) is computed in whole numbers with the same rounding as the processor's. It runs
     networks of linear layers, convolutions (transposed ones too), batch norms, ReLU and clipped ReLU, pooling,
     additions, products with constants, padding, slices and changes of shape. Steps must be powers of two, and the sums
-    of every layer must fit float32's 24 bits, so that the order of summation does not matter.
+    of every layer must fit float32's 24 bits for the inputs at hand, so that the order of summation does not matter.
 
-    Two sums are made exactly and rounded once here, where torch may round in between and so differ by a unit in the
-    last place: a layer's sum with a bias that is not on the grid of its products, and the mean over pixels.
+    Means over positions are summed in the order in which torch sums contiguous tensors here, with a rounding to 24 bits
+    after every addition; ONNX files have the same order. Two sums are made exactly and rounded once here, where torch
+    may round in between and so differ by a unit in the last place: means over other dimensions, and the sums of a layer
+    with a bias that is not on the grid of its products, if the layer has several hundred inputs.
 
     Args:
         exported: the captured network, with its architecture.

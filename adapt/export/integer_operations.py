@@ -1,5 +1,6 @@
 """The operations of a network's graph in integers, by the names that ATen has for them."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 from adapt.export import dyadic
 from adapt.export.dyadic import Dyadic
 from adapt.export.float32 import SIGNIFICAND
+from adapt.export.means import sum_in_order, summation_order
 
 
 def _product(operation: Callable[..., Tensor]) -> Callable[..., Dyadic]:
@@ -21,9 +23,11 @@ def _product(operation: Callable[..., Tensor]) -> Callable[..., Dyadic]:
         (words, scale), (weights, step) = x.on_grid(), weight.on_grid()
         # Whole numbers in float64, which holds sums of up to 53 bits in every order and has fast products.
         words, weights = words.double(), weights.double()
-        # Of one sample, as all have the same bound.
-        peak = torch.full_like(words[:1], float(words.abs().max()))
-        if int(operation(peak, weights.abs(), None, *rest).max()) >= 1 << SIGNIFICAND:
+        # The largest word everywhere bounds the sums of all samples; where that does not fit, their own words may.
+        for magnitudes in (torch.full_like(words[:1], float(words.abs().max())), words.abs()):
+            if int(operation(magnitudes, weights.abs(), None, *rest).max()) < 1 << SIGNIFICAND:
+                break
+        else:
             raise ValueError(
                 "its sums may need more than 24 bits, which float32 rounds in an order that no reference knows"
             )
@@ -132,8 +136,14 @@ def _average_pool(
     along, across = _pair(stride or kernel)
     top, left = _pair(padding)
     x = x.each(lambda t: F.pad(t, (left, left, top, top)))
-    windows = x.each(lambda t: t.unfold(2, kernel[0], along).unfold(3, kernel[1], across))
-    return dyadic.divide(dyadic.total(windows, [-2, -1], keepdim=False), kernel[0] * kernel[1])
+    return dyadic.divide(_window_sums(x, kernel, (along, across)), kernel[0] * kernel[1])
+
+
+def _window_sums(x: Dyadic, kernel: Sequence[int], stride: Sequence[int]) -> Dyadic:
+    """Sums over windows, one element after the other, as torch computes them."""
+    windows = x.each(lambda t: t.unfold(2, kernel[0], stride[0]).unfold(3, kernel[1], stride[1]).flatten(-2))
+    total: Dyadic = sum_in_order(windows, 1, dyadic.add)
+    return total
 
 
 def _pair(sizes: Sequence[int]) -> tuple[int, int]:
@@ -142,16 +152,25 @@ def _pair(sizes: Sequence[int]) -> tuple[int, int]:
 
 def _adaptive_pool(x: Dyadic, size: Sequence[int]) -> Dyadic:
     height, width = x.mantissa.shape[-2:]
+    if list(size) == [1, 1]:
+        return _mean(x, [-2, -1], keepdim=True)
     if height % size[0] or width % size[1]:
         raise NotImplementedError(f"pooling {height}×{width} to {size} has no integer reference")
-    return _average_pool(x, [height // size[0], width // size[1]])
+    kernel = (height // size[0], width // size[1])
+    # torch divides by height and width, one after the other.
+    return dyadic.divide(dyadic.divide(_window_sums(x, kernel, kernel), kernel[0]), kernel[1])
 
 
-def _mean(x: Dyadic, dimensions: list[int], keepdim: bool = False) -> Dyadic:
-    count = 1
-    for dimension in dimensions:
-        count *= x.mantissa.shape[dimension]
-    return dyadic.divide(dyadic.total(x, dimensions, keepdim=keepdim), count)
+def _mean(x: Dyadic, dimensions: Sequence[int], keepdim: bool = False) -> Dyadic:
+    shape = x.mantissa.shape
+    count = math.prod(shape[dimension] for dimension in dimensions)
+    last = list(range(len(shape) - len(dimensions), len(shape)))
+    order = summation_order(count) if sorted(d % len(shape) for d in dimensions) == last else None
+    if order is None:
+        return dyadic.divide(dyadic.total(x, list(dimensions), keepdim=keepdim), count)
+    terms = x.spread().each(lambda t: F.pad(t.flatten(last[0]), (0, 1))[..., order])
+    mean = dyadic.divide(sum_in_order(terms, order.ndim, dyadic.add), count)
+    return mean.each(lambda t: t.reshape(*shape[: last[0]], *[1] * len(last))) if keepdim else mean
 
 
 def _moving(operation: Callable[..., Tensor]) -> Callable[..., Dyadic]:

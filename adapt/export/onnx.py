@@ -15,6 +15,7 @@ from adapt.export.exported import Exported
 from adapt.export.extras import needs
 from adapt.export.onnx_folding import fold
 from adapt.export.onnx_integer import check_products, use_integer_products
+from adapt.export.onnx_means import order_means
 from adapt.export.onnx_operators import BatchNorm, LinearQuantization, Words
 from adapt.export.onnx_words import check_words, store_biases, store_words
 from adapt.export.rounding import Rounding
@@ -91,7 +92,7 @@ def to_onnx(
     model = program(network, inputs)
     graph = onnx_graph.Graph(model)
     if batch_norm == "exact":
-        onnx_graph.order_means(graph)
+        order_means(graph)
     onnx_graph.transpose_weights(graph)
     if batch_norm == "folded":
         fold(graph, [np.asarray(x.detach() if isinstance(x, Tensor) else x) for x in inputs])

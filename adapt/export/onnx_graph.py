@@ -2,11 +2,10 @@
 
 from collections import defaultdict
 from dataclasses import dataclass
-from functools import partial, reduce
+from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 
@@ -105,65 +104,6 @@ def strip_metadata(model: Any) -> None:
     for part in (*model.graph.node, *model.graph.initializer, *model.graph.input, *model.graph.output):
         part.doc_string = ""
         del part.metadata_props[:]
-
-
-def order_means(graph: Graph) -> None:
-    """Sum means over all positions in the order in which torch sums them on this processor, where it is known.
-
-    ONNX leaves the order of ReduceMean open. A sum in another order differs in its last bit, which rounding to a few
-    bits now and then makes a whole step of. CumSum adds one after the other.
-    """
-    from onnx import helper
-
-    sizes = {value.name: [d.dim_value for d in value.type.tensor_type.shape.dim] for value in graph.graph.value_info}
-    for mean in graph.nodes("ReduceMean"):
-        x, axes = mean.input[0], graph.constants.get(mean.input[1])
-        size = sizes.get(x, [])
-        if axes is None or len(size) != 4 or sorted(axes % 4) != [2, 3] or not (size[2] and size[3]):
-            continue
-        order = summation_order(size[2], size[3])
-        if order is None:
-            continue
-        name = mean.output[0]
-        axis = graph.add_constant(f"{name}.axis", np.array(2))
-        last = graph.add_constant(f"{name}.last", np.array(-1))
-        split = graph.add_constant(f"{name}.split", np.array([0, 0, *order]))
-        count = graph.add_constant(f"{name}.count", np.array(size[2] * size[3], np.float32))
-        nodes = [helper.make_node("Reshape", [x, split], [f"{name}.parts"])]
-        for level in range(len(order)):
-            before, sums, after = nodes[-1].output[0], f"{name}.sums_{level}", f"{name}.sum_{level}"
-            nodes.append(helper.make_node("CumSum", [before, axis], [sums]))
-            nodes.append(helper.make_node("Gather", [sums, last], [after], axis=2))
-        if attribute(mean, "keepdims", 1):
-            shape = graph.add_constant(f"{name}.shape", np.array([0, 0, 1, 1]))
-            nodes.append(helper.make_node("Reshape", [nodes[-1].output[0], shape], [f"{name}.total"]))
-        nodes.append(helper.make_node("Div", [nodes[-1].output[0], count], [name]))
-        for node in nodes:
-            graph.insert(node, before=mean)
-        graph.graph.node.remove(mean)
-    graph.find()
-
-
-def summation_order(height: int, width: int) -> tuple[int, ...] | None:
-    """Return in what sizes torch splits height × width positions to take their mean, each summed one after the other.
-
-    It adds vectors of 8 neighbours, in four accumulators where there are many, then the accumulators, then the lanes;
-    which sizes it takes depends on the processor, so they are tried. None if none of them gives its bits.
-    """
-    count = height * width
-    x = torch.randn(4, 64, height, width, generator=torch.Generator().manual_seed(0))
-    expected = x.mean((2, 3))
-    for lanes in (16, 8, 4, 1):
-        vectors = count // lanes
-        order = (vectors // 4, 4, lanes) if vectors % 4 == 0 else (vectors, lanes)
-        if count % lanes:
-            continue
-        parts = x.reshape(*x.shape[:2], *order)
-        for _ in order:
-            parts = reduce(torch.add, parts.unbind(2))
-        if torch.equal(parts / count, expected):
-            return order
-    return None
 
 
 def transpose_weights(graph: Graph) -> None:

@@ -1,15 +1,17 @@
 """The packed file: a safetensors file whose quantised tensors take the bits of their words, or fewer.
 
-Nothing in it is executed. It holds, under the key "adapt" of its metadata, a header in JSON (version, checksum,
-formats, how each tensor of words is encoded) and the tensors:
+Nothing in it is executed. It holds version and checksum, in JSON under the key "adapt" of its metadata, and tensors:
 
 * words, as bytes under the parameter's name: either packed in their word lengths ("bits", `adapt.export.bits`), or as
   int8, int16 or int32 words, low bytes first, compressed by zstd ("zstd"), whichever is smaller;
-* everything else of the state_dict under its own name, readable by any reader of safetensors;
-* ":formats", where formats have channels: their columns, one after the other, compressed by zstd.
+* of the rest of the state_dict what is larger than 4 kB, under its own name, readable by any reader of safetensors;
+* ":formats", where formats have channels: their columns, one after the other, compressed by zstd;
+* ":small": a safetensors file of all smaller tensors, compressed by zstd, as names and shapes outweigh a small tensor.
+  The key "adapt" of its metadata is a header in JSON: formats, and how each tensor of words is encoded.
 
-Beside words and floating-point tensors a file takes about 100 bytes for each tensor, 6 to 10 for each channel that has
-a format of its own, and 1 kB.
+Beside words and floating-point tensors a file takes about 100 bytes for each tensor of words, 20 for each other one, 6
+to 10 for each channel that has a format of its own, and 1 kB. Version 1 had no ":small": its header, with version and
+checksum, was in the metadata, and every tensor under its own name.
 """
 
 import hashlib
@@ -25,16 +27,22 @@ from torch import Tensor
 
 import adapt
 from adapt.export.columns import packed_formats, unpacked_formats
-from adapt.export.encoding import decoded, encoded
+from adapt.export.encoding import LARGEST_RATIO, compressed, content_size, decoded, decompressed, encoded
 from adapt.export.extras import needs
 from adapt.files import replacing
 from adapt.numerics import Format
 
-VERSION = 1
+VERSION = 2
 KEY = "adapt"
 KIND = "adapt.packed"
 
-_FORMATS = ":formats"
+_FORMATS, _SMALL = ":formats", ":small"
+
+_SMALL_SIZE = 4096
+"""Bytes of the largest tensor that is stored with others."""
+
+_SMALL_SUM = 2**24
+"""Bytes that all of these may take together, so that a small file cannot unpack to any size."""
 
 
 class Contents(NamedTuple):
@@ -54,10 +62,8 @@ def write(contents: Contents, path: str | os.PathLike[str]) -> None:
         ModuleNotFoundError: safetensors or zstandard are missing.
         OSError: the folder does not exist or cannot be written.
     """
-    safetensors = needs("safetensors.torch", "export")
     tensors: dict[str, Tensor] = {name: tensor.contiguous() for name, tensor in contents.tensors.items()}
-    header: dict[str, Any] = {"format": KIND, "version": VERSION, "adapt": adapt.__version__}
-    header["words"] = {}
+    header: dict[str, Any] = {"adapt": adapt.__version__, "words": {}}
     for name, words in contents.words.items():
         encoding, content = encoded(words.numpy(), contents.formats[name])
         header["words"][name] = {"encoding": encoding, "shape": list(words.shape)}
@@ -67,10 +73,23 @@ def write(contents: Contents, path: str | os.PathLike[str]) -> None:
         tensors[_FORMATS] = _bytes(columns)
     header["aliases"] = dict(contents.aliases)
     header["origin"] = dict(contents.origin)
-    header["checksum"] = _checksum(header, tensors)
-    content = safetensors.save(tensors, {KEY: json.dumps(header, ensure_ascii=False, separators=(",", ":"))})
+    content = joined(header, tensors)
     with replacing(Path(path)) as file:
         file.write(content)
+
+
+def joined(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> bytes:
+    """Return a packed file of a header and of the tensors that it is about."""
+    safetensors = needs("safetensors.torch", "export")
+    words = header.get("words", {})
+    small = {name: tensor for name, tensor in tensors.items() if name not in words and tensor.nbytes <= _SMALL_SIZE}
+    if sum(tensor.nbytes for tensor in small.values()) > _SMALL_SUM // 2:  # the other half is for names and the header
+        small = {}
+    stored = {name: tensor for name, tensor in tensors.items() if name not in small}
+    stored[_SMALL] = _bytes(compressed(safetensors.save(small, {KEY: _text(header)})))
+    hull = {"format": KIND, "version": VERSION}
+    content: bytes = safetensors.save(stored, {KEY: _text(hull | {"checksum": _checksum(hull, stored)})})
+    return content
 
 
 def read(path: str | os.PathLike[str]) -> Contents:
@@ -81,7 +100,7 @@ def read(path: str | os.PathLike[str]) -> Contents:
         OSError: the file cannot be opened.
         ValueError: it is truncated, damaged, altered, of a later version, or no packed file.
     """
-    header, tensors = _read(path)
+    header, tensors = separated(path)
     try:
         return _unpacked(header, tensors)
     except (ValueError, TypeError, KeyError, OverflowError, MemoryError, RecursionError) as error:
@@ -94,12 +113,16 @@ def stored_bytes(path: str | os.PathLike[str]) -> dict[str, tuple[str, int]]:
     Raises:
         OSError, ValueError: as `read`.
     """
-    header, tensors = _read(path)
+    header, tensors = separated(path)
     return {name: (str(entry["encoding"]), tensors[name].numel()) for name, entry in header["words"].items()}
 
 
-def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Header and tensors of a packed file whose kind, version and checksum are right."""
+def separated(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return the header and the tensors of a packed file whose kind, version and checksum are right.
+
+    Raises:
+        OSError, ValueError: as `read`.
+    """
     safetensors = needs("safetensors", "export")
     with open(path, "rb"):
         pass
@@ -117,6 +140,9 @@ def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tenso
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if header.pop("checksum", None) != _checksum(header, tensors):
             raise ValueError("its checksum does not match: it is damaged or was altered")
+        if version > 1:
+            header, small = _small(tensors.pop(_SMALL))
+            tensors |= small
         for name, entry in _mapping(header, "words").items():
             if not isinstance(entry, dict) or entry.get("encoding") not in ("bits", "zstd"):
                 raise ValueError(f"it does not say how {name:.80} is encoded")
@@ -124,6 +150,21 @@ def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Tenso
                 raise ValueError(f"the words of {name:.80} are missing")
     except Exception as error:  # safetensors and json raise half a dozen kinds
         raise ValueError(f"{path} is not a readable packed file: {error!s:.300}") from error
+    return header, tensors
+
+
+def _small(content: Tensor) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The header of a file and its small tensors."""
+    frame = content.numpy().tobytes()
+    size = content_size(frame)
+    if size > max(_SMALL_SUM, LARGEST_RATIO * len(frame)):
+        raise ValueError(f"{len(frame)} compressed bytes are too few for {size}")
+    plain = decompressed(frame, size)
+    tensors = needs("safetensors.torch", "export").load(plain)
+    length = int.from_bytes(plain[:8], "little")
+    header = json.loads(json.loads(plain[8 : 8 + length])["__metadata__"][KEY])
+    if not isinstance(header, dict):
+        raise ValueError("its header is not that of a packed file")
     return header, tensors
 
 
@@ -162,6 +203,10 @@ def _checksum(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
         digest.update(f"\n{name}:{tensor.dtype}:{list(tensor.shape)}\n".encode())
         digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _text(header: Mapping[str, Any]) -> str:
+    return json.dumps(header, ensure_ascii=False, separators=(",", ":"))
 
 
 def _bytes(content: bytes) -> Tensor:

@@ -15,6 +15,7 @@ from adapt.export import onnx_graph
 from adapt.export.exported import Exported
 from adapt.export.extras import needs
 from adapt.export.onnx import exact_norms, program
+from adapt.export.onnx_means import order_means
 from adapt.export.onnx_operators import operator
 from adapt.export.onnx_words import store_words
 from adapt.numerics.format import Format
@@ -59,7 +60,7 @@ def write(exported: Exported, path: Path, inputs: Any, *, norms: Callable[[nn.Mo
     model = program(network, inputs if isinstance(inputs, tuple) else (inputs,), free_batch=False)
     graph = onnx_graph.Graph(model)
     if norms is exact_norms:
-        onnx_graph.order_means(graph)
+        order_means(graph)
     graph.drop_unread()
     # qonnx runs nothing whose shapes it does not know, and ONNX's own inference does not know Quant.
     shapes = list(model.graph.value_info)

@@ -30,18 +30,25 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--networks", nargs="+", choices=list(networks()), default=list(networks()))
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 32, 256])
+    parser.add_argument("--variants", nargs="+", help='those to time besides "float32 ORT" (default: all)')
     parser.add_argument("--rounds", type=int, default=21, help="how often each variant is timed (default 21)")
     parser.add_argument("--seconds", type=float, default=0.05, help="length of one timing, at least one call")
     parser.add_argument("--out", type=Path, help=f"result file; default: deploy-MACHINE.json in {RESULTS}")
     return parser.parse_args(arguments)
 
 
-def measure(name: str, batches: list[int], rounds: int, seconds: float) -> dict[str, dict[str, Any]]:
-    """Bytes, share of equal outputs and milliseconds by batch of every variant of a network."""
+def measure(
+    name: str, batches: list[int], rounds: int, seconds: float, chosen: list[str] | None
+) -> dict[str, dict[str, Any]]:
+    """Bytes, share of equal outputs and milliseconds by batch of every variant of a network, or of the chosen ones."""
     make_batch = networks()[name][1]
     _, clock = clock_for(torch.device("cpu"), 1)
     with tempfile.TemporaryDirectory() as folder:
-        variants: dict[str, Artefact] = dict(artefacts(name, Path(folder)))
+        variants: dict[str, Artefact] = {
+            label: variant
+            for label, variant in artefacts(name, Path(folder))
+            if chosen is None or label in ("float32 ORT", *chosen)
+        }
         rows: dict[str, dict[str, Any]] = {
             label: {"bytes": variant.size, "equal": variant.equal, "milliseconds": {}}
             for label, variant in variants.items()
@@ -79,7 +86,7 @@ def main(arguments: list[str] | None = None) -> None:
     machine = describe(torch.device("cpu"), 1, memory_kept=keep_freed_memory())
     results = {}
     for name in options.networks:
-        results[name] = measure(name, options.batches, options.rounds, options.seconds)
+        results[name] = measure(name, options.batches, options.rounds, options.seconds, options.variants)
         print(as_markdown({name: results[name]}, options.batches), flush=True)
     path = options.out or RESULTS / f"deploy-{slug(machine)}.json"
     content = {"machine": machine, "clock": clock_for(torch.device("cpu"), 1)[0], "networks": results}

@@ -4,6 +4,7 @@ import contextlib
 import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -88,8 +89,11 @@ def artefacts(name: str, folder: Path) -> Iterator[tuple[str, Artefact]]:
         yield f"packed, {bits} bits", Artefact(torch.no_grad()(network), packed.stat().st_size, equal)
     yield "int8 ONNX", _ours(long, folder / "int8.onnx", batches)
     yield "int4 ONNX", _ours(short, folder / "int4.onnx", batches)
+    yield "int8 ONNX, integer form", _ours(long, folder / "integer.onnx", batches, form="integer")
     if any(isinstance(part, nn.BatchNorm2d) for part in plain.modules()):
-        yield "int8 ONNX, folded", _ours(long, folder / "folded.onnx", batches, batch_norm="folded")
+        folded = partial(_ours, long, batches=batches, batch_norm="folded")
+        yield "int8 ONNX, folded", folded(path=folder / "folded.onnx")
+        yield "int8 ONNX, folded, integer form", folded(path=folder / "folded-integer.onnx", form="integer")
     yield "ORT static", _static(float32, folder / "static.onnx", batches)
     for kind in ("int8", "folded"):
         if (folder / f"{kind}.onnx").exists() and (opened := _openvino(folder / f"{kind}.onnx")):

@@ -1,9 +1,14 @@
-"""The proof counts what differs, and the accuracy of either side."""
+"""The proof opens every exported form, and counts what differs and the accuracy of either side."""
+
+import copy
 
 import numpy as np
+import pytest
 import torch
+from torch import nn
 
-from benchmarks.deploy.proof import counted, summed, table
+from benchmarks.deploy.proof import RUNTIMES, counted, opened, summed, table, tuned, write
+from recipes.same_bits.start import Start
 
 
 def moved(x):
@@ -21,6 +26,25 @@ def test_logits_and_accuracies_are_counted_for_every_runtime():
     assert found["hits"] == found["attached_hits"] == 4
     found = counted(moved, batches, expected, labels)
     assert (found["differing"], found["hits"], found["attached_hits"]) == (2, 2, 4)
+
+
+@pytest.mark.parametrize("bits", [None, pytest.param(4, marks=pytest.mark.long)])
+def test_every_form_is_compared_with_logits_that_the_attached_model_computed_once(tmp_path, bits):
+    for module in ("onnx", "onnxscript", "onnxruntime", "qonnx", "safetensors", "zstandard"):
+        pytest.importorskip(module)
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)
+    start = Start("tiny", nn.Sequential(*layers), torch.zeros(3), torch.ones(3))
+    batches = [(torch.randn(8, 3, 9, 9), torch.arange(8) % 3) for _ in range(4)]
+    pictures, labels = [x for x, _ in batches], np.concatenate([y.numpy() for _, y in batches])
+    fresh = copy.deepcopy(start)
+    write(tuned(start, batches, bits, 3), tmp_path, pictures)
+    start.model.forward = None  # what is compared with lies in the folder
+    expected = np.load(tmp_path / "attached.npy")
+    assert expected.shape == (32, 3)
+    for runtime in RUNTIMES:
+        found = counted(opened(runtime, tmp_path, fresh), pictures, expected, labels)
+        assert (runtime, found["outputs"], found["differing"]) == (runtime, 96, 0)
 
 
 def test_chunks_are_summed_and_printed():

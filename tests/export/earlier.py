@@ -1,6 +1,6 @@
 """Writes the packed file that later versions of the package must still read.
 
-    python -m tests.export.earlier tests/export/files/version_1.safetensors
+    python -m tests.export.earlier tests/export/files/version_2.safetensors
 
 What it holds follows from formulas alone, so that every machine and every later version makes the same.
 """

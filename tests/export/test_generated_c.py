@@ -46,7 +46,9 @@ def compiled(path):
 
 
 @pytest.mark.parametrize("batch_norm", ["exact", "folded"])
-@pytest.mark.parametrize(("network", "shape"), [(mlp, (12,)), (ConvNet, (3, 8, 8))])
+@pytest.mark.parametrize(
+    ("network", "shape"), [(mlp, (12,)), (ConvNet, (3, 8, 8)), (ConvNet, (3, 16, 16)), (ConvNet, (3, 14, 14))]
+)
 def test_the_generated_code_gives_the_same_bits(tmp_path, capsys, network, shape, batch_norm):
     exported = captured(network(), weights=5, activations=8)
     inputs = torch.randn(200, *shape, generator=torch.Generator().manual_seed(1))

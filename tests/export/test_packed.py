@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import adapt
-from adapt.export import Exported, capture, load, packed
+from adapt.export import Exported, capture, encoding, load, packed
 from adapt.numerics import Precision
 from adapt.numerics.format import Format
 from tests.export import earlier
@@ -121,6 +121,23 @@ def test_many_channels_take_few_bytes(tmp_path):
     assert size < words + floats + 150 * entries + 10 * channels + 1500
 
 
+def test_small_tensors_lie_together_and_large_ones_under_their_own_names(tmp_path, monkeypatch):
+    from safetensors import safe_open
+
+    def names():
+        form, words = Format.of(Precision(5, 0)), torch.zeros(40, 40, dtype=torch.int8)
+        tensors = {"small": torch.randn(1024), "large": torch.randn(1025)}
+        Exported({"w": words}, {"w": form}, tensors).save(tmp_path / "f")
+        loaded = load(tmp_path / "f")
+        assert all(torch.equal(loaded.tensors[name], tensor) for name, tensor in tensors.items())
+        with safe_open(tmp_path / "f", framework="pt") as file:
+            return set(file.keys())
+
+    assert names() == {"w", "large", ":small"}
+    monkeypatch.setattr(packed, "_SMALL_SUM", 4096)
+    assert names() == {"w", "large", "small", ":small"}
+
+
 # What is refused
 
 
@@ -161,7 +178,7 @@ def test_foreign_files_are_refused(tmp_path):
     refused(tmp_path, save(tensors, {"adapt": "[" * 100_000}), "")
     refused(tmp_path, save(tensors, {"adapt": "{}"}), "header")
     later = json.dumps({"format": "adapt.packed", "version": packed.VERSION + 1})
-    refused(tmp_path, save(tensors, {"adapt": later}), "version 2, but this package reads up to 1")
+    refused(tmp_path, save(tensors, {"adapt": later}), "version 3, but this package reads up to 2")
     refused(tmp_path, b"PK\x03\x04 a checkpoint", "")
     with pytest.raises(FileNotFoundError):
         load(tmp_path / "nowhere")
@@ -169,15 +186,12 @@ def test_foreign_files_are_refused(tmp_path):
 
 def forged(tmp_path, change):
     """A file with a right checksum over wrong contents."""
-    from safetensors.torch import save
-
     form = Format.of(Precision(5, 0))
     path = tmp_path / "forged"
     network_of(w=(np.zeros((40, 40), np.int8), form), v=(np.ones((3, 3), np.int8), form)).save(path)
-    header, tensors = packed._read(path)
+    header, tensors = packed.separated(path)
     change(header, tensors)
-    header["checksum"] = packed._checksum(header, tensors)
-    return save(tensors, {"adapt": json.dumps(header)})
+    return packed.joined(header, tensors)
 
 
 @pytest.mark.parametrize(
@@ -206,6 +220,11 @@ def test_hostile_files_are_refused(tmp_path, change, match):
     refused(tmp_path, forged(tmp_path, change), match)
 
 
+def test_small_tensors_unpack_to_no_more_than_16_megabytes(tmp_path, monkeypatch):
+    monkeypatch.setattr(packed, "compressed", lambda _: encoding.compressed(bytes(2**24 + 1)))
+    refused(tmp_path, packed.joined({}, {}), "too few")
+
+
 def test_a_file_of_another_network_is_refused_by_name(tmp_path):
     capture(adaptive(Residual, activations=8).controller).save(tmp_path / "f")
     with pytest.raises(ValueError, match=r"lacks .*down"):
@@ -232,8 +251,9 @@ def test_an_interrupted_save_leaves_the_file_before(tmp_path, monkeypatch):
 # Versions
 
 
-def test_a_file_of_version_1_is_read():
-    loaded, expected = load(Path(__file__).parent / "files" / "version_1.safetensors"), earlier.network()
+@pytest.mark.parametrize("version", range(1, packed.VERSION + 1))
+def test_files_of_every_version_are_read(version):
+    loaded, expected = load(Path(__file__).parent / "files" / f"version_{version}.safetensors"), earlier.network()
     assert loaded.formats == expected.formats
     assert loaded.aliases == expected.aliases
     assert loaded.origin == expected.origin

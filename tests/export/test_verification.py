@@ -10,6 +10,8 @@ from torch.nn import functional as F
 import adapt
 from adapt.export import IntegerNetwork, capture, verify
 from adapt.export.bounds import accumulator_bounds
+from adapt.export.dyadic import Dyadic
+from adapt.export.integer_operations import OPERATIONS
 from tests.export.networks import Residual, Tied, Transposed, TransposedWeights, adaptive, with_lsq, with_widths
 
 
@@ -64,6 +66,14 @@ def test_integers_compute_other_operations_too():
     exported = capture(run.controller, inputs=run.inputs)
     found = verify(exported, run.inputs, IntegerNetwork(exported))
     assert found.is_equal, found
+
+
+def test_sums_are_refused_for_what_they_need_and_not_for_what_other_inputs_would():
+    linear, weight = OPERATIONS["linear"], torch.tensor([[1.0, 8191.0]])
+    x = torch.tensor([[4096.0, 1.0], [1.0, 2.0]])
+    assert torch.equal(linear(Dyadic.of(x), Dyadic.of(weight)).float(), F.linear(x, weight))
+    with pytest.raises(ValueError, match="24 bits"):
+        linear(Dyadic.of(x.flip(1)), Dyadic.of(weight))
 
 
 def test_what_has_no_integer_reference_is_refused_by_name():

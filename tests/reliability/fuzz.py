@@ -128,10 +128,9 @@ def packed_file(content):
         header = json.loads(content)
     except (ValueError, RecursionError):
         header = None
-    if not isinstance(header, dict):
-        return save(_parts(), {packed.KEY: content.decode("latin1")})
-    header["checksum"] = packed._checksum({k: v for k, v in header.items() if k != "checksum"}, _parts())
-    return save(_parts(), {packed.KEY: json.dumps(header)})
+    if not isinstance(header, dict) or not isinstance(header.get("words", {}), dict):
+        return save(_parts()[1], {packed.KEY: content.decode("latin1")})
+    return packed.joined(header, _parts()[1])
 
 
 def _valid_packed():
@@ -143,16 +142,16 @@ def _valid_packed():
 
 
 def _packed_header():
-    content = _valid_packed()
-    length = int.from_bytes(content[:8], "little")
-    return json.loads(content[8 : 8 + length])["__metadata__"][packed.KEY].encode()
+    return json.dumps(_parts()[0], ensure_ascii=False, separators=(",", ":")).encode()
 
 
 @functools.cache
 def _parts():
-    from safetensors.torch import load
-
-    return load(_valid_packed())
+    """The header and the tensors of that file."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "packed")
+        path.write_bytes(_valid_packed())
+        return packed.separated(path)
 
 
 def _packed(path):
