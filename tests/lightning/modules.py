@@ -24,6 +24,10 @@ RESTLESS = adapt.AdaPT(lookback=(2, 4), resolution=(8, 16))
 
 BATCHES = 6
 
+RELEASE = tuple(int(part) for part in lightning.__version__.split(".")[:2])
+"""Of Lightning. Before 2.6 a fit after a finder of batch sizes is too short, with or without adapt; before 2.5 one
+after a finder of learning rates is too, and resuming in the middle of an epoch of accumulated steps is not exact."""
+
 logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 warnings.filterwarnings("ignore", message=".*does not have many workers.*")
 
