@@ -86,6 +86,11 @@ def train(
     return training.train(run, batches, partial(evaluate, batches=test_batches), folder, progress=progress)
 
 
+def is_natural(data_set: str) -> bool:
+    """Whether the pictures may be cropped and mirrored, as those of CIFAR but not digits."""
+    return data_set.startswith("cifar")
+
+
 def make_batches(settings: ClassifierSettings, splits: Splits, device: torch.device | str) -> tuple[Batches, Batches]:
     """The batches to train on, in which natural pictures are cropped and flipped, and those to test on.
 
@@ -96,7 +101,7 @@ def make_batches(settings: ClassifierSettings, splits: Splits, device: torch.dev
         raise ValueError(f"subset must lie between 1 and the {len(splits[0])} pictures, got {settings.subset}")
     pictures, test_pictures = (split.to(device) for split in (splits[0].first(settings.subset), splits[1]))
     mean, deviation = pictures.statistics()
-    natural = settings.data_set.startswith("cifar")
+    natural = is_natural(settings.data_set)
     batches = Batches(
         pictures, settings.batch_size, mean, deviation, shuffle=True, seed=settings.seed,
         padding=4 if natural else 0, flip=natural,

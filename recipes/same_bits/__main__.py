@@ -1,11 +1,12 @@
-"""Adaptive precision against the same bits for every layer, tuned from a converged ResNet-20 on CIFAR-10.
+"""Adaptive precision against the same bits for every layer, tuned from a converged network.
 
     python -m recipes.same_bits float32 block:4 compact:4 --seeds 0 1 2 --start data/resnet20-cifar10.th
+    python -m recipes.same_bits float32 block:4 compact:4 --data-set fashion-mnist --model lenet5 --start-epochs 10
     python -m recipes.same_bits.report recipes/results/same_bits.jsonl
 
 Weights alone are quantised, to nearest; by aqt, and with --option activations=4, activations too. Every finished run is
 appended as one line to --out. The same command given again skips what is finished and goes on with what was
-interrupted. Without --start the recipe first trains a start of its own.
+interrupted. Without --start, a published ResNet-20 on CIFAR-10, the recipe first trains a start of its own.
 """
 
 import argparse
@@ -23,6 +24,7 @@ import torch
 
 import adapt
 from recipes.common import commands, data, ledger
+from recipes.common.models import MODELS
 from recipes.common.settings import check_choice
 from recipes.same_bits.methods import METHODS
 from recipes.same_bits.settings import Settings
@@ -41,7 +43,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--option", action="append", default=[], help="NAME=JSON, a hyperparameter of the policy")
     parser.add_argument("--label", default="", help="sets these runs apart from others with the same settings")
     parser.add_argument("--execution", choices=["bfloat16"], help="run products of short words in this type")
-    parser.add_argument("--start", type=Path, help="a published ResNet-20 checkpoint")
+    parser.add_argument("--start", type=Path, help="a published ResNet-20 checkpoint for CIFAR-10")
+    parser.add_argument("--data-set", choices=list(data.DATA_SETS), default="cifar10", help="without --start")
+    parser.add_argument("--model", choices=list(MODELS), default="resnet20", help="without --start")
     parser.add_argument("--start-epochs", type=int, default=60, help="without --start: epochs of the recipe's own")
     commands.add_data(parser)
     parser.add_argument("--out", type=Path, default=Path("recipes/results/same_bits.jsonl"))
@@ -74,9 +78,12 @@ def plan(options: argparse.Namespace) -> list[Settings]:
 
 def run(options: argparse.Namespace) -> None:
     """Make the runs that have no result line yet."""
-    splits = data.load("cifar10", options.data, download=not options.no_download)
-    folder = options.out.parent
-    start = published(options.start) if options.start else own(splits, options.start_epochs, folder / "same_bits_start")
+    what = options.data_set, options.model
+    if options.start and what != ("cifar10", "resnet20"):
+        raise ValueError(f"--start is a ResNet-20 for CIFAR-10: leave it out to train {what[1]} on {what[0]} first")
+    splits = data.load(options.data_set, options.data, download=not options.no_download)
+    folder = options.out.parent / "same_bits_start"
+    start = published(options.start) if options.start else own(splits, *what, options.start_epochs, folder)
 
     for settings in plan(options):
         identity = {"settings": dataclasses.asdict(settings), "label": options.label, "start": start.name}

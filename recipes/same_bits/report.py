@@ -79,14 +79,21 @@ def paired(runs: Runs, others: Runs) -> Difference | None:
 
 
 def document(lines: Sequence[ledger.Line]) -> str:
-    """Return the report in Markdown: a row for each method and budget, with its difference to block and to float32.
+    """Return the report in Markdown: a table for each network that runs started from.
 
     Raises:
         ValueError: there are no lines.
     """
-    groups = grouped(lines)
-    if not groups:
+    if not lines:
         raise ValueError("there are no results yet: make runs first")
+    starts = {line["start"]: None for line in lines}
+    tables = (f"## From {start}\n\n{table([line for line in lines if line['start'] == start])}" for start in starts)
+    return "\n\n".join([f"# {TITLE}", NOTES, *tables]) + "\n"
+
+
+def table(lines: Sequence[ledger.Line]) -> str:
+    """Return a row for each method and budget, with its differences to block, to LSQ and to float32."""
+    groups = grouped(lines)
     header = [
         "method",
         "bits",
@@ -124,7 +131,7 @@ def document(lines: Sequence[ledger.Line]) -> str:
                 str(len(runs)),
             ]
         )
-    return "\n\n".join([f"# {TITLE}", NOTES, markdown.table(header, rows)]) + "\n"
+    return markdown.table(header, rows)
 
 
 def _of_similar_size(runs: Runs, others: Sequence[Runs]) -> Runs:

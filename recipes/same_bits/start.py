@@ -1,4 +1,4 @@
-"""The network that every run starts from: the published ResNet-20, or one that the recipe trains itself."""
+"""The network that every run starts from: the published ResNet-20 on CIFAR-10, or one that the recipe trains itself."""
 
 import re
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from recipes.common.classification import ClassifierSettings, Splits, recommended, train
+from recipes.common.classification import ClassifierSettings, Splits, is_natural, recommended, train
 from recipes.common.models import resnet
 
 IMAGENET = torch.tensor([0.485, 0.456, 0.406]) * 255, torch.tensor([0.229, 0.224, 0.225]) * 255
@@ -21,27 +21,32 @@ class Start(NamedTuple):
         name: what result lines call it.
         model: the network.
         mean, deviation: of each channel, in pixel values 0 to 255, float32 [channels].
+        natural: whether training crops and mirrors the pictures at random.
     """
 
     name: str
     model: nn.Module
     mean: Tensor
     deviation: Tensor
+    natural: bool
 
 
-def own(splits: Splits, epochs: int, folder: Path) -> Start:
-    """Return ResNet-20 after `epochs` of float32 training, which goes on where an earlier call was interrupted.
+def own(splits: Splits, data_set: str, model: str, epochs: int, folder: Path) -> Start:
+    """Return a network after `epochs` of float32 training, which goes on where an earlier call was interrupted.
 
     Args:
         splits: training and test pictures.
+        data_set, model: names in `recipes.common.data.DATA_SETS` and `recipes.common.models.MODELS`.
         epochs: passes over the training pictures.
         folder: where the checkpoint is written after each epoch.
     """
     settings = ClassifierSettings(
-        data_set="cifar10", model="resnet20", method="float32", epochs=epochs, batch_size=128,
-        **recommended("resnet20", "float32"),
+        data_set=data_set, model=model, method="float32", epochs=epochs, batch_size=128,
+        **recommended(model, "float32"),
     )  # fmt: skip
-    return Start(f"float32, {epochs} epochs", train(settings, splits, folder).model, *splits[0].statistics())
+    trained = train(settings, splits, folder / f"{data_set}-{model}-{epochs}").model
+    name = f"{model} on {data_set}, epoch {epochs}"
+    return Start(name, trained, *splits[0].statistics(), is_natural(data_set))
 
 
 def published(path: Path) -> Start:
@@ -64,7 +69,7 @@ def published(path: Path) -> Start:
     missing = [key for key in missing if not key.endswith("num_batches_tracked")]
     if missing or unexpected:
         raise ValueError(f"{path} is not a ResNet-20 with option-A shortcuts: it lacks {missing} and adds {unexpected}")
-    return Start(path.name, model, *IMAGENET)
+    return Start(path.name, model, *IMAGENET, natural=True)
 
 
 def renamed(key: str) -> str:

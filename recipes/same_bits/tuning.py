@@ -33,9 +33,12 @@ def tune(settings: Settings, start: Start, splits: Splits, checkpoint: Path | No
         checkpoint: where the run is saved after each epoch and found when it is started again; None: nowhere.
     """
     torch.manual_seed(settings.seed)
-    _, model, *scaling = start
+    model, scaling = start.model, (start.mean, start.deviation)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    batches = Batches(splits[0], settings.batch_size, *scaling, shuffle=True, padding=4, flip=True, seed=settings.seed)
+    batches = Batches(
+        splits[0], settings.batch_size, *scaling, shuffle=True, seed=settings.seed,
+        padding=4 if start.natural else 0, flip=start.natural,
+    )  # fmt: skip
     optimizer = torch.optim.SGD(model.parameters(), lr=settings.lr, momentum=settings.momentum)
     steps = settings.epochs * len(batches)
     calibration = [x for x, _ in islice(batches, CALIBRATION)] if "activations" in settings.options else []

@@ -39,7 +39,7 @@ SPLITS = pictures(24), pictures(20, seed=1)
 
 def start(seed=0):
     torch.manual_seed(seed)
-    return Start("random", resnet(), *SPLITS[0].statistics())
+    return Start("random", resnet(), *SPLITS[0].statistics(), natural=True)
 
 
 def published_name(name):
@@ -72,7 +72,8 @@ def test_another_checkpoint_is_refused(tmp_path, content):
 
 def test_an_own_start_is_trained_once(tmp_path, capsys):
     splits = pictures(128), SPLITS[1]
-    first, again = own(splits, 1, tmp_path), own(splits, 1, tmp_path)
+    first, again = (own(splits, "cifar10", "resnet20", 1, tmp_path) for _ in range(2))
+    assert (first.name, first.natural) == ("resnet20 on cifar10, epoch 1", True)
     for a, b in zip(first.model.state_dict().values(), again.model.state_dict().values(), strict=True):
         assert torch.equal(a, b)
 
@@ -184,6 +185,8 @@ def test_the_command_makes_each_run_once(tmp_path, monkeypatch, capsys):
         ("block", 4, 1),
         ("compact", None, 1),
     ]
+    with pytest.raises(SystemExit, match="leave it out to train lenet5 on fashion-mnist first"):
+        command_line.main(["block:4", "--start", "a.th", "--data-set", "fashion-mnist", "--model", "lenet5"])
     with pytest.raises(
         SystemExit, match="method must be one of float32, block, cyclic, adapt, compact, compact-entropy, lsq, lsq-p2"
     ):
@@ -208,7 +211,7 @@ def test_differences_have_the_interval_of_students_t():
 def line(method, bits, seed, accuracy):
     settings = {"method": method, "bits": bits, "options": {}, "seed": seed, "epochs": 1}
     sizes_ = {} if method == "float32" else {"dense_bytes": 1000, "entropy_bytes": 900}
-    return {"label": "", "settings": settings, "accuracy": accuracy, "bits": bits or 32.0, **sizes_}
+    return {"label": "", "start": "net.th", "settings": settings, "accuracy": accuracy, "bits": bits or 32.0, **sizes_}
 
 
 def test_the_report_pairs_runs_of_the_same_seed():
@@ -225,6 +228,9 @@ def test_the_report_pairs_runs_of_the_same_seed():
     text = document(lines + coded)
     assert "| compact-entropy 2 | 2.00 | 86.20 | 1,000 | 900 | +0.20 | – | −0.80 | 1 |" in text
     assert "900 | +0.70 [−1.84, +3.24] | +0.50 | −0.50 | 3 |" in text
+    other = document([*lines, line("compact", 4, 0, 0.99) | {"start": "lenet5"}])
+    assert other.startswith(document(lines))  # nothing is paired with runs from another start
+    assert other.split("## From lenet5")[1].count("| compact 4 | 4.00 | 99.00 | 1,000 | 900 | – | – | – | 1 |") == 1
     with pytest.raises(ValueError, match="no results yet"):
         document([])
 
