@@ -16,9 +16,9 @@ ROOT = Path(adapt.__file__).parent
 FLOORS = (
     ("numerics", "files", "factories", "user_warnings", "call_stack", "text_columns", "torch_internals"),
     ("arguments", "penalties", "kernels"),
-    ("rounding", "distributed", "initialization", "trace"),
+    ("rounding", "distributed", "trace"),
     ("perfmodel", "switching", "layers", "figures"),
-    ("weights", "activations", "execution", "profiling"),
+    ("weights", "activations", "execution", "profiling", "initialization"),
     ("engine",),
     ("adaptive", "learned"),
     ("report", "tensorboard", "export"),

@@ -19,14 +19,13 @@ from adapt.distributed import ranks
 from adapt.kernels.activation import FROZEN, NOISE, RECORD, SiteTables, activation_kernels
 from adapt.layers.hooks import remove_all
 from adapt.layers.naming import module_site, owners
-from adapt.layers.products import ACTIVATIONS_STAY, PRODUCTS, warn_of_others
+from adapt.layers.products import ACTIVATIONS_STAY, EMBEDDINGS, PRODUCTS, warn_of_others
 from adapt.layers.view import Pin
 from adapt.numerics import BlockFloat, Format, LayerFormat, Precision
 from adapt.rounding import Noise
 
 MODES = ("layer", "range")
 
-_WITH_OUTPUT_ALONE = (nn.Embedding, nn.EmbeddingBag)
 _FRESH_OUTPUT = {nn.Linear, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Embedding}
 """Layers whose forward returns a new tensor that nothing else refers to, so that it can be rounded in place."""
 
@@ -86,7 +85,7 @@ class Activations:
         self.names: list[str] = []
         self._leaders: list[int] = []
         found = []
-        for name, owner in owners(module, (*PRODUCTS, *_WITH_OUTPUT_ALONE), layers):
+        for name, owner in owners(module, (*PRODUCTS, *EMBEDDINGS), layers):
             leader = layers[id(owner.weight)]
             sites = []
             for kind in ("input", "output", "error"):

@@ -11,8 +11,8 @@ from torch import Tensor
 from adapt import penalties, user_warnings
 from adapt.adaptive.step_figures import Figures, Slot, StepFigures
 from adapt.distributed.sharding import Whole
-from adapt.numerics import LONGEST_WORD, LayerFormat
-from adapt.switching.bounds import Bounds, within
+from adapt.numerics import LONGEST_WORD, Bounds, LayerFormat
+from adapt.switching.bounds import within
 from adapt.switching.policy import Observation, Policy, State, carry, for_layers
 from adapt.trace import Trace
 

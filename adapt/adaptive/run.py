@@ -24,9 +24,9 @@ from adapt.execution import Execution
 from adapt.kernels import Treatment
 from adapt.layers import choice
 from adapt.layers.layer_bits import bounds_of
-from adapt.numerics import LONGEST_WORD, SHORTEST_WORD, Format, Precision
+from adapt.numerics import LONGEST_WORD, SHORTEST_WORD, Bounds, Format, Precision
 from adapt.rounding import Noise
-from adapt.switching.bounds import ALL, Bounds
+from adapt.switching.bounds import ALL
 from adapt.switching.configuration import to_dict
 from adapt.switching.policy import Policy, carry, check_bounds, columns_of, for_layers, pack, unpack
 from adapt.trace import Trace

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from adapt.layers import layer_bits
-from adapt.layers.layer_bits import Bounds, LayerBits
-from adapt.numerics import Format, pack, unpack
+from adapt.layers.layer_bits import LayerBits
+from adapt.numerics import Bounds, Format, pack, unpack
 
 KEY = "adapt"
 """Key of the controller's state in `optimizer.state_dict()`."""

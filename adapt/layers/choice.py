@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 
 from adapt.distributed import sharding
 from adapt.layers.optimizers import optimized
+from adapt.layers.products import EMBEDDINGS
 
 Choice = Callable[[str, Tensor], bool]
 
@@ -70,11 +71,7 @@ def check_modules(module: nn.Module | None, layers: Mapping[str, Tensor]) -> Non
     """
     names = {id(parameter): name for name, parameter in layers.items()}
     for owner in () if module is None else module.modules():
-        if (
-            isinstance(owner, nn.Embedding | nn.EmbeddingBag)
-            and owner.max_norm is not None
-            and id(owner.weight) in names
-        ):
+        if isinstance(owner, EMBEDDINGS) and owner.max_norm is not None and id(owner.weight) in names:
             raise ValueError(
                 f"{names[id(owner.weight)]} belongs to an embedding with max_norm={owner.max_norm}, which takes the "
                 "weights off their grid in every forward pass: make it without max_norm, or leave it out with `layers`"

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from adapt.kernels.activation import TYPES
 from adapt.layers.hooks import remove_all, with_input
 from adapt.layers.naming import owners
-from adapt.layers.products import ACTIVATIONS_STAY, PRODUCTS, warn_of_others
+from adapt.layers.products import ACTIVATIONS_STAY, EMBEDDINGS, PRODUCTS, warn_of_others
 from adapt.layers.tracing import is_drawn
 from adapt.layers.view import Pin
 from adapt.learned.calibration import percentile
@@ -87,7 +87,7 @@ class InputQuantizers:
         # Attention never calls its projection's forward; it uses the weight itself.
         inner = "NonDynamicallyQuantizableLinear"
         found = [pair for pair in owners(module, PRODUCTS, weights) if type(pair[1]).__name__ != inner]
-        lookups = (part for part in module.modules() if isinstance(part, nn.Embedding | nn.EmbeddingBag))
+        lookups = (part for part in module.modules() if isinstance(part, EMBEDDINGS))
         warn_of_others(module, weights, (*(owner for _, owner in found), *lookups), ACTIVATIONS_STAY)
         self.names = tuple(f"{name}.input" for name, _ in found)
         self._hooks = [_Hook(pin) for _ in found]

@@ -8,12 +8,10 @@ from torch import Tensor, nn
 
 from adapt.kernels.channels import Layout, channel_kernels
 from adapt.kernels.learned_steps import SCALINGS
+from adapt.layers.products import EMBEDDINGS, TRANSPOSED_CONVOLUTIONS
 from adapt.learned.format_table import FormatTable
 from adapt.numerics import Format
 from adapt.weights.masters import Masters
-
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 
 
 @dataclass(frozen=True)
@@ -76,9 +74,9 @@ def channels_of(weight: Tensor, owner: nn.Module | None, *, per_channel: bool = 
     ones = [1] * weight.ndim
     if weight.ndim < 2 or not per_channel or not weight.numel():
         return Channels(1, tuple(ones))
-    if isinstance(owner, _EMBEDDINGS):
+    if isinstance(owner, EMBEDDINGS):
         return Channels(1, (1, weight.shape[1]))
-    if isinstance(owner, _TRANSPOSED):
+    if isinstance(owner, TRANSPOSED_CONVOLUTIONS):
         shape = (weight.shape[1], *ones[2:])
         return Channels(owner.groups, (owner.groups, 1, *shape) if owner.groups > 1 else (1, *shape))
     return Channels(1, (weight.shape[0], *ones[1:]))

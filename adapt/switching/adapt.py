@@ -11,11 +11,11 @@ from torch import Tensor
 
 from adapt import arguments
 from adapt.arguments import check_flags, is_number, is_whole
-from adapt.numerics import SHORTEST_WORD, LayerFormat, Precision
+from adapt.numerics import SHORTEST_WORD, Bounds, LayerFormat, Precision
 from adapt.switching import choices, compact
 from adapt.switching.adapt_state import AdaPTState
 from adapt.switching.allocation import WORDS, best_ranges, sample
-from adapt.switching.bounds import Bounds, fixed_point, within
+from adapt.switching.bounds import fixed_point, within
 from adapt.switching.divergence import checked_values
 from adapt.switching.diversity import diversity
 from adapt.switching.entropy import first_step

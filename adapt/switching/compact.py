@@ -15,10 +15,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from adapt.numerics import LayerFormat, Precision
+from adapt.numerics import Bounds, LayerFormat, Precision
 from adapt.switching.adapt_state import AdaPTState
 from adapt.switching.allocation import allocate
-from adapt.switching.bounds import Bounds, fixed_point
+from adapt.switching.bounds import fixed_point
 from adapt.switching.choices import Count, bits_taken, choices, padded, present_step
 from adapt.switching.diversity import diversity
 from adapt.switching.entropy import steady

@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from adapt.numerics import LayerFormat, pack_formats, unpack_formats
-from adapt.switching.bounds import ALL, Bounds, within
+from adapt.numerics import Bounds, LayerFormat, pack_formats, unpack_formats
+from adapt.switching.bounds import ALL, within
 from adapt.trace import Column
 
 
