@@ -4,6 +4,7 @@ Equations accept numbers of Python, NumPy or torch. Hyperparameters are stored u
 hashed and saved, so they must be Python numbers, or behave like them (`numbers.Real`).
 """
 
+import math
 import operator
 from collections.abc import Sequence
 from numbers import Real
@@ -124,6 +125,19 @@ def check_number(name: str, value: object) -> None:
     """
     if not is_number(value):
         raise TypeError(f"{name} must be a number, got {value!r}")
+
+
+def check_between(name: str, value: float, low: float, high: float) -> None:
+    """Check that a hyperparameter is a finite number from low to high, both included.
+
+    Raises:
+        TypeError: it is not a number.
+        ValueError: it lies outside, or is not finite.
+    """
+    check_number(name, value)
+    if not low <= float(value) <= high or math.isinf(float(value)):
+        bounds = f"be a finite number ≥ {low:g}" if math.isinf(high) else f"lie between {low:g} and {high:g}"
+        raise ValueError(f"{name} must {bounds}, got {value!r}")
 
 
 def check_flags(owner: object, *names: str) -> None:

@@ -15,6 +15,7 @@ from adapt.adaptive.biases import Biases
 from adapt.adaptive.decisions import Decisions
 from adapt.adaptive.masters import FixedPointMasters
 from adapt.adaptive.options import Settings
+from adapt.adaptive.persistence import read
 from adapt.adaptive.windows import Windows
 from adapt.distributed.sharding import Whole, whole
 from adapt.engine import persistence
@@ -28,9 +29,8 @@ from adapt.numerics import LONGEST_WORD, SHORTEST_WORD, Bounds, Format, Precisio
 from adapt.rounding import Noise
 from adapt.switching.bounds import ALL
 from adapt.switching.configuration import to_dict
-from adapt.switching.policy import Policy, carry, check_bounds, columns_of, for_layers, pack, unpack
+from adapt.switching.policy import Policy, carry, check_bounds, columns_of, for_layers, pack
 from adapt.trace import Trace
-from adapt.trace.archive import release_of
 from adapt.trace.description import made_by
 from adapt.weights.masters import Masters
 
@@ -341,34 +341,9 @@ class AdaptiveRun(Run):
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any], optimized: Mapping[str, Tensor], *, strict: bool) -> None:
         """Resume from `state_dict`: see `Run.load_state_dict`."""
-        masters, decisions = self.layers, self.decisions
-        policy, biases, activations = decisions.policy, self.biases, self.activations
-        names = masters.names
-        state = persistence.upgraded(state)
-        persistence.check(
-            state,
-            policy=type(policy).__name__,
-            weights=dict(zip(names, masters.weights, strict=True)),
-            sums=policy.sums_gradients,
-            strict=strict,
-        )
-        old_names = list(state["layers"])
-        saved_trace = persistence.opened(state["trace"])
-        old = unpack(state["state"], self._fresh, len(old_names), release=release_of(saved_trace))
-        places = {i: old_names.index(name) for i, name in enumerate(names) if name in old_names}
-        # A state with all layers replaces everything, so the weights, which may not even be finite, are not looked at.
-        fresh = self._fresh if len(places) == len(names) else for_layers(policy, names).start(Whole(masters.weights))
-        policy_state = carry(old, fresh, places)
-        if policy.keeps_gradients:
-            persistence.check_windows(state["windows"], dict(zip(old_names, old.gradients.tolist(), strict=True)))
-        # A layer that joined late comes last in the run that was saved, but maybe not here.
-        same = sorted(old_names) == sorted(names)
-        trace = Trace.from_state_dict(saved_trace) if same else Trace(names, masters.numel)
-        trace.add_columns(columns_of(policy))
-        if trace.layers != names:
-            trace = trace.reordered(names)
-        if len(trace) and trace.step[-1] > state["step"]:
-            raise ValueError(f"the precision state is of step {state['step']}, but its trace goes to {trace.step[-1]}")
+        masters, decisions, biases, activations = self.layers, self.decisions, self.biases, self.activations
+        saved = read(state, decisions.policy, self._fresh, masters, strict=strict)
+        state = saved.fields
         gradients = {name: p for name, p in optimized.items() if name in state["gradients"]}
         persistence.check_tensors("gradients", state["gradients"], gradients)
         if biases is not None:
@@ -387,13 +362,13 @@ class AdaptiveRun(Run):
         self.step = state["step"]
         self.noise.seed, self.noise.stochastic = state["seed"], state["stochastic"]
         self.layer_bits = bits
-        decisions.start(policy_state, self._bounds, trace)
-        for i in places:
-            name = names[i]
+        decisions.start(saved.policy_state, self._bounds, saved.trace)
+        for i in saved.places:
+            name = masters.names[i]
             masters.load(i, state["masters"])
             self.windows.load(i, state["sums"].get(name), state["windows"].get(name, ()), like=masters.weights[i])
             decisions.skipped[i] = state["skipped"].get(name, 0)
-        self._use_formats(range(len(names)))
+        self._use_formats(range(len(masters.names)))
         if biases is not None:
             biases.load(state)
         if activations is not None:

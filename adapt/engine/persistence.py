@@ -1,4 +1,4 @@
-"""A run's state within the optimizer's: packing, checking, and upgrading states of earlier versions."""
+"""The state of a run within the optimizer's: what both kinds of runs need to pack, check and upgrade it."""
 
 import io
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,27 +22,6 @@ LAYER_BITS = "layer_bits"
 
 VERSION = 2
 """Version 2 added the formats of all tensors; everything else is as in version 1."""
-
-_FIELDS = {
-    "version": int,
-    "step": int,
-    "seed": int,
-    "stochastic": bool,
-    "policy": str,
-    "layers": list,
-    "state": Mapping,
-    "masters": Mapping,
-    "sums": Mapping,
-    "windows": Mapping,
-    "skipped": Mapping,
-    "followers": Mapping,
-    "follower_formats": Mapping,
-    "micro_losses": list,
-    "gradients": Mapping,
-    "activations": Mapping,
-    "trace": bytes,
-    FORMATS: bytes,
-}
 
 
 def copied(names: Iterable[str], tensors: Iterable[Tensor | None]) -> dict[str, Tensor]:
@@ -126,62 +105,29 @@ def upgraded(state: Any) -> Any:
     return {FORMATS: b"", **state, "version": VERSION}
 
 
-def check(state: Any, *, policy: str, weights: Mapping[str, Tensor], sums: bool, strict: bool) -> None:
-    """Check that the state of a policy's run can be loaded completely.
-
-    Args:
-        state: the state to check.
-        policy: name of the policy that is to continue.
-        weights: the layers' master weights, by name.
-        sums: whether the policy keeps running sums.
-        strict: refuse missing and surplus layers too.
+def check_version(state: Mapping[str, Any]) -> None:
+    """Refuse a state of another version; those of earlier ones have been upgraded.
 
     Raises:
-        ValueError: the state is of another kind, version, policy or network.
+        ValueError: this package does not read the version.
     """
-    if not isinstance(state, Mapping) or "version" not in state:
-        raise ValueError("the precision state is not the state of a controller: it has no version")
-    if type(state["version"]) is not int or state["version"] != VERSION:
+    found = state.get("version")
+    if type(found) is not int or found != VERSION:
         raise ValueError(
-            f"the precision state has version {state['version']!r:.80}, but this package reads versions up to {VERSION}"
+            f"the precision state has version {found!r:.80}, but this package reads versions up to {VERSION}"
         )
-    if "kind" in state:
-        raise ValueError("the precision state is of another kind of controller, one of learned widths")
-    for name, kind in _FIELDS.items():
+
+
+def check_kinds(state: Mapping[str, Any], kinds: Mapping[str, type]) -> None:
+    """Check that a state has fields of these kinds, by name.
+
+    Raises:
+        ValueError: one is missing or of another kind.
+    """
+    for name, kind in kinds.items():
         value = state.get(name)
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
             raise ValueError(f"the precision state should hold {name!r} as {kind.__name__}, got {value!r:.80}")
-    if not 0 <= state["step"] < 2**62:
-        raise ValueError(f"the precision state should count steps from 0, got {state['step']}")
-    if state["policy"] != policy:
-        raise ValueError(f"the precision state was written by the policy {state['policy']:.80}, not by {policy}")
-    layers = state["layers"]
-    if not all(isinstance(name, str) for name in layers) or len(set(layers)) < len(layers):
-        raise ValueError(f"the precision state should list each layer's name once, got {layers!r:.80}")
-    missing, surplus = sorted(set(weights) - set(layers)), sorted(set(layers) - set(weights))
-    if strict and (missing or surplus):
-        raise ValueError(
-            "the precision state is of another network: "
-            + "; ".join(
-                f"{len(names)} layers are {word} ({', '.join(names[:4])}{', …' if len(names) > 4 else ''})"
-                for word, names in (("missing", missing), ("unknown", surplus))
-                if names
-            )
-            + ". Load it with strict=False to match layers by name"
-        )
-    both = {name: weight for name, weight in weights.items() if name in layers}
-    for field in ("masters", "sums") if sums else ("masters",):
-        check_tensors(field, state[field], both)
-    for name, weight in both.items():
-        window = state["windows"].get(name, [])
-        if not isinstance(window, list):
-            raise ValueError(f"the precision state should list the window of {name}, got {window!r:.80}")
-        for gradient in window:
-            check_tensors("windows", {name: gradient}, {name: weight})
-    if not all(type(count) is int and 0 <= count < 2**63 for count in state["skipped"].values()):
-        raise ValueError(f"the precision state should count skipped gradients, got {state['skipped']!r:.80}")
-    if not all(type(loss) is float for loss in state["micro_losses"]):
-        raise ValueError(f"the precision state should list losses as numbers, got {state['micro_losses']!r:.80}")
 
 
 def check_tensors(field: str, tensors: Mapping[str, Any], like: Mapping[str, Tensor]) -> None:
@@ -201,20 +147,6 @@ def check_tensors(field: str, tensors: Mapping[str, Any], like: Mapping[str, Ten
             found = f"{tensor.dtype} {list(tensor.shape)}" if isinstance(tensor, Tensor) else f"{tensor!r:.80}"
             raise ValueError(
                 f"the precision state should hold {field!r} of {name} as {model.dtype} {list(model.shape)}, got {found}"
-            )
-
-
-def check_windows(windows: Mapping[str, Sequence[Tensor]], gradients: Mapping[str, int]) -> None:
-    """Check that each window holds as many gradients as its layer's running sum.
-
-    Raises:
-        ValueError: one does not. This happens with `torch.distributed.checkpoint`, which drops lists of other lengths.
-    """
-    for name, count in gradients.items():
-        if len(windows.get(name, ())) != count:
-            raise ValueError(
-                f"the precision state should hold the {count} gradients in the window of {name}, "
-                f"got {len(windows.get(name, ()))}"
             )
 
 

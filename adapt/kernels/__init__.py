@@ -7,7 +7,7 @@ taken in float64, in an order that is fixed for each back end, so their last bit
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -151,6 +151,18 @@ class Kernels(Protocol):
         Args:
             buffers, rates: as in `Update`.
         """
+
+
+def in_two_passes(squared_norms_: Callable[..., None], add_: Callable[..., None]) -> Callable[..., None]:
+    """Return `Kernels.accumulate_` of a back end that makes it of these two passes instead of one."""
+
+    def accumulate_(
+        sums: Sequence[Tensor | None], gradients: Sequence[Tensor | None], squared: Tensor, squared_sums: Tensor
+    ) -> None:
+        squared_norms_(gradients, squared)
+        add_(sums, gradients, squared, squared_sums)
+
+    return accumulate_
 
 
 def set_backend(name: str | None) -> None:

@@ -23,6 +23,16 @@ _FLATTENERS = {
 _BIASES = {(0, torch.float32), (1, torch.float32)}
 
 
+def check_choice(layers: object) -> None:
+    """Check the user's choice of layers.
+
+    Raises:
+        TypeError: it is not a function.
+    """
+    if not callable(layers):
+        raise TypeError(f"layers must be a function of (name, parameter), got {layers!r}")
+
+
 def is_matrix(name: str, parameter: Tensor) -> bool:
     """Choose weights with at least two dimensions, so no biases or norm parameters: the default choice of layers."""
     return parameter.ndim >= 2

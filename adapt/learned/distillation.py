@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adapt.arguments import check_number
+from adapt.arguments import check_between
 
 MODES = ("soft", "penalty")
 
@@ -63,12 +63,8 @@ class Distillation:
             raise TypeError(f"teacher must be a torch.nn.Module, got {type(self.teacher).__name__}")
         if self.mode not in MODES:
             raise ValueError(f'mode must be "soft" or "penalty", got {self.mode!r}')
-        for name in ("weight", "temperature"):
-            value = getattr(self, name)
-            check_number(name, value)
-            least = 0 if name == "weight" else _COLDEST
-            if not least <= float(value) < math.inf:
-                raise ValueError(f"{name} must be a finite number ≥ {least:g}, got {value!r}")
+        check_between("weight", self.weight, 0, math.inf)
+        check_between("temperature", self.temperature, _COLDEST, math.inf)
 
     def __call__(self, loss: Tensor, logits: Tensor, *inputs: Any) -> Tensor:
         """Return the loss to train with, given the student's loss and logits for these inputs.

@@ -307,7 +307,7 @@ class LearnedRun(Run):
             "micro_gradients": persistence.copied(optimized, (p.grad for p in optimized.values())),
         }
         return {
-            "version": learned_persistence.VERSION,
+            "version": persistence.VERSION,
             "kind": type(self.plan).__name__,
             "step": self.step,
             "count": self.count,
@@ -331,7 +331,7 @@ class LearnedRun(Run):
     @torch.no_grad()
     def load_state_dict(self, saved: Mapping[str, Any], optimized: Mapping[str, Tensor], *, strict: bool) -> None:
         """Resume from `state_dict`: see `Run.load_state_dict`."""
-        saved = learned_persistence.upgraded(saved)
+        saved = persistence.upgraded(saved)
         learned_persistence.check(
             saved,
             kind=type(self.plan).__name__,
