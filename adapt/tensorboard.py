@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 
 from adapt.figures import CARD, channel_heatmap, pixels, timeline, word_length_heatmap
 from adapt.trace import Trace
-from adapt.trace.shown import shown_columns, totals, word_lengths
-from adapt.trace.thinning import thinned
+from adapt.trace.display import shown_columns, thinned, totals, word_lengths
 from adapt.trace.widths import Widths
 
 if not any(importlib.util.find_spec(name) for name in ("tensorboard", "tensorboardX")):

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from adapt.distributed.sharding import reshard_
-from adapt.engine.gathering import BackwardViews
-from adapt.layers.hooks import WeakHook, remove_all
-from adapt.layers.tracing import is_drawn
+from adapt.engine.fsdp_backward import BackwardViews
+from adapt.layers.hooks import WeakHook, is_drawn, remove_all
 from adapt.layers.view import Pin, View
 from adapt.weights.masters import Masters
 from adapt.weights.substitutes import keeping_graphs

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from adapt.kernels.activation import TYPES
-from adapt.layers.hooks import remove_all, with_input
+from adapt.layers.hooks import is_drawn, remove_all, with_input
 from adapt.layers.naming import owners
 from adapt.layers.products import ACTIVATIONS_STAY, EMBEDDINGS, PRODUCTS, warn_of_others
-from adapt.layers.tracing import is_drawn
 from adapt.layers.view import Pin
 from adapt.learned.calibration import percentile
 from adapt.learned.format_table import FormatTable

@@ -24,9 +24,9 @@ from adapt.learned.log import Log
 from adapt.learned.masters import LearnedMasters
 from adapt.learned.normalization import Reestimation
 from adapt.learned.options import FixedWidths, LearnedWidths, Plan
-from adapt.learned.outgrowth import is_due
 from adapt.learned.phases import Phases
 from adapt.learned.projection import settle
+from adapt.learned.range_growth import is_due
 from adapt.learned.sizes import Sizes
 from adapt.learned.updates import StepRule, WidthRule
 from adapt.numerics import Format

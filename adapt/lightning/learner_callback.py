@@ -9,7 +9,7 @@ from adapt.learned.attachment import attach_plan
 from adapt.learned.learner import Learner
 from adapt.learned.options import Plan
 from adapt.lightning.base import ELSEWHERE, PrecisionCallback
-from adapt.lightning.calibrating import calibration_of
+from adapt.lightning.calibration import calibration_of
 from adapt.lightning.compatibility import callbacks, has_layers, why_steps_are_unknown, without_layers
 from adapt.lightning.fitting import network_of
 from adapt.lightning.losses import Losses

@@ -17,7 +17,7 @@ from adapt.lightning.packages import LightningModule, Logger, classes, has_own_f
 from adapt.perfmodel import RunningSummary, operations
 from adapt.perfmodel.inputs import samples_of
 from adapt.trace import Trace
-from adapt.trace.shown import shown_columns
+from adapt.trace.display import shown_columns
 
 
 class Saved(Protocol):

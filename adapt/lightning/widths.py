@@ -9,7 +9,7 @@ from adapt.lightning import metrics
 from adapt.lightning.packages import LightningModule, Trainer
 from adapt.lightning.reports import Reports
 from adapt.trace import Trace
-from adapt.trace.shown import totals
+from adapt.trace.display import totals
 
 _BAR = ("adapt/weight_bits", "adapt/activation_bits")
 

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import platform
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -10,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 
 from adapt.perfmodel import HardwareProfile, Layer, LayerCost
-from adapt.profiling.processor import processor
 from adapt.profiling.stopwatch import fastest, one_core
 from adapt.profiling.workloads import Workload, runnable_widths
 
@@ -85,6 +85,20 @@ def fit_profile(workloads: Sequence[Workload], times: Times) -> HardwareProfile:
     rates = {bits: float((2e-12 * work / taken).max()) for bits, taken in times.items()}
     source = f"measured in one thread: {len(workloads)} layers at each width, every layer in its fastest round"
     return HardwareProfile(processor(), rates, _bandwidth(), costs, source)
+
+
+def processor() -> str:
+    """Return the processor's model and, if known, its widest vector instructions."""
+    model, flags = platform.processor() or platform.machine(), ""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            key, _, value = line.partition(":")
+            model = value.strip() if key.strip() == "model name" else model
+            flags = value if key.strip() == "flags" else flags
+    except OSError:
+        pass
+    vectors = "AVX-512" if "avx512f" in flags else "AVX2" if "avx2" in flags else ""
+    return f"{model}, {vectors}" if vectors else model
 
 
 def fit_cost(layers: Sequence[Layer], batches: Sequence[int], seconds: NDArray[np.float64]) -> LayerCost:

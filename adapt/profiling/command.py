@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adapt.factories import make_model
+from adapt.command_line import make_model
 from adapt.perfmodel import (
     HardwareProfile,
     Layer,
@@ -23,7 +23,7 @@ from adapt.perfmodel.checked_arrays import FLOAT32_BITS
 from adapt.perfmodel.inputs import samples_of
 from adapt.profiling.calibration import measure_processor, save
 from adapt.profiling.html import as_html
-from adapt.profiling.written import as_json, as_text
+from adapt.profiling.text import as_json, as_text
 from adapt.trace import Trace
 
 Figures = Callable[[Path], tuple[Trace, list[dict[str, Any]]]]

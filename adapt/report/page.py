@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 
 import adapt
 from adapt.numerics import LOWEST_FRACTION
+from adapt.report.output_formats import finite
 from adapt.report.runs import Run
 from adapt.report.summary import Row, strategy_name
-from adapt.report.written import finite
 from adapt.trace import Trace
-from adapt.trace.thinning import thinned
+from adapt.trace.display import thinned
 
 COLUMNS = 1000
 """Steps that a heat map of formats shows at most; where formats change more rarely, it shows every change."""
