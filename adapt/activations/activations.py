@@ -140,7 +140,7 @@ class Activations:
         self._remove()
 
     def use(self, formats: Sequence[LayerFormat]) -> None:
-        """Set the layers' formats; they take effect with the next `renew`."""
+        """Set the layers' formats; they take effect with the next `update_formats`."""
         chosen = [formats[leader] for leader in self._leaders]
         words = np.array([0 if form is None else self._word or form.word_length for form in chosen], np.int32)
         blocks = np.array([isinstance(form, BlockFloat) for form in chosen])
@@ -153,7 +153,7 @@ class Activations:
             hooks.idle = chosen[hooks.output] is None
 
     @torch.no_grad()
-    def renew(self, step: int, *, ended: bool) -> None:
+    def update_formats(self, step: int, *, ended: bool) -> None:
         """Round to the formats that `use` set, adapted to the observed ranges, with the random keys of `step`.
 
         Args:
@@ -214,7 +214,7 @@ class Activations:
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any], *, strict: bool = True) -> None:
-        """Load a state; it takes effect with the next `renew`.
+        """Load a state; it takes effect with the next `update_formats`.
 
         Args:
             state: what `state_dict` returned.
@@ -258,5 +258,5 @@ def check_state(state: Mapping[str, Any], names: Sequence[str], *, strict: bool)
 
 def _of_rank(names: Sequence[str]) -> list[str]:
     """Return the sites' names in the random stream: each process draws different noise for its share of the data."""
-    rank = torch.distributed.get_rank() if ranks.are_several() else 0
+    rank = torch.distributed.get_rank() if ranks.is_distributed() else 0
     return [f"{name}@{rank}" for name in names] if rank else list(names)

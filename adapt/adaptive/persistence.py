@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from adapt.adaptive.masters import FixedPointMasters
-from adapt.distributed.sharding import Whole
+from adapt.distributed.sharding import FullTensors
 from adapt.engine.persistence import FORMATS, check_kinds, check_tensors, check_version, opened, upgraded
 from adapt.switching.policy import Policy, State, carry, columns_of, for_layers, unpack
 from adapt.trace import Trace
@@ -70,7 +70,7 @@ def read(state: Any, policy: Policy[Any], fresh: State, masters: FixedPointMaste
     places = {i: old_names.index(name) for i, name in enumerate(names) if name in old_names}
     if len(places) < len(names):
         # A state with all layers replaces everything, so the weights, which may not even be finite, are not looked at.
-        fresh = for_layers(policy, names).start(Whole(masters.weights))
+        fresh = for_layers(policy, names).start(FullTensors(masters.weights))
     if policy.keeps_gradients:
         _check_windows(fields["windows"], dict(zip(old_names, old.gradients.tolist(), strict=True)))
     # A layer that joined late comes last in the run that was saved, but maybe not here.

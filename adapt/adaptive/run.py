@@ -17,10 +17,10 @@ from adapt.adaptive.masters import FixedPointMasters
 from adapt.adaptive.options import Settings
 from adapt.adaptive.persistence import read
 from adapt.adaptive.windows import Windows
-from adapt.distributed.sharding import Whole, whole
+from adapt.distributed.sharding import FullTensors, full
 from adapt.engine import persistence
 from adapt.engine.fused_sgd import TakeOver
-from adapt.engine.run import Hooked, Run
+from adapt.engine.run import HookedPart, Run
 from adapt.execution import Execution
 from adapt.kernels import Treatment
 from adapt.layers import choice
@@ -74,18 +74,18 @@ class AdaptiveRun(Run):
         self.decisions = Decisions(policy, self.layers.device, trace_every=options.trace_every)
         self._saturation: list[Tensor] = []
         # The initial state, which also is the template that a loaded state must match.
-        self._fresh = for_layers(policy, self.layers.names).start(Whole(self.layers.weights))
+        self._fresh = for_layers(policy, self.layers.names).start(FullTensors(self.layers.weights))
         self.layer_bits = options.layer_bits
         check_bounds(policy, self._bounds, self.layers.numel.tolist())
         self.decisions.start(self._fresh, self._bounds, Trace(self.layers.names, self.layers.numel, columns_of(policy)))
 
     @property
-    def banks(self) -> list[Masters]:
+    def all_masters(self) -> list[Masters]:
         """The masters of the layers and, if they are quantised too, of the biases."""
         return [self.layers] if self.biases is None else [self.layers, self.biases.masters]
 
     @property
-    def hooked(self) -> list[Hooked]:
+    def hooked_parts(self) -> list[HookedPart]:
         """The parts that act on the module's layers through hooks."""
         return [part for part in (self.activations, self.execution) if part is not None]
 
@@ -104,7 +104,7 @@ class AdaptiveRun(Run):
     @property
     def trace(self) -> Trace:
         """What happened in every step so far, and the policy and options. Reading it waits for the device."""
-        self.settle()
+        self.flush()
         self.decisions.close_row(self.layers.nonzeros.cpu().numpy(), self.layers.grids.fraction_lengths)
         self.decisions.write()
         self.decisions.trace.run = self._made_by()
@@ -128,16 +128,16 @@ class AdaptiveRun(Run):
         self.windows.begin(self.layers.weights[count:])
         if len(layers) > count:
             trace.add_layers(self.layers.names[count:], self.layers.numel[count:])
-        self._fresh = policy.start(Whole(self.layers.weights))
+        self._fresh = policy.start(FullTensors(self.layers.weights))
         state = carry(self.decisions.state, self._fresh, {i: i for i in range(count)})
         self.decisions.start(state, self._bounds, trace)
         self.decisions.skipped[: len(skipped)] = skipped
 
-    def follow(self, parameters: Mapping[str, Tensor], optimizer: Optimizer, module: nn.Module | None) -> None:
+    def update_parts(self, parameters: Mapping[str, Tensor], optimizer: Optimizer, module: nn.Module | None) -> None:
         """Update the biases, and the hooks on the module, to match the present layers."""
         options = self.options
         names = self.layers.names
-        if options.quantize_biases and (found := choice.followers(parameters, names, optimizer, self.awaited)):
+        if options.quantize_biases and (found := choice.followers(parameters, names, optimizer, self.included_frozen)):
             tensors = {name: parameter for name, (parameter, _) in found.items()}
             old = None if self.biases is None else self.biases.masters
             masters = FixedPointMasters(tensors, self.noise, old)
@@ -167,32 +167,32 @@ class AdaptiveRun(Run):
                 old=self.execution,
             )
         self._use_formats(range(len(self.layers.names)))
-        self.renew()
+        self.requantize()
 
     @torch.no_grad()
-    def begin_anew(self, new: Sequence[Collection[int]]) -> list[str]:
-        """Restart the policy for layers whose weights were loaded; see `Run.begin_anew`.
+    def refit(self, new: Sequence[Collection[int]]) -> list[str]:
+        """Restart the policy for layers whose weights were loaded; see `Run.refit`.
 
         Layers in block floating point or float32 carry on, because these fit any weights.
         """
         decisions, masters = self.decisions, self.layers
-        self.settle()
+        self.flush()
         fixed = [i for i in sorted(new[0]) if isinstance(decisions.formats[i], Precision)]
-        sound = [i for i in fixed if bool(torch.isfinite(whole(masters.weights[i])).all())]
+        sound = [i for i in fixed if bool(torch.isfinite(full(masters.weights[i])).all())]
         if sound:
             decisions.close_row(masters.nonzeros.cpu().numpy(), masters.grids.fraction_lengths)
-            decisions.begin_anew(sound, Whole(masters.weights))
+            decisions.restart(sound, FullTensors(masters.weights))
             self.windows.clear(sound)
             self._use_formats(sound)
         if self.biases is not None and len(new) > 1:
             self.biases.fit(new[1], decisions.formats)
-        self.renew()
+        self.requantize()
         return []
 
     def change_policy(self, policy: Policy[Any]) -> None:
         """Replace the policy by one of the same class with other hyperparameters, from the next step on."""
         check_bounds(policy, self._bounds, self.layers.numel.tolist())
-        self.settle()
+        self.flush()
         self.trace.add_columns(columns_of(policy))
         self.decisions.change_policy(policy)
 
@@ -202,11 +202,11 @@ class AdaptiveRun(Run):
         """Perform one step from the end of backward to the update: see the numbered comments."""
         masters, policy, decisions = self.layers, self.decisions.policy, self.decisions
         if decisions.can_switch:
-            for bank in self.banks:
-                bank.probe()
+            for each in self.all_masters:
+                each.probe()
         # 1. The figures measured so far and the loss wait on the device for the policy.
         gradients = masters.gradients()
-        loss_shown = len(self.losses) > 0
+        loss_observed = len(self.losses) > 0
         figures = decisions.slot
         figures.masters.copy_(masters.figures)
         self._note_loss(figures.loss)
@@ -231,9 +231,9 @@ class AdaptiveRun(Run):
         if self.step % _LOOK_EVERY == 0:
             self._saturation.append(masters.saturated())
         active = np.array([gradient is not None for gradient in gradients])
-        decisions.add(self.step, active, masters.grids.fraction_lengths, loss_shown)
+        decisions.add(self.step, active, masters.grids.fraction_lengths, loss_observed)
         if decisions.due:
-            self.settle()
+            self.flush()
         if self.biases is not None and self.step % _LOOK_EVERY == 0:
             self.biases.fit(range(len(self.biases.masters.names)), decisions.formats)
         # 4. p ← W and treated gradients for the optimizer to use, or the whole update up to p ← Q(W).
@@ -248,18 +248,18 @@ class AdaptiveRun(Run):
         """W ← p and p ← Ŵ, for masters that `before_update` has not updated itself."""
         self._store(ended=True)
 
-    def renew(self) -> None:
+    def requantize(self) -> None:
         """p ← Ŵ from the masters, whatever p holds."""
-        for masters in self.banks:
-            masters.show("masters", anew=True)
+        for masters in self.all_masters:
+            masters.show("masters", rewrite=True)
         self._store(ended=False)
 
     def _store(self, *, ended: bool) -> None:
-        for masters in self.banks:
+        for masters in self.all_masters:
             if "masters" in masters.views:
                 masters.store(self.step)
         if self.activations is not None:
-            self.activations.renew(self.step, ended=ended)
+            self.activations.update_formats(self.step, ended=ended)
         if self.execution is not None:
             # Always, because the formats of block floating point have followed the weights.
             self.execution.use(self.layers.grids.precisions)
@@ -278,12 +278,12 @@ class AdaptiveRun(Run):
                 "framework owns the loop"
             )
 
-    def settle(self) -> None:
+    def flush(self) -> None:
         """Show the policy the waiting steps, and carry out what it decides."""
         before = self.decisions.formats
-        ended = self.decisions.settle(
-            Whole(self.layers.weights),
-            Whole(self.windows.sums),
+        ended = self.decisions.replay(
+            FullTensors(self.layers.weights),
+            FullTensors(self.windows.sums),
             self.windows.gradients,
             self.l1_of_layers,
             self.options.l2,
@@ -376,4 +376,4 @@ class AdaptiveRun(Run):
         self.losses.load(state["micro_losses"])
         for name, parameter in gradients.items():
             parameter.grad = state["gradients"][name].to(parameter.device, copy=True)
-        self.renew()
+        self.requantize()

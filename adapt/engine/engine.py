@@ -21,8 +21,8 @@ from adapt import user_warnings
 from adapt.engine import persistence, rounded_copies
 from adapt.engine.first_step import FirstStep
 from adapt.engine.fused_sgd import FusedSGD
+from adapt.engine.known_parameters import KnownParameters
 from adapt.engine.losses import training_loss
-from adapt.engine.members import Members
 from adapt.engine.rounded_copies import Module
 from adapt.engine.run import Run
 from adapt.engine.steps import Steps, unscale
@@ -58,13 +58,13 @@ class Engine:
     ) -> None:
         self.optimizer = optimizer
         self._module, self._run = module, run
-        self._members = Members(optimizer, module, parameters)
-        self._views = Views(module, run.pin, self._before_pass, self._begin_anew)
+        self._parameters = KnownParameters(optimizer, module, parameters)
+        self._views = Views(module, run.pin, self._before_pass, self._refit)
         self._steps = Steps(
             optimizer,
             before_update=self._before_update,
             after_update=self._after_update,
-            undo=self._renew,
+            undo=self._requantize,
         )
         self._first_step = FirstStep(optimizer, *min(self.layers.items(), key=lambda layer: layer[1].numel()))
         self._fused: FusedSGD | None = None
@@ -81,7 +81,7 @@ class Engine:
         self._handles.append(self.optimizer.register_state_dict_post_hook(self._save_into))
         self._handles.append(self.optimizer.register_load_state_dict_pre_hook(self._load_from))
         self._first_step.watch()
-        self._follow()
+        self._update_parts()
         if self._module is not None:
             self._replaced = frozen_rounding.remove(self._module)
         else:
@@ -95,17 +95,17 @@ class Engine:
         if self.is_attached and all(id(p) in inside for p in self.layers.values()):
             self._search.remove()
             self._module = module
-            self._views.follow(module)
-            self._views.hook(self.banks)
+            self._views.set_module(module)
+            self._views.hook(self.all_masters)
             self._views.before_forward(module, args)
 
     def _warn_if_blind(self) -> None:
         """Warn once if the hooks saw no forward pass before a step, as happens after `torch.compile`."""
         if self._search is not None:
             self._search.remove()
-        if self._is_blind_known or not self.banks[0].is_stochastic:
+        if self._is_blind_known or not self.all_masters[0].is_stochastic:
             return
-        if any(parameter.grad is not None for parameter in self.banks[0].parameters):
+        if any(parameter.grad is not None for parameter in self.all_masters[0].parameters):
             self._is_blind_known = True
             user_warnings.warn(
                 "the controller saw no forward pass of a module with all the layers in this step, as happens if the "
@@ -131,12 +131,12 @@ class Engine:
     @property
     def layers(self) -> dict[str, Tensor]:
         """The parameters of the layers, by name."""
-        return dict(zip(self.banks[0].names, self.banks[0].parameters, strict=True))
+        return dict(zip(self.all_masters[0].names, self.all_masters[0].parameters, strict=True))
 
     @property
     def masters(self) -> dict[str, Tensor]:
         """The float32 master weights of the layers, by the weight's name: the tensors themselves, not copies."""
-        return dict(zip(self.banks[0].names, self.banks[0].weights, strict=True))
+        return dict(zip(self.all_masters[0].names, self.all_masters[0].weights, strict=True))
 
     @property
     def formats(self) -> dict[str, Format]:
@@ -234,7 +234,7 @@ class Engine:
             self._follow_pin()
 
     def _follow_pin(self) -> None:
-        for part in self._run.hooked:
+        for part in self._run.hooked_parts:
             part.follow_pin()
 
     @torch.no_grad()
@@ -244,9 +244,9 @@ class Engine:
         For values from elsewhere, such as the mean of masters that weight averaging evaluates. They stay until
         something shows the masters again, as a pass in another mode does: use `evaluation_weights()`.
         """
-        for masters in self.banks:
+        for masters in self.all_masters:
             masters.round_parameters()
-        self._views.renew()
+        self._views.reshard()
 
     def quantized(self, module: Module) -> Module:
         """Return a quantised copy of a module for evaluation, such as an average of the weights.
@@ -261,7 +261,7 @@ class Engine:
         Raises:
             ValueError: the module lacks a parameter of the run.
         """
-        names = [name for masters in self.banks for name in masters.names]
+        names = [name for masters in self.all_masters for name in masters.names]
         return rounded_copies.quantized(module, names, self.formats)
 
     def detach(self, view: View = "evaluation", *, keep_activations: bool = False) -> None:
@@ -284,7 +284,7 @@ class Engine:
         self._require_no_context("detach()")
         # If no step was made and the masters are handed back, everything is as before attaching.
         kept = self.formats if keep_activations else self._replaced if view == "masters" and not self.step else {}
-        for masters in self.banks:
+        for masters in self.all_masters:
             masters.take_writes()
         self._release(view)
         if self._module is not None:
@@ -301,24 +301,24 @@ class Engine:
         """Set the parameters to this view, and remove the hooks."""
         remove_all(self._handles)
         self._handles.clear()
-        for masters in self.banks:
+        for masters in self.all_masters:
             masters.hand_over(view)
-        self._views.renew()
+        self._views.reshard()
         self._views.remove()
         self._first_step.forget()
         if self._search is not None:
             self._search.remove()
         if self._fused is not None:
             self._fused.forget()
-        for part in self._run.hooked:
+        for part in self._run.hooked_parts:
             part.remove()
 
     # Following optimizer and modules
 
     @property
-    def banks(self) -> list[Masters]:
+    def all_masters(self) -> list[Masters]:
         """The masters of the layers and, if they are quantised too, of the biases."""
-        return self._run.banks
+        return self._run.all_masters
 
     @property
     def is_attached(self) -> bool:
@@ -337,34 +337,34 @@ class Engine:
             raise RuntimeError(f"{what} within master_weights() or evaluation_weights(): leave the context first")
 
     @torch.no_grad()
-    def _follow(self) -> None:
+    def _update_parts(self) -> None:
         """Update the run, the fused update and the hooks on the modules to match the present layers."""
-        self._members.look()
-        self._run.follow(self._members.known, self.optimizer, self._module)
-        for masters in self.banks:
+        self._parameters.remember()
+        self._run.update_parts(self._parameters.by_name, self.optimizer, self._module)
+        for masters in self.all_masters:
             masters.may_alias = optimizers.updates_in_place(self.optimizer)
         if self._run.fuses_sgd:
-            self._fused = FusedSGD(self.optimizer, self.banks[0].parameters, self._steps.is_watched)
-        self._views.hook(self.banks)
-        self._views.renew()
+            self._fused = FusedSGD(self.optimizer, self.all_masters[0].parameters, self._steps.is_watched)
+        self._views.hook(self.all_masters)
+        self._views.reshard()
 
-    def _adopt(self) -> None:
+    def _add_new_layers(self) -> None:
         """Add layers that have joined the optimizer or were unfrozen."""
-        if self._members.changed:
-            self._take_in()
+        if self._parameters.changed:
+            self._add_layers()
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def _begin_anew(self, new: list[set[int]]) -> None:
+    def _refit(self, new: list[set[int]]) -> None:
         """Fit formats to weights that were loaded into the module, unless the optimizer's state brought its own."""
         if not self._restored:
             shown = self._views.shown
-            self._unfit |= dict.fromkeys(self._run.begin_anew(new))
+            self._unfit |= dict.fromkeys(self._run.refit(new))
             self._views.show(shown)
 
     def _before_pass(self) -> None:
         self._warn_if_unfit()
-        self._adopt()
+        self._add_new_layers()
 
     def _warn_if_unfit(self) -> None:
         """Warn of loaded weights that keep formats of earlier ones. Not on loading: their own state may follow."""
@@ -379,13 +379,13 @@ class Engine:
     # A forward pass may notice a new layer in inference mode, but the tensors created here are written in training.
     @torch.inference_mode(False)
     @torch.no_grad()
-    def _take_in(self, frozen: Collection[str] = ()) -> None:
+    def _add_layers(self, frozen: Collection[str] = ()) -> None:
         """Add layers that have joined, and the frozen layers with these names."""
-        self._views.renew()
-        self._members.name()
-        found = choice.choose(self.optimizer, self._members.known, self._run.choice, frozen)
+        self._views.reshard()
+        self._parameters.name_all()
+        found = choice.choose(self.optimizer, self._parameters.by_name, self._run.choice, frozen)
         self._run.join(self.layers | found)
-        self._follow()
+        self._update_parts()
 
     @torch.no_grad()
     def _before_update(self, loss: Any) -> None:
@@ -399,8 +399,8 @@ class Engine:
         if not self._run.losses and isinstance(loss, Tensor | Real):
             self.observe(loss)  # type: ignore[arg-type]
         self._restored = False
-        self._adopt()
-        for masters in self.banks:
+        self._add_new_layers()
+        for masters in self.all_masters:
             masters.take_writes()
         unscale(self.optimizer)
         if self._fused is None:
@@ -417,12 +417,12 @@ class Engine:
         self._run.after_update()
         if not self._views.after_step():
             self._warn_if_blind()
-        self._views.renew()
+        self._views.reshard()
 
     @torch.no_grad()
-    def _renew(self) -> None:
-        self._run.renew()
-        self._views.renew()
+    def _requantize(self) -> None:
+        self._run.requantize()
+        self._views.reshard()
 
     # Persistence
 
@@ -432,10 +432,10 @@ class Engine:
         `optimizer.state_dict()` includes it. Between the micro-batches of a step it holds the gradients so far, if
         their losses were observed.
         """
-        for masters in self.banks if self.is_attached else ():
+        for masters in self.all_masters if self.is_attached else ():
             masters.take_writes()
             masters.probe()
-        return self._run.state_dict(self._members.present)
+        return self._run.state_dict(self._parameters.present)
 
     def load_state_dict(self, state: Mapping[str, Any], *, strict: bool = True) -> None:
         """Resume from what `state_dict` returned. Nothing changes unless all of it fits.
@@ -456,24 +456,24 @@ class Engine:
         """
         self._require_attached()
         self._require_no_context("loading a state")
-        self._adopt()
-        self._take_in_frozen(state)
-        self._run.load_state_dict(state, self._members.present, strict=strict)
+        self._add_new_layers()
+        self._add_frozen_layers(state)
+        self._run.load_state_dict(state, self._parameters.present, strict=strict)
         self._restored = True
         self._unfit = {}
         self._steps.forget()
-        self._views.renew()
+        self._views.reshard()
 
-    def _take_in_frozen(self, state: Mapping[str, Any]) -> None:
+    def _add_frozen_layers(self, state: Mapping[str, Any]) -> None:
         """Add layers that are frozen here, but were unfrozen in the run that wrote the state."""
         fields = [state.get(field) for field in ("layers", "followers")] if isinstance(state, Mapping) else []
         wanted = {
             name for field in fields if isinstance(field, list | Mapping) for name in field if isinstance(name, str)
         }
-        frozen = {name for name, p in self._members.present.items() if name in wanted and not p.requires_grad}
-        if frozen - {name for masters in self.banks for name in masters.names} - self._run.awaited:
-            self._run.awaited |= frozen
-            self._take_in(frozen)
+        frozen = {name for name, p in self._parameters.present.items() if name in wanted and not p.requires_grad}
+        if frozen - {name for masters in self.all_masters for name in masters.names} - self._run.included_frozen:
+            self._run.included_frozen |= frozen
+            self._add_layers(frozen)
 
     def _save_into(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
         state_dict[persistence.KEY] = self.state_dict()

@@ -71,4 +71,4 @@ def _attached() -> list[Engine]:
 
 def _kept() -> set[int]:
     """Return the ids of all parameters of which an attached engine keeps masters."""
-    return {id(p) for engine in _attached() for masters in engine.banks for p in masters.parameters}
+    return {id(p) for engine in _attached() for masters in engine.all_masters for p in masters.parameters}

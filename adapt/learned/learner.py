@@ -194,14 +194,14 @@ class Learner(Engine):
             )
         if not isinstance(batches, Iterable):
             raise TypeError(f"calibration must be batches, got {batches!r}: give a few, each as forward takes it")
-        met, empty = inputs.watch(), True
+        statistics, empty = inputs.collect_statistics(), True
         device = self._run.table.device
         with self.master_weights(), _undisturbed(module), torch.no_grad():
             for batch in batches:
                 arguments = batch if isinstance(batch, tuple) else (batch,)
                 arguments = tuple(x.to(device) if isinstance(x, Tensor) else x for x in arguments)
                 samples, empty = _samples(arguments), False
-                for one in met:
+                for one in statistics:
                     one.samples = samples
                 try:
                     # Running the compiled module would only cause another compilation.
@@ -215,7 +215,7 @@ class Learner(Engine):
                     ) from error
         if empty:
             raise ValueError("calibration has no batch: give a few, each as the module's forward takes it")
-        self._run.calibrate(met)
+        self._run.calibrate(statistics)
 
     # Persistence
 

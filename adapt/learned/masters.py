@@ -147,8 +147,8 @@ class LearnedMasters(Masters):
             delta=delta,
         )
         if not self._alias():
-            self.show("masters", anew=True)
-            self._disown()
+            self.show("masters", rewrite=True)
+            self._forget_views()
 
     @torch.no_grad()
     def store(self, step: int) -> None:
@@ -156,7 +156,7 @@ class LearnedMasters(Masters):
         everything = range(len(self.parameters))
         self._aliases.end(everything, updated=True)
         self._round(everything, self.parameters, stochastic=False)
-        self._settle("training")
+        self._record_step("training")
 
     def count_nonzeros(self) -> None:
         """Count the non-zero elements of each Ŵ, which the parameters must hold."""
@@ -166,7 +166,7 @@ class LearnedMasters(Masters):
     def round_parameters(self) -> None:
         """Round the parameters' present values to nearest, in place."""
         self._by_channel.quantize_(self.parameters, self.parameters, self.table.rows, self._layouts)
-        self._disown()
+        self._forget_views()
 
     def _measure(self, index: int) -> None:
         """Do nothing: `count_nonzeros` measures when it is called."""

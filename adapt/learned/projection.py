@@ -18,7 +18,7 @@ variable shrinks from b to b − 1 bits, 2 ≤ b ≤ 6."""
 
 
 @torch.no_grad()
-def settle(
+def fit_to_budgets(
     formats: FormatTable, layers: LearnedMasters, energy: Tensor, loads: Sequence[Load], targets: Sequence[float]
 ) -> dict[str, float]:
     """Bring the sizes to their budgets (see `adapt.learned.budget.project`), and return by how much they missed them.

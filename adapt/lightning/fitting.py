@@ -55,7 +55,7 @@ def in_steps(phases: tuple[float, float, float], steps: int, epochs: int | None)
     return Phases(first, second - first, max(steps - second, 0))
 
 
-def unlearned(learner: Learner) -> str:
+def unfinished_learning(learner: Learner) -> str:
     """What to say of a training that ends now; nothing if it made no step or its widths were brought to the budgets."""
     plan, size = learner.plan, learner.size._asdict()
     assert isinstance(plan, LearnedWidths)
@@ -91,7 +91,7 @@ def network_of(pl_module: LightningModule) -> nn.Module:
     return children[0]
 
 
-class Listening:
+class DistilledTraining:
     """Makes training_step return the loss of a distillation, until `end`.
 
     Args:

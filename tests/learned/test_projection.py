@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from adapt.learned import Budget, attach
-from adapt.learned.projection import settle
+from adapt.learned.projection import fit_to_budgets
 from tests.learned.networks import PHASES, Reader, build, learning, pictures, train
 
 SETTLING = PHASES.pretraining + PHASES.learned
@@ -80,7 +80,7 @@ def test_one_bit_settles_at_the_mean_magnitude_of_its_channel():
     _, _, learner = learning(bits=1.0, floor=1, activation_budget=None, quantize_biases=False)
     run = learner._run
     assert (run.table.bits == 3).all()
-    settle(run.table, run.layers, run.energy, run.sizes.loads, run.sizes.targets)
+    fit_to_budgets(run.table, run.layers, run.energy, run.sizes.loads, run.sizes.targets)
     assert (run.table.bits == 1).all()
     for i, name in enumerate(learner.masters):
         expected = run.layers.rows(i).abs().mean(1)
@@ -93,7 +93,7 @@ def test_a_channel_that_grows_from_one_bit_gets_a_range_that_reaches_further():
     means = torch.cat([run.layers.rows(i).abs().mean(1) for i in range(len(learner.masters))])
     ones = np.ones(len(means), np.int64)
     run.table.set_widths(ones, ones > 0, means)
-    settle(run.table, run.layers, run.energy, run.sizes.loads, run.sizes.targets)
+    fit_to_budgets(run.table, run.layers, run.energy, run.sizes.loads, run.sizes.targets)
     grown = torch.from_numpy(run.table.bits == 2)
     assert grown.sum() > 10
     assert (run.table.maximum / means)[grown].median() > 1.2
