@@ -133,8 +133,7 @@ class Recorder:
     def _write_channels(self) -> None:
         if isinstance(self._controller, Learner):
             widths = self._controller.widths
-            by_channel = {n: widths.of(n) for n in self._controller.masters if widths.sizes(n).size > 1}
-            self._timeline.write_channels(widths.step, by_channel)
+            self._timeline.write_channels(widths.step, widths.by_channel())
 
     def _print(self, trace: Trace) -> None:
         from adapt.report.text import totals_lines

@@ -12,8 +12,9 @@ from adapt.learned.budget import Budget
 from adapt.learned.distillation import Distillation
 from adapt.learned.options import LearnedWidths, WidthOptions
 from adapt.learned.phases import Phases
-from adapt.lightning.fitting import DistilledTraining, check_phases, in_steps, network_of, unfinished_learning
-from adapt.lightning.learner_callback import LearnerCallback, refuse_scaler
+from adapt.lightning.fitting import DistilledTraining, check_phases, in_steps, unfinished_learning
+from adapt.lightning.forward_inputs import network_of
+from adapt.lightning.learner_callback import LearnerCallback
 from adapt.lightning.packages import LightningModule, Trainer
 from adapt.switching.fixed import FOREVER
 
@@ -96,10 +97,6 @@ class LearnedBitwidth(LearnerCallback[LearnedWidths]):
         super().setup(trainer, pl_module, stage)
         if stage == "fit":
             self._reported = 0
-
-    def _refuse(self, trainer: Trainer) -> None:
-        super()._refuse(trainer)
-        refuse_scaler(trainer)
 
     def _plan(self, trainer: Trainer) -> LearnedWidths:
         scheduled = bool(trainer.lr_scheduler_configs)

@@ -65,8 +65,8 @@ class TestFormatsAreThoseOfEvaluation:
         found = adapt.formats(controller)
         rounded = 0
         with controller.evaluation_weights():
-            for bank in controller.banks:
-                for name, master, shown in zip(bank.names, bank.weights, bank.parameters, strict=True):
+            for masters in controller.all_masters:
+                for name, master, shown in zip(masters.names, masters.weights, masters.parameters, strict=True):
                     rounded += name in found
                     assert torch.equal(shown, found[name].quantize(master) if name in found else master), name
         assert rounded
