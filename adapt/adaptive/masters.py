@@ -138,7 +138,7 @@ class FixedPointMasters(Masters):
             self._kernels.quantize_(self.weights, self.parameters, how, self.figures)
         else:
             self._kernels.store_(self.parameters, self.weights, how, self.figures)
-        self._record_step("training")
+        self._record_step()
 
     def descend(self, gradients: Sequence[Tensor | None], treatment: Treatment, update: Update, step: int) -> None:
         """W ← SGD(W, treated G) and p ← Q(W) with the random key of `step`, and measure Ŵ and W, all in one pass.
@@ -161,7 +161,7 @@ class FixedPointMasters(Masters):
             self._begin(step),
             self.figures,
         )
-        self._record_step("training")
+        self._record_step()
 
     @torch.no_grad()
     def round_parameters(self) -> None:

@@ -153,7 +153,7 @@ class AqtRun(LearnedRun):
         """p ← W and one step of calibration. Gradients pass straight through: no weight lies outside its range."""
         plan, table = self.plan, self.table
         self.losses.forget()
-        self.layers.back(self.layers.gradients(), plan.weight_scaling, plan.delta, collect=False)
+        self.layers.back(plan.weight_scaling, plan.delta, collect=False)
         # Backward fills the sums, but AQT learns nothing from them.
         table.sums.zero_()
         self.step += 1

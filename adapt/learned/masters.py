@@ -119,16 +119,16 @@ class LearnedMasters(Masters):
             if self.table.numel[self.table.places[name]].any()
         }
 
-    def back(self, gradients: Sequence[Tensor | None], scaling: str, delta: float, *, collect: bool) -> None:
-        """p ← W, and turn each gradient dL/dŴ into dL/dW in place.
+    def back(self, scaling: str, delta: float, *, collect: bool) -> None:
+        """p ← W, and turn each parameter's gradient dL/dŴ into dL/dW in place.
 
         A gradient that is not finite becomes zero, counts as skipped and adds nothing to the sums.
 
         Args:
-            gradients: the gradient of each parameter, laid out like the parameter, or None.
             scaling, delta: the gradient scaling.
             collect: whether to add the gradients of steps and ranges to the formats' sums.
         """
+        gradients = self.gradients()
         squared = torch.empty(len(self.names), dtype=torch.float64, device=self.device)
         self._kernels.squared_norms_(gradients, squared)
         # A missing gradient has the norm NaN. Present ones are not checked, which would wait for the device.
@@ -156,7 +156,7 @@ class LearnedMasters(Masters):
         everything = range(len(self.parameters))
         self._aliases.end(everything, updated=True)
         self._round(everything, self.parameters, stochastic=False)
-        self._record_step("training")
+        self._record_step()
 
     def count_nonzeros(self) -> None:
         """Count the non-zero elements of each Ŵ, which the parameters must hold."""

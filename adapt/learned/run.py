@@ -206,7 +206,7 @@ class LearnedRun(Run):
         """p ← W, turn G into dL/dW, and update the formats if they are due; torch makes the update of the weights."""
         plan = self.plan
         self.losses.forget()
-        self.layers.back(self.layers.gradients(), plan.weight_scaling, plan.delta, collect=not self.frozen)
+        self.layers.back(plan.weight_scaling, plan.delta, collect=not self.frozen)
         at, self.step = self.step, self.step + 1
         self._row_is_due = self.step == 1
         if isinstance(plan, FixedWidths):

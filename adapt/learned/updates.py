@@ -187,12 +187,8 @@ class StepRule:
     def __init__(self) -> None:
         self._velocity: Tensor | None = None
 
-    def update(self, plan: FixedWidths, formats: FormatTable, count: int, rate: float) -> Tensor:
-        """Update the steps d by their sums over `count` training steps at this learning rate.
-
-        Returns:
-            The gradients with respect to d, with LSQ's scale, float64 [F].
-        """
+    def update(self, plan: FixedWidths, formats: FormatTable, count: int, rate: float) -> None:
+        """Update the steps d by their sums over `count` training steps at this learning rate."""
         found = formats.lsq_gradients(count)
         self._velocity = found if self._velocity is None else plan.momentum * self._velocity + found
         moved = formats.step - rate * self._velocity
@@ -202,7 +198,6 @@ class StepRule:
         moved = torch.where(jumps, 2 * formats.step, moved)
         # At most halved: a step that crossed zero would be lost.
         formats.set_steps(torch.maximum(moved, formats.step / 2).to(formats.step))
-        return found
 
     def forget(self, formats: Tensor) -> None:
         """Reset the velocity of these formats, a mask [F], because their formats were replaced."""

@@ -296,9 +296,9 @@ class Masters(ABC):
         """Write the view that a parameter should hold into it, whatever it holds."""
         self.show(self.views[index] or "training", [index], rewrite=True)
 
-    def _record_step(self, view: View) -> None:
-        """Record that a step has just written this view into all parameters."""
-        self.views = [view] * len(self.parameters)
+    def _record_step(self) -> None:
+        """Record that a step has just written the view of training into all parameters."""
+        self.views = ["training"] * len(self.parameters)
         self.stamps = [self._stamp(i) for i in range(len(self.parameters))]
         self._before.clear()
         self._past_holders.clear()

@@ -116,7 +116,7 @@ def test_a_resumed_run_keeps_its_bounds_bit_for_bit(policy, again):
 def test_a_resumed_run_may_have_other_bounds():
     model, optimizer, controller = assembled(policy=RESTLESS, layer_bits=PINS)
     train(model, optimizer, 9, controller=controller)
-    for given_bits, bits in (({"0": 9}, 9), ({}, controller._run.decisions.state.formats[0].word_length)):
+    for given_bits, bits in (({"0": 9}, 9), ({}, controller.state_dict()["state"]["formats"][0][0])):
         _, its_optimizer, its_controller = assembled(policy=RESTLESS, layer_bits=given_bits)
         its_optimizer.load_state_dict(saved(optimizer))
         assert its_controller.formats["0.weight"].word_length == bits
