@@ -81,9 +81,7 @@ def show(path: Path, show_trace: Callable[[Path], str]) -> str:
     """
     if path.is_dir() or path.suffix == ".npz":
         return show_trace(path)
-    with path.open("rb") as file:
-        is_packed = file.read(9)[8:] == b"{"
-    if is_packed:
+    if _is_packed(path):
         return describe_packed(packed.read(path), packed.stored_bytes(path), path.stat().st_size)
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from adapt import files
-from adapt.export import onnx_graph, onnx_norms
+from adapt.export import onnx_graph, onnx_norms, onnx_roundings
 from adapt.export.exported import Exported
 from adapt.export.extras import needs
 from adapt.export.onnx_folding import fold
@@ -97,9 +97,9 @@ def to_onnx(
     if batch_norm == "folded":
         fold(graph, [np.asarray(x.detach() if isinstance(x, Tensor) else x) for x in inputs])
     graph.drop_unread()
-    onnx_graph.absorb_relus(graph)
-    onnx_graph.merge_roundings(graph)
-    onnx_graph.separate_roundings(graph)
+    onnx_roundings.absorb_relus(graph)
+    onnx_roundings.merge_roundings(graph)
+    onnx_roundings.separate_roundings(graph)
     onnx_norms.use_single_precision(graph)
     onnx_graph.keep_float32(graph)
     onnx_graph.separate_zeros(graph)

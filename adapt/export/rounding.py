@@ -6,13 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from adapt.kernels.activation import TYPES
 from adapt.numerics.fixed_point import largest_held
 from adapt.numerics.format import Format
 
 INPUT, OUTPUT = "input_rounding", "output_rounding"
 """The names of the rounding modules within a layer."""
-
-_TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class Rounding(nn.Module):
@@ -39,7 +38,7 @@ class Rounding(nn.Module):
 
     def forward(self, x: Any) -> Any:
         """Q(x), of the type and shape of x."""
-        if not isinstance(x, Tensor) or x.dtype not in _TYPES:
+        if not isinstance(x, Tensor) or x.dtype not in TYPES:
             return x
         rounded = self.words(x) * self.step
         return rounded if x.dtype == torch.float32 else rounded.to(x.dtype)

@@ -11,11 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from adapt import torch_internals
+from adapt.kernels.activation import TYPES
 from adapt.layers.hooks import with_input
 from adapt.layers.naming import module_site, owners
 from adapt.numerics import Format
-
-_ROUNDED = (torch.float32, torch.float16, torch.bfloat16)
 
 
 class FrozenRounding:
@@ -44,7 +43,7 @@ class FrozenRounding:
 
     def apply(self, x: Any) -> Any:
         """Return `form.quantize(x)` bit for bit for a tensor of up to 32 bits; return anything else unchanged."""
-        if not isinstance(x, Tensor) or x.dtype not in _ROUNDED:
+        if not isinstance(x, Tensor) or x.dtype not in TYPES:
             return x
         rounded = self._quantize(x.detach())
         if torch.onnx.is_in_onnx_export():
