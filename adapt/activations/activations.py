@@ -139,7 +139,7 @@ class Activations:
         """Remove the hooks."""
         self._remove()
 
-    def use(self, formats: Sequence[LayerFormat]) -> None:
+    def set_formats(self, formats: Sequence[LayerFormat]) -> None:
         """Set the layers' formats; they take effect with the next `update_formats`."""
         chosen = [formats[leader] for leader in self._leaders]
         words = np.array([0 if form is None else self._word or form.word_length for form in chosen], np.int32)
@@ -154,7 +154,7 @@ class Activations:
 
     @torch.no_grad()
     def update_formats(self, step: int, *, ended: bool) -> None:
-        """Round to the formats that `use` set, adapted to the observed ranges, with the random keys of `step`.
+        """Round to the formats that `set_formats` set, adapted to the observed ranges, with the random keys of `step`.
 
         Args:
             step: optimizer steps so far.

@@ -42,7 +42,7 @@ class FixedPointMasters(Masters):
         self.figures = torch.zeros(len(self.parameters), 3, dtype=torch.float64, device=self.device)
         self._offsets = np.zeros(len(self.parameters), np.int64)
         self._keys = np.zeros(len(self.parameters), np.uint64)
-        self.use([None] * len(self.parameters))
+        self.set_formats([None] * len(self.parameters))
 
     @property
     def is_stochastic(self) -> bool:
@@ -68,7 +68,7 @@ class FixedPointMasters(Masters):
             shares.append(full(outside.sum()).double() / max(weight.numel(), 1))
         return torch.stack(shares)
 
-    def use(self, formats: Sequence[LayerFormat]) -> None:
+    def set_formats(self, formats: Sequence[LayerFormat]) -> None:
         """Round to these formats, one per parameter, from now on; the parameters change with the next `store`."""
         self.grids = Grids(formats, self.weights)
 

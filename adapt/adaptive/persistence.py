@@ -7,7 +7,7 @@ from torch import Tensor
 
 from adapt.adaptive.masters import FixedPointMasters
 from adapt.distributed.sharding import FullTensors
-from adapt.engine.persistence import FORMATS, check_kinds, check_tensors, check_version, opened, upgraded
+from adapt.engine.persistence import FORMATS, check_kinds, check_tensors, check_version, from_bytes, upgraded
 from adapt.switching.policy import Policy, State, carry, columns_of, for_layers, unpack
 from adapt.trace import Trace
 from adapt.trace.archive import release_of
@@ -65,7 +65,7 @@ def read(state: Any, policy: Policy[Any], fresh: State, masters: FixedPointMaste
     fields, names = upgraded(state), masters.names
     weights = dict(zip(names, masters.weights, strict=True))
     _check(fields, policy=type(policy).__name__, weights=weights, sums=policy.sums_gradients, strict=strict)
-    old_names, old_trace = list(fields["layers"]), opened(fields["trace"])
+    old_names, old_trace = list(fields["layers"]), from_bytes(fields["trace"])
     old = unpack(fields["state"], fresh, len(old_names), release=release_of(old_trace))
     places = {i: old_names.index(name) for i, name in enumerate(names) if name in old_names}
     if len(places) < len(names):

@@ -34,7 +34,7 @@ from adapt.trace import Trace
 from adapt.trace.description import made_by
 from adapt.weights.masters import Masters
 
-_LOOK_EVERY = 16
+_CHECK_EVERY = 16
 """Every so many steps, look at the ranges of the weights, and refit the formats of quantised biases."""
 
 
@@ -166,7 +166,7 @@ class AdaptiveRun(Run):
                 pin=self.pin,
                 old=self.execution,
             )
-        self._use_formats(range(len(self.layers.names)))
+        self._set_formats(range(len(self.layers.names)))
         self.requantize()
 
     @torch.no_grad()
@@ -183,7 +183,7 @@ class AdaptiveRun(Run):
             decisions.close_row(masters.nonzeros.cpu().numpy(), masters.grids.fraction_lengths)
             decisions.restart(sound, FullTensors(masters.weights))
             self.windows.clear(sound)
-            self._use_formats(sound)
+            self._set_formats(sound)
         if self.biases is not None and len(new) > 1:
             self.biases.fit(new[1], decisions.formats)
         self.requantize()
@@ -228,13 +228,13 @@ class AdaptiveRun(Run):
         treatment = Treatment(figures.squared.clone(), self.l1_of_layers, self.l2_of_layers, policy.normalize_gradients)
         # 3. The policy's turn, if a layer may switch in this step.
         self.step += 1
-        if self.step % _LOOK_EVERY == 0:
+        if self.step % _CHECK_EVERY == 0:
             self._saturation.append(masters.saturated())
         active = np.array([gradient is not None for gradient in gradients])
         decisions.add(self.step, active, masters.grids.fraction_lengths, loss_observed)
         if decisions.due:
             self.flush()
-        if self.biases is not None and self.step % _LOOK_EVERY == 0:
+        if self.biases is not None and self.step % _CHECK_EVERY == 0:
             self.biases.fit(range(len(self.biases.masters.names)), decisions.formats)
         # 4. p ← W and treated gradients for the optimizer to use, or the whole update up to p ← Q(W).
         update = take_over(gradients) if take_over is not None and masters.grids.is_fixed else None
@@ -262,7 +262,7 @@ class AdaptiveRun(Run):
             self.activations.update_formats(self.step, ended=ended)
         if self.execution is not None:
             # Always, because the formats of block floating point have followed the weights.
-            self.execution.use(self.layers.grids.precisions)
+            self.execution.set_formats(self.layers.grids.precisions)
 
     def _note_loss(self, out: Tensor) -> None:
         """Write the step's loss into `out`; NaN if none was observed."""
@@ -295,16 +295,16 @@ class AdaptiveRun(Run):
         self.windows.clear(ended)
         if ended or before != self.decisions.formats:
             changed = [i for i, f in enumerate(self.decisions.formats) if f != before[i]]
-            self._use_formats({*ended, *changed})
+            self._set_formats({*ended, *changed})
 
-    def _use_formats(self, changed: Collection[int]) -> None:
+    def _set_formats(self, changed: Collection[int]) -> None:
         """Round to the present formats from now on, and refit the biases that follow a changed layer."""
         formats, words = self.decisions.formats, self.decisions.word_lengths
-        self.layers.use(formats)
+        self.layers.set_formats(formats)
         if self.activations is not None:
-            self.activations.use(formats)
+            self.activations.set_formats(formats)
         if self.biases is not None:
-            self.biases.use(formats, changed)
+            self.biases.set_formats(formats, changed)
         l1 = self.options.l1
         by_word_length = self.options.l1_by_word_length
         self.l1_of_layers = penalties.l1_by_word_length(l1, words) if by_word_length else np.full(len(words), l1)
@@ -333,8 +333,8 @@ class AdaptiveRun(Run):
             "micro_losses": self.losses.state(),
             "gradients": persistence.copied(optimized, gradients) if self.losses else {},
             "activations": {} if activations is None else activations.state_dict(),
-            "trace": persistence.sealed(trace.state_dict()),
-            persistence.FORMATS: persistence.sealed(persistence.pack_formats(self.formats)),
+            "trace": persistence.to_bytes(trace.state_dict()),
+            persistence.FORMATS: persistence.to_bytes(persistence.pack_formats(self.formats)),
             **persistence.pack_bits(self.layer_bits),
         }
 
@@ -368,7 +368,7 @@ class AdaptiveRun(Run):
             masters.load(i, state["masters"])
             self.windows.load(i, state["sums"].get(name), state["windows"].get(name, ()), like=masters.weights[i])
             decisions.skipped[i] = state["skipped"].get(name, 0)
-        self._use_formats(range(len(masters.names)))
+        self._set_formats(range(len(masters.names)))
         if biases is not None:
             biases.load(state)
         if activations is not None:

@@ -66,7 +66,7 @@ class Driver:
         self._search: Any = None
 
     def attach(self) -> None:
-        """Register the hooks and round the weights. A call that fails must be followed by `give_up`."""
+        """Register the hooks and round the weights. A call that fails must be followed by `abort`."""
         self._handles += self._steps.hook()
         self._handles.append(self.optimizer.register_state_dict_post_hook(self._save_into))
         self._handles.append(self.optimizer.register_load_state_dict_pre_hook(self._load_from))
@@ -242,7 +242,7 @@ class Driver:
 
     # The end
 
-    def give_up(self) -> None:
+    def abort(self) -> None:
         """Give the weights back and remove the hooks, after attaching has failed.
 
         The parameters are not read: whatever failed may have been in the middle of writing them.
@@ -254,7 +254,7 @@ class Driver:
         remove_all(self._handles)
         self._handles.clear()
         for masters in self.all_masters:
-            masters.hand_over(view)
+            masters.release(view)
         self._views.reshard()
         self._views.remove()
         self._first_step.forget()

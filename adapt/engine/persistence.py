@@ -15,10 +15,10 @@ KEY = "adapt"
 """Key of the controller's state in `optimizer.state_dict()`."""
 
 FORMATS = "tensor_formats"
-"""Key of the formats of all tensors, sealed, in a run's state."""
+"""Key of the formats of all tensors, as bytes, in a run's state."""
 
 LAYER_BITS = "layer_bits"
-"""Key of the bounds of the layers' words by pattern, sealed, in a run's state; absent if there are none."""
+"""Key of the bounds of the layers' words by pattern, as bytes, in a run's state; absent if there are none."""
 
 VERSION = 2
 """Version 2 added the formats of all tensors; everything else is as in version 1."""
@@ -29,7 +29,7 @@ def copied(names: Iterable[str], tensors: Iterable[Tensor | None]) -> dict[str, 
     return {name: t.detach().clone() for name, t in zip(names, tensors, strict=True) if t is not None}
 
 
-def sealed(value: Any) -> bytes:
+def to_bytes(value: Any) -> bytes:
     """Serialise a tree whose tensors grow during a run into bytes.
 
     `torch.distributed.checkpoint` reads into existing tensors, so their shapes must not change.
@@ -39,8 +39,8 @@ def sealed(value: Any) -> bytes:
     return file.getvalue()
 
 
-def opened(content: bytes) -> Any:
-    """Return what `sealed` serialised, without executing any of it.
+def from_bytes(content: bytes) -> Any:
+    """Return what `to_bytes` serialised, without executing any of it.
 
     Raises:
         ValueError: it is damaged.
@@ -69,7 +69,7 @@ def unpack_formats(packed: Any) -> dict[str, Format]:
 
 def pack_bits(bits: LayerBits | None) -> dict[str, bytes]:
     """Return the entries of a state for the bounds of the layers' words, empty if there are none."""
-    return {} if bits is None else {LAYER_BITS: sealed(dict(bits))}
+    return {} if bits is None else {LAYER_BITS: to_bytes(dict(bits))}
 
 
 def unpack_bits(state: Mapping[str, Any], *, shortest: int, longest: int) -> dict[str, Bounds] | None:
@@ -82,7 +82,7 @@ def unpack_bits(state: Mapping[str, Any], *, shortest: int, longest: int) -> dic
         return None
     content = state[LAYER_BITS]
     try:
-        return layer_bits.checked(opened(content), shortest=shortest, longest=longest)
+        return layer_bits.checked(from_bytes(content), shortest=shortest, longest=longest)
     except TypeError as error:
         raise ValueError(f"the precision state should hold bits by pattern: {error!s:.200}") from error
 
@@ -100,8 +100,8 @@ def upgraded(state: Any) -> Any:
     if not (isinstance(state, Mapping) and type(state.get("version")) is int and state["version"] == 1):
         return state
     if isinstance(state.get("trace"), Mapping):
-        # The first release saved no gradients between micro-batches and no activations, and did not seal the trace.
-        state = {"gradients": {}, "activations": {}, **state, "trace": sealed(state["trace"])}
+        # The first release saved no gradients between micro-batches and no activations, and did not serialise the trace.
+        state = {"gradients": {}, "activations": {}, **state, "trace": to_bytes(state["trace"])}
     return {FORMATS: b"", **state, "version": VERSION}
 
 

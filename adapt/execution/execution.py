@@ -100,7 +100,7 @@ class Execution:
         """Restore the layers' own forward and remove the hooks."""
         self._remove()
 
-    def use(self, precisions: Sequence[Precision | None]) -> None:
+    def set_formats(self, precisions: Sequence[Precision | None]) -> None:
         """From now on, choose the types by these formats of the layers."""
         if tuple(precisions) != self._precisions:
             self._precisions = tuple(precisions)

@@ -199,13 +199,13 @@ def name_for(device: torch.device | str) -> str:
     return _name_for(_forced or os.environ.get("ADAPT_BACKEND"), kind)
 
 
-def companion(family: str, device: torch.device | str) -> Any:
+def family_module(family: str, device: torch.device | str) -> Any:
     """Return the module `adapt.kernels.<name>_.<family>` of the back end for this device, or torch's if it has none."""
-    return _companion(family, name_for(device))
+    return _family_module(family, name_for(device))
 
 
 @cache
-def _companion(family: str, name: str) -> Any:
+def _family_module(family: str, name: str) -> Any:
     module = f"adapt.kernels.{name}_.{family}"
     return import_module(module if find_spec(module) else f"adapt.kernels.torch_.{family}")
 

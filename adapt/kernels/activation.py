@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from adapt.kernels import companion
+from adapt.kernels import family_module
 
 FROZEN, RECORD, NOISE = 0, 1, 2
 """The mode of a site in a training pass. FROZEN: round to nearest and record nothing. RECORD: round to nearest, and
@@ -129,4 +129,4 @@ def mask_size(numel: int) -> int:
 
 def activation_kernels(device: torch.device) -> ActivationKernels:
     """Return the passes of the back end that `adapt.kernels.backend` chooses for this device."""
-    return cast(ActivationKernels, companion("activation", device))
+    return cast(ActivationKernels, family_module("activation", device))

@@ -13,7 +13,7 @@ from adapt.layers.products import EMBEDDINGS
 
 Choice = Callable[[str, Tensor], bool]
 
-_FLATTENERS = {
+_SHARDING_MARKS = {
     "_is_flat_param": "FullyShardedDataParallel (FSDP1)",
     "_fsdp_flattened": "FullyShardedDataParallel (FSDP1)",
     "ds_id": "DeepSpeed ZeRO-3",
@@ -102,7 +102,7 @@ def choose(
     names = {id(parameter): name for name, parameter in parameters.items()}
     members = list(optimized(optimizer))
     for parameter in members:
-        for mark, engine in _FLATTENERS.items():
+        for mark, engine in _SHARDING_MARKS.items():
             if getattr(parameter, mark, None) is not None:
                 raise NotImplementedError(
                     f"params are cut by {engine}, which leaves no layer whole: use fully_shard (FSDP2) instead"

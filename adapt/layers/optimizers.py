@@ -21,7 +21,7 @@ _ENGINES = {
 """Packages whose optimizers change weights or gradients outside the reach of hooks on `step()`."""
 
 
-_HOLDERS = {"AcceleratedOptimizer", "BaseOptimWrapper", "OptimWrapper", "LightningOptimizer", "_FabricOptimizer"}
+_PLAIN_WRAPPERS = {"AcceleratedOptimizer", "BaseOptimWrapper", "OptimWrapper", "LightningOptimizer", "_FabricOptimizer"}
 """Wrappers of Accelerate, MMEngine, fastai and Lightning that hold an optimizer and write no weights themselves."""
 
 
@@ -119,7 +119,7 @@ def _held(wrapper: object) -> Optimizer | None:
 
 
 def _merely_holds(wrapper: object) -> bool:
-    return any(kind.__name__ in _HOLDERS for kind in type(wrapper).__mro__)
+    return any(kind.__name__ in _PLAIN_WRAPPERS for kind in type(wrapper).__mro__)
 
 
 def _differentiates_twice(optimizer: Optimizer) -> bool:

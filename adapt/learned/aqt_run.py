@@ -17,7 +17,7 @@ from adapt.learned.aqt import LARGEST, SMALLEST, moving_average, row
 from adapt.learned.format_table import FormatTable
 from adapt.learned.masters import LearnedMasters
 from adapt.learned.options import MaximumRanges
-from adapt.learned.run import ROWS, LearnedRun
+from adapt.learned.run import ROW_INTERVAL, LearnedRun
 from adapt.trace.widths import Widths
 
 
@@ -153,11 +153,11 @@ class AqtRun(LearnedRun):
         """p ← W and one step of calibration. Gradients pass straight through: no weight lies outside its range."""
         plan, table = self.plan, self.table
         self.losses.forget()
-        self.layers.back(plan.weight_scaling, plan.delta, collect=False)
+        self.layers.backward(plan.weight_scaling, plan.delta, collect=False)
         # Backward fills the sums, but AQT learns nothing from them.
         table.sums.zero_()
         self.step += 1
-        self._row_is_due = self.step == 1 or self.step % ROWS == 0
+        self._row_is_due = self.step == 1 or self.step % ROW_INTERVAL == 0
         if self.inputs is not None and not self.frozen:
             self.input_ranges.end_step(self._peaks, plan.decay)
             if self.step >= plan.calibration:

@@ -12,7 +12,7 @@ from adapt.arguments import check_between
 
 MODES = ("soft", "penalty")
 
-_COLDEST = 1e-6
+_LOWEST_TEMPERATURE = 1e-6
 """The lowest temperature; far below it, logits divided by it overflow float32."""
 
 
@@ -64,7 +64,7 @@ class Distillation:
         if self.mode not in MODES:
             raise ValueError(f'mode must be "soft" or "penalty", got {self.mode!r}')
         check_between("weight", self.weight, 0, math.inf)
-        check_between("temperature", self.temperature, _COLDEST, math.inf)
+        check_between("temperature", self.temperature, _LOWEST_TEMPERATURE, math.inf)
 
     def __call__(self, loss: Tensor, logits: Tensor, *inputs: Any) -> Tensor:
         """Return the loss to train with, given the student's loss and logits for these inputs.

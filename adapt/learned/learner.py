@@ -196,7 +196,7 @@ class Learner(Engine):
             raise TypeError(f"calibration must be batches, got {batches!r}: give a few, each as forward takes it")
         statistics, empty = inputs.collect_statistics(), True
         device = self._run.table.device
-        with self.master_weights(), _undisturbed(module), torch.no_grad():
+        with self.master_weights(), _state_restored(module), torch.no_grad():
             for batch in batches:
                 arguments = batch if isinstance(batch, tuple) else (batch,)
                 arguments = tuple(x.to(device) if isinstance(x, Tensor) else x for x in arguments)
@@ -254,7 +254,7 @@ def _samples(inputs: tuple[Any, ...]) -> int:
 
 
 @contextlib.contextmanager
-def _undisturbed(module: nn.Module) -> Iterator[None]:
+def _state_restored(module: nn.Module) -> Iterator[None]:
     """Restore buffers and random states on exit."""
     buffers = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
     devices = sorted({p.device.index for p in module.parameters() if p.is_cuda})

@@ -119,7 +119,7 @@ class LearnedMasters(Masters):
             if self.table.numel[self.table.places[name]].any()
         }
 
-    def back(self, scaling: str, delta: float, *, collect: bool) -> None:
+    def backward(self, scaling: str, delta: float, *, collect: bool) -> None:
         """p ← W, and turn each parameter's gradient dL/dŴ into dL/dW in place.
 
         A gradient that is not finite becomes zero, counts as skipped and adds nothing to the sums.

@@ -90,8 +90,8 @@ def histories(state: Mapping[str, Any], trace: Trace, widths: Widths) -> tuple[T
         ValueError: one is damaged, belongs to another network, or goes beyond the state's step.
     """
     try:
-        old_trace = Trace.from_state_dict(persistence.opened(state["trace"]))
-        old_widths = Widths.from_state_dict(persistence.opened(state["widths"]))
+        old_trace = Trace.from_state_dict(persistence.from_bytes(state["trace"]))
+        old_widths = Widths.from_state_dict(persistence.from_bytes(state["widths"]))
     except Exception as error:  # foreign contents raise half a dozen kinds
         raise ValueError(f"the trace or the widths of the precision state are damaged: {error!s:.200}") from error
     numel = state["formats"]["numel"].cpu().numpy()

@@ -35,10 +35,10 @@ from adapt.trace.description import made_by
 from adapt.trace.widths import Widths
 from adapt.weights.masters import Masters
 
-_FADING = 0.8
+_ENERGY_DECAY = 0.8
 """Decay per update of the energy of earlier gradients."""
 
-ROWS = 20
+ROW_INTERVAL = 20
 """Steps between two rows of the trace if formats change in every step."""
 
 
@@ -206,13 +206,13 @@ class LearnedRun(Run):
         """p ← W, turn G into dL/dW, and update the formats if they are due; torch makes the update of the weights."""
         plan = self.plan
         self.losses.forget()
-        self.layers.back(plan.weight_scaling, plan.delta, collect=not self.frozen)
+        self.layers.backward(plan.weight_scaling, plan.delta, collect=not self.frozen)
         at, self.step = self.step, self.step + 1
         self._row_is_due = self.step == 1
         if isinstance(plan, FixedWidths):
             self.count += 1
             self._update_formats(at)
-            self._row_is_due |= self.step % ROWS == 0
+            self._row_is_due |= self.step % ROW_INTERVAL == 0
         elif isinstance(plan, LearnedWidths):
             self._learn_widths(plan, at)
         return False
@@ -255,7 +255,9 @@ class LearnedRun(Run):
         ranks.average_(table.sums[table.weights :])
         if isinstance(plan, LearnedWidths) and isinstance(rule, WidthRule):
             energy = table.figures(self.count)[2]
-            self.energy = energy if not bool(self.energy.any()) else _FADING * self.energy + (1 - _FADING) * energy
+            self.energy = (
+                energy if not bool(self.energy.any()) else _ENERGY_DECAY * self.energy + (1 - _ENERGY_DECAY) * energy
+            )
             found = rule.update(plan, table, self.count, at, settled=self.settled)
             self.log.gradients.append(float(found.square().mean().sqrt()))
         elif isinstance(plan, FixedWidths) and isinstance(rule, StepRule):
@@ -272,7 +274,7 @@ class LearnedRun(Run):
 
     def _follow_weights(self) -> None:
         """In a network that began near zero, scale up formats that weights have outgrown, until widths are settled."""
-        every = self.plan.update_every if isinstance(self.plan, LearnedWidths) else ROWS
+        every = self.plan.update_every if isinstance(self.plan, LearnedWidths) else ROW_INTERVAL
         if self.table.follows and not self.settled and is_due(self.step, every):
             grown = initial_formats.follow_weights(self.plan, self.table, self.layers)
             if grown.any():
@@ -317,13 +319,13 @@ class LearnedRun(Run):
             "names": list(self.table.names),
             "masters": persistence.copied(self.layers.names, self.layers.weights),
             "formats": self.table.state_dict(),
-            persistence.FORMATS: persistence.sealed(persistence.pack_formats(self.formats)),
+            persistence.FORMATS: persistence.to_bytes(persistence.pack_formats(self.formats)),
             "gradients": list(self.log.gradients),
             **{name: tensor.clone() for name, tensor in self._tensors().items()},
-            "rule": persistence.sealed(self.rule.state_dict()),
-            "log": persistence.sealed(self.log.state_dict()),
-            "trace": persistence.sealed(self.trace.state_dict()),
-            "widths": persistence.sealed(self.widths.state_dict()),
+            "rule": persistence.to_bytes(self.rule.state_dict()),
+            "log": persistence.to_bytes(self.log.state_dict()),
+            "trace": persistence.to_bytes(self.trace.state_dict()),
+            "widths": persistence.to_bytes(self.widths.state_dict()),
             **(between if self.losses else {}),
             **persistence.pack_bits(self.plan.layer_bits),
         }
@@ -342,7 +344,7 @@ class LearnedRun(Run):
             optimized=optimized,
         )
         self.table.check_state(saved.get("formats"))
-        rule, log = persistence.opened(saved["rule"]), persistence.opened(saved["log"])
+        rule, log = persistence.from_bytes(saved["rule"]), persistence.from_bytes(saved["log"])
         self.rule.check_state(rule, self.table)
         self.log.check_state(log)
         trace, widths = learned_persistence.histories(saved, self._trace, self.widths)

@@ -14,7 +14,7 @@ from adapt.learned.format_table import FormatTable
 from adapt.learned.options import FixedWidths, LearnedWidths
 from adapt.learned.phases import Name, pressure, rate
 
-TRAVEL, BRISK = 12.0, 0.5
+TRAVEL, LARGEST_MOVE = 12.0, 0.5
 """At the default rate, the octaves that d and q₊ can move in learning if all updates agree, and at most per update."""
 
 SETTLING_TRAVEL = 2.0
@@ -172,13 +172,13 @@ def _octaves(plan: LearnedWidths, step: int, *, free: bool, settled: bool) -> fl
     phases, every = plan.phases, plan.update_every
     _, at, length = phases.at(step)
     if free:
-        default = min(TRAVEL * every / max(phases.learned, 1), BRISK)
+        default = min(TRAVEL * every / max(phases.learned, 1), LARGEST_MOVE)
         peak = default if plan.width_rate is None else plan.width_rate
         return peak * rate(min(at, phases.learned - 1), phases.learned, plan.warmup)
     if settled:
         # Settled widths stay settled, even if the phases have changed and this step now comes before the settling.
         at, length = max(step - phases.settling, 0), phases.learning - phases.learned
-    return min(SETTLING_TRAVEL * every / max(length, 1), BRISK) * rate(at, length, 0.0)
+    return min(SETTLING_TRAVEL * every / max(length, 1), LARGEST_MOVE) * rate(at, length, 0.0)
 
 
 class StepRule:

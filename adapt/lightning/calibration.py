@@ -62,7 +62,7 @@ class TrainingSteps(nn.Module):
     def forward(self, batch: Any, index: int) -> None:
         """Run the step of one batch."""
         module = self.module
-        with _attributes_kept(module):
+        with _attributes_restored(module):
             for name in ("log", "log_dict"):
                 vars(module)[name] = _ignored
             module.training_step(*((batch, index) if self._indexed else (batch,)))
@@ -76,7 +76,7 @@ def _ignored(*args: Any, **kwargs: Any) -> None:
 
 
 @contextlib.contextmanager
-def _attributes_kept(module: nn.Module) -> Iterator[None]:
+def _attributes_restored(module: nn.Module) -> Iterator[None]:
     """Give an object the attributes back that it has now, and its lists and dictionaries what they hold."""
     before = dict(vars(module))
     held = [(one, copy.copy(one)) for one in before.values() if type(one) in (list, dict, set)]

@@ -309,7 +309,7 @@ class Masters(ABC):
         self.stamps = [None] * len(self.parameters)
 
     @torch.no_grad()
-    def hand_over(self, view: View) -> None:
+    def release(self, view: View) -> None:
         """Copy this view of the masters into the parameters for good, even if they were moved."""
         self._aliases.end(range(len(self.parameters)))
         self.end_substitution()

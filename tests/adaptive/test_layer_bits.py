@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import adapt
-from adapt.engine.persistence import sealed
+from adapt.engine.persistence import to_bytes
 from tests.training import CLIMBING, RESTLESS, assembled, batch, net, train
 
 COMPACT = adapt.AdaPT.compact(lookback=(2, 4))
@@ -125,7 +125,7 @@ def test_a_resumed_run_may_have_other_bounds():
 def test_bounds_in_a_damaged_state_are_refused():
     model, optimizer, controller = assembled(policy=RESTLESS, layer_bits=PINS)
     train(model, optimizer, 2, controller=controller)
-    for damaged in (b"", 3, sealed({"0": 99}), sealed([1])):
+    for damaged in (b"", 3, to_bytes({"0": 99}), to_bytes([1])):
         state = saved(optimizer)
         state["adapt"]["layer_bits"] = damaged
         _, its_optimizer, _ = assembled(policy=RESTLESS)
