@@ -100,7 +100,7 @@ def upgraded(state: Any) -> Any:
     if not (isinstance(state, Mapping) and type(state.get("version")) is int and state["version"] == 1):
         return state
     if isinstance(state.get("trace"), Mapping):
-        # The first release saved no gradients between micro-batches and no activations, and did not serialise the trace.
+        # The first release saved no gradients between micro-batches and no activations, and its trace is a mapping.
         state = {"gradients": {}, "activations": {}, **state, "trace": to_bytes(state["trace"])}
     return {FORMATS: b"", **state, "version": VERSION}
 
