@@ -137,9 +137,7 @@ def _quantize_activation(
 
 
 @_quantize_activation.register_fake
-def _(
-    x: Tensor, formats: Tensor, keys: Tensor, drawn: Tensor, peaks: Tensor, site: int, error: int, training: bool
-) -> tuple[Tensor, Tensor]:
+def _(x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return torch.empty_like(x), x.new_empty(mask_size(x.numel()), dtype=torch.uint8)
 
 
@@ -164,16 +162,8 @@ def _quantize_error(
 
 
 @_quantize_error.register_fake
-def _(
-    gradient: Tensor,
-    mask: Tensor,
-    formats: Tensor,
-    keys: Tensor,
-    drawn: Tensor,
-    peaks: Tensor,
-    error: int,
-    strides: Sequence[int],
-) -> Tensor:
+def _(gradient: Tensor, *others: Any) -> Tensor:
+    *_, strides = others
     return gradient.new_empty_strided(gradient.shape, strides)
 
 

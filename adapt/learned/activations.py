@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adapt.kernels.activation import TYPES
 from adapt.layers.hooks import is_drawn, remove_all, with_input
 from adapt.layers.naming import owners
 from adapt.layers.products import ACTIVATIONS_STAY, EMBEDDINGS, PRODUCTS, warn_of_others
@@ -15,6 +14,7 @@ from adapt.layers.view import Pin
 from adapt.learned.calibration import percentile
 from adapt.learned.format_table import FormatTable
 from adapt.learned.straight_through import Quantizer
+from adapt.numerics.nearest import TYPES
 
 
 class SiteStatistics:

@@ -134,11 +134,6 @@ def as_toml(profile: HardwareProfile) -> str:
     return "\n".join(lines) + "\n"
 
 
-def save(profile: HardwareProfile, path: Path) -> None:
-    """Write a profile to a TOML file."""
-    path.write_text(as_toml(profile), encoding="utf-8")
-
-
 def _random_layer(kind: str, generator: np.random.Generator) -> Workload:
     def between(low: float, high: float, multiple: int = 16) -> int:
         chosen = math.exp(generator.uniform(math.log(low), math.log(high)))
