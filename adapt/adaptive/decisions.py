@@ -13,7 +13,8 @@ from adapt.adaptive.step_figures import Figures, Slot, StepFigures
 from adapt.distributed.sharding import FullTensors
 from adapt.numerics import LONGEST_WORD, Bounds, LayerFormat
 from adapt.switching.bounds import within
-from adapt.switching.policy import Observation, Policy, State, carry, for_layers
+from adapt.switching.policy import Observation, Policy, State, for_layers
+from adapt.switching.saved_state import carry
 from adapt.trace import Trace
 
 CAPACITY = 128

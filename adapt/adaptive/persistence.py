@@ -8,7 +8,8 @@ from torch import Tensor
 from adapt.adaptive.masters import FixedPointMasters
 from adapt.distributed.sharding import FullTensors
 from adapt.engine.persistence import FORMATS, check_kinds, check_tensors, check_version, from_bytes, upgraded
-from adapt.switching.policy import Policy, State, carry, columns_of, for_layers, unpack
+from adapt.switching.policy import Policy, State, columns_of, for_layers
+from adapt.switching.saved_state import carry, unpack
 from adapt.trace import Trace
 from adapt.trace.archive import release_of
 

@@ -29,7 +29,8 @@ from adapt.numerics import LONGEST_WORD, SHORTEST_WORD, Bounds, Format, Precisio
 from adapt.rounding import Noise
 from adapt.switching.bounds import ALL
 from adapt.switching.configuration import to_dict
-from adapt.switching.policy import Policy, carry, check_bounds, columns_of, for_layers, pack
+from adapt.switching.policy import Policy, check_bounds, columns_of, for_layers
+from adapt.switching.saved_state import carry, pack
 from adapt.trace import Trace
 from adapt.trace.description import made_by
 from adapt.weights.masters import Masters
