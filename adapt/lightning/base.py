@@ -54,7 +54,10 @@ class PrecisionCallback(Callback):
         self._averagings: list[BeforeAveraging] = []
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {**vars(self), **vars(PrecisionCallback(self._artefact))}
+        fresh = object.__new__(type(self))
+        vars(fresh).update(vars(self))
+        fresh._begin()
+        state = vars(fresh)
         # Lightning leaves these methods of the latest module in every callback that has a hook for training.
         for name in ("log", "log_dict"):
             state.pop(name, None)

@@ -86,17 +86,11 @@ class LearnedBitwidth(LearnerCallback[LearnedWidths]):
             **options,
         )
         super().__init__(plan, calibration=calibration, export=export)
+
+    def _begin(self) -> None:
+        super()._begin()
         self._distilled: DistilledTraining | None = None
         self._reported = 0
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_distilled": None, "_reported": 0}
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse what cannot work, and find the place among the callbacks."""
-        super().setup(trainer, pl_module, stage)
-        if stage == "fit":
-            self._reported = 0
 
     def _plan(self, trainer: Trainer) -> LearnedWidths:
         scheduled = bool(trainer.lr_scheduler_configs)

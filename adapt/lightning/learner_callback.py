@@ -59,13 +59,15 @@ class LearnerCallback(PrecisionCallback, Generic[PlanT]):
             raise RuntimeError(f"{type(self).__name__} has no learner before fit starts{ELSEWHERE}")
         return self.controllers[0]  # type: ignore[no-any-return]
 
+    def _begin(self) -> None:
+        super()._begin()
+        self._reports = WidthReports()
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse what cannot work, and find the place among the callbacks."""
         if stage == "fit":
             self._refuse(trainer)
         super().setup(trainer, pl_module, stage)
-        if stage == "fit":
-            self._reports = WidthReports()
 
     def _refuse(self, trainer: Trainer) -> None:
         """Refuse trainers in which learning would go wrong later.
