@@ -51,7 +51,6 @@ class FixedPointMasters(Masters):
 
     @property
     def nonzeros(self) -> Tensor:
-        """How many elements of each Ŵ are not zero, float64 [parameters]."""
         return self.figures[:, 0]
 
     @property
@@ -165,7 +164,6 @@ class FixedPointMasters(Masters):
 
     @torch.no_grad()
     def round_parameters(self) -> None:
-        """Round what the parameters hold now to nearest, in place."""
         grids = self.grids.of(range(len(self.parameters)), self.parameters)
         how = Rounding(grids, self._keys, self._offsets, stochastic=False)
         self._kernels.quantize_(self.parameters, self.parameters, how)

@@ -87,12 +87,10 @@ class AdaptiveRun(Run):
 
     @property
     def hooked_parts(self) -> list[HookedPart]:
-        """The parts that act on the module's layers through hooks."""
         return [part for part in (self.activations, self.execution) if part is not None]
 
     @property
     def formats(self) -> dict[str, Format]:
-        """Formats of weights, biases and activations: see `adapt.engine.engine.Engine.formats`."""
         activations = {} if self.activations is None else self.activations.formats
         biases = {} if self.biases is None else self.biases.masters.formats
         return self.layers.formats | biases | activations
@@ -120,7 +118,6 @@ class AdaptiveRun(Run):
     # Which tensors take part
 
     def join(self, layers: Mapping[str, Tensor]) -> None:
-        """Add the layers that are new in `layers`, which starts with the present ones."""
         policy = for_layers(self.decisions.policy, tuple(layers))
         old, trace, skipped = self.layers, self.trace, self.decisions.skipped
         self._saturation.clear()
@@ -135,7 +132,6 @@ class AdaptiveRun(Run):
         self.decisions.skipped[: len(skipped)] = skipped
 
     def update_parts(self, parameters: Mapping[str, Tensor], optimizer: Optimizer, module: nn.Module | None) -> None:
-        """Update the biases, and the hooks on the module, to match the present layers."""
         options = self.options
         names = self.layers.names
         if options.quantize_biases and (found := choice.followers(parameters, names, optimizer, self.included_frozen)):
@@ -250,7 +246,6 @@ class AdaptiveRun(Run):
         self._store(ended=True)
 
     def requantize(self) -> None:
-        """p ← Ŵ from the masters, whatever p holds."""
         for masters in self.all_masters:
             masters.show("masters", rewrite=True)
         self._store(ended=False)
@@ -314,7 +309,6 @@ class AdaptiveRun(Run):
     # Persistence
 
     def state_dict(self, optimized: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Return the whole state in plain containers, numbers and tensors: see `Run.state_dict`."""
         trace, masters, windows = self.trace, self.layers, self.windows
         biases, activations = self.biases, self.activations
         gradients = (p.grad for p in optimized.values())
@@ -341,7 +335,6 @@ class AdaptiveRun(Run):
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any], optimized: Mapping[str, Tensor], *, strict: bool) -> None:
-        """Resume from `state_dict`: see `Run.load_state_dict`."""
         masters, decisions, biases, activations = self.layers, self.decisions, self.biases, self.activations
         saved = read(state, decisions.policy, self._fresh, masters, strict=strict)
         state = saved.fields

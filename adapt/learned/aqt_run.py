@@ -195,7 +195,6 @@ class AqtRun(LearnedRun):
 
     @torch.no_grad()
     def load_state_dict(self, saved: Mapping[str, Any], optimized: Mapping[str, Tensor], *, strict: bool) -> None:
-        """Resume from `state_dict`: see `Run.load_state_dict`."""
         super().load_state_dict(saved, optimized, strict=strict)
         for name, tensor in self.input_ranges.tensors().items():
             tensor.copy_(saved[name])

@@ -164,7 +164,6 @@ class LearnedMasters(Masters):
 
     @torch.no_grad()
     def round_parameters(self) -> None:
-        """Round the parameters' present values to nearest, in place."""
         self._by_channel.quantize_(self.parameters, self.parameters, self.table.rows, self._layouts)
         self._forget_views()
 

@@ -144,12 +144,10 @@ class LearnedRun(Run):
 
     @property
     def hooked_parts(self) -> list[HookedPart]:
-        """The parts that act on the module through hooks."""
         return [part for part in (self.inputs, self.norms) if part is not None]
 
     @property
     def formats(self) -> dict[str, Format]:
-        """Formats of weights, biases and inputs: see `adapt.engine.engine.Engine.formats`."""
         names = () if self.inputs is None else self.inputs.names
         rounded = [name for name in names if self.table.numel[self.table.places[name]].any()]
         return self.layers.formats | {module_site(name): self.table.format_of(name, axis=None) for name in rounded}
@@ -266,7 +264,6 @@ class LearnedRun(Run):
         self.count = 0
 
     def after_update(self) -> None:
-        """W ← p and p ← Ŵ."""
         self.layers.store(self.step)
         self._follow_weights()
         if self._row_is_due:
@@ -283,7 +280,6 @@ class LearnedRun(Run):
                 self.requantize()
 
     def requantize(self) -> None:
-        """p ← Ŵ from the masters, whatever p holds."""
         self.layers.show("masters", rewrite=True)
         self.layers.store(self.step)
 
@@ -303,7 +299,6 @@ class LearnedRun(Run):
     # Persistence
 
     def state_dict(self, optimized: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Return the whole state in plain containers, numbers and tensors: see `Run.state_dict`."""
         between = {
             "micro_losses": self.losses.state(),
             "micro_gradients": persistence.copied(optimized, (p.grad for p in optimized.values())),
@@ -332,7 +327,6 @@ class LearnedRun(Run):
 
     @torch.no_grad()
     def load_state_dict(self, saved: Mapping[str, Any], optimized: Mapping[str, Tensor], *, strict: bool) -> None:
-        """Resume from `state_dict`: see `Run.load_state_dict`."""
         saved = persistence.upgraded(saved)
         learned_persistence.check(
             saved,

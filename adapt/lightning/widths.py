@@ -21,7 +21,6 @@ class WidthReports(Reports):
         """Count nothing: no figure here needs the multiply-adds."""
 
     def log(self, trainer: Trainer, pl_module: LightningModule, controllers: Sequence[Engine]) -> None:
-        """Log after a step, if it is the first, the last of an epoch, or one in which the trainer logs."""
         (learner,) = _learners(controllers)
         self._widths = learner.widths
         super().log(trainer, pl_module, controllers)

@@ -37,7 +37,6 @@ class AdaPTState(State):
     rounding_cost: NDArray[np.float64] = math.nan  # type: ignore[assignment]  # of every layer, in states that lack it
 
     def check(self) -> None:
-        """Refuse a state that no run can reach; it may come from a file."""
         checked_strategy(self.strategy)
         for name, lowest in (("gradients", 0), ("lookback", 1), ("resolution", 1), ("sum_of_norms", 0)):
             values = getattr(self, name)
