@@ -6,7 +6,7 @@ hashed and saved, so they must be Python numbers, or behave like them (`numbers.
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from numbers import Real
 from typing import Any, TypeGuard
 
@@ -138,6 +138,17 @@ def check_between(name: str, value: float, low: float, high: float) -> None:
     if not low <= float(value) <= high or math.isinf(float(value)):
         bounds = f"be a finite number ≥ {low:g}" if math.isinf(high) else f"lie between {low:g} and {high:g}"
         raise ValueError(f"{name} must {bounds}, got {value!r}")
+
+
+def check_option(name: str, value: object, options: Iterable[str | None]) -> None:
+    """Check that a value is one of the options.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if not (value is None or isinstance(value, str)) or value not in (options := list(options)):
+        *others, last = (f'"{option}"' if option else str(option) for option in options)
+        raise ValueError(f"{name} must be {', '.join(others)} or {last}, got {value!r}")
 
 
 def check_flags(owner: object, *names: str) -> None:

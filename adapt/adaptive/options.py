@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from typing import Any, Literal, TypedDict, TypeVar, get_args, get_type_hints
 
 from adapt.activations import MODES
-from adapt.arguments import check_between, check_flags, is_whole
+from adapt.arguments import check_between, check_flags, check_option, is_whole
 from adapt.execution import EXECUTIONS
 from adapt.layers import choice
 from adapt.layers.layer_bits import LayerBits, checked
@@ -91,8 +91,7 @@ class Settings:
         if self.layer_bits is not None:
             bounds = checked(self.layer_bits, shortest=SHORTEST_WORD, longest=LONGEST_WORD)
             object.__setattr__(self, "layer_bits", bounds)
-        if self.rounding not in ("stochastic", "nearest"):
-            raise ValueError(f'rounding must be "stochastic" or "nearest", got {self.rounding!r}')
+        check_option("rounding", self.rounding, ("stochastic", "nearest"))
         check_flags(self, "quantize_biases", "l1_by_word_length", "quantize_errors", "execution_backward")
         if not is_whole(self.seed):
             raise TypeError(f"seed must be an integer, got {self.seed!r}")
@@ -107,8 +106,7 @@ class Settings:
             )
         if self.quantize_errors and self.activations is None:
             raise ValueError('quantize_errors=True needs activations="layer", "range" or a word length')
-        if self.execution is not None and self.execution not in EXECUTIONS:
-            raise ValueError(f'execution must be None, "bfloat16" or "float16", got {self.execution!r}')
+        check_option("execution", self.execution, (None, *EXECUTIONS))
 
 
 def shows_options(face: Face) -> Face:

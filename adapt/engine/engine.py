@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from adapt.arguments import check_option
 from adapt.engine import rounded_copies
 from adapt.engine.driver import Driver
 from adapt.engine.losses import training_loss
@@ -188,8 +189,7 @@ class Engine(Driver):
             ValueError: there is no such view.
             RuntimeError: called within `master_weights()` or `evaluation_weights()`.
         """
-        if view not in ("evaluation", "masters"):
-            raise ValueError(f'view must be "evaluation" or "masters", got {view!r}')
+        check_option("view", view, ("evaluation", "masters"))
         if not self.is_attached:
             return
         self._require_no_context("detach()")

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adapt.arguments import check_between
+from adapt.arguments import check_between, check_option
 
 MODES = ("soft", "penalty")
 
@@ -61,8 +61,7 @@ class Distillation:
     def __post_init__(self) -> None:
         if not isinstance(self.teacher, nn.Module):
             raise TypeError(f"teacher must be a torch.nn.Module, got {type(self.teacher).__name__}")
-        if self.mode not in MODES:
-            raise ValueError(f'mode must be "soft" or "penalty", got {self.mode!r}')
+        check_option("mode", self.mode, MODES)
         check_between("weight", self.weight, 0, math.inf)
         check_between("temperature", self.temperature, _LOWEST_TEMPERATURE, math.inf)
 

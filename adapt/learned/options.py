@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal, TypedDict
 
-from adapt.arguments import check_between, check_flags, check_whole
+from adapt.arguments import check_between, check_flags, check_option, check_whole
 from adapt.layers import choice
 from adapt.layers.layer_bits import LayerBits, checked
 from adapt.learned.aqt import LONGEST as LONGEST_OF_AQT
@@ -15,7 +15,7 @@ from adapt.learned.lsq import LONGEST as LONGEST_OF_LSQ
 from adapt.learned.lsq import check_bits
 from adapt.learned.phases import Phases
 from adapt.learned.quantizer import check_floor
-from adapt.learned.scaling import DELTA, check_delta, check_scaling
+from adapt.learned.scaling import DELTA, SCALINGS, check_delta
 
 Scaling = Literal["ste", "pbgs", "ewgs", "acos", "tanh", "invtanh"]
 
@@ -99,8 +99,8 @@ class CommonSettings:
     def __post_init__(self) -> None:
         choice.check_choice(self.layers)
         check_flags(self, "quantize_biases")
-        check_scaling("weight_scaling", self.weight_scaling)
-        check_scaling("activation_scaling", self.activation_scaling)
+        check_option("weight_scaling", self.weight_scaling, SCALINGS)
+        check_option("activation_scaling", self.activation_scaling, SCALINGS)
         check_delta(self.delta)
 
 
@@ -150,8 +150,7 @@ class LearnedWidths(CommonSettings):
             raise TypeError(f"phases must be an adapt.learned.Phases, got {self.phases!r}")
         if not self.phases.learning:
             raise ValueError("phases must have at least one step of learning: for widths that are given use attach_lsq")
-        if self.activation_size not in ("sum", "max"):
-            raise ValueError(f'activation_size must be "sum" or "max", got {self.activation_size!r}')
+        check_option("activation_size", self.activation_size, ("sum", "max"))
         check_floor(self.floor)
         for name in ("beta", "width_rate"):
             value = getattr(self, name)

@@ -4,6 +4,7 @@ from typing import Literal
 
 import numpy as np
 
+from adapt.arguments import check_option
 from adapt.perfmodel.checked_arrays import (
     FLOAT32_BITS,
     Array,
@@ -39,11 +40,8 @@ def multiplication_cost(
     for name, values in zip(bits, (first, second), strict=True):
         if not values.all():
             raise ValueError(f"{name} must be above 0, got 0: a number of 0 bits cannot be multiplied")
-    if model == "linear":
-        return np.maximum(first, second)
-    if model == "quadratic":
-        return np.asarray(first * second / 16)
-    raise ValueError(f"model must be 'linear' or 'quadratic', got {model!r}")
+    check_option("model", model, ("linear", "quadratic"))
+    return np.asarray(np.maximum(first, second) if model == "linear" else first * second / 16)
 
 
 def network_cost(
