@@ -4,8 +4,9 @@ Equations accept numbers of Python, NumPy or torch. Hyperparameters are stored u
 hashed and saved, so they must be Python numbers, or behave like them (`numbers.Real`).
 """
 
+import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from numbers import Real
 from typing import Any, TypeGuard
 
@@ -124,6 +125,30 @@ def check_number(name: str, value: object) -> None:
     """
     if not is_number(value):
         raise TypeError(f"{name} must be a number, got {value!r}")
+
+
+def check_between(name: str, value: float, low: float, high: float) -> None:
+    """Check that a hyperparameter is a finite number from low to high, both included.
+
+    Raises:
+        TypeError: it is not a number.
+        ValueError: it lies outside, or is not finite.
+    """
+    check_number(name, value)
+    if not low <= float(value) <= high or math.isinf(float(value)):
+        bounds = f"be a finite number ≥ {low:g}" if math.isinf(high) else f"lie between {low:g} and {high:g}"
+        raise ValueError(f"{name} must {bounds}, got {value!r}")
+
+
+def check_option(name: str, value: object, options: Iterable[str | None]) -> None:
+    """Check that a value is one of the options.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if not (value is None or isinstance(value, str)) or value not in (options := list(options)):
+        *others, last = (f'"{option}"' if option else str(option) for option in options)
+        raise ValueError(f"{name} must be {', '.join(others)} or {last}, got {value!r}")
 
 
 def check_flags(owner: object, *names: str) -> None:

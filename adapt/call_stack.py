@@ -1,7 +1,16 @@
-"""Find out which calls are still running: a call that an exception interrupts, such as Ctrl-C, gives no notice."""
+"""The calls that are running: a call that an exception interrupts, such as Ctrl-C, gives no other notice."""
 
 import sys
+from collections.abc import Iterator
 from types import FrameType
+
+
+def callers() -> Iterator[FrameType]:
+    """Yield the frames of the calls within which the caller runs, innermost first."""
+    frame = sys._getframe(1).f_back
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
 
 
 def caller() -> FrameType:

@@ -13,7 +13,7 @@ from adapt.profiling.command import add_profile
 from adapt.trace import Trace
 
 _FORMATS = {"json": "as_json", "md": "as_markdown", "csv": "as_csv"}
-"""The functions of `adapt.report.written`, by format."""
+"""The functions of `adapt.report.output_formats`, by format."""
 
 
 _EXAMPLES = """examples:
@@ -93,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _report(options: argparse.Namespace) -> None:
     from adapt.export.packed import stored_bytes
-    from adapt.report import runs, save_pictures, written
+    from adapt.report import output_formats, runs, save_pictures
 
     if options.html is not None:
         _write_page(options)
@@ -110,7 +110,7 @@ def _report(options: argparse.Namespace) -> None:
         print("\n\n".join(head + _table(run) for head, run in zip(heads, options.runs, strict=True)))
     else:
         figures = [runs.load_run(run, stored_bytes).figures() for run in options.runs]
-        print(getattr(written, _FORMATS[options.format])(figures))
+        print(getattr(output_formats, _FORMATS[options.format])(figures))
     if pictures is not None:
         for picture in save_pictures(Trace.load(runs.find_trace(options.runs[0])), pictures):
             print(f"drawn: {picture}")

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from adapt.numerics import LONGEST_WORD
 from adapt.trace import Trace
-from adapt.trace.thinning import thinned
+from adapt.trace.display import thinned
 
 try:
     import matplotlib

@@ -11,19 +11,18 @@ from torch.nn.utils.parametrize import is_parametrized
 from torch.nn.utils.weight_norm import WeightNorm
 
 from adapt.arguments import check_number
+from adapt.layers.products import EMBEDDINGS, TRANSPOSED_CONVOLUTIONS
 
 Module = TypeVar("Module", bound=nn.Module)
 
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _LAYERS = (
     nn.Linear,
     nn.Bilinear,
     nn.Conv1d,
     nn.Conv2d,
     nn.Conv3d,
-    *_TRANSPOSED,
-    nn.Embedding,
-    nn.EmbeddingBag,
+    *TRANSPOSED_CONVOLUTIONS,
+    *EMBEDDINGS,
     nn.RNNBase,
     nn.RNNCellBase,
     nn.MultiheadAttention,
@@ -72,7 +71,7 @@ def tnvs_(module: Module, scale: float = 0.5) -> Module:
         drawn = torch.empty_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
         bound = math.sqrt(3 * variance)
         nn.init.trunc_normal_(drawn, std=math.sqrt(variance), a=-bound, b=bound)
-        if isinstance(layer, nn.Embedding | nn.EmbeddingBag) and layer.padding_idx is not None:
+        if isinstance(layer, EMBEDDINGS) and layer.padding_idx is not None:
             drawn[layer.padding_idx] = weight[layer.padding_idx]
         norm = _weight_norms(layer).get(name)
         if norm is not None:
@@ -144,7 +143,7 @@ def _check_invertible(layer: Any, name: str, weight: Tensor) -> None:
 
 
 def _fan_in(layer: Any, weight: Tensor) -> float:
-    if isinstance(layer, _TRANSPOSED):
+    if isinstance(layer, TRANSPOSED_CONVOLUTIONS):
         taps = math.prod(max(size / step, 1) for size, step in zip(layer.kernel_size, layer.stride, strict=True))
         return weight.shape[0] / layer.groups * taps
     return weight[0].numel()

@@ -1,14 +1,12 @@
-"""The penalties L1, L2 and word length × sparsity, and their gradients (AdaPT, section 3.4).
+"""The penalties L1, L2 and word length × sparsity (AdaPT, section 3.4).
 
-The paper trains on L + α‖W‖₁ + β/2·‖W‖₂² + P. L1 and L2 act as gradient terms, α·sign(W) + β·W, added after
-the gradient is normalised. P is piecewise constant, so its gradient is zero: it affects only the reported loss and the
-strategy. With `l1_by_word_length`, L1 depends on the word length too.
+The paper trains on L + α‖W‖₁ + β/2·‖W‖₂² + P. L1 and L2 act as gradient terms, α·sign(W) + β·W, which the kernels add
+once the gradient is normalised (`adapt.kernels.Treatment`). P is piecewise constant, so its gradient is zero: it
+affects only the reported loss and the strategy. With `l1_by_word_length`, L1 depends on the word length too.
 """
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor
 
 from adapt.numerics import LONGEST_WORD
 
@@ -25,11 +23,6 @@ def elastic_net(l1_norms: ArrayLike, squared_norms: ArrayLike, l1: ArrayLike, l2
     absolute: NDArray[np.float64] = np.add.reduce(np.multiply(l1, l1_norms), axis=-1)
     squares: NDArray[np.float64] = np.add.reduce(squared_norms, axis=-1)
     return absolute + l2 / 2 * squares
-
-
-def elastic_net_gradient(weights: Tensor, l1: float, l2: float) -> Tensor:
-    """Return α·sign(W) + β·W, the gradient of `elastic_net` for one layer, in the shape of `weights`."""
-    return l1 * torch.sign(weights) + l2 * weights
 
 
 def word_length_sparsity(word_length: ArrayLike, nonzero: ArrayLike) -> NDArray[np.float64]:

@@ -84,7 +84,7 @@ class Recorder:
         self._timeline = Timeline(self._writer, after=last)
         self._timeline.describe(self._made())
         self._due = time.monotonic() + _FIRST_SECONDS
-        if not ranks.are_several():
+        if not ranks.is_distributed():
             handle = self._controller.optimizer.register_step_post_hook(self._after_step)
             self._open.callback(handle.remove)
         return self
@@ -99,7 +99,7 @@ class Recorder:
         """Update the files, and print a summary unless the loop has failed."""
         with self._open:
             # If one of several processes has failed, collective calls may hang.
-            if error is not None and ranks.are_several():
+            if error is not None and ranks.is_distributed():
                 return
             trace = self._controller.trace
             if self._timeline is not None and len(trace):
@@ -133,8 +133,7 @@ class Recorder:
     def _write_channels(self) -> None:
         if isinstance(self._controller, Learner):
             widths = self._controller.widths
-            by_channel = {n: widths.of(n) for n in self._controller.masters if widths.sizes(n).size > 1}
-            self._timeline.write_channels(widths.step, by_channel)
+            self._timeline.write_channels(widths.step, widths.by_channel())
 
     def _print(self, trace: Trace) -> None:
         from adapt.report.text import totals_lines
@@ -159,7 +158,7 @@ class Recorder:
 
 
 def _is_first() -> bool:
-    return not ranks.are_several() or torch.distributed.get_rank() == 0
+    return not ranks.is_distributed() or torch.distributed.get_rank() == 0
 
 
 def _folders(folder: Path, trace: Trace) -> Iterator[Path]:

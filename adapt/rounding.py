@@ -61,8 +61,7 @@ def quantize(
         kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
         raise TypeError(f"x must be a float32, float64, float16 or bfloat16 tensor, got {kind}")
     arguments.precision("precision", precision)
-    if rounding not in ("nearest", "stochastic"):
-        raise ValueError(f'rounding must be "nearest" or "stochastic", got {rounding!r}')
+    arguments.check_option("rounding", rounding, ("nearest", "stochastic"))
     if generator is not None and not isinstance(generator, torch.Generator):
         raise TypeError(f"generator must be a torch.Generator or None, got {generator!r}")
 

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from adapt.figures import CARD, channel_heatmap, pixels, timeline, word_length_heatmap
 from adapt.trace import Trace
-from adapt.trace.shown import shown_columns, totals, word_lengths
-from adapt.trace.thinning import thinned
+from adapt.trace.description import flat
+from adapt.trace.display import shown_columns, thinned, totals, word_lengths
 from adapt.trace.widths import Widths
 
 if not any(importlib.util.find_spec(name) for name in ("tensorboard", "tensorboardX")):
@@ -130,7 +130,7 @@ class Timeline:
         Args:
             made: policy, options, versions and the like, by name; values may be nested mappings.
         """
-        made = _flat(made)
+        made = flat(made, ".")
         lines = [f"| {name} | {_cell(value)} |" for name, value in made.items()]
         self._writer.add_text("adapt/run", "\n".join(["| | |", "|---|---|", *lines]))
         if type(self._writer).__module__.startswith("torch."):
@@ -197,14 +197,6 @@ class Timeline:
 
 def _tag(column: str, layer: str) -> str:
     return f"adapt_layers/{column}/{layer}"
-
-
-def _flat(made: Mapping[str, object], prefix: str = "") -> dict[str, object]:
-    """Flatten nested mappings; names are joined by dots."""
-    flat: dict[str, object] = {}
-    for name, value in made.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
-    return flat
 
 
 def _cell(value: object) -> str:

@@ -14,7 +14,8 @@ from torch import Tensor
 from adapt.adaptive import attachment
 from adapt.arguments import is_whole
 from adapt.numerics import BlockFloat, Precision
-from adapt.switching.policy import Observation, Policy, State, columns_of, pack, unpack
+from adapt.switching.policy import Observation, Policy, State, columns_of
+from adapt.switching.saved_state import pack, unpack
 from adapt.trace import Column, Trace
 
 SHAPES = ((8, 3), (4, 2, 3, 3), (1, 16))

@@ -85,8 +85,12 @@ def may_be_on_top(pack: Callable[[Tensor], Any]) -> bool:
     return top is not None and top[0] is pack
 
 
-def tagged_op(name: str, tag: torch.Tag, *, schema: str | None = None) -> Callable[[Callable[..., Any]], CustomOpDef]:
-    """Return a decorator like `torch.library.custom_op`, for an operator with a tag that mutates no argument."""
+def random_op(name: str, *, schema: str | None = None) -> Callable[[Callable[..., Any]], CustomOpDef]:
+    """Return a decorator like `torch.library.custom_op`, for an operator that draws noise and mutates no argument.
+
+    Its tag asks the compiler not to merge two calls with the same input.
+    """
+    tag = torch.Tag.nondeterministic_seeded
 
     def register(kernel: Callable[..., Any]) -> CustomOpDef:
         if not _TAKES_TAGS:

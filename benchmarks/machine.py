@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from adapt.profiling.processor import processor
+from adapt.profiling.calibration import processor
 
 PACKAGES = ("torch", "numpy", "numba", "triton", "qtorch", "brevitas")
 

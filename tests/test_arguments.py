@@ -79,3 +79,11 @@ def test_flags_are_true_or_false():
     arguments.check_flags(AdaPT(), "normalize_gradients", "quantize_gradients")
     with pytest.raises(TypeError, match="buffer_bits must be True or False, got 4"):
         arguments.check_flags(AdaPT(), "buffer_bits")
+
+
+def test_an_option_is_one_of_its_names():
+    arguments.check_option("form", None, (None, "a", "b"))
+    with pytest.raises(ValueError, match='form must be None, "a" or "b", got 1'):
+        arguments.check_option("form", 1, (None, "a", "b"))
+    with pytest.raises(ValueError, match=r'form must be "a" or "b", got array\(\[0\.\]\)'):
+        arguments.check_option("form", np.zeros(1), ("a", "b"))

@@ -14,11 +14,11 @@ ROOT = Path(adapt.__file__).parent
 
 # From the ground up. A room may import from the floors below.
 FLOORS = (
-    ("numerics", "files", "factories", "user_warnings", "call_stack", "text_columns", "torch_internals"),
+    ("numerics", "files", "command_line", "user_warnings", "call_stack", "torch_internals"),
     ("arguments", "penalties", "kernels"),
-    ("rounding", "distributed", "initialization", "trace"),
+    ("rounding", "distributed", "trace"),
     ("perfmodel", "switching", "layers", "figures"),
-    ("weights", "activations", "execution", "profiling"),
+    ("weights", "activations", "execution", "profiling", "initialization"),
     ("engine",),
     ("adaptive", "learned"),
     ("report", "tensorboard", "export"),

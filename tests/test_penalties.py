@@ -2,7 +2,6 @@ import math
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -25,20 +24,6 @@ def test_elastic_net_is_the_sum_over_all_weights(layers, l1, l2):
 
 def test_elastic_net_with_a_coefficient_for_each_layer():
     assert penalties.elastic_net([1.0, 10.0], [4.0, 9.0], np.array([0.5, 0.25]), 2.0) == 0.5 + 2.5 + 13.0
-
-
-@given(WEIGHTS, COEFFICIENTS, COEFFICIENTS)
-def test_its_gradient_matches_autograd(values, l1, l2):
-    weights = torch.tensor(values, dtype=torch.float64, requires_grad=True)
-    (l1 * weights.abs().sum() + l2 / 2 * weights.square().sum()).backward()
-    torch.testing.assert_close(penalties.elastic_net_gradient(weights.detach(), l1, l2), weights.grad)
-
-
-def test_the_gradient_keeps_shape_and_type():
-    gradient = penalties.elastic_net_gradient(torch.zeros(2, 3, 1), 0.1, 0.2)
-    assert gradient.shape == (2, 3, 1)
-    assert gradient.dtype == torch.float32
-    assert not gradient.any(), "a weight of zero is not pulled anywhere"
 
 
 @given(st.lists(st.tuples(WORDS, SHARES), min_size=1, max_size=6))

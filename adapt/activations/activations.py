@@ -19,14 +19,13 @@ from adapt.distributed import ranks
 from adapt.kernels.activation import FROZEN, NOISE, RECORD, SiteTables, activation_kernels
 from adapt.layers.hooks import remove_all
 from adapt.layers.naming import module_site, owners
-from adapt.layers.products import ACTIVATIONS_STAY, PRODUCTS, warn_of_others
+from adapt.layers.products import ACTIVATIONS_STAY, EMBEDDINGS, PRODUCTS, warn_of_others
 from adapt.layers.view import Pin
 from adapt.numerics import BlockFloat, Format, LayerFormat, Precision
 from adapt.rounding import Noise
 
 MODES = ("layer", "range")
 
-_WITH_OUTPUT_ALONE = (nn.Embedding, nn.EmbeddingBag)
 _FRESH_OUTPUT = {nn.Linear, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Embedding}
 """Layers whose forward returns a new tensor that nothing else refers to, so that it can be rounded in place."""
 
@@ -86,7 +85,7 @@ class Activations:
         self.names: list[str] = []
         self._leaders: list[int] = []
         found = []
-        for name, owner in owners(module, (*PRODUCTS, *_WITH_OUTPUT_ALONE), layers):
+        for name, owner in owners(module, (*PRODUCTS, *EMBEDDINGS), layers):
             leader = layers[id(owner.weight)]
             sites = []
             for kind in ("input", "output", "error"):
@@ -140,8 +139,8 @@ class Activations:
         """Remove the hooks."""
         self._remove()
 
-    def use(self, formats: Sequence[LayerFormat]) -> None:
-        """Set the layers' formats; they take effect with the next `renew`."""
+    def set_formats(self, formats: Sequence[LayerFormat]) -> None:
+        """Set the layers' formats; they take effect with the next `update_formats`."""
         chosen = [formats[leader] for leader in self._leaders]
         words = np.array([0 if form is None else self._word or form.word_length for form in chosen], np.int32)
         blocks = np.array([isinstance(form, BlockFloat) for form in chosen])
@@ -154,8 +153,8 @@ class Activations:
             hooks.idle = chosen[hooks.output] is None
 
     @torch.no_grad()
-    def renew(self, step: int, *, ended: bool) -> None:
-        """Round to the formats that `use` set, adapted to the observed ranges, with the random keys of `step`.
+    def update_formats(self, step: int, *, ended: bool) -> None:
+        """Round to the formats that `set_formats` set, adapted to the observed ranges, with the random keys of `step`.
 
         Args:
             step: optimizer steps so far.
@@ -215,7 +214,7 @@ class Activations:
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any], *, strict: bool = True) -> None:
-        """Load a state; it takes effect with the next `renew`.
+        """Load a state; it takes effect with the next `update_formats`.
 
         Args:
             state: what `state_dict` returned.
@@ -259,5 +258,5 @@ def check_state(state: Mapping[str, Any], names: Sequence[str], *, strict: bool)
 
 def _of_rank(names: Sequence[str]) -> list[str]:
     """Return the sites' names in the random stream: each process draws different noise for its share of the data."""
-    rank = torch.distributed.get_rank() if ranks.are_several() else 0
+    rank = torch.distributed.get_rank() if ranks.is_distributed() else 0
     return [f"{name}@{rank}" for name in names] if rank else list(names)

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from adapt import torch_internals
 from adapt.activations import checkpointing
 from adapt.activations.straight_through import StraightThrough, quantized
-from adapt.kernels.activation import TYPES, ActivationKernels, SiteTables, mask_size
+from adapt.kernels.activation import ActivationKernels, SiteTables, mask_size
 from adapt.kernels.stream import is_dense
-from adapt.layers.hooks import with_input
-from adapt.layers.tracing import is_drawn
+from adapt.layers.hooks import is_drawn, with_input
+from adapt.numerics.nearest import TYPES
 
 
 class ActivationHooks:

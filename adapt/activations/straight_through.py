@@ -123,11 +123,11 @@ def _warn_if_ambiguous(sites: SiteTables, site: int, numel: int) -> None:
 
 
 # Operators for the graphs of torch.compile. The sites' tables are their inputs, so a changed precision causes no
-# recompilation. The mutation of the streams is not declared, because only these operators read them. The tag asks the
+# recompilation. The mutation of the streams is not declared, because only these operators read them. They ask the
 # compiler not to merge two calls with the same input; not all of its passes obey.
 
 
-@torch_internals.tagged_op("adapt::quantize_activation", torch.Tag.nondeterministic_seeded)
+@torch_internals.random_op("adapt::quantize_activation")
 def _quantize_activation(
     x: Tensor, formats: Tensor, keys: Tensor, drawn: Tensor, peaks: Tensor, site: int, error: int, training: bool
 ) -> tuple[Tensor, Tensor]:
@@ -137,16 +137,13 @@ def _quantize_activation(
 
 
 @_quantize_activation.register_fake
-def _(
-    x: Tensor, formats: Tensor, keys: Tensor, drawn: Tensor, peaks: Tensor, site: int, error: int, training: bool
-) -> tuple[Tensor, Tensor]:
+def _(x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return torch.empty_like(x), x.new_empty(mask_size(x.numel()), dtype=torch.uint8)
 
 
 # The schema is written out because torch 2.6 cannot infer a sequence of integers.
-@torch_internals.tagged_op(
+@torch_internals.random_op(
     "adapt::quantize_error",
-    torch.Tag.nondeterministic_seeded,
     schema="(Tensor gradient, Tensor mask, Tensor formats, Tensor keys, Tensor drawn, Tensor peaks, SymInt error, "
     "SymInt[] strides) -> Tensor",
 )
@@ -165,16 +162,8 @@ def _quantize_error(
 
 
 @_quantize_error.register_fake
-def _(
-    gradient: Tensor,
-    mask: Tensor,
-    formats: Tensor,
-    keys: Tensor,
-    drawn: Tensor,
-    peaks: Tensor,
-    error: int,
-    strides: Sequence[int],
-) -> Tensor:
+def _(gradient: Tensor, *others: Any) -> Tensor:
+    *_, strides = others
     return gradient.new_empty_strided(gradient.shape, strides)
 
 

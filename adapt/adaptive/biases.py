@@ -24,7 +24,7 @@ class Biases:
         self._leaders = leaders
         self._formats: list[LayerFormat] = [None] * len(leaders)
 
-    def use(self, formats: Sequence[LayerFormat], changed: Collection[int]) -> None:
+    def set_formats(self, formats: Sequence[LayerFormat], changed: Collection[int]) -> None:
         """Choose new formats for the biases that follow a layer in `changed`; `formats` are those of all layers."""
         self.fit([i for i, leader in enumerate(self._leaders) if leader in changed], formats)
 
@@ -35,7 +35,7 @@ class Biases:
         for i, ends in zip(indices, found, strict=True):
             form = formats[self._leaders[i]]
             self._formats[i] = BlockFloat(form.word_length).precision(*ends) if isinstance(form, Precision) else form
-        self.masters.use(self._formats)
+        self.masters.set_formats(self._formats)
 
     def state_dict(self) -> dict[str, Any]:
         """Return masters and formats by name, in plain containers."""
@@ -65,4 +65,4 @@ class Biases:
             if name in formats:
                 self.masters.load(i, state["followers"])
                 self._formats[i] = formats[name]
-        self.masters.use(self._formats)
+        self.masters.set_formats(self._formats)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from adapt.adaptive.run import AdaptiveRun
-from adapt.distributed.sharding import whole
+from adapt.distributed.sharding import full
 from adapt.engine.engine import Engine
 from adapt.numerics import LONGEST_WORD, Precision
 from adapt.switching.policy import Policy
@@ -58,7 +58,7 @@ class Controller(Engine):
     @property
     def skipped(self) -> dict[str, int]:
         """How many gradients of each layer were not finite. The optimizer saw zeros, the statistics skipped them."""
-        self._run.settle()
+        self._run.flush()
         return dict(zip(self._run.layers.names, self._run.decisions.skipped.tolist(), strict=True))
 
     def penalty(self) -> Tensor:
@@ -68,5 +68,5 @@ class Controller(Engine):
         words = torch.as_tensor(self._run.decisions.word_lengths, dtype=torch.float64, device=layers.device)
         total = (words * layers.nonzeros / numel).mean() / LONGEST_WORD
         for alpha, weight in zip(self._run.l1_of_layers, layers.weights, strict=True):
-            total = total + alpha * whole(weight.abs().sum()) + self._run.options.l2 / 2 * whole(weight.square().sum())
+            total = total + alpha * full(weight.abs().sum()) + self._run.options.l2 / 2 * full(weight.square().sum())
         return total.to(torch.float32)

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from adapt import penalties, user_warnings
 from adapt.adaptive.step_figures import Figures, Slot, StepFigures
-from adapt.distributed.sharding import Whole
-from adapt.numerics import LONGEST_WORD, LayerFormat
-from adapt.switching.bounds import Bounds, within
-from adapt.switching.policy import Observation, Policy, State, carry, for_layers
+from adapt.distributed.sharding import FullTensors
+from adapt.numerics import LONGEST_WORD, Bounds, LayerFormat
+from adapt.switching.bounds import within
+from adapt.switching.policy import Observation, Policy, State, for_layers
+from adapt.switching.saved_state import carry
 from adapt.trace import Trace
 
 CAPACITY = 128
@@ -64,8 +65,8 @@ class Decisions:
         self._closed_rows: list[tuple[int, dict[str, NDArray[Any]]]] = []
         self._update_patience()
 
-    def begin_anew(self, layers: Sequence[int], weights: Sequence[Tensor]) -> None:
-        """Restart the policy for these layers, with these weights. The caller must have settled all steps."""
+    def restart(self, layers: Sequence[int], weights: Sequence[Tensor]) -> None:
+        """Restart the policy for these layers, with these weights. The caller must have replayed all steps."""
         if len(layers) == len(weights):
             self.state = self._layer_policy.start(weights)
         else:
@@ -76,7 +77,7 @@ class Decisions:
         self._update_patience()
 
     def change_policy(self, policy: Policy[Any]) -> None:
-        """Replace the policy by one of the same class. The caller must have settled all steps."""
+        """Replace the policy by one of the same class. The caller must have replayed all steps."""
         self._layer_policy = for_layers(policy, self.trace.layers)
         self.policy = policy
         self._update_patience()
@@ -115,7 +116,9 @@ class Decisions:
         """Where the figures of the next step go, on the device. `add` completes the step."""
         return self._pending.slot
 
-    def add(self, step: int, active: NDArray[np.bool_], fraction_lengths: NDArray[np.int64], loss_shown: bool) -> None:
+    def add(
+        self, step: int, active: NDArray[np.bool_], fraction_lengths: NDArray[np.int64], loss_observed: bool
+    ) -> None:
         """Count the slot, which has been filled in, as the next step.
 
         Args:
@@ -123,12 +126,12 @@ class Decisions:
             active: which layers have a gradient, bool [layers].
             fraction_lengths: bits behind the binary point of the Ŵ that the step's forward pass saw, [layers]; 0 in
                 float32.
-            loss_shown: whether the loss was filled in.
+            loss_observed: whether the loss was filled in.
         """
-        self._waiting_steps.append((step, active, fraction_lengths, loss_shown))
+        self._waiting_steps.append((step, active, fraction_lengths, loss_observed))
         self._pending.add()
 
-    def settle(
+    def replay(
         self,
         weights: Sequence[Tensor],
         sums: Sequence[Tensor],
@@ -162,20 +165,20 @@ class Decisions:
             + penalties.elastic_net(figures.l1_norms, figures.squared_weights, l1, l2)
             + penalties.word_length_sparsity(words, figures.nonzeros / self._sizes)
         ).tolist()
-        for i, (step, active, fraction_lengths, loss_shown) in enumerate(waiting):
+        for i, (step, active, fraction_lengths, loss_observed) in enumerate(waiting):
             # This step's forward pass used the weights that the previous step left.
             self.close_row(figures.nonzeros[i], fraction_lengths)
             if not all_well:
                 self._check(figures, i, active, windows)
             observation = Observation(
-                loss=losses[i] if loss_shown else None,
+                loss=losses[i] if loss_observed else None,
                 norms=norms[i],
                 norms_of_sums=norms_of_sums[i],
                 seen=seen[i],
                 sound=sound[i],
                 weights=weights,
                 sums=sums,
-                windows=Whole(windows),
+                windows=FullTensors(windows),
                 l1=l1,
                 l2=l2,
                 measure_saturation=saturated,

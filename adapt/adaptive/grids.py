@@ -36,7 +36,7 @@ class Grids:
         """Whether every parameter is in fixed point, so that no grid depends on the values."""
         return all(isinstance(form, Precision) for form in self._formats)
 
-    def follow(self, indices: Sequence[int], tensors: Sequence[Tensor]) -> None:
+    def fit(self, indices: Sequence[int], tensors: Sequence[Tensor]) -> None:
         """Fit block floating point to these tensors, the present or next values of the parameters' masters."""
         if self._in_blocks:
             fresh = dict(zip(indices, self._resolved(indices, tensors), strict=True))

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from adapt import rounding
 from adapt.adaptive.grids import Grids
-from adapt.distributed.sharding import whole
+from adapt.distributed.sharding import full
 from adapt.kernels import Rounding, Treatment, Update
 from adapt.kernels.stream import flat
 from adapt.numerics import Format, LayerFormat
@@ -42,7 +42,7 @@ class FixedPointMasters(Masters):
         self.figures = torch.zeros(len(self.parameters), 3, dtype=torch.float64, device=self.device)
         self._offsets = np.zeros(len(self.parameters), np.int64)
         self._keys = np.zeros(len(self.parameters), np.uint64)
-        self.use([None] * len(self.parameters))
+        self.set_formats([None] * len(self.parameters))
 
     @property
     def is_stochastic(self) -> bool:
@@ -51,7 +51,6 @@ class FixedPointMasters(Masters):
 
     @property
     def nonzeros(self) -> Tensor:
-        """How many elements of each Ŵ are not zero, float64 [parameters]."""
         return self.figures[:, 0]
 
     @property
@@ -65,10 +64,10 @@ class FixedPointMasters(Masters):
         shares = []
         for weight, (scale, step, low, high) in zip(self.weights, self.grids.table.tolist(), strict=True):
             outside = weight.clamp(low * step, high * step) != weight if scale else torch.zeros_like(weight)
-            shares.append(whole(outside.sum()).double() / max(weight.numel(), 1))
+            shares.append(full(outside.sum()).double() / max(weight.numel(), 1))
         return torch.stack(shares)
 
-    def use(self, formats: Sequence[LayerFormat]) -> None:
+    def set_formats(self, formats: Sequence[LayerFormat]) -> None:
         """Round to these formats, one per parameter, from now on; the parameters change with the next `store`."""
         self.grids = Grids(formats, self.weights)
 
@@ -120,7 +119,7 @@ class FixedPointMasters(Masters):
         aliased = self._alias()
         self._kernels.restore_(None if aliased else self.parameters, self.weights, gradients, treatment)
         self.views = ["masters"] * len(self.parameters)
-        self._disown()
+        self._forget_views()
 
     def restore_only(self) -> None:
         """p ← W; gradients stay as they are, except that one that is not finite becomes zero."""
@@ -131,14 +130,14 @@ class FixedPointMasters(Masters):
 
     def store(self, step: int) -> None:
         """W ← p and p ← Q(W) with the random key of `step`, and measure Ŵ and W, all in one pass."""
-        self.grids.follow(range(len(self.parameters)), self.parameters)
+        self.grids.fit(range(len(self.parameters)), self.parameters)
         how = self._begin(step)
         if self._aliases:
             self._aliases.end(range(len(self.parameters)), updated=True)
             self._kernels.quantize_(self.weights, self.parameters, how, self.figures)
         else:
             self._kernels.store_(self.parameters, self.weights, how, self.figures)
-        self._settle("training")
+        self._record_step()
 
     def descend(self, gradients: Sequence[Tensor | None], treatment: Treatment, update: Update, step: int) -> None:
         """W ← SGD(W, treated G) and p ← Q(W) with the random key of `step`, and measure Ŵ and W, all in one pass.
@@ -161,15 +160,14 @@ class FixedPointMasters(Masters):
             self._begin(step),
             self.figures,
         )
-        self._settle("training")
+        self._record_step()
 
     @torch.no_grad()
     def round_parameters(self) -> None:
-        """Round what the parameters hold now to nearest, in place."""
         grids = self.grids.of(range(len(self.parameters)), self.parameters)
         how = Rounding(grids, self._keys, self._offsets, stochastic=False)
         self._kernels.quantize_(self.parameters, self.parameters, how)
-        self._disown()
+        self._forget_views()
 
     def _begin(self, step: int) -> Rounding:
         """Switch to the random key of `step`, and return how training rounds."""
@@ -178,7 +176,7 @@ class FixedPointMasters(Masters):
 
     def _measure(self, index: int) -> None:
         weight, figures = self.weights[index], self.figures.new_empty(1, 3)
-        self.grids.follow([index], [weight])
+        self.grids.fit([index], [weight])
         how = self._rounding([index], stochastic=self.is_stochastic)
         self._kernels.quantize_([weight], [torch.empty_like(weight)], how, figures)
         self.figures[index] = figures[0]

@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from typing import Any, Literal, TypedDict, TypeVar, get_args, get_type_hints
 
 from adapt.activations import MODES
-from adapt.arguments import check_flags, check_number, is_whole
+from adapt.arguments import check_between, check_flags, check_option, is_whole
 from adapt.execution import EXECUTIONS
 from adapt.layers import choice
 from adapt.layers.layer_bits import LayerBits, checked
@@ -86,17 +86,12 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name in ("l1", "l2"):
-            value = getattr(self, name)
-            check_number(name, value)
-            if not 0 <= float(value) < math.inf:
-                raise ValueError(f"{name} must be a finite number ≥ 0, got {value!r}")
-        if not callable(self.layers):
-            raise TypeError(f"layers must be a function of (name, parameter), got {self.layers!r}")
+            check_between(name, getattr(self, name), 0, math.inf)
+        choice.check_choice(self.layers)
         if self.layer_bits is not None:
             bounds = checked(self.layer_bits, shortest=SHORTEST_WORD, longest=LONGEST_WORD)
             object.__setattr__(self, "layer_bits", bounds)
-        if self.rounding not in ("stochastic", "nearest"):
-            raise ValueError(f'rounding must be "stochastic" or "nearest", got {self.rounding!r}')
+        check_option("rounding", self.rounding, ("stochastic", "nearest"))
         check_flags(self, "quantize_biases", "l1_by_word_length", "quantize_errors", "execution_backward")
         if not is_whole(self.seed):
             raise TypeError(f"seed must be an integer, got {self.seed!r}")
@@ -111,8 +106,7 @@ class Settings:
             )
         if self.quantize_errors and self.activations is None:
             raise ValueError('quantize_errors=True needs activations="layer", "range" or a word length')
-        if self.execution is not None and self.execution not in EXECUTIONS:
-            raise ValueError(f'execution must be None, "bfloat16" or "float16", got {self.execution!r}')
+        check_option("execution", self.execution, (None, *EXECUTIONS))
 
 
 def shows_options(face: Face) -> Face:

@@ -15,26 +15,27 @@ from adapt.adaptive.biases import Biases
 from adapt.adaptive.decisions import Decisions
 from adapt.adaptive.masters import FixedPointMasters
 from adapt.adaptive.options import Settings
+from adapt.adaptive.persistence import read
 from adapt.adaptive.windows import Windows
-from adapt.distributed.sharding import Whole, whole
+from adapt.distributed.sharding import FullTensors, full
 from adapt.engine import persistence
 from adapt.engine.fused_sgd import TakeOver
-from adapt.engine.run import Hooked, Run
+from adapt.engine.run import HookedPart, Run
 from adapt.execution import Execution
 from adapt.kernels import Treatment
 from adapt.layers import choice
 from adapt.layers.layer_bits import bounds_of
-from adapt.numerics import LONGEST_WORD, SHORTEST_WORD, Format, Precision
+from adapt.numerics import LONGEST_WORD, SHORTEST_WORD, Bounds, Format, Precision
 from adapt.rounding import Noise
-from adapt.switching.bounds import ALL, Bounds
+from adapt.switching.bounds import ALL
 from adapt.switching.configuration import to_dict
-from adapt.switching.policy import Policy, carry, check_bounds, columns_of, for_layers, pack, unpack
+from adapt.switching.policy import Policy, check_bounds, columns_of, for_layers
+from adapt.switching.saved_state import carry, pack
 from adapt.trace import Trace
-from adapt.trace.archive import release_of
 from adapt.trace.description import made_by
 from adapt.weights.masters import Masters
 
-_LOOK_EVERY = 16
+_CHECK_EVERY = 16
 """Every so many steps, look at the ranges of the weights, and refit the formats of quantised biases."""
 
 
@@ -74,24 +75,22 @@ class AdaptiveRun(Run):
         self.decisions = Decisions(policy, self.layers.device, trace_every=options.trace_every)
         self._saturation: list[Tensor] = []
         # The initial state, which also is the template that a loaded state must match.
-        self._fresh = for_layers(policy, self.layers.names).start(Whole(self.layers.weights))
+        self._fresh = for_layers(policy, self.layers.names).start(FullTensors(self.layers.weights))
         self.layer_bits = options.layer_bits
         check_bounds(policy, self._bounds, self.layers.numel.tolist())
         self.decisions.start(self._fresh, self._bounds, Trace(self.layers.names, self.layers.numel, columns_of(policy)))
 
     @property
-    def banks(self) -> list[Masters]:
+    def all_masters(self) -> list[Masters]:
         """The masters of the layers and, if they are quantised too, of the biases."""
         return [self.layers] if self.biases is None else [self.layers, self.biases.masters]
 
     @property
-    def hooked(self) -> list[Hooked]:
-        """The parts that act on the module's layers through hooks."""
+    def hooked_parts(self) -> list[HookedPart]:
         return [part for part in (self.activations, self.execution) if part is not None]
 
     @property
     def formats(self) -> dict[str, Format]:
-        """Formats of weights, biases and activations: see `adapt.engine.engine.Engine.formats`."""
         activations = {} if self.activations is None else self.activations.formats
         biases = {} if self.biases is None else self.biases.masters.formats
         return self.layers.formats | biases | activations
@@ -104,7 +103,7 @@ class AdaptiveRun(Run):
     @property
     def trace(self) -> Trace:
         """What happened in every step so far, and the policy and options. Reading it waits for the device."""
-        self.settle()
+        self.flush()
         self.decisions.close_row(self.layers.nonzeros.cpu().numpy(), self.layers.grids.fraction_lengths)
         self.decisions.write()
         self.decisions.trace.run = self._made_by()
@@ -119,7 +118,6 @@ class AdaptiveRun(Run):
     # Which tensors take part
 
     def join(self, layers: Mapping[str, Tensor]) -> None:
-        """Add the layers that are new in `layers`, which starts with the present ones."""
         policy = for_layers(self.decisions.policy, tuple(layers))
         old, trace, skipped = self.layers, self.trace, self.decisions.skipped
         self._saturation.clear()
@@ -128,16 +126,15 @@ class AdaptiveRun(Run):
         self.windows.begin(self.layers.weights[count:])
         if len(layers) > count:
             trace.add_layers(self.layers.names[count:], self.layers.numel[count:])
-        self._fresh = policy.start(Whole(self.layers.weights))
+        self._fresh = policy.start(FullTensors(self.layers.weights))
         state = carry(self.decisions.state, self._fresh, {i: i for i in range(count)})
         self.decisions.start(state, self._bounds, trace)
         self.decisions.skipped[: len(skipped)] = skipped
 
-    def follow(self, parameters: Mapping[str, Tensor], optimizer: Optimizer, module: nn.Module | None) -> None:
-        """Update the biases, and the hooks on the module, to match the present layers."""
+    def update_parts(self, parameters: Mapping[str, Tensor], optimizer: Optimizer, module: nn.Module | None) -> None:
         options = self.options
         names = self.layers.names
-        if options.quantize_biases and (found := choice.followers(parameters, names, optimizer, self.awaited)):
+        if options.quantize_biases and (found := choice.followers(parameters, names, optimizer, self.included_frozen)):
             tensors = {name: parameter for name, (parameter, _) in found.items()}
             old = None if self.biases is None else self.biases.masters
             masters = FixedPointMasters(tensors, self.noise, old)
@@ -166,33 +163,33 @@ class AdaptiveRun(Run):
                 pin=self.pin,
                 old=self.execution,
             )
-        self._use_formats(range(len(self.layers.names)))
-        self.renew()
+        self._set_formats(range(len(self.layers.names)))
+        self.requantize()
 
     @torch.no_grad()
-    def begin_anew(self, new: Sequence[Collection[int]]) -> list[str]:
-        """Restart the policy for layers whose weights were loaded; see `Run.begin_anew`.
+    def refit(self, new: Sequence[Collection[int]]) -> list[str]:
+        """Restart the policy for layers whose weights were loaded; see `Run.refit`.
 
         Layers in block floating point or float32 carry on, because these fit any weights.
         """
         decisions, masters = self.decisions, self.layers
-        self.settle()
+        self.flush()
         fixed = [i for i in sorted(new[0]) if isinstance(decisions.formats[i], Precision)]
-        sound = [i for i in fixed if bool(torch.isfinite(whole(masters.weights[i])).all())]
+        sound = [i for i in fixed if bool(torch.isfinite(full(masters.weights[i])).all())]
         if sound:
             decisions.close_row(masters.nonzeros.cpu().numpy(), masters.grids.fraction_lengths)
-            decisions.begin_anew(sound, Whole(masters.weights))
+            decisions.restart(sound, FullTensors(masters.weights))
             self.windows.clear(sound)
-            self._use_formats(sound)
+            self._set_formats(sound)
         if self.biases is not None and len(new) > 1:
             self.biases.fit(new[1], decisions.formats)
-        self.renew()
+        self.requantize()
         return []
 
     def change_policy(self, policy: Policy[Any]) -> None:
         """Replace the policy by one of the same class with other hyperparameters, from the next step on."""
         check_bounds(policy, self._bounds, self.layers.numel.tolist())
-        self.settle()
+        self.flush()
         self.trace.add_columns(columns_of(policy))
         self.decisions.change_policy(policy)
 
@@ -202,11 +199,11 @@ class AdaptiveRun(Run):
         """Perform one step from the end of backward to the update: see the numbered comments."""
         masters, policy, decisions = self.layers, self.decisions.policy, self.decisions
         if decisions.can_switch:
-            for bank in self.banks:
-                bank.probe()
+            for each in self.all_masters:
+                each.probe()
         # 1. The figures measured so far and the loss wait on the device for the policy.
         gradients = masters.gradients()
-        loss_shown = len(self.losses) > 0
+        loss_observed = len(self.losses) > 0
         figures = decisions.slot
         figures.masters.copy_(masters.figures)
         self._note_loss(figures.loss)
@@ -228,13 +225,13 @@ class AdaptiveRun(Run):
         treatment = Treatment(figures.squared.clone(), self.l1_of_layers, self.l2_of_layers, policy.normalize_gradients)
         # 3. The policy's turn, if a layer may switch in this step.
         self.step += 1
-        if self.step % _LOOK_EVERY == 0:
+        if self.step % _CHECK_EVERY == 0:
             self._saturation.append(masters.saturated())
         active = np.array([gradient is not None for gradient in gradients])
-        decisions.add(self.step, active, masters.grids.fraction_lengths, loss_shown)
+        decisions.add(self.step, active, masters.grids.fraction_lengths, loss_observed)
         if decisions.due:
-            self.settle()
-        if self.biases is not None and self.step % _LOOK_EVERY == 0:
+            self.flush()
+        if self.biases is not None and self.step % _CHECK_EVERY == 0:
             self.biases.fit(range(len(self.biases.masters.names)), decisions.formats)
         # 4. p ← W and treated gradients for the optimizer to use, or the whole update up to p ← Q(W).
         update = take_over(gradients) if take_over is not None and masters.grids.is_fixed else None
@@ -248,21 +245,20 @@ class AdaptiveRun(Run):
         """W ← p and p ← Ŵ, for masters that `before_update` has not updated itself."""
         self._store(ended=True)
 
-    def renew(self) -> None:
-        """p ← Ŵ from the masters, whatever p holds."""
-        for masters in self.banks:
-            masters.show("masters", anew=True)
+    def requantize(self) -> None:
+        for masters in self.all_masters:
+            masters.show("masters", rewrite=True)
         self._store(ended=False)
 
     def _store(self, *, ended: bool) -> None:
-        for masters in self.banks:
+        for masters in self.all_masters:
             if "masters" in masters.views:
                 masters.store(self.step)
         if self.activations is not None:
-            self.activations.renew(self.step, ended=ended)
+            self.activations.update_formats(self.step, ended=ended)
         if self.execution is not None:
             # Always, because the formats of block floating point have followed the weights.
-            self.execution.use(self.layers.grids.precisions)
+            self.execution.set_formats(self.layers.grids.precisions)
 
     def _note_loss(self, out: Tensor) -> None:
         """Write the step's loss into `out`; NaN if none was observed."""
@@ -278,12 +274,12 @@ class AdaptiveRun(Run):
                 "framework owns the loop"
             )
 
-    def settle(self) -> None:
+    def flush(self) -> None:
         """Show the policy the waiting steps, and carry out what it decides."""
         before = self.decisions.formats
-        ended = self.decisions.settle(
-            Whole(self.layers.weights),
-            Whole(self.windows.sums),
+        ended = self.decisions.replay(
+            FullTensors(self.layers.weights),
+            FullTensors(self.windows.sums),
             self.windows.gradients,
             self.l1_of_layers,
             self.options.l2,
@@ -295,16 +291,16 @@ class AdaptiveRun(Run):
         self.windows.clear(ended)
         if ended or before != self.decisions.formats:
             changed = [i for i, f in enumerate(self.decisions.formats) if f != before[i]]
-            self._use_formats({*ended, *changed})
+            self._set_formats({*ended, *changed})
 
-    def _use_formats(self, changed: Collection[int]) -> None:
+    def _set_formats(self, changed: Collection[int]) -> None:
         """Round to the present formats from now on, and refit the biases that follow a changed layer."""
         formats, words = self.decisions.formats, self.decisions.word_lengths
-        self.layers.use(formats)
+        self.layers.set_formats(formats)
         if self.activations is not None:
-            self.activations.use(formats)
+            self.activations.set_formats(formats)
         if self.biases is not None:
-            self.biases.use(formats, changed)
+            self.biases.set_formats(formats, changed)
         l1 = self.options.l1
         by_word_length = self.options.l1_by_word_length
         self.l1_of_layers = penalties.l1_by_word_length(l1, words) if by_word_length else np.full(len(words), l1)
@@ -313,7 +309,6 @@ class AdaptiveRun(Run):
     # Persistence
 
     def state_dict(self, optimized: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Return the whole state in plain containers, numbers and tensors: see `Run.state_dict`."""
         trace, masters, windows = self.trace, self.layers, self.windows
         biases, activations = self.biases, self.activations
         gradients = (p.grad for p in optimized.values())
@@ -333,42 +328,16 @@ class AdaptiveRun(Run):
             "micro_losses": self.losses.state(),
             "gradients": persistence.copied(optimized, gradients) if self.losses else {},
             "activations": {} if activations is None else activations.state_dict(),
-            "trace": persistence.sealed(trace.state_dict()),
-            persistence.FORMATS: persistence.sealed(persistence.pack_formats(self.formats)),
+            "trace": persistence.to_bytes(trace.state_dict()),
+            persistence.FORMATS: persistence.to_bytes(persistence.pack_formats(self.formats)),
             **persistence.pack_bits(self.layer_bits),
         }
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any], optimized: Mapping[str, Tensor], *, strict: bool) -> None:
-        """Resume from `state_dict`: see `Run.load_state_dict`."""
-        masters, decisions = self.layers, self.decisions
-        policy, biases, activations = decisions.policy, self.biases, self.activations
-        names = masters.names
-        state = persistence.upgraded(state)
-        persistence.check(
-            state,
-            policy=type(policy).__name__,
-            weights=dict(zip(names, masters.weights, strict=True)),
-            sums=policy.sums_gradients,
-            strict=strict,
-        )
-        old_names = list(state["layers"])
-        saved_trace = persistence.opened(state["trace"])
-        old = unpack(state["state"], self._fresh, len(old_names), release=release_of(saved_trace))
-        places = {i: old_names.index(name) for i, name in enumerate(names) if name in old_names}
-        # A state with all layers replaces everything, so the weights, which may not even be finite, are not looked at.
-        fresh = self._fresh if len(places) == len(names) else for_layers(policy, names).start(Whole(masters.weights))
-        policy_state = carry(old, fresh, places)
-        if policy.keeps_gradients:
-            persistence.check_windows(state["windows"], dict(zip(old_names, old.gradients.tolist(), strict=True)))
-        # A layer that joined late comes last in the run that was saved, but maybe not here.
-        same = sorted(old_names) == sorted(names)
-        trace = Trace.from_state_dict(saved_trace) if same else Trace(names, masters.numel)
-        trace.add_columns(columns_of(policy))
-        if trace.layers != names:
-            trace = trace.reordered(names)
-        if len(trace) and trace.step[-1] > state["step"]:
-            raise ValueError(f"the precision state is of step {state['step']}, but its trace goes to {trace.step[-1]}")
+        masters, decisions, biases, activations = self.layers, self.decisions, self.biases, self.activations
+        saved = read(state, decisions.policy, self._fresh, masters, strict=strict)
+        state = saved.fields
         gradients = {name: p for name, p in optimized.items() if name in state["gradients"]}
         persistence.check_tensors("gradients", state["gradients"], gradients)
         if biases is not None:
@@ -387,13 +356,13 @@ class AdaptiveRun(Run):
         self.step = state["step"]
         self.noise.seed, self.noise.stochastic = state["seed"], state["stochastic"]
         self.layer_bits = bits
-        decisions.start(policy_state, self._bounds, trace)
-        for i in places:
-            name = names[i]
+        decisions.start(saved.policy_state, self._bounds, saved.trace)
+        for i in saved.places:
+            name = masters.names[i]
             masters.load(i, state["masters"])
             self.windows.load(i, state["sums"].get(name), state["windows"].get(name, ()), like=masters.weights[i])
             decisions.skipped[i] = state["skipped"].get(name, 0)
-        self._use_formats(range(len(names)))
+        self._set_formats(range(len(masters.names)))
         if biases is not None:
             biases.load(state)
         if activations is not None:
@@ -401,4 +370,4 @@ class AdaptiveRun(Run):
         self.losses.load(state["micro_losses"])
         for name, parameter in gradients.items():
             parameter.grad = state["gradients"][name].to(parameter.device, copy=True)
-        self.renew()
+        self.requantize()

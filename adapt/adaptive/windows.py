@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from adapt.distributed.sharding import placed
+from adapt.distributed.sharding import sharded_like
 
 
 class Windows:
@@ -48,5 +48,5 @@ class Windows:
         """Fill the window of a layer, whose weights are `like`, with copies of these."""
         kept = self.sums[index]
         if kept is not None and total is not None:
-            kept.copy_(placed(total, like))
-        self.gradients[index] = [placed(g, like).to(like.device, copy=True) for g in gradients]
+            kept.copy_(sharded_like(total, like))
+        self.gradients[index] = [sharded_like(g, like).to(like.device, copy=True) for g in gradients]

@@ -47,13 +47,13 @@ def local(tensor: Tensor) -> Tensor:
 
 
 @overload
-def whole(tensors: Tensor) -> Tensor: ...
+def full(tensors: Tensor) -> Tensor: ...
 @overload
-def whole(tensors: Sequence[Tensor]) -> Sequence[Tensor]: ...
-def whole(tensors: Tensor | Sequence[Tensor]) -> Tensor | Sequence[Tensor]:
+def full(tensors: Sequence[Tensor]) -> Sequence[Tensor]: ...
+def full(tensors: Tensor | Sequence[Tensor]) -> Tensor | Sequence[Tensor]:
     """Gather a tensor, or each of several, from the pieces of all processes. Every process must call this."""
     if not isinstance(tensors, Tensor):
-        return [whole(tensor) for tensor in tensors]
+        return [full(tensor) for tensor in tensors]
     return tensors.full_tensor() if is_sharded(tensors) else tensors
 
 
@@ -78,7 +78,7 @@ def _ends(tensor: Tensor) -> Tensor:
     return torch.stack((-minimum, maximum))
 
 
-class Whole(Sequence[Any]):
+class FullTensors(Sequence[Any]):
     """A sequence of tensors, or of lists of them, that are gathered from all processes on access."""
 
     def __init__(self, items: Sequence[Any]) -> None:
@@ -88,10 +88,10 @@ class Whole(Sequence[Any]):
         return len(self._items)
 
     def __getitem__(self, index: Any) -> Any:
-        return Whole(self._items[index]) if isinstance(index, slice) else whole(self._items[index])
+        return FullTensors(self._items[index]) if isinstance(index, slice) else full(self._items[index])
 
 
-def placed(tensor: Tensor, like: Tensor) -> Tensor:
+def sharded_like(tensor: Tensor, like: Tensor) -> Tensor:
     """Return the same values, distributed over the processes like `like`."""
     if is_sharded(like) and not is_sharded(tensor):
         from torch.distributed.tensor import distribute_tensor
@@ -99,7 +99,7 @@ def placed(tensor: Tensor, like: Tensor) -> Tensor:
         mesh, placements = like.device_mesh, like.placements
         # Every process has the whole tensor and takes its own piece; nothing is sent.
         return distribute_tensor(tensor.to(like.device), mesh, placements, src_data_rank=None)
-    return whole(tensor) if is_sharded(tensor) and not is_sharded(like) else tensor
+    return full(tensor) if is_sharded(tensor) and not is_sharded(like) else tensor
 
 
 def reshard_(module: nn.Module) -> None:
@@ -109,7 +109,7 @@ def reshard_(module: nn.Module) -> None:
             reshard()
 
 
-class OnPieces:
+class ShardedKernels:
     """The functions of `adapt.kernels.Kernels` for sharded layers, with the figures of whole layers."""
 
     def __init__(self, kernels: Kernels) -> None:
@@ -118,18 +118,18 @@ class OnPieces:
     def quantize_(
         self, sources: Sequence[Tensor], outputs: Sequence[Tensor], rounding: Rounding, figures: Tensor | None = None
     ) -> None:
-        self._kernels.quantize_(_pieces(sources), _pieces(outputs), _with_offsets(rounding, sources), figures)
+        self._kernels.quantize_(_shards(sources), _shards(outputs), _with_offsets(rounding, sources), figures)
         if figures is not None:
             _add_up(figures, sources)
 
     def store_(
         self, parameters: Sequence[Tensor], masters: Sequence[Tensor], rounding: Rounding, figures: Tensor
     ) -> None:
-        self._kernels.store_(_pieces(parameters), _pieces(masters), _with_offsets(rounding, masters), figures)
+        self._kernels.store_(_shards(parameters), _shards(masters), _with_offsets(rounding, masters), figures)
         _add_up(figures, masters)
 
     def squared_norms_(self, tensors: Sequence[Tensor | None], out: Tensor) -> None:
-        self._kernels.squared_norms_(_pieces(tensors), out)
+        self._kernels.squared_norms_(_shards(tensors), out)
         _add_up(out, tensors)
 
     def add_(
@@ -139,7 +139,7 @@ class OnPieces:
         squared: Tensor,
         squared_sums: Tensor,
     ) -> None:
-        self._kernels.add_(_pieces(sums), _pieces(gradients), squared, squared_sums)
+        self._kernels.add_(_shards(sums), _shards(gradients), squared, squared_sums)
         _add_up(squared_sums, sums)
 
     def accumulate_(
@@ -160,8 +160,8 @@ class OnPieces:
         gradients: Sequence[Tensor | None],
         treatment: Treatment,
     ) -> None:
-        written = None if parameters is None else _pieces(parameters)
-        self._kernels.restore_(written, _pieces(masters), _pieces(gradients), treatment)
+        written = None if parameters is None else _shards(parameters)
+        self._kernels.restore_(written, _shards(masters), _shards(gradients), treatment)
 
     def descend_(
         self,
@@ -174,12 +174,12 @@ class OnPieces:
         rounding: Rounding,
         figures: Tensor,
     ) -> None:
-        pieces = _pieces(parameters), _pieces(masters), _pieces(gradients), _pieces(buffers)
+        pieces = _shards(parameters), _shards(masters), _shards(gradients), _shards(buffers)
         self._kernels.descend_(*pieces, treatment, rates, _with_offsets(rounding, masters), figures)
         _add_up(figures, masters)
 
 
-def _pieces(tensors: Sequence[Any]) -> list[Any]:
+def _shards(tensors: Sequence[Any]) -> list[Any]:
     return [None if tensor is None else local(tensor) for tensor in tensors]
 
 

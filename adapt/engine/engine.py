@@ -1,42 +1,27 @@
-"""Hooks on the user's own optimizer and modules that drive a run from step to step.
-
-One step flows one way: forward and backward at Ŵ → the loss is noted → the run sees (W, G, loss) and chooses formats
-→ p ← W, penalties and normalisation on G → the optimizer steps → W ← p → p ← Q(W) → one row of the trace. If the
-optimizer is torch's SGD, the run goes from the gradients to Q(W) in one pass.
-"""
+"""`Engine`: what a user can do with a run that is attached to an optimizer, of whichever kind it is."""
 
 import contextlib
 import functools
-import weakref
-from collections.abc import Callable, Collection, Iterator, Mapping
-from numbers import Real
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_pre_hook
-from torch.optim import Optimizer
 
-from adapt import user_warnings
-from adapt.engine import persistence, rounded_copies
-from adapt.engine.first_step import FirstStep
-from adapt.engine.fused_sgd import FusedSGD
+from adapt.arguments import check_option
+from adapt.engine import rounded_copies
+from adapt.engine.driver import Driver
 from adapt.engine.losses import training_loss
-from adapt.engine.members import Members
 from adapt.engine.rounded_copies import Module
-from adapt.engine.run import Run
-from adapt.engine.steps import Steps, unscale
-from adapt.engine.views import Views
-from adapt.layers import choice, frozen_rounding, optimizers
-from adapt.layers.hooks import WeakHook, remove_all
+from adapt.layers import frozen_rounding
+from adapt.layers.hooks import WeakHook
 from adapt.layers.view import View
 from adapt.numerics import Format
 from adapt.trace import Trace
-from adapt.weights.masters import Masters
 
 
-class Engine:
-    """Drives a run through hooks on an optimizer and its modules. Users see its subclasses `Controller` and `Learner`.
+class Engine(Driver):
+    """The user's handle on an attached run: the common part of `Controller` and `Learner`.
 
     Between steps every layer's parameter holds quantised values; the run keeps the float32 masters. Evaluation sees the
     masters rounded to nearest, training sees them as training rounds them: hooks on the modules swap the two when a
@@ -53,72 +38,6 @@ class Engine:
         optimizer: the optimizer.
     """
 
-    def __init__(
-        self, optimizer: Optimizer, module: nn.Module | None, parameters: Mapping[str, Tensor], run: Run
-    ) -> None:
-        self.optimizer = optimizer
-        self._module, self._run = module, run
-        self._members = Members(optimizer, module, parameters)
-        self._views = Views(module, run.pin, self._before_pass, self._begin_anew)
-        self._steps = Steps(
-            optimizer,
-            before_update=self._before_update,
-            after_update=self._after_update,
-            undo=self._renew,
-        )
-        self._first_step = FirstStep(optimizer, *min(self.layers.items(), key=lambda layer: layer[1].numel()))
-        self._fused: FusedSGD | None = None
-        self._restored = False
-        self._unfit: dict[str, None] = {}
-        self._is_blind_known = False
-        self._replaced: dict[str, Format] = {}
-        self._handles: list[Any] = []
-        self._search: Any = None
-
-    def attach(self) -> None:
-        """Register the hooks and round the weights. A call that fails must be followed by `give_up`."""
-        self._handles += self._steps.hook()
-        self._handles.append(self.optimizer.register_state_dict_post_hook(self._save_into))
-        self._handles.append(self.optimizer.register_load_state_dict_pre_hook(self._load_from))
-        self._first_step.watch()
-        self._follow()
-        if self._module is not None:
-            self._replaced = frozen_rounding.remove(self._module)
-        else:
-            self._search = register_module_forward_pre_hook(WeakHook(self._find_module))
-            # A global hook must not outlive the engine.
-            weakref.finalize(self, self._search.remove)
-
-    def _find_module(self, module: nn.Module, args: Any) -> None:
-        """Follow the mode of the first module that runs and has all the layers, if `attach` was given no module."""
-        inside = set(map(id, module.parameters()))
-        if self.is_attached and all(id(p) in inside for p in self.layers.values()):
-            self._search.remove()
-            self._module = module
-            self._views.follow(module)
-            self._views.hook(self.banks)
-            self._views.before_forward(module, args)
-
-    def _warn_if_blind(self) -> None:
-        """Warn once if the hooks saw no forward pass before a step, as happens after `torch.compile`."""
-        if self._search is not None:
-            self._search.remove()
-        if self._is_blind_known or not self.banks[0].is_stochastic:
-            return
-        if any(parameter.grad is not None for parameter in self.banks[0].parameters):
-            self._is_blind_known = True
-            user_warnings.warn(
-                "the controller saw no forward pass of a module with all the layers in this step, as happens if the "
-                "module was compiled after attaching: in evaluation mode it would use the weights as training rounds "
-                "them. Evaluate within controller.evaluation_weights(), or pass the (compiled) module to attach()"
-            )
-
-    def __reduce__(self) -> Any:
-        raise TypeError(
-            f"a {type(self).__name__} belongs to its optimizer and modules and cannot be copied or pickled: copy or "
-            "save what it keeps by its state_dict(), or the optimizer's"
-        )
-
     def __repr__(self) -> str:
         state = f"{self.step} steps" if self.is_attached else f"detached after {self.step} steps"
         words = [form.word_length for name, form in self.formats.items() if name in self.layers]
@@ -126,17 +45,10 @@ class Engine:
         span = "" if not bits else f", {bits[0]} bits" if len(bits) == 1 else f", {bits[0]} to {bits[-1]} bits"
         return f"<{type(self).__name__} of {type(self.optimizer).__name__}: {len(self.layers)} layers{span}, {state}>"
 
-    # The user's interface
-
-    @property
-    def layers(self) -> dict[str, Tensor]:
-        """The parameters of the layers, by name."""
-        return dict(zip(self.banks[0].names, self.banks[0].parameters, strict=True))
-
     @property
     def masters(self) -> dict[str, Tensor]:
         """The float32 master weights of the layers, by the weight's name: the tensors themselves, not copies."""
-        return dict(zip(self.banks[0].names, self.banks[0].weights, strict=True))
+        return dict(zip(self.all_masters[0].names, self.all_masters[0].weights, strict=True))
 
     @property
     def formats(self) -> dict[str, Format]:
@@ -234,7 +146,7 @@ class Engine:
             self._follow_pin()
 
     def _follow_pin(self) -> None:
-        for part in self._run.hooked:
+        for part in self._run.hooked_parts:
             part.follow_pin()
 
     @torch.no_grad()
@@ -244,9 +156,9 @@ class Engine:
         For values from elsewhere, such as the mean of masters that weight averaging evaluates. They stay until
         something shows the masters again, as a pass in another mode does: use `evaluation_weights()`.
         """
-        for masters in self.banks:
+        for masters in self.all_masters:
             masters.round_parameters()
-        self._views.renew()
+        self._views.reshard()
 
     def quantized(self, module: Module) -> Module:
         """Return a quantised copy of a module for evaluation, such as an average of the weights.
@@ -261,7 +173,7 @@ class Engine:
         Raises:
             ValueError: the module lacks a parameter of the run.
         """
-        names = [name for masters in self.banks for name in masters.names]
+        names = [name for masters in self.all_masters for name in masters.names]
         return rounded_copies.quantized(module, names, self.formats)
 
     def detach(self, view: View = "evaluation", *, keep_activations: bool = False) -> None:
@@ -277,216 +189,14 @@ class Engine:
             ValueError: there is no such view.
             RuntimeError: called within `master_weights()` or `evaluation_weights()`.
         """
-        if view not in ("evaluation", "masters"):
-            raise ValueError(f'view must be "evaluation" or "masters", got {view!r}')
+        check_option("view", view, ("evaluation", "masters"))
         if not self.is_attached:
             return
         self._require_no_context("detach()")
         # If no step was made and the masters are handed back, everything is as before attaching.
         kept = self.formats if keep_activations else self._replaced if view == "masters" and not self.step else {}
-        for masters in self.banks:
+        for masters in self.all_masters:
             masters.take_writes()
         self._release(view)
         if self._module is not None:
             frozen_rounding.keep(self._module, kept)
-
-    def give_up(self) -> None:
-        """Give the weights back and remove the hooks, after attaching has failed.
-
-        The parameters are not read: whatever failed may have been in the middle of writing them.
-        """
-        self._release("masters")
-
-    def _release(self, view: View) -> None:
-        """Set the parameters to this view, and remove the hooks."""
-        remove_all(self._handles)
-        self._handles.clear()
-        for masters in self.banks:
-            masters.hand_over(view)
-        self._views.renew()
-        self._views.remove()
-        self._first_step.forget()
-        if self._search is not None:
-            self._search.remove()
-        if self._fused is not None:
-            self._fused.forget()
-        for part in self._run.hooked:
-            part.remove()
-
-    # Following optimizer and modules
-
-    @property
-    def banks(self) -> list[Masters]:
-        """The masters of the layers and, if they are quantised too, of the biases."""
-        return self._run.banks
-
-    @property
-    def is_attached(self) -> bool:
-        """Whether the hooks are in place; False after `detach`."""
-        return bool(self._handles)
-
-    def _require_attached(self) -> None:
-        if not self.is_attached:
-            raise RuntimeError(
-                "this controller was detached and no longer manages the parameters: attach a new one (the old masters "
-                "remain in controller.masters)"
-            )
-
-    def _require_no_context(self, what: str) -> None:
-        if self._run.pin.view is not None:
-            raise RuntimeError(f"{what} within master_weights() or evaluation_weights(): leave the context first")
-
-    @torch.no_grad()
-    def _follow(self) -> None:
-        """Update the run, the fused update and the hooks on the modules to match the present layers."""
-        self._members.look()
-        self._run.follow(self._members.known, self.optimizer, self._module)
-        for masters in self.banks:
-            masters.may_alias = optimizers.updates_in_place(self.optimizer)
-        if self._run.fuses_sgd:
-            self._fused = FusedSGD(self.optimizer, self.banks[0].parameters, self._steps.is_watched)
-        self._views.hook(self.banks)
-        self._views.renew()
-
-    def _adopt(self) -> None:
-        """Add layers that have joined the optimizer or were unfrozen."""
-        if self._members.changed:
-            self._take_in()
-
-    @torch.inference_mode(False)
-    @torch.no_grad()
-    def _begin_anew(self, new: list[set[int]]) -> None:
-        """Fit formats to weights that were loaded into the module, unless the optimizer's state brought its own."""
-        if not self._restored:
-            shown = self._views.shown
-            self._unfit |= dict.fromkeys(self._run.begin_anew(new))
-            self._views.show(shown)
-
-    def _before_pass(self) -> None:
-        self._warn_if_unfit()
-        self._adopt()
-
-    def _warn_if_unfit(self) -> None:
-        """Warn of loaded weights that keep formats of earlier ones. Not on loading: their own state may follow."""
-        if self._unfit:
-            names, self._unfit = list(self._unfit), {}
-            more = ", …" if len(names) > 4 else ""
-            user_warnings.warn(
-                f"weights were loaded after attaching, but the formats of {', '.join(names[:4])}{more} still fit the "
-                "earlier weights: load the weights first, then attach"
-            )
-
-    # A forward pass may notice a new layer in inference mode, but the tensors created here are written in training.
-    @torch.inference_mode(False)
-    @torch.no_grad()
-    def _take_in(self, frozen: Collection[str] = ()) -> None:
-        """Add layers that have joined, and the frozen layers with these names."""
-        self._views.renew()
-        self._members.name()
-        found = choice.choose(self.optimizer, self._members.known, self._run.choice, frozen)
-        self._run.join(self.layers | found)
-        self._follow()
-
-    @torch.no_grad()
-    def _before_update(self, loss: Any) -> None:
-        """Run between backward and update; `loss` is the closure's result, None if there is no closure."""
-        if not self.is_attached:
-            # The closure called `detach`.
-            return
-        self._require_no_context("optimizer.step()")
-        self._warn_if_unfit()
-        self._first_step.begin()
-        if not self._run.losses and isinstance(loss, Tensor | Real):
-            self.observe(loss)  # type: ignore[arg-type]
-        self._restored = False
-        self._adopt()
-        for masters in self.banks:
-            masters.take_writes()
-        unscale(self.optimizer)
-        if self._fused is None:
-            self._run.before_update(None)
-            return
-        self._fused.forget()
-        if self._run.before_update(self._fused.take_over):
-            self._fused.hide()
-
-    @torch.no_grad()
-    def _after_update(self) -> None:
-        if self._fused is not None:
-            self._fused.show()
-        self._run.after_update()
-        if not self._views.after_step():
-            self._warn_if_blind()
-        self._views.renew()
-
-    @torch.no_grad()
-    def _renew(self) -> None:
-        self._run.renew()
-        self._views.renew()
-
-    # Persistence
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return everything needed to resume the run, in plain containers, numbers and tensors.
-
-        `optimizer.state_dict()` includes it. Between the micro-batches of a step it holds the gradients so far, if
-        their losses were observed.
-        """
-        for masters in self.banks if self.is_attached else ():
-            masters.take_writes()
-            masters.probe()
-        return self._run.state_dict(self._members.present)
-
-    def load_state_dict(self, state: Mapping[str, Any], *, strict: bool = True) -> None:
-        """Resume from what `state_dict` returned. Nothing changes unless all of it fits.
-
-        Seed and rounding are taken from the state, so that the noise continues as in the run that wrote it; the policy
-        stays.
-
-        Args:
-            state: what `state_dict` returned.
-            strict: refuse a state whose layers are not exactly these. Otherwise layers are matched by name: layers
-                that the state lacks start afresh, its surplus layers are ignored, and if names differ the trace is
-                empty again.
-
-        Raises:
-            ValueError: the state is of another kind, version, policy or network.
-            RuntimeError: the controller was detached, or this is called within `master_weights()` or
-                `evaluation_weights()`.
-        """
-        self._require_attached()
-        self._require_no_context("loading a state")
-        self._adopt()
-        self._take_in_frozen(state)
-        self._run.load_state_dict(state, self._members.present, strict=strict)
-        self._restored = True
-        self._unfit = {}
-        self._steps.forget()
-        self._views.renew()
-
-    def _take_in_frozen(self, state: Mapping[str, Any]) -> None:
-        """Add layers that are frozen here, but were unfrozen in the run that wrote the state."""
-        fields = [state.get(field) for field in ("layers", "followers")] if isinstance(state, Mapping) else []
-        wanted = {
-            name for field in fields if isinstance(field, list | Mapping) for name in field if isinstance(name, str)
-        }
-        frozen = {name for name, p in self._members.present.items() if name in wanted and not p.requires_grad}
-        if frozen - {name for masters in self.banks for name in masters.names} - self._run.awaited:
-            self._run.awaited |= frozen
-            self._take_in(frozen)
-
-    def _save_into(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
-        state_dict[persistence.KEY] = self.state_dict()
-        return state_dict
-
-    def _load_from(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
-        if persistence.KEY not in state_dict:
-            if not self._restored:
-                user_warnings.warn(
-                    "the optimizer's state was saved without a controller: masters and formats stay as they are; only "
-                    "weights that are loaded into the module get new formats",
-                )
-            return state_dict
-        persistence.check_groups(state_dict, optimizer.param_groups)
-        self.load_state_dict(state_dict[persistence.KEY])
-        return {key: value for key, value in state_dict.items() if key != persistence.KEY}

@@ -1,4 +1,4 @@
-"""A run's state within the optimizer's: packing, checking, and upgrading states of earlier versions."""
+"""The state of a run within the optimizer's: what both kinds of runs need to pack, check and upgrade it."""
 
 import io
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,41 +8,20 @@ import torch
 from torch import Tensor
 
 from adapt.layers import layer_bits
-from adapt.layers.layer_bits import Bounds, LayerBits
-from adapt.numerics import Format, pack, unpack
+from adapt.layers.layer_bits import LayerBits
+from adapt.numerics import Bounds, Format, pack, unpack
 
 KEY = "adapt"
 """Key of the controller's state in `optimizer.state_dict()`."""
 
 FORMATS = "tensor_formats"
-"""Key of the formats of all tensors, sealed, in a run's state."""
+"""Key of the formats of all tensors, as bytes, in a run's state."""
 
 LAYER_BITS = "layer_bits"
-"""Key of the bounds of the layers' words by pattern, sealed, in a run's state; absent if there are none."""
+"""Key of the bounds of the layers' words by pattern, as bytes, in a run's state; absent if there are none."""
 
 VERSION = 2
 """Version 2 added the formats of all tensors; everything else is as in version 1."""
-
-_FIELDS = {
-    "version": int,
-    "step": int,
-    "seed": int,
-    "stochastic": bool,
-    "policy": str,
-    "layers": list,
-    "state": Mapping,
-    "masters": Mapping,
-    "sums": Mapping,
-    "windows": Mapping,
-    "skipped": Mapping,
-    "followers": Mapping,
-    "follower_formats": Mapping,
-    "micro_losses": list,
-    "gradients": Mapping,
-    "activations": Mapping,
-    "trace": bytes,
-    FORMATS: bytes,
-}
 
 
 def copied(names: Iterable[str], tensors: Iterable[Tensor | None]) -> dict[str, Tensor]:
@@ -50,7 +29,7 @@ def copied(names: Iterable[str], tensors: Iterable[Tensor | None]) -> dict[str, 
     return {name: t.detach().clone() for name, t in zip(names, tensors, strict=True) if t is not None}
 
 
-def sealed(value: Any) -> bytes:
+def to_bytes(value: Any) -> bytes:
     """Serialise a tree whose tensors grow during a run into bytes.
 
     `torch.distributed.checkpoint` reads into existing tensors, so their shapes must not change.
@@ -60,8 +39,8 @@ def sealed(value: Any) -> bytes:
     return file.getvalue()
 
 
-def opened(content: bytes) -> Any:
-    """Return what `sealed` serialised, without executing any of it.
+def from_bytes(content: bytes) -> Any:
+    """Return what `to_bytes` serialised, without executing any of it.
 
     Raises:
         ValueError: it is damaged.
@@ -90,7 +69,7 @@ def unpack_formats(packed: Any) -> dict[str, Format]:
 
 def pack_bits(bits: LayerBits | None) -> dict[str, bytes]:
     """Return the entries of a state for the bounds of the layers' words, empty if there are none."""
-    return {} if bits is None else {LAYER_BITS: sealed(dict(bits))}
+    return {} if bits is None else {LAYER_BITS: to_bytes(dict(bits))}
 
 
 def unpack_bits(state: Mapping[str, Any], *, shortest: int, longest: int) -> dict[str, Bounds] | None:
@@ -103,7 +82,7 @@ def unpack_bits(state: Mapping[str, Any], *, shortest: int, longest: int) -> dic
         return None
     content = state[LAYER_BITS]
     try:
-        return layer_bits.checked(opened(content), shortest=shortest, longest=longest)
+        return layer_bits.checked(from_bytes(content), shortest=shortest, longest=longest)
     except TypeError as error:
         raise ValueError(f"the precision state should hold bits by pattern: {error!s:.200}") from error
 
@@ -121,67 +100,34 @@ def upgraded(state: Any) -> Any:
     if not (isinstance(state, Mapping) and type(state.get("version")) is int and state["version"] == 1):
         return state
     if isinstance(state.get("trace"), Mapping):
-        # The first release saved no gradients between micro-batches and no activations, and did not seal the trace.
-        state = {"gradients": {}, "activations": {}, **state, "trace": sealed(state["trace"])}
+        # The first release saved no gradients between micro-batches and no activations, and its trace is a mapping.
+        state = {"gradients": {}, "activations": {}, **state, "trace": to_bytes(state["trace"])}
     return {FORMATS: b"", **state, "version": VERSION}
 
 
-def check(state: Any, *, policy: str, weights: Mapping[str, Tensor], sums: bool, strict: bool) -> None:
-    """Check that the state of a policy's run can be loaded completely.
-
-    Args:
-        state: the state to check.
-        policy: name of the policy that is to continue.
-        weights: the layers' master weights, by name.
-        sums: whether the policy keeps running sums.
-        strict: refuse missing and surplus layers too.
+def check_version(state: Mapping[str, Any]) -> None:
+    """Refuse a state of another version; those of earlier ones have been upgraded.
 
     Raises:
-        ValueError: the state is of another kind, version, policy or network.
+        ValueError: this package does not read the version.
     """
-    if not isinstance(state, Mapping) or "version" not in state:
-        raise ValueError("the precision state is not the state of a controller: it has no version")
-    if type(state["version"]) is not int or state["version"] != VERSION:
+    found = state.get("version")
+    if type(found) is not int or found != VERSION:
         raise ValueError(
-            f"the precision state has version {state['version']!r:.80}, but this package reads versions up to {VERSION}"
+            f"the precision state has version {found!r:.80}, but this package reads versions up to {VERSION}"
         )
-    if "kind" in state:
-        raise ValueError("the precision state is of another kind of controller, one of learned widths")
-    for name, kind in _FIELDS.items():
+
+
+def check_kinds(state: Mapping[str, Any], kinds: Mapping[str, type]) -> None:
+    """Check that a state has fields of these kinds, by name.
+
+    Raises:
+        ValueError: one is missing or of another kind.
+    """
+    for name, kind in kinds.items():
         value = state.get(name)
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
             raise ValueError(f"the precision state should hold {name!r} as {kind.__name__}, got {value!r:.80}")
-    if not 0 <= state["step"] < 2**62:
-        raise ValueError(f"the precision state should count steps from 0, got {state['step']}")
-    if state["policy"] != policy:
-        raise ValueError(f"the precision state was written by the policy {state['policy']:.80}, not by {policy}")
-    layers = state["layers"]
-    if not all(isinstance(name, str) for name in layers) or len(set(layers)) < len(layers):
-        raise ValueError(f"the precision state should list each layer's name once, got {layers!r:.80}")
-    missing, surplus = sorted(set(weights) - set(layers)), sorted(set(layers) - set(weights))
-    if strict and (missing or surplus):
-        raise ValueError(
-            "the precision state is of another network: "
-            + "; ".join(
-                f"{len(names)} layers are {word} ({', '.join(names[:4])}{', …' if len(names) > 4 else ''})"
-                for word, names in (("missing", missing), ("unknown", surplus))
-                if names
-            )
-            + ". Load it with strict=False to match layers by name"
-        )
-    both = {name: weight for name, weight in weights.items() if name in layers}
-    for field in ("masters", "sums") if sums else ("masters",):
-        check_tensors(field, state[field], both)
-    for name, weight in both.items():
-        window = state["windows"].get(name, [])
-        if not isinstance(window, list):
-            raise ValueError(f"the precision state should list the window of {name}, got {window!r:.80}")
-        for gradient in window:
-            check_tensors("windows", {name: gradient}, {name: weight})
-    if not all(type(count) is int and 0 <= count < 2**63 for count in state["skipped"].values()):
-        raise ValueError(f"the precision state should count skipped gradients, got {state['skipped']!r:.80}")
-    if not all(type(loss) is float for loss in state["micro_losses"]):
-        raise ValueError(f"the precision state should list losses as numbers, got {state['micro_losses']!r:.80}")
 
 
 def check_tensors(field: str, tensors: Mapping[str, Any], like: Mapping[str, Tensor]) -> None:
@@ -201,20 +147,6 @@ def check_tensors(field: str, tensors: Mapping[str, Any], like: Mapping[str, Ten
             found = f"{tensor.dtype} {list(tensor.shape)}" if isinstance(tensor, Tensor) else f"{tensor!r:.80}"
             raise ValueError(
                 f"the precision state should hold {field!r} of {name} as {model.dtype} {list(model.shape)}, got {found}"
-            )
-
-
-def check_windows(windows: Mapping[str, Sequence[Tensor]], gradients: Mapping[str, int]) -> None:
-    """Check that each window holds as many gradients as its layer's running sum.
-
-    Raises:
-        ValueError: one does not. This happens with `torch.distributed.checkpoint`, which drops lists of other lengths.
-    """
-    for name, count in gradients.items():
-        if len(windows.get(name, ())) != count:
-            raise ValueError(
-                f"the precision state should hold the {count} gradients in the window of {name}, "
-                f"got {len(windows.get(name, ()))}"
             )
 
 

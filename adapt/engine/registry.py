@@ -40,7 +40,7 @@ def register(
             begin(engine)
     except BaseException:
         if engine is not None:
-            engine.give_up()
+            engine.abort()
         before.restore()
         raise
     _engines.add(engine)
@@ -56,12 +56,12 @@ def check_free(optimizer: Optimizer, parameters: Mapping[str, Tensor]) -> None:
     if attached(optimizer) is not None:
         raise ValueError("optimizer has a controller already: call the controller's detach() before attaching again")
     mine = {id(parameter) for parameter in optimized(optimizer)}
-    taken = [name for name, parameter in parameters.items() if id(parameter) in mine & _kept()]
+    taken = [name for name, parameter in parameters.items() if id(parameter) in mine & _managed()]
     if taken:
         # An optimizer and its controller refer to each other, so one that was just dropped may still be there.
         gc.collect()
     for name in taken:
-        if id(parameters[name]) in _kept():
+        if id(parameters[name]) in _managed():
             raise ValueError(f"params holds {name}, which another optimizer's controller manages: detach() it first")
 
 
@@ -69,6 +69,6 @@ def _attached() -> list[Engine]:
     return [engine for engine in list(_engines) if engine.is_attached]
 
 
-def _kept() -> set[int]:
+def _managed() -> set[int]:
     """Return the ids of all parameters of which an attached engine keeps masters."""
-    return {id(p) for engine in _attached() for masters in engine.banks for p in masters.parameters}
+    return {id(p) for engine in _attached() for masters in engine.all_masters for p in masters.parameters}

@@ -16,7 +16,7 @@ from adapt.trace import Trace
 from adapt.weights.masters import Masters
 
 
-class Hooked(Protocol):
+class HookedPart(Protocol):
     """A part of a run that acts on the module's layers through hooks."""
 
     def follow_pin(self) -> None:
@@ -34,7 +34,7 @@ class Run(ABC):
         losses: the losses observed since the last step.
         pin: the view that a context asks for, shared by everything that acts on the module.
         choice: selects the parameters that are layers.
-        awaited: names of frozen parameters that are included because a state about to be loaded has them.
+        included_frozen: names of frozen parameters that are included because a state about to be loaded has them.
         fuses_sgd: whether `before_update` can make the update of torch's SGD itself.
     """
 
@@ -45,16 +45,16 @@ class Run(ABC):
         self.losses = MicroLosses()
         self.pin = Pin()
         self.choice = choice
-        self.awaited: set[str] = set()
+        self.included_frozen: set[str] = set()
 
     @property
     @abstractmethod
-    def banks(self) -> list[Masters]:
+    def all_masters(self) -> list[Masters]:
         """The masters of the layers, then any others."""
 
     @property
     @abstractmethod
-    def hooked(self) -> list[Hooked]:
+    def hooked_parts(self) -> list[HookedPart]:
         """The parts that act on the module's layers through hooks."""
 
     @property
@@ -72,7 +72,7 @@ class Run(ABC):
         """Add the layers that are new in `layers`, which starts with the present ones."""
 
     @abstractmethod
-    def follow(self, parameters: Mapping[str, Tensor], optimizer: Optimizer, module: nn.Module | None) -> None:
+    def update_parts(self, parameters: Mapping[str, Tensor], optimizer: Optimizer, module: nn.Module | None) -> None:
         """Update the biases, and the hooks on the module, to match the present layers.
 
         Args:
@@ -98,19 +98,19 @@ class Run(ABC):
         """W ← p and p ← Ŵ."""
 
     @abstractmethod
-    def renew(self) -> None:
+    def requantize(self) -> None:
         """p ← Ŵ from the masters, whatever p holds."""
 
-    def begin_anew(self, new: Sequence[Collection[int]]) -> list[str]:
+    def refit(self, new: Sequence[Collection[int]]) -> list[str]:
         """Fit the formats to weights that were loaded into parameters and have become masters.
 
         Args:
-            new: for each bank, the indices of these parameters.
+            new: for each of `all_masters`, the indices of these parameters.
 
         Returns:
             The layers that keep their formats although others would fit.
         """
-        return [self.banks[0].names[i] for i in sorted(new[0])]
+        return [self.all_masters[0].names[i] for i in sorted(new[0])]
 
     @abstractmethod
     def state_dict(self, optimized: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -91,4 +91,4 @@ def _of_state(state: Any, where: str) -> Iterator[Any]:
             f"{where} was saved by a version of adapt that did not write the formats into it: resume the run and save "
             "it again"
         )
-    yield persistence.opened(content)
+    yield persistence.from_bytes(content)

@@ -8,7 +8,7 @@ import torch
 from torch.optim import Optimizer
 
 from adapt import call_stack, torch_internals
-from adapt.distributed.sharding import whole
+from adapt.distributed.sharding import full
 from adapt.layers.optimizers import optimized
 
 
@@ -94,7 +94,7 @@ class Steps:
         idle = "closure" in kwargs and kwargs["closure"] is None
         if not idle or any(float(group.get("lr", 1)) for group in self._optimizer.param_groups):
             return False
-        return not any(p.grad is not None and bool(whole(p.grad).any()) for p in optimized(self._optimizer))
+        return not any(p.grad is not None and bool(full(p.grad).any()) for p in optimized(self._optimizer))
 
     def _watched(self, closure: Callable[[], Any]) -> Callable[[], Any]:
         def watched() -> Any:

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from adapt.distributed.sharding import reshard_
-from adapt.engine.gathering import BackwardViews
-from adapt.layers.hooks import WeakHook, remove_all
-from adapt.layers.tracing import is_drawn
+from adapt.engine.fsdp_backward import BackwardViews
+from adapt.layers.hooks import WeakHook, is_drawn, remove_all
 from adapt.layers.view import Pin, View
 from adapt.weights.masters import Masters
 from adapt.weights.substitutes import keeping_graphs
@@ -27,7 +26,7 @@ class Views:
         module: the module that owns the parameters; without one, views change only within contexts.
         pin: the view that a context asks for.
         before_forward: called before every forward pass, to add parameters that joined the optimizer.
-        after_load: called once after values were loaded into parameters, with their indices in each bank.
+        after_load: called once after values were loaded into parameters, with their indices in each of the masters.
     """
 
     def __init__(
@@ -38,8 +37,8 @@ class Views:
         after_load: Callable[[list[set[int]]], None],
     ) -> None:
         self._pin = pin
-        self._module, self._notice, self._on_load = module, before_forward, after_load
-        self._banks: list[Masters] = []
+        self._module, self._before_pass, self._on_load = module, before_forward, after_load
+        self._all_masters: list[Masters] = []
         self._handles: list[Any] = []
         self._places: dict[int, tuple[Masters, int]] = {}
         self._own: dict[nn.Module, dict[str, tuple[Masters, int]]] = {}
@@ -52,14 +51,16 @@ class Views:
         self._end_keeping: Callable[[], None] | None = None
         self._is_watched = False
         self._may_wait = self._graphs_in_evaluation = False
-        self._backward = BackwardViews(pin, self.renew)
+        self._backward = BackwardViews(pin, self.reshard)
 
-    def hook(self, banks: Sequence[Masters]) -> None:
-        """Follow the modules that own parameters of `banks`, and no others, from now on."""
+    def hook(self, all_masters: Sequence[Masters]) -> None:
+        """Follow the modules that own parameters of `all_masters`, and no others, from now on."""
         self.remove()
-        self._banks = list(banks)
-        self._new = [set() for _ in banks]
-        places = self._places = {id(p): (masters, i) for masters in banks for i, p in enumerate(masters.parameters)}
+        self._all_masters = list(all_masters)
+        self._new = [set() for _ in all_masters]
+        places = self._places = {
+            id(p): (masters, i) for masters in all_masters for i, p in enumerate(masters.parameters)
+        }
         self._own = {
             module: {name: places[id(p)] for name, p in module._parameters.items() if id(p) in places}
             for module in (() if self._module is None else self._module.modules())
@@ -80,10 +81,10 @@ class Views:
             if own:
                 save = WeakHook(self._after_save)
                 self._handles.append(module.register_state_dict_post_hook(save))  # type: ignore[no-untyped-call]
-        if any(masters.sharded for masters in banks):
+        if any(masters.sharded for masters in all_masters):
             self._handles += self._backward.hook(self._inside)
 
-    def follow(self, module: nn.Module) -> None:
+    def set_module(self, module: nn.Module) -> None:
         """Follow this module's mode, from the next `hook` on."""
         self._module = module
 
@@ -99,8 +100,8 @@ class Views:
         self._end_pass()
         self._is_watched, self._may_wait = self._may_wait, False
         if self._graphs_in_evaluation:
-            for masters in self._banks:
-                masters.note_holders()
+            for masters in self._all_masters:
+                masters.count_holders()
         return self._is_watched
 
     @contextlib.contextmanager
@@ -110,40 +111,40 @@ class Views:
         outer, self._pin.view = self._pin.view, view
         end_keeping = None
         try:
-            for masters in self._banks:
+            for masters in self._all_masters:
                 masters.take_writes()
                 masters.probe()
-            substitute = self._graphs_wait((masters, None) for masters in self._banks)
-            for masters in self._banks:
+            substitute = self._graphs_wait((masters, None) for masters in self._all_masters)
+            for masters in self._all_masters:
                 masters.show(view, substitute=substitute)
-            if any(masters.are_away for masters in self._banks):
+            if any(masters.are_substituted for masters in self._all_masters):
                 end_keeping = keeping_graphs()
-            self.renew()
+            self.reshard()
             yield
         finally:
             self._pin.view = outer
             if end_keeping is not None:
                 end_keeping()
-            for masters in self._banks:
+            for masters in self._all_masters:
                 masters.take_writes()
             self.show(before)
 
     @property
     def shown(self) -> list[list[View | None]]:
-        """The view that each parameter of each bank holds now, None if it is unknown."""
-        return [list(masters.views) for masters in self._banks]
+        """The view that each parameter of each of the masters holds now, None if it is unknown."""
+        return [list(masters.views) for masters in self._all_masters]
 
     def show(self, shown: Sequence[Sequence[View | None]]) -> None:
         """Show the views that `shown` returned earlier."""
-        for masters, views in zip(self._banks, shown, strict=True):
+        for masters, views in zip(self._all_masters, shown, strict=True):
             for view in set(views):
                 if view is not None:
                     masters.show(view, [i for i, v in enumerate(views) if v == view])
-        self.renew()
+        self.reshard()
 
-    def renew(self) -> None:
+    def reshard(self) -> None:
         """Make FSDP discard the gathered weights, which are those that the parameters held before."""
-        if self._module is not None and any(masters.sharded for masters in self._banks):
+        if self._module is not None and any(masters.sharded for masters in self._all_masters):
             reshard_(self._module)
 
     def before_forward(self, module: nn.Module, args: Any) -> None:
@@ -161,11 +162,11 @@ class Views:
             if self._loading is not None:
                 # An exception interrupted the loading.
                 self._end_load()
-            self._notice()
+            self._before_pass()
             for masters, index, _ in self._inside.get(module, ()):
                 if masters.is_written(index):
                     masters.take_writes([index])
-            for masters in self._banks:
+            for masters in self._all_masters:
                 if masters.writes_are_hidden:
                     masters.take_writes()
         self._running |= outermost
@@ -182,16 +183,16 @@ class Views:
 
     def _show(self, changes: Sequence[tuple[Masters, int, View]], module: nn.Module) -> None:
         """Change the views of parameters for `module`, which is about to run."""
-        for masters in self._banks:
+        for masters in self._all_masters:
             masters.probe()
         substitute = self._graphs_wait((masters, [index]) for masters, index, _ in changes)
         for masters, index, view in changes:
             masters.show(view, [index], substitute=substitute)
-        if self._between is None and any(masters.are_away for masters in self._banks):
+        if self._between is None and any(masters.are_substituted for masters in self._all_masters):
             self._between, self._running = module, True
             self._between_handle = module.register_forward_hook(WeakHook(self._after_between), always_call=True)
             self._end_keeping = keeping_graphs()
-        self.renew()
+        self.reshard()
 
     def _graphs_wait(self, parameters: Iterable[tuple[Masters, list[int] | None]]) -> bool:
         """Return whether a graph that waits for its backward pass may hold one of these parameters.
@@ -210,8 +211,8 @@ class Views:
 
     def _give_back(self) -> None:
         """Give the parameters their own memory back after a pass between another's forward and backward."""
-        for masters in self._banks:
-            masters.bring_back()
+        for masters in self._all_masters:
+            masters.end_substitution()
         if self._end_keeping is not None:
             self._end_keeping()
         self._end_keeping, self._between, self._running = None, None, False
@@ -236,14 +237,14 @@ class Views:
         """Make the loaded values masters, and call `after_load` when the outermost module is loaded."""
         for masters, index in self._own.get(module, {}).values():
             if masters.accept(index):
-                self._new[self._banks.index(masters)].add(index)
+                self._new[self._all_masters.index(masters)].add(index)
         if module is self._loading:
             self._end_load()
 
     def _end_load(self) -> None:
         self._loading = None
         if any(self._new):
-            new, self._new = self._new, [set() for _ in self._banks]
+            new, self._new = self._new, [set() for _ in self._all_masters]
             self._on_load(new)
 
     def _after_save(self, module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
@@ -261,7 +262,7 @@ class Views:
             saved = state.get(name)
             # With keep_vars the caller asks for the parameter itself.
             if masters.views[index] != "evaluation" and isinstance(saved, Tensor) and not saved.requires_grad:
-                state[name] = masters.seen(index, "evaluation")
+                state[name] = masters.view_of(index, "evaluation")
 
 
 def _own_or_new(module: nn.Module, known: Collection[nn.Module]) -> Iterator[tuple[str, Tensor]]:

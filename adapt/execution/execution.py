@@ -12,7 +12,7 @@ from adapt.execution.float32_boundary import Float32Boundary
 from adapt.execution.products import is_native
 from adapt.execution.reduced_layer import ReducedLayer
 from adapt.layers.hooks import remove_all
-from adapt.layers.products import PRODUCTS, TransposedLinear, warn_of_others
+from adapt.layers.products import EMBEDDINGS, PRODUCTS, TransposedLinear, warn_of_others
 from adapt.layers.view import Pin
 from adapt.numerics import Precision
 
@@ -22,9 +22,6 @@ _LONGEST_WORD = {torch.bfloat16: 8, torch.float16: 11}
 
 _TAKE_SHORT_TYPES = {nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d}
 """Modules with float32 parameters whose operators accept inputs of a short type and compute statistics in float32."""
-
-_LOOKUPS = (nn.Embedding, nn.EmbeddingBag)
-"""Modules with a weight but without a product."""
 
 
 class Execution:
@@ -76,7 +73,7 @@ class Execution:
                 "quantised: leave execution=None"
             )
         if old is None:
-            others = (m for m in module.modules() if m in owners or isinstance(m, _LOOKUPS))
+            others = (m for m in module.modules() if m in owners or isinstance(m, EMBEDDINGS))
             warn_of_others(
                 module,
                 layers,
@@ -103,7 +100,7 @@ class Execution:
         """Restore the layers' own forward and remove the hooks."""
         self._remove()
 
-    def use(self, precisions: Sequence[Precision | None]) -> None:
+    def set_formats(self, precisions: Sequence[Precision | None]) -> None:
         """From now on, choose the types by these formats of the layers."""
         if tuple(precisions) != self._precisions:
             self._precisions = tuple(precisions)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from adapt import export
+from adapt.command_line import make_model
 from adapt.engine.saved_formats import formats
 from adapt.export import packed
 from adapt.export.described import describe_formats, describe_packed
@@ -18,7 +19,6 @@ from adapt.export.exported import Exported
 from adapt.export.hls4ml import simulation
 from adapt.export.json_file import to_json
 from adapt.export.onnx import FORMS
-from adapt.factories import make_model
 from adapt.numerics import json_table
 
 TARGETS = ("packed", "onnx", "qonnx", "hls4ml", "json")
@@ -81,9 +81,7 @@ def show(path: Path, show_trace: Callable[[Path], str]) -> str:
     """
     if path.is_dir() or path.suffix == ".npz":
         return show_trace(path)
-    with path.open("rb") as file:
-        is_packed = file.read(9)[8:] == b"{"
-    if is_packed:
+    if _is_packed(path):
         return describe_packed(packed.read(path), packed.stored_bytes(path), path.stat().st_size)
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:

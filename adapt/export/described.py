@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
+from adapt.command_line import aligned
 from adapt.export.packed import Contents
 from adapt.numerics import Format
-from adapt.text_columns import aligned
 
 
 def describe_formats(formats: Mapping[str, Format]) -> str:

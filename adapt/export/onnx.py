@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from adapt import files
-from adapt.export import onnx_graph, onnx_norms
+from adapt.arguments import check_option
+from adapt.export import onnx_graph, onnx_norms, onnx_roundings
 from adapt.export.exported import Exported
 from adapt.export.extras import needs
 from adapt.export.onnx_folding import fold
@@ -73,9 +74,8 @@ def to_onnx(
     onnx = needs("onnx", "onnx")
     needs("onnxscript", "onnx")
     needs("torch.onnx.ops", "onnx")
-    if form not in FORMS:
-        raise ValueError(f"form must be one of {', '.join(FORMS)}, got {form!r}")
-    check_arithmetic(batch_norm)
+    check_option("form", form, FORMS)
+    check_option("batch_norm", batch_norm, ARITHMETIC)
     if batch_norm == "folded" and form == "weights":
         raise ValueError(f"batch_norm='folded' makes products of integers and needs form='qdq', got {form!r}")
     inputs = inputs if isinstance(inputs, tuple) else (inputs,)
@@ -97,9 +97,9 @@ def to_onnx(
     if batch_norm == "folded":
         fold(graph, [np.asarray(x.detach() if isinstance(x, Tensor) else x) for x in inputs])
     graph.drop_unread()
-    onnx_graph.absorb_relus(graph)
-    onnx_graph.merge_roundings(graph)
-    onnx_graph.separate_roundings(graph)
+    onnx_roundings.absorb_relus(graph)
+    onnx_roundings.merge_roundings(graph)
+    onnx_roundings.separate_roundings(graph)
     onnx_norms.use_single_precision(graph)
     onnx_graph.keep_float32(graph)
     onnx_graph.separate_zeros(graph)
@@ -143,16 +143,6 @@ def program(network: nn.Module, inputs: tuple[Any, ...], *, free_batch: bool = T
         )
     assert exported is not None
     return exported.model_proto
-
-
-def check_arithmetic(batch_norm: str) -> None:
-    """Refuse a way of batch normalisation that does not exist.
-
-    Raises:
-        ValueError: it does not.
-    """
-    if batch_norm not in ARITHMETIC:
-        raise ValueError(f"batch_norm must be one of {', '.join(ARITHMETIC)}, got {batch_norm!r}")
 
 
 def check_activations(exported: Exported) -> None:

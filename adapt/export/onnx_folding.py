@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adapt.export.extras import needs
-from adapt.export.onnx_graph import Graph, Rounding, attribute, roundings
+from adapt.export.onnx_graph import Graph, attribute
+from adapt.export.onnx_roundings import Rounding, roundings
 
 
 def fold(graph: Graph, inputs: list[NDArray[Any]]) -> None:

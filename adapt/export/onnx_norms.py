@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adapt.export.onnx_graph import Graph, Rounding, roundings
+from adapt.export.onnx_graph import Graph
+from adapt.export.onnx_roundings import Rounding, roundings
 
 NUDGES = 32
 """How many float32 steps β is moved to either side. More than a few are hardly ever needed."""

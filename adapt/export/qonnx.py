@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from adapt import files
+from adapt.arguments import check_option
 from adapt.export import onnx_graph
 from adapt.export.exported import Exported
 from adapt.export.extras import needs
@@ -42,8 +43,7 @@ def to_qonnx(exported: Exported, path: str | os.PathLike[str], inputs: Any, *, b
         ValueError: batch_norm is unknown.
         OSError: the folder does not exist or cannot be written.
     """
-    if batch_norm not in ("exact", "operator"):
-        raise ValueError(f"batch_norm must be exact or operator, got {batch_norm!r}")
+    check_option("batch_norm", batch_norm, ("exact", "operator"))
     write(exported, Path(path), inputs, norms=exact_norms if batch_norm == "exact" else None)
 
 

@@ -3,16 +3,13 @@
 from functools import cache
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from adapt.numerics.fixed_point import largest_held
 from adapt.numerics.format import Format
+from adapt.numerics.nearest import TYPES, NearestRounding
 
 INPUT, OUTPUT = "input_rounding", "output_rounding"
 """The names of the rounding modules within a layer."""
-
-_TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class Rounding(nn.Module):
@@ -33,25 +30,11 @@ class Rounding(nn.Module):
         if form.axis is not None:
             raise NotImplementedError(f"activations by channel cannot be rounded here, got {form}")
         self.form = form
-        self.step = float(form.step)
-        self.is_sign = bool(form.signed) and int(form.word_length) == 1
-        self.low, self.high = _ends(form)
+        self._round = NearestRounding(form)
 
     def forward(self, x: Any) -> Any:
         """Q(x), of the type and shape of x."""
-        if not isinstance(x, Tensor) or x.dtype not in _TYPES:
-            return x
-        rounded = self.words(x) * self.step
-        return rounded if x.dtype == torch.float32 else rounded.to(x.dtype)
-
-    def words(self, x: Tensor) -> Tensor:
-        """Return the words of x as whole float32 numbers."""
-        x = x if x.dtype == torch.float32 else x.float()
-        if self.is_sign:
-            # The levels ±½ of twice the step.
-            half = (x * _reciprocal(2 * self.step)).clamp(-0.5, 0.5)
-            return 2 * torch.round(half - 0.5) + 1
-        return torch.round(x * _reciprocal(self.step)).clamp(self.low, self.high)
+        return self._round(x) if isinstance(x, Tensor) and x.dtype in TYPES else x
 
     def extra_repr(self) -> str:
         return str(self.form)
@@ -121,16 +104,3 @@ def _empty(kind: type[nn.Module]) -> nn.Module:
     """A layer to be filled by unpickling."""
     made = _rounded(kind)  # type: ignore[arg-type]
     return made.__new__(made)
-
-
-def _reciprocal(step: float) -> float:
-    """1/step as float32 arithmetic has it."""
-    return float(torch.tensor(step, dtype=torch.float32).reciprocal())
-
-
-def _ends(form: Format) -> tuple[float, float]:
-    """The smallest and the largest word, cut to what float32 holds."""
-    low, high, fraction = int(form.low), int(form.high), form.fraction_length
-    if fraction is None:
-        return float(low), float(high)
-    return float(-largest_held(-low, int(fraction))), float(largest_held(high, int(fraction)))

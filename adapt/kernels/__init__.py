@@ -7,7 +7,7 @@ taken in float64, in an order that is fixed for each back end, so their last bit
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -153,6 +153,18 @@ class Kernels(Protocol):
         """
 
 
+def in_two_passes(squared_norms_: Callable[..., None], add_: Callable[..., None]) -> Callable[..., None]:
+    """Return `Kernels.accumulate_` of a back end that makes it of these two passes instead of one."""
+
+    def accumulate_(
+        sums: Sequence[Tensor | None], gradients: Sequence[Tensor | None], squared: Tensor, squared_sums: Tensor
+    ) -> None:
+        squared_norms_(gradients, squared)
+        add_(sums, gradients, squared, squared_sums)
+
+    return accumulate_
+
+
 def set_backend(name: str | None) -> None:
     """Force one back end, "torch", "numba" or "triton", for every device; None restores the choice by device.
 
@@ -187,13 +199,13 @@ def name_for(device: torch.device | str) -> str:
     return _name_for(_forced or os.environ.get("ADAPT_BACKEND"), kind)
 
 
-def companion(family: str, device: torch.device | str) -> Any:
+def family_module(family: str, device: torch.device | str) -> Any:
     """Return the module `adapt.kernels.<name>_.<family>` of the back end for this device, or torch's if it has none."""
-    return _companion(family, name_for(device))
+    return _family_module(family, name_for(device))
 
 
 @cache
-def _companion(family: str, name: str) -> Any:
+def _family_module(family: str, name: str) -> Any:
     module = f"adapt.kernels.{name}_.{family}"
     return import_module(module if find_spec(module) else f"adapt.kernels.torch_.{family}")
 

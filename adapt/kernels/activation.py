@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from adapt.kernels import companion
+from adapt.kernels import family_module
 
 FROZEN, RECORD, NOISE = 0, 1, 2
 """The mode of a site in a training pass. FROZEN: round to nearest and record nothing. RECORD: round to nearest, and
@@ -24,9 +24,6 @@ MASKED = 256
 
 DECAY = 0.99
 """The factor by which a range shrinks in a step whose values do not reach it: it loses a bit in 69 steps."""
-
-TYPES = (torch.float32, torch.bfloat16, torch.float16)
-"""Element types that are rounded; tensors of other types are left as they are."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +57,9 @@ class SiteTables:
 class ActivationKernels(Protocol):
     """The passes of a back end, each over one tensor.
 
-    The tensors of a call are dense, share shape, strides and device, and each has one of `TYPES`. A 16-bit type is
-    rounded like float32, to those grid values inside the range that it can represent. An element is inside the range
-    if its value before rounding lies in [minimum, maximum]; NaN is not inside.
+    The tensors of a call are dense, share shape, strides and device, and have one of `adapt.numerics.nearest.TYPES`.
+    A 16-bit type is rounded like float32, to those grid values inside the range that it can represent. An element is
+    inside the range if its value before rounding lies in [minimum, maximum]; NaN is not inside.
 
     A mask is uint8 [mask_size(numel)]: a byte for each element in memory order, then a flag for every MASKED elements.
     Where the flag is 0 all elements are inside and their bytes are undefined.
@@ -129,4 +126,4 @@ def mask_size(numel: int) -> int:
 
 def activation_kernels(device: torch.device) -> ActivationKernels:
     """Return the passes of the back end that `adapt.kernels.backend` chooses for this device."""
-    return cast(ActivationKernels, companion("activation", device))
+    return cast(ActivationKernels, family_module("activation", device))

@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol, cast
 import torch
 from torch import Tensor
 
-from adapt.kernels import companion
+from adapt.kernels import family_module
 
 
 class Layout(NamedTuple):
@@ -67,4 +67,4 @@ class ChannelKernels(Protocol):
 
 def channel_kernels(device: torch.device) -> ChannelKernels:
     """Return the passes of the back end that `adapt.kernels.backend` chooses for this device."""
-    return cast(ChannelKernels, companion("channels", device))
+    return cast(ChannelKernels, family_module("channels", device))

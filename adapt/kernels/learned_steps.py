@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol, cast
 import torch
 from torch import Tensor
 
-from adapt.kernels import companion
+from adapt.kernels import family_module
 
 SUMS = 4
 """Number of sums that a backward pass adds to: see `LearnedKernels.backward`."""
@@ -119,4 +119,4 @@ class LearnedKernels(Protocol):
 
 def learned_kernels(device: torch.device) -> LearnedKernels:
     """Return the passes of the back end that `adapt.kernels.backend` chooses for this device."""
-    return cast(LearnedKernels, companion("learned_steps", device))
+    return cast(LearnedKernels, family_module("learned_steps", device))

@@ -9,10 +9,11 @@ from torch.optim import Optimizer
 
 from adapt.distributed import sharding
 from adapt.layers.optimizers import optimized
+from adapt.layers.products import EMBEDDINGS
 
 Choice = Callable[[str, Tensor], bool]
 
-_FLATTENERS = {
+_SHARDING_MARKS = {
     "_is_flat_param": "FullyShardedDataParallel (FSDP1)",
     "_fsdp_flattened": "FullyShardedDataParallel (FSDP1)",
     "ds_id": "DeepSpeed ZeRO-3",
@@ -20,6 +21,16 @@ _FLATTENERS = {
 """Attributes with which training engines mark parameters that they shard without regard to layers."""
 
 _BIASES = {(0, torch.float32), (1, torch.float32)}
+
+
+def check_choice(layers: object) -> None:
+    """Check the user's choice of layers.
+
+    Raises:
+        TypeError: it is not a function.
+    """
+    if not callable(layers):
+        raise TypeError(f"layers must be a function of (name, parameter), got {layers!r}")
 
 
 def is_matrix(name: str, parameter: Tensor) -> bool:
@@ -70,11 +81,7 @@ def check_modules(module: nn.Module | None, layers: Mapping[str, Tensor]) -> Non
     """
     names = {id(parameter): name for name, parameter in layers.items()}
     for owner in () if module is None else module.modules():
-        if (
-            isinstance(owner, nn.Embedding | nn.EmbeddingBag)
-            and owner.max_norm is not None
-            and id(owner.weight) in names
-        ):
+        if isinstance(owner, EMBEDDINGS) and owner.max_norm is not None and id(owner.weight) in names:
             raise ValueError(
                 f"{names[id(owner.weight)]} belongs to an embedding with max_norm={owner.max_norm}, which takes the "
                 "weights off their grid in every forward pass: make it without max_norm, or leave it out with `layers`"
@@ -95,7 +102,7 @@ def choose(
     names = {id(parameter): name for name, parameter in parameters.items()}
     members = list(optimized(optimizer))
     for parameter in members:
-        for mark, engine in _FLATTENERS.items():
+        for mark, engine in _SHARDING_MARKS.items():
             if getattr(parameter, mark, None) is not None:
                 raise NotImplementedError(
                     f"params are cut by {engine}, which leaves no layer whole: use fully_shard (FSDP2) instead"

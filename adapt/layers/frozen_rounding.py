@@ -6,7 +6,6 @@ The hooks hold nothing but a format, so they are copied and pickled with the mod
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -14,8 +13,7 @@ from adapt import torch_internals
 from adapt.layers.hooks import with_input
 from adapt.layers.naming import module_site, owners
 from adapt.numerics import Format
-
-_ROUNDED = (torch.float32, torch.float16, torch.bfloat16)
+from adapt.numerics.nearest import TYPES, NearestRounding
 
 
 class FrozenRounding:
@@ -28,11 +26,11 @@ class FrozenRounding:
 
     def __init__(self, site: str, form: Format) -> None:
         self.site, self.form = site, form
-        self._is_sign = bool(form.signed and form.word_length == 1)
-        self._step = float(form.step)
-        # Computed in float32, as in training. Python numbers work on every device and in every compiled program.
-        self._inverse = float(np.float32(1) / np.float32(self._step * (2 if self._is_sign else 1)))
-        self._low, self._high = float(form.low), float(form.high)
+        self._round = NearestRounding(form)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # A module that an earlier version pickled holds the numbers of the rounding itself.
+        self.__init__(state["site"], state["form"])  # type: ignore[misc]
 
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None) -> Any:
         """Round the module's input."""
@@ -44,9 +42,9 @@ class FrozenRounding:
 
     def apply(self, x: Any) -> Any:
         """Return `form.quantize(x)` bit for bit for a tensor of up to 32 bits; return anything else unchanged."""
-        if not isinstance(x, Tensor) or x.dtype not in _ROUNDED:
+        if not isinstance(x, Tensor) or x.dtype not in TYPES:
             return x
-        rounded = self._quantize(x.detach())
+        rounded = self._round(x.detach())
         if torch.onnx.is_in_onnx_export():
             return rounded
         if torch_internals.tracing_state():
@@ -54,14 +52,6 @@ class FrozenRounding:
             # bit; x minus itself is NaN where x is infinite.
             return rounded - (x.detach() - x).nan_to_num(0.0)
         return _StraightThrough.apply(x, rounded) if x.requires_grad else rounded  # type: ignore[no-untyped-call]
-
-    def _quantize(self, x: Tensor) -> Tensor:
-        scaled = x.float() * self._inverse
-        if self._is_sign:
-            words = 2 * torch.round(scaled.clamp(-0.5, 0.5) - 0.5) + 1
-        else:
-            words = torch.round(scaled).clamp(self._low, self._high)
-        return (words * self._step).to(x.dtype)
 
 
 class _StraightThrough(torch.autograd.Function):

@@ -7,6 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adapt import call_stack, torch_internals
+
+_DRAWING = ("torch.utils.tensorboard", "tensorboardX")
+
 
 class WeakHook:
     """Calls a method while the method's object lives, and does nothing afterwards.
@@ -62,3 +66,22 @@ def remove_all(handles: Iterable[Any]) -> None:
     """Remove the hooks of these handles."""
     for handle in handles:
         handle.remove()
+
+
+def is_drawn() -> bool:
+    """Return whether `torch.jit.trace` records the forward pass only for TensorBoard's drawing of the network.
+
+    Any other trace is refused, because it would record the rounding of one forward pass as constants. Nothing computes
+    with a drawing, which shows no rounding.
+
+    Raises:
+        RuntimeError: the pass is traced for another purpose.
+    """
+    if not torch_internals.tracing_state():
+        return False
+    if any(frame.f_globals.get("__name__", "").startswith(_DRAWING) for frame in call_stack.callers()):
+        return True
+    raise RuntimeError(
+        "a module with an attached controller cannot be traced, as torch.jit.trace and torch.onnx.export(dynamo=False) "
+        "do: call detach() on the controller first, or use adapt.export"
+    )

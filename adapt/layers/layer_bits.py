@@ -6,12 +6,10 @@ from typing import Any
 
 from adapt import arguments
 from adapt.arguments import is_whole
+from adapt.numerics import Bounds
 
 LayerBits = Mapping[str, int | tuple[int, int]]
 """Bits by pattern: a fixed number, or the fewest and the most."""
-
-Bounds = tuple[int, int]
-"""The fewest and the most bits of a word."""
 
 _LISTED = 40
 

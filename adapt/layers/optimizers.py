@@ -2,13 +2,14 @@
 
 import gc
 import inspect
-import sys
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from adapt import call_stack
 
 _ENGINES = {
     "deepspeed": "DeepSpeed",
@@ -20,7 +21,7 @@ _ENGINES = {
 """Packages whose optimizers change weights or gradients outside the reach of hooks on `step()`."""
 
 
-_HOLDERS = {"AcceleratedOptimizer", "BaseOptimWrapper", "OptimWrapper", "LightningOptimizer", "_FabricOptimizer"}
+_PLAIN_WRAPPERS = {"AcceleratedOptimizer", "BaseOptimWrapper", "OptimWrapper", "LightningOptimizer", "_FabricOptimizer"}
 """Wrappers of Accelerate, MMEngine, fastai and Lightning that hold an optimizer and write no weights themselves."""
 
 
@@ -93,9 +94,7 @@ def check_callers(optimizer: Optimizer) -> None:
     Raises:
         NotImplementedError: it is, and the other optimizer may write weights itself.
     """
-    frame = sys._getframe(1)
-    while frame.f_back is not None:
-        frame = frame.f_back
+    for frame in call_stack.callers():
         if frame.f_code.co_name == "step":
             _check_wrapper(frame.f_locals.get("self"), optimizer)
 
@@ -120,7 +119,7 @@ def _held(wrapper: object) -> Optimizer | None:
 
 
 def _merely_holds(wrapper: object) -> bool:
-    return any(kind.__name__ in _HOLDERS for kind in type(wrapper).__mro__)
+    return any(kind.__name__ in _PLAIN_WRAPPERS for kind in type(wrapper).__mro__)
 
 
 def _differentiates_twice(optimizer: Optimizer) -> bool:
@@ -160,11 +159,9 @@ def has_plateau_scheduler(optimizer: Optimizer) -> bool:
 
 def is_scaled() -> bool:
     """Return whether an enabled GradScaler is making the present optimizer step."""
-    frame = sys._getframe(1)
-    while (caller := frame.f_back) is not None:
-        if caller.f_code is torch.amp.GradScaler.step.__code__:
-            return bool(caller.f_locals["self"].is_enabled())
-        frame = caller
+    for frame in call_stack.callers():
+        if frame.f_code is torch.amp.GradScaler.step.__code__:
+            return bool(frame.f_locals["self"].is_enabled())
     return False
 
 

@@ -1,4 +1,4 @@
-"""The layers that are a product with a weight: linear layers and convolutions."""
+"""The kinds of layers: products with a weight, which are linear layers and convolutions, and embeddings."""
 
 from collections.abc import Container, Iterable
 from typing import Any
@@ -22,18 +22,13 @@ class TransposedLinear(nn.Module, metaclass=_RecognisedByStructure):
     """The `Conv1D` of transformers, a linear layer whose weight is [in, out]; `isinstance` recognises its structure."""
 
 
-PRODUCTS = (
-    nn.Linear,
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.Conv3d,
-    nn.ConvTranspose1d,
-    nn.ConvTranspose2d,
-    nn.ConvTranspose3d,
-    TransposedLinear,
-)
+TRANSPOSED_CONVOLUTIONS = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+PRODUCTS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED_CONVOLUTIONS, TransposedLinear)
 """Modules whose forward pass multiplies its input by the weight, and whose activations can therefore be rounded."""
 
+EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
+"""Modules that look rows of the weight up, without a product."""
 
 ACTIVATIONS_STAY = (
     "activations of {} stay float32, because what these modules compute inside cannot be reached: only their weights "

@@ -7,15 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adapt.kernels.activation import TYPES
-from adapt.layers.hooks import remove_all, with_input
+from adapt.layers.hooks import is_drawn, remove_all, with_input
 from adapt.layers.naming import owners
-from adapt.layers.products import ACTIVATIONS_STAY, PRODUCTS, warn_of_others
-from adapt.layers.tracing import is_drawn
+from adapt.layers.products import ACTIVATIONS_STAY, EMBEDDINGS, PRODUCTS, warn_of_others
 from adapt.layers.view import Pin
 from adapt.learned.calibration import percentile
 from adapt.learned.format_table import FormatTable
 from adapt.learned.straight_through import Quantizer
+from adapt.numerics.nearest import TYPES
 
 
 class SiteStatistics:
@@ -34,7 +33,7 @@ class SiteStatistics:
         self.negative = False
         self.samples, self.elements = 1, 0.0
 
-    def look(self, x: Tensor) -> None:
+    def observe(self, x: Tensor) -> None:
         """Add the values of one pass."""
         if x.isfinite().any():
             self.percentiles.append(percentile(x))
@@ -56,7 +55,7 @@ class SitePeaks:
     def __init__(self, peaks: Tensor) -> None:
         self._peaks, self.elements = peaks, 0
 
-    def look(self, x: Tensor) -> None:
+    def observe(self, x: Tensor) -> None:
         """Add the values of one pass."""
         low, high = x.detach().aminmax()
         self._peaks.copy_(torch.maximum(self._peaks, torch.stack([-low, high]).float()))
@@ -87,7 +86,7 @@ class InputQuantizers:
         # Attention never calls its projection's forward; it uses the weight itself.
         inner = "NonDynamicallyQuantizableLinear"
         found = [pair for pair in owners(module, PRODUCTS, weights) if type(pair[1]).__name__ != inner]
-        lookups = (part for part in module.modules() if isinstance(part, nn.Embedding | nn.EmbeddingBag))
+        lookups = (part for part in module.modules() if isinstance(part, EMBEDDINGS))
         warn_of_others(module, weights, (*(owner for _, owner in found), *lookups), ACTIVATIONS_STAY)
         self.names = tuple(f"{name}.input" for name, _ in found)
         self._hooks = [_Hook(pin) for _ in found]
@@ -99,24 +98,24 @@ class InputQuantizers:
         # Something in every pass's graph must require grad, even if the input does not.
         self._anchor = torch.zeros((), requires_grad=True)
 
-    def watch(self) -> list[SiteStatistics]:
+    def collect_statistics(self) -> list[SiteStatistics]:
         """From now on only collect statistics of the inputs; return the object that collects them for each site."""
-        met = [SiteStatistics() for _ in self._hooks]
-        for hook, one in zip(self._hooks, met, strict=True):
-            hook.quantizer, hook.met, hook.in_training = None, one, False
-        return met
+        observers = [SiteStatistics() for _ in self._hooks]
+        for hook, one in zip(self._hooks, observers, strict=True):
+            hook.quantizer, hook.observer, hook.in_training = None, one, False
+        return observers
 
-    def look(self, peaks: Tensor) -> list[SitePeaks]:
+    def record_peaks(self, peaks: Tensor) -> list[SitePeaks]:
         """From now on only record the peaks of the inputs in training, in place in `peaks`, [sites, 2]."""
-        met = [SitePeaks(peaks[i]) for i in range(len(self._hooks))]
-        for hook, one in zip(self._hooks, met, strict=True):
-            hook.quantizer, hook.met, hook.in_training = None, one, True
-        return met
+        observers = [SitePeaks(peaks[i]) for i in range(len(self._hooks))]
+        for hook, one in zip(self._hooks, observers, strict=True):
+            hook.quantizer, hook.observer, hook.in_training = None, one, True
+        return observers
 
     def quantize(self, formats: FormatTable, scaling: str, delta: float) -> None:
         """From now on round to these formats, which contain the sites by name."""
         for name, hook in zip(self.names, self._hooks, strict=True):
-            hook.met = None
+            hook.observer = None
             hook.quantizer = Quantizer(formats, formats.places[name].start, scaling, delta, self._anchor)
 
     def follow_pin(self) -> None:
@@ -132,7 +131,7 @@ class _Hook:
 
     def __init__(self, pin: Pin) -> None:
         self._pin = pin
-        self.met: SiteStatistics | SitePeaks | None = None
+        self.observer: SiteStatistics | SitePeaks | None = None
         self.in_training = False
         self.quantizer: Quantizer | None = None
 
@@ -141,12 +140,12 @@ class _Hook:
         return with_input(args, kwargs, lambda x: self._apply(x, module.training))
 
     def _apply(self, x: Any, training: bool) -> Any:
-        if (self.met is None and self.quantizer is None) or not isinstance(x, Tensor) or x.dtype not in TYPES:
+        if (self.observer is None and self.quantizer is None) or not isinstance(x, Tensor) or x.dtype not in TYPES:
             return x
         if (not torch.compiler.is_compiling() and is_drawn()) or not x.numel():
             return x
-        if self.met is not None and (training or not self.in_training):
-            self.met.look(x)
+        if self.observer is not None and (training or not self.in_training):
+            self.observer.observe(x)
         if self.quantizer is None or self._pin.view == "masters":
             return x
         return self.quantizer(x, training=training)

@@ -17,7 +17,7 @@ from adapt.learned.aqt import LARGEST, SMALLEST, moving_average, row
 from adapt.learned.format_table import FormatTable
 from adapt.learned.masters import LearnedMasters
 from adapt.learned.options import MaximumRanges
-from adapt.learned.run import ROWS, LearnedRun
+from adapt.learned.run import ROW_INTERVAL, LearnedRun
 from adapt.trace.widths import Widths
 
 
@@ -61,7 +61,7 @@ class MaximumMasters(LearnedMasters):
         super()._round(indices, outputs, stochastic=stochastic)
 
 
-class Observation:
+class InputRanges:
     """Statistics of the inputs of each site while they are still float32.
 
     Attributes:
@@ -80,7 +80,7 @@ class Observation:
         self.elements = torch.zeros(sites, dtype=torch.int64)
 
     @torch.no_grad()
-    def end_step(self, met: Sequence[SitePeaks], decay: float) -> None:
+    def end_step(self, peaks: Sequence[SitePeaks], decay: float) -> None:
         """Add the step's peaks over all processes to the averages, leaving out those that are not finite."""
         ranks.maximum_(self.peaks)
         largest = self.peaks.amax(1)
@@ -90,7 +90,7 @@ class Observation:
         self.count += seen
         self.negative |= seen & (self.peaks[:, 0] > 0)
         self.peaks.fill_(-torch.inf)
-        self.elements.copy_(torch.maximum(self.elements, torch.tensor([one.elements for one in met])))
+        self.elements.copy_(torch.maximum(self.elements, torch.tensor([one.elements for one in peaks])))
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the state to save, by name."""
@@ -111,7 +111,7 @@ class AqtRun(LearnedRun):
 
     plan: MaximumRanges
     table: MaximumTable
-    _met: Sequence[SitePeaks] = ()
+    _peaks: Sequence[SitePeaks] = ()
 
     def _prepare(
         self, layers: Mapping[str, Tensor], module: nn.Module
@@ -120,7 +120,7 @@ class AqtRun(LearnedRun):
             self.plan, layers, module, self.pin, table=MaximumTable, masters=MaximumMasters
         )
         _, table, _ = prepared
-        self.observation = Observation(len(table.numel) - table.weights, table.device)
+        self.input_ranges = InputRanges(len(table.numel) - table.weights, table.device)
         return prepared
 
     def _begin_weights(self) -> None:
@@ -147,19 +147,19 @@ class AqtRun(LearnedRun):
         if self.frozen:
             self.inputs.quantize(self.table, self.plan.activation_scaling, self.plan.delta)
         else:
-            self._met = self.inputs.look(self.observation.peaks)
+            self._peaks = self.inputs.record_peaks(self.input_ranges.peaks)
 
     def before_update(self, take_over: TakeOver | None) -> bool:
         """p ← W and one step of calibration. Gradients pass straight through: no weight lies outside its range."""
         plan, table = self.plan, self.table
         self.losses.forget()
-        self.layers.back(self.layers.gradients(), plan.weight_scaling, plan.delta, collect=False)
+        self.layers.backward(plan.weight_scaling, plan.delta, collect=False)
         # Backward fills the sums, but AQT learns nothing from them.
         table.sums.zero_()
         self.step += 1
-        self._news = self.step == 1 or self.step % ROWS == 0
+        self._row_is_due = self.step == 1 or self.step % ROW_INTERVAL == 0
         if self.inputs is not None and not self.frozen:
-            self.observation.end_step(self._met, plan.decay)
+            self.input_ranges.end_step(self._peaks, plan.decay)
             if self.step >= plan.calibration:
                 self._freeze(self.inputs.names)
         return False
@@ -167,7 +167,7 @@ class AqtRun(LearnedRun):
     @torch.no_grad()
     def _freeze(self, sites: Sequence[str]) -> None:
         """Fix the ranges of activations at their moving averages, and round activations from now on (AQT 3.2)."""
-        table, seen = self.table, self.observation
+        table, seen = self.table, self.input_ranges
         known = (seen.average > 0).cpu()
         if missed := [name for name, one in zip(sites, known.tolist(), strict=True) if not one]:
             user_warnings.warn(
@@ -182,24 +182,23 @@ class AqtRun(LearnedRun):
         maximum[table.weights :] = seen.average
         table.set_sizes(numel, signed)
         table.set(table.step, maximum)
-        self.frozen = self._news = True
+        self.frozen = self._row_is_due = True
         # Widths contain the sizes of their tensors, which have changed.
         before, self.widths = self.widths, Widths(table.names, table.channels, table.numel)
         for step, bits in zip(before.step.tolist(), before.word_length, strict=True):
             self.widths.append(step, bits)
         self._use_inputs()
 
-    def begin_anew(self, new: Sequence[Collection[int]]) -> list[str]:
+    def refit(self, new: Sequence[Collection[int]]) -> list[str]:
         """Return the activations whose ranges are frozen; those of weights follow the weights anyway."""
         return self.calibrated if self.frozen else []
 
     @torch.no_grad()
     def load_state_dict(self, saved: Mapping[str, Any], optimized: Mapping[str, Tensor], *, strict: bool) -> None:
-        """Resume from `state_dict`: see `Run.load_state_dict`."""
         super().load_state_dict(saved, optimized, strict=strict)
-        for name, tensor in self.observation.tensors().items():
+        for name, tensor in self.input_ranges.tensors().items():
             tensor.copy_(saved[name])
         self._use_inputs()
 
     def _tensors(self) -> dict[str, Tensor]:
-        return super()._tensors() | self.observation.tensors()
+        return super()._tensors() | self.input_ranges.tensors()

@@ -1,8 +1,14 @@
 """Initial ranges, from the distribution of the weights and from the activations in a few batches."""
 
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Protocol, TypeVar
+
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from adapt.perfmodel.inputs import samples_of, tensors_in
 
 PERCENTILE = 99.99
 """Percentage of an activation's magnitudes within its initial range."""
@@ -49,3 +55,85 @@ def best_range(values: Tensor, maximum: Tensor, top: Tensor) -> Tensor:
         better = error <= best
         best, chosen = torch.where(better, error, best), torch.where(better, share * maximum, chosen)
     return torch.where(top > 0, chosen, magnitudes.mean(1))
+
+
+class Collector(Protocol):
+    """What collects statistics of one input while batches run."""
+
+    samples: int
+
+
+CollectorT = TypeVar("CollectorT", bound=Collector)
+
+
+def run_batches(
+    module: nn.Module, batches: Iterable[Any], collect: Callable[[], Sequence[CollectorT]], device: torch.device
+) -> Sequence[CollectorT]:
+    """Run calibration batches through a module, and return what collected statistics meanwhile.
+
+    Buffers and random states are restored.
+
+    Args:
+        module: the module, in its present mode.
+        batches: each a tensor, or a tuple of the positional arguments of the module's forward.
+        collect: begins to collect statistics, and returns what collects those of each input.
+        device: where the tensors are moved.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: there are no batches, or forward does not accept one.
+    """
+    if isinstance(batches, Tensor):
+        raise TypeError(f"calibration must be batches, got one tensor of shape {tuple(batches.shape)}: pass [batch]")
+    if not isinstance(batches, Iterable):
+        raise TypeError(f"calibration must be batches, got {batches!r}: give a few, each as forward takes it")
+    collectors, empty = collect(), True
+    with _state_restored(module), torch.no_grad():
+        for batch in batches:
+            arguments = batch if isinstance(batch, tuple) else (batch,)
+            arguments = tuple(x.to(device) if isinstance(x, Tensor) else x for x in arguments)
+            samples, empty = _samples(arguments), False
+            for collector in collectors:
+                collector.samples = samples
+            try:
+                # Running the compiled module would only cause another compilation.
+                getattr(module, "_orig_mod", module)(*arguments)
+            except Exception as error:
+                reason = (str(error).splitlines() or [""])[0]
+                raise RuntimeError(
+                    f"calibration could not run a batch through {type(module).__name__} "
+                    f"({type(error).__name__}: {reason}): a batch is a tensor, or a tuple of forward's positional "
+                    "arguments; for a loader of inputs and labels pass [x for x, _ in loader]"
+                ) from error
+    if empty:
+        raise ValueError("calibration has no batch: give a few, each as the module's forward takes it")
+    return collectors
+
+
+def _samples(inputs: tuple[Any, ...]) -> int:
+    """Return the number of samples in a calibration batch.
+
+    Raises:
+        ValueError: it has none, or its tensors disagree.
+    """
+    try:
+        return samples_of(inputs, None)
+    except ValueError:
+        shapes = [list(x.shape) for x in tensors_in(inputs)]
+        raise ValueError(
+            "calibration needs batches with at least one sample, whose tensors all have the samples as their first "
+            f"dimension, got shapes {shapes}"
+        ) from None
+
+
+@contextlib.contextmanager
+def _state_restored(module: nn.Module) -> Iterator[None]:
+    """Restore buffers and random states on exit."""
+    buffers = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
+    devices = sorted({p.device.index for p in module.parameters() if p.is_cuda})
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)

@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adapt.arguments import check_number
+from adapt.arguments import check_between, check_option
 
 MODES = ("soft", "penalty")
 
-_COLDEST = 1e-6
+_LOWEST_TEMPERATURE = 1e-6
 """The lowest temperature; far below it, logits divided by it overflow float32."""
 
 
@@ -61,14 +61,9 @@ class Distillation:
     def __post_init__(self) -> None:
         if not isinstance(self.teacher, nn.Module):
             raise TypeError(f"teacher must be a torch.nn.Module, got {type(self.teacher).__name__}")
-        if self.mode not in MODES:
-            raise ValueError(f'mode must be "soft" or "penalty", got {self.mode!r}')
-        for name in ("weight", "temperature"):
-            value = getattr(self, name)
-            check_number(name, value)
-            least = 0 if name == "weight" else _COLDEST
-            if not least <= float(value) < math.inf:
-                raise ValueError(f"{name} must be a finite number ≥ {least:g}, got {value!r}")
+        check_option("mode", self.mode, MODES)
+        check_between("weight", self.weight, 0, math.inf)
+        check_between("temperature", self.temperature, _LOWEST_TEMPERATURE, math.inf)
 
     def __call__(self, loss: Tensor, logits: Tensor, *inputs: Any) -> Tensor:
         """Return the loss to train with, given the student's loss and logits for these inputs.

@@ -20,7 +20,7 @@ from adapt.learned.format_table import FormatTable
 from adapt.learned.lsq import initial_step
 from adapt.learned.masters import LearnedMasters, channels_of
 from adapt.learned.options import FixedWidths, LearnedWidths, Plan
-from adapt.learned.outgrowth import begins_small, growth, has_grown, outgrown
+from adapt.learned.range_growth import begins_small, growth, has_grown, outgrown
 from adapt.numerics import LONGEST_WORD
 
 HEADROOM = 2
@@ -128,7 +128,7 @@ def begin_weights(plan: Plan, formats: FormatTable, layers: LearnedMasters, bits
 
 @torch.no_grad()
 def follow_weights(plan: Plan, formats: FormatTable, layers: LearnedMasters) -> Tensor:
-    """Scale up the formats that their weights have outgrown; the widths stay. See `adapt.learned.outgrowth`.
+    """Scale up the formats that their weights have outgrown; the widths stay. See `adapt.learned.range_growth`.
 
     Returns:
         Which formats have grown, bool [F].

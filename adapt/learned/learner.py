@@ -1,8 +1,7 @@
 """`Learner`: the user's handle on a run with learned formats."""
 
-import contextlib
 import copy
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,12 +13,12 @@ from torch.optim import Optimizer
 from adapt.engine.engine import Engine
 from adapt.layers.naming import module_site
 from adapt.layers.optimizers import is_scaled
+from adapt.learned.calibration import run_batches
 from adapt.learned.options import FixedWidths, LearnedWidths, MaximumRanges, Plan
 from adapt.learned.phases import Phases
 from adapt.learned.run import LearnedRun
 from adapt.learned.schedule import Schedule
 from adapt.numerics import Format
-from adapt.perfmodel.inputs import samples_of, tensors_in
 from adapt.trace.widths import Widths
 
 
@@ -186,36 +185,10 @@ class Learner(Engine):
         if isinstance(self.plan, MaximumRanges):
             raise ValueError("AQT takes the ranges of activations from its first steps: there is nothing to calibrate")
         inputs, module = self._run.inputs, network or self._module
-        if inputs is None or module is None:
-            return
-        if isinstance(batches, Tensor):
-            raise TypeError(
-                f"calibration must be batches, got one tensor of shape {tuple(batches.shape)}: pass [batch]"
-            )
-        if not isinstance(batches, Iterable):
-            raise TypeError(f"calibration must be batches, got {batches!r}: give a few, each as forward takes it")
-        met, empty = inputs.watch(), True
-        device = self._run.table.device
-        with self.master_weights(), _undisturbed(module), torch.no_grad():
-            for batch in batches:
-                arguments = batch if isinstance(batch, tuple) else (batch,)
-                arguments = tuple(x.to(device) if isinstance(x, Tensor) else x for x in arguments)
-                samples, empty = _samples(arguments), False
-                for one in met:
-                    one.samples = samples
-                try:
-                    # Running the compiled module would only cause another compilation.
-                    getattr(module, "_orig_mod", module)(*arguments)
-                except Exception as error:
-                    reason = (str(error).splitlines() or [""])[0]
-                    raise RuntimeError(
-                        f"calibration could not run a batch through {type(module).__name__} "
-                        f"({type(error).__name__}: {reason}): a batch is a tensor, or a tuple of forward's positional "
-                        "arguments; for a loader of inputs and labels pass [x for x, _ in loader]"
-                    ) from error
-        if empty:
-            raise ValueError("calibration has no batch: give a few, each as the module's forward takes it")
-        self._run.calibrate(met)
+        if inputs is not None and module is not None:
+            with self.master_weights():
+                statistics = run_batches(module, batches, inputs.collect_statistics, self._run.table.device)
+            self._run.calibrate(statistics)
 
     # Persistence
 
@@ -235,33 +208,3 @@ class Learner(Engine):
             )
         super().load_state_dict(state)
         self._schedule.forget()
-
-
-def _samples(inputs: tuple[Any, ...]) -> int:
-    """Return the number of samples in a calibration batch.
-
-    Raises:
-        ValueError: it has none, or its tensors disagree.
-    """
-    try:
-        return samples_of(inputs, None)
-    except ValueError:
-        shapes = [list(x.shape) for x in tensors_in(inputs)]
-        raise ValueError(
-            "calibration needs batches with at least one sample, whose tensors all have the samples as their first "
-            f"dimension, got shapes {shapes}"
-        ) from None
-
-
-@contextlib.contextmanager
-def _undisturbed(module: nn.Module) -> Iterator[None]:
-    """Restore buffers and random states on exit."""
-    buffers = [(buffer, buffer.detach().clone()) for buffer in module.buffers()]
-    devices = sorted({p.device.index for p in module.parameters() if p.is_cuda})
-    try:
-        with torch.random.fork_rng(devices=devices):
-            yield
-    finally:
-        with torch.no_grad():
-            for buffer, before in buffers:
-                buffer.copy_(before)

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from adapt.arguments import is_whole
+from adapt.arguments import check_option, is_whole
 from adapt.kernels.learned_steps import Row
 from adapt.learned.quantizer import check_tensor, rounding
-from adapt.learned.scaling import DELTA, check_delta, check_scaling
+from adapt.learned.scaling import DELTA, SCALINGS, check_delta
 
 LONGEST = 8
 
@@ -97,7 +97,7 @@ def lsq(
         TypeError, ValueError: an argument is not a tensor, the step is not positive, or the word length, scaling or δ
             is not supported.
     """
-    check_scaling("scaling", scaling)
+    check_option("scaling", scaling, SCALINGS)
     check_delta(delta)
     check_tensor("x", x)
     check_tensor("step", step)

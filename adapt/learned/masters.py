@@ -8,12 +8,10 @@ from torch import Tensor, nn
 
 from adapt.kernels.channels import Layout, channel_kernels
 from adapt.kernels.learned_steps import SCALINGS
+from adapt.layers.products import EMBEDDINGS, TRANSPOSED_CONVOLUTIONS
 from adapt.learned.format_table import FormatTable
 from adapt.numerics import Format
 from adapt.weights.masters import Masters
-
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 
 
 @dataclass(frozen=True)
@@ -76,9 +74,9 @@ def channels_of(weight: Tensor, owner: nn.Module | None, *, per_channel: bool = 
     ones = [1] * weight.ndim
     if weight.ndim < 2 or not per_channel or not weight.numel():
         return Channels(1, tuple(ones))
-    if isinstance(owner, _EMBEDDINGS):
+    if isinstance(owner, EMBEDDINGS):
         return Channels(1, (1, weight.shape[1]))
-    if isinstance(owner, _TRANSPOSED):
+    if isinstance(owner, TRANSPOSED_CONVOLUTIONS):
         shape = (weight.shape[1], *ones[2:])
         return Channels(owner.groups, (owner.groups, 1, *shape) if owner.groups > 1 else (1, *shape))
     return Channels(1, (weight.shape[0], *ones[1:]))
@@ -121,16 +119,16 @@ class LearnedMasters(Masters):
             if self.table.numel[self.table.places[name]].any()
         }
 
-    def back(self, gradients: Sequence[Tensor | None], scaling: str, delta: float, *, collect: bool) -> None:
-        """p ← W, and turn each gradient dL/dŴ into dL/dW in place.
+    def backward(self, scaling: str, delta: float, *, collect: bool) -> None:
+        """p ← W, and turn each parameter's gradient dL/dŴ into dL/dW in place.
 
         A gradient that is not finite becomes zero, counts as skipped and adds nothing to the sums.
 
         Args:
-            gradients: the gradient of each parameter, laid out like the parameter, or None.
             scaling, delta: the gradient scaling.
             collect: whether to add the gradients of steps and ranges to the formats' sums.
         """
+        gradients = self.gradients()
         squared = torch.empty(len(self.names), dtype=torch.float64, device=self.device)
         self._kernels.squared_norms_(gradients, squared)
         # A missing gradient has the norm NaN. Present ones are not checked, which would wait for the device.
@@ -149,8 +147,8 @@ class LearnedMasters(Masters):
             delta=delta,
         )
         if not self._alias():
-            self.show("masters", anew=True)
-            self._disown()
+            self.show("masters", rewrite=True)
+            self._forget_views()
 
     @torch.no_grad()
     def store(self, step: int) -> None:
@@ -158,7 +156,7 @@ class LearnedMasters(Masters):
         everything = range(len(self.parameters))
         self._aliases.end(everything, updated=True)
         self._round(everything, self.parameters, stochastic=False)
-        self._settle("training")
+        self._record_step()
 
     def count_nonzeros(self) -> None:
         """Count the non-zero elements of each Ŵ, which the parameters must hold."""
@@ -166,9 +164,8 @@ class LearnedMasters(Masters):
 
     @torch.no_grad()
     def round_parameters(self) -> None:
-        """Round the parameters' present values to nearest, in place."""
         self._by_channel.quantize_(self.parameters, self.parameters, self.table.rows, self._layouts)
-        self._disown()
+        self._forget_views()
 
     def _measure(self, index: int) -> None:
         """Do nothing: `count_nonzeros` measures when it is called."""

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal, TypedDict
 
-from adapt.arguments import check_flags, check_number, check_whole
+from adapt.arguments import check_between, check_flags, check_option, check_whole
 from adapt.layers import choice
 from adapt.layers.layer_bits import LayerBits, checked
 from adapt.learned.aqt import LONGEST as LONGEST_OF_AQT
@@ -15,7 +15,7 @@ from adapt.learned.lsq import LONGEST as LONGEST_OF_LSQ
 from adapt.learned.lsq import check_bits
 from adapt.learned.phases import Phases
 from adapt.learned.quantizer import check_floor
-from adapt.learned.scaling import DELTA, check_delta, check_scaling
+from adapt.learned.scaling import DELTA, SCALINGS, check_delta
 
 Scaling = Literal["ste", "pbgs", "ewgs", "acos", "tanh", "invtanh"]
 
@@ -97,11 +97,10 @@ class CommonSettings:
     layer_bits: LayerBits | None = None
 
     def __post_init__(self) -> None:
-        if not callable(self.layers):
-            raise TypeError(f"layers must be a function of (name, parameter), got {self.layers!r}")
+        choice.check_choice(self.layers)
         check_flags(self, "quantize_biases")
-        check_scaling("weight_scaling", self.weight_scaling)
-        check_scaling("activation_scaling", self.activation_scaling)
+        check_option("weight_scaling", self.weight_scaling, SCALINGS)
+        check_option("activation_scaling", self.activation_scaling, SCALINGS)
         check_delta(self.delta)
 
 
@@ -151,14 +150,13 @@ class LearnedWidths(CommonSettings):
             raise TypeError(f"phases must be an adapt.learned.Phases, got {self.phases!r}")
         if not self.phases.learning:
             raise ValueError("phases must have at least one step of learning: for widths that are given use attach_lsq")
-        if self.activation_size not in ("sum", "max"):
-            raise ValueError(f'activation_size must be "sum" or "max", got {self.activation_size!r}')
+        check_option("activation_size", self.activation_size, ("sum", "max"))
         check_floor(self.floor)
         for name in ("beta", "width_rate"):
             value = getattr(self, name)
             if value is not None:
-                _check_between(name, value, 0.0, math.inf)
-        _check_between("warmup", self.warmup, 0.0, 1.0)
+                check_between(name, value, 0.0, math.inf)
+        check_between("warmup", self.warmup, 0.0, 1.0)
         _check_count("update_every", self.update_every)
         check_flags(self, "schedule")
         object.__setattr__(self, "layer_bits", _checked_bits(self))
@@ -206,8 +204,8 @@ class FixedWidths(CommonSettings):
             check_bits("activation_bits", self.activation_bits)
         if self.steps is not None:
             _check_count("steps", self.steps)
-        _check_between("momentum", self.momentum, 0.0, 1.0)
-        _check_between("warmup", self.warmup, 0.0, 1.0)
+        check_between("momentum", self.momentum, 0.0, 1.0)
+        check_between("warmup", self.warmup, 0.0, 1.0)
         object.__setattr__(self, "layer_bits", _checked_bits(self))
 
 
@@ -253,15 +251,14 @@ class MaximumRanges:
         return max(round(self.activations_from * self.steps), 1)
 
     def __post_init__(self) -> None:
-        if not callable(self.layers):
-            raise TypeError(f"layers must be a function of (name, parameter), got {self.layers!r}")
+        choice.check_choice(self.layers)
         _check_count("steps", self.steps)
         for name in ("weight_bits", "activation_bits", "first_bits", "last_bits"):
             value = getattr(self, name)
             if name != "activation_bits" or value is not None:
                 check_width(name, value)
-        _check_between("activations_from", self.activations_from, 0.0, 1.0)
-        _check_between("decay", self.decay, 0.0, 1.0)
+        check_between("activations_from", self.activations_from, 0.0, 1.0)
+        check_between("decay", self.decay, 0.0, 1.0)
         object.__setattr__(self, "layer_bits", _checked_bits(self))
 
 
@@ -272,13 +269,6 @@ def _checked_bits(plan: Plan) -> dict[str, tuple[int, int]] | None:
     """Return a plan's bits by pattern as bounds."""
     words = plan.words
     return None if plan.layer_bits is None else checked(plan.layer_bits, shortest=words[0], longest=words[-1])
-
-
-def _check_between(name: str, value: float, low: float, high: float) -> None:
-    check_number(name, value)
-    if not low <= float(value) <= high or math.isinf(float(value)):
-        bounds = f"be a finite number ≥ {low:g}" if math.isinf(high) else f"lie between {low:g} and {high:g}"
-        raise ValueError(f"{name} must {bounds}, got {value!r}")
 
 
 def _check_count(name: str, value: int) -> None:

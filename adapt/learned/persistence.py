@@ -10,9 +10,6 @@ from adapt.engine import persistence
 from adapt.trace import Trace
 from adapt.trace.widths import Widths
 
-VERSION = 2
-"""Version 2 added the formats of all tensors; everything else is as in version 1."""
-
 _KINDS: dict[str, type] = {
     "step": int,
     "count": int,
@@ -25,16 +22,6 @@ _KINDS: dict[str, type] = {
     "widths": bytes,
     persistence.FORMATS: bytes,
 }
-
-
-def upgraded(state: Any) -> Any:
-    """Convert a state of an earlier version to the present one.
-
-    Anything else is returned unchanged, for `check` to refuse.
-    """
-    if isinstance(state, Mapping) and type(state.get("version")) is int and state["version"] == 1:
-        return {persistence.FORMATS: b"", **state, "version": VERSION}
-    return state
 
 
 def check(
@@ -64,9 +51,7 @@ def check(
     if not isinstance(state, Mapping) or state.get("kind") != kind:
         found = state.get("kind", "another kind of controller") if isinstance(state, Mapping) else "nothing readable"
         raise ValueError(f"the precision state is of {found!s:.80}, not of {kind}: attach as in the run that saved it")
-    if state.get("version") != VERSION:
-        found = f"{state.get('version')!r:.80}"
-        raise ValueError(f"the precision state has version {found}, but this package reads versions up to {VERSION}")
+    persistence.check_version(state)
     for field, expected in (("layers", layers), ("names", names)):
         saved = state.get(field)
         if not isinstance(saved, list) or saved != list(expected):
@@ -74,10 +59,7 @@ def check(
                 "the precision state is of another network, or was saved with other options: its "
                 f"{field} should be {len(expected)}, beginning with {', '.join(expected[:3])}, got {saved!r:.160}"
             )
-    for field, type_ in _KINDS.items():
-        value = state.get(field)
-        if type(value) is not type_:
-            raise ValueError(f"the precision state should hold {field!r} as {type_.__name__}, got {value!r:.80}")
+    persistence.check_kinds(state, _KINDS)
     for field in ("step", "count"):
         if not 0 <= state[field] < 2**63:
             raise ValueError(f"the precision state should hold {field!r} as a number of steps ≥ 0, got {state[field]}")
@@ -108,8 +90,8 @@ def histories(state: Mapping[str, Any], trace: Trace, widths: Widths) -> tuple[T
         ValueError: one is damaged, belongs to another network, or goes beyond the state's step.
     """
     try:
-        old_trace = Trace.from_state_dict(persistence.opened(state["trace"]))
-        old_widths = Widths.from_state_dict(persistence.opened(state["widths"]))
+        old_trace = Trace.from_state_dict(persistence.from_bytes(state["trace"]))
+        old_widths = Widths.from_state_dict(persistence.from_bytes(state["widths"]))
     except Exception as error:  # foreign contents raise half a dozen kinds
         raise ValueError(f"the trace or the widths of the precision state are damaged: {error!s:.200}") from error
     numel = state["formats"]["numel"].cpu().numpy()

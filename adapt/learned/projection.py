@@ -12,19 +12,19 @@ from adapt.learned.format_table import FormatTable
 from adapt.learned.masters import LearnedMasters
 from adapt.learned.quantizer import limit
 
-NARROWER = 0.85
+SHRINKAGE = 0.85
 """Factor on an activation's range for each bit that is taken: about the ratio by which the best range of a normal
 variable shrinks from b to b − 1 bits, 2 ≤ b ≤ 6."""
 
 
 @torch.no_grad()
-def settle(
+def fit_to_budgets(
     formats: FormatTable, layers: LearnedMasters, energy: Tensor, loads: Sequence[Load], targets: Sequence[float]
 ) -> dict[str, float]:
     """Bring the sizes to their budgets (see `adapt.learned.budget.project`), and return by how much they missed them.
 
     A format whose width changes gets a new step. The new range of a weight channel is the one of least squared error
-    (see `adapt.learned.calibration.best_range`); that of an activation shrinks by `NARROWER` for each bit taken.
+    (see `adapt.learned.calibration.best_range`); that of an activation shrinks by `SHRINKAGE` for each bit taken.
 
     Args:
         formats: the formats.
@@ -43,7 +43,7 @@ def settle(
             most = np.minimum(formats.highest[part], LONGEST)
             bits[part] = project(load, before[part], losses[part], target, floor=formats.lowest[part], ceiling=most)
     chosen = bits != before
-    maximum = formats.maximum * torch.from_numpy(NARROWER ** np.maximum(before - bits, 0)).to(formats.maximum)
+    maximum = formats.maximum * torch.from_numpy(SHRINKAGE ** np.maximum(before - bits, 0)).to(formats.maximum)
     top = limit(torch.from_numpy(bits), True).to(formats.device)
     # The level of one signed bit lies amid the values, so it says nothing about their extent.
     reach = torch.where(torch.from_numpy(before == 1).to(formats.device), torch.inf, formats.maximum)

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from adapt import arguments
+from adapt.arguments import check_option
 from adapt.kernels.learned_steps import Partials, Row, partials, rounded
-from adapt.learned.scaling import DELTA, check_delta, check_scaling
+from adapt.learned.scaling import DELTA, SCALINGS, check_delta
 
 _SLACK = 1e-4
 """A width that exceeds a whole number of bits by less than this is rounded down: ranges are float32."""
@@ -103,7 +104,7 @@ def quantize(
         TypeError, ValueError: an argument is not a tensor, a step or range is not positive and finite, or the scaling,
             δ or the floor is invalid.
     """
-    check_scaling("scaling", scaling)
+    check_option("scaling", scaling, SCALINGS)
     check_delta(delta)
     check_floor(floor)
     check_tensor("x", x)

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from adapt.distributed import ranks
 from adapt.engine import persistence
 from adapt.engine.fused_sgd import TakeOver
-from adapt.engine.run import Hooked, Run
+from adapt.engine.run import HookedPart, Run
 from adapt.layers.choice import Choice
 from adapt.layers.naming import module_site
 from adapt.learned import initial_formats
@@ -24,9 +24,9 @@ from adapt.learned.log import Log
 from adapt.learned.masters import LearnedMasters
 from adapt.learned.normalization import Reestimation
 from adapt.learned.options import FixedWidths, LearnedWidths, Plan
-from adapt.learned.outgrowth import is_due
 from adapt.learned.phases import Phases
-from adapt.learned.projection import settle
+from adapt.learned.projection import fit_to_budgets
+from adapt.learned.range_growth import is_due
 from adapt.learned.sizes import Sizes
 from adapt.learned.updates import StepRule, WidthRule
 from adapt.numerics import Format
@@ -35,10 +35,10 @@ from adapt.trace.description import made_by
 from adapt.trace.widths import Widths
 from adapt.weights.masters import Masters
 
-_FADING = 0.8
+_ENERGY_DECAY = 0.8
 """Decay per update of the energy of earlier gradients."""
 
-ROWS = 20
+ROW_INTERVAL = 20
 """Steps between two rows of the trace if formats change in every step."""
 
 
@@ -82,7 +82,7 @@ class LearnedRun(Run):
         self.count = 0
         self.energy = torch.zeros(len(self.table.numel), dtype=torch.float64, device=self.table.device)
         self._trace = Trace(self.layers.names, self.layers.numel)
-        self._news = False
+        self._row_is_due = False
         self.sizes.check(self.sizes.budgets[:1])
         self._begin_weights()
         self._begin()
@@ -138,21 +138,19 @@ class LearnedRun(Run):
     # The engine's interface
 
     @property
-    def banks(self) -> list[Masters]:
+    def all_masters(self) -> list[Masters]:
         """The masters of weights and biases."""
         return [self.layers]
 
     @property
-    def hooked(self) -> list[Hooked]:
-        """The parts that act on the module through hooks."""
+    def hooked_parts(self) -> list[HookedPart]:
         return [part for part in (self.inputs, self.norms) if part is not None]
 
     @property
     def formats(self) -> dict[str, Format]:
-        """Formats of weights, biases and inputs: see `adapt.engine.engine.Engine.formats`."""
         names = () if self.inputs is None else self.inputs.names
-        met = [name for name in names if self.table.numel[self.table.places[name]].any()]
-        return self.layers.formats | {module_site(name): self.table.format_of(name, axis=None) for name in met}
+        rounded = [name for name in names if self.table.numel[self.table.places[name]].any()]
+        return self.layers.formats | {module_site(name): self.table.format_of(name, axis=None) for name in rounded}
 
     @property
     def trace(self) -> Trace:
@@ -178,17 +176,17 @@ class LearnedRun(Run):
             )
 
     @torch.no_grad()
-    def begin_anew(self, new: Sequence[Collection[int]]) -> list[str]:
+    def refit(self, new: Sequence[Collection[int]]) -> list[str]:
         """Begin with the weights that were loaded, if they come before the first step and are finite.
 
         Later the formats stay as they have been learned, and so do those of activations once they are calibrated.
         """
         loaded = [self.layers.weights[i] for i in new[0]]
         if self.step or not all(bool(torch.isfinite(weight).all()) for weight in loaded):
-            return super().begin_anew(new)
+            return super().refit(new)
         self._begin_weights()
         self._begin()
-        self.renew()
+        self.requantize()
         return self.calibrated
 
     @property
@@ -196,9 +194,9 @@ class LearnedRun(Run):
         """The activations that have formats, by the names of `formats`."""
         return [name for name in self.formats if name not in self.layers.formats]
 
-    def follow(self, parameters: Mapping[str, Tensor], optimizer: Optimizer, module: nn.Module | None) -> None:
+    def update_parts(self, parameters: Mapping[str, Tensor], optimizer: Optimizer, module: nn.Module | None) -> None:
         """Only show Ŵ: biases are layers here, and the hooks on the module exist from the beginning."""
-        self.renew()
+        self.requantize()
 
     # One step
 
@@ -206,18 +204,18 @@ class LearnedRun(Run):
         """p ← W, turn G into dL/dW, and update the formats if they are due; torch makes the update of the weights."""
         plan = self.plan
         self.losses.forget()
-        self.layers.back(self.layers.gradients(), plan.weight_scaling, plan.delta, collect=not self.frozen)
+        self.layers.backward(plan.weight_scaling, plan.delta, collect=not self.frozen)
         at, self.step = self.step, self.step + 1
-        self._news = self.step == 1
+        self._row_is_due = self.step == 1
         if isinstance(plan, FixedWidths):
             self.count += 1
-            self._move(at)
-            self._news |= self.step % ROWS == 0
+            self._update_formats(at)
+            self._row_is_due |= self.step % ROW_INTERVAL == 0
         elif isinstance(plan, LearnedWidths):
-            self._learn(plan, at)
+            self._learn_widths(plan, at)
         return False
 
-    def _learn(self, plan: LearnedWidths, at: int) -> None:
+    def _learn_widths(self, plan: LearnedWidths, at: int) -> None:
         """Perform one step of learned widths, and end phases.
 
         The end of a phase is handled in or after its last step: phases may change during a run, so it may be past.
@@ -229,16 +227,16 @@ class LearnedRun(Run):
         if not self.frozen:
             self.count += 1
             if self.count >= plan.update_every or settling or due:
-                self._move(min(at, ends["learning"] - 1))
-                self._news = True
+                self._update_formats(min(at, ends["learning"] - 1))
+                self._row_is_due = True
         else:
             # Formats stay, but which weights are zero keeps changing.
-            self._news |= self.step % plan.update_every == 0 or self.step == phases.total
+            self._row_is_due |= self.step % plan.update_every == 0 or self.step == phases.total
         if "pretraining" in due:
             self.log.end(due.pop(0), phases.pretraining)
         if settling:
             self.log.warn_if_unmoved()
-            self.log.missed = settle(self.table, self.layers, self.energy, self.sizes.loads, self.sizes.targets)
+            self.log.missed = fit_to_budgets(self.table, self.layers, self.energy, self.sizes.loads, self.sizes.targets)
             self.settled = True
         for name in due:
             self.log.end(name, getattr(phases, name))
@@ -248,14 +246,16 @@ class LearnedRun(Run):
         elif freezing:
             self.norms.begin()
 
-    def _move(self, at: int) -> None:
+    def _update_formats(self, at: int) -> None:
         """Update the formats by the gradients since the last update."""
         table, plan, rule = self.table, self.plan, self.rule
         # Only the sums of activations: weights' gradients are averaged over the processes already.
         ranks.average_(table.sums[table.weights :])
         if isinstance(plan, LearnedWidths) and isinstance(rule, WidthRule):
             energy = table.figures(self.count)[2]
-            self.energy = energy if not bool(self.energy.any()) else _FADING * self.energy + (1 - _FADING) * energy
+            self.energy = (
+                energy if not bool(self.energy.any()) else _ENERGY_DECAY * self.energy + (1 - _ENERGY_DECAY) * energy
+            )
             found = rule.update(plan, table, self.count, at, settled=self.settled)
             self.log.gradients.append(float(found.square().mean().sqrt()))
         elif isinstance(plan, FixedWidths) and isinstance(rule, StepRule):
@@ -264,28 +264,26 @@ class LearnedRun(Run):
         self.count = 0
 
     def after_update(self) -> None:
-        """W ← p and p ← Ŵ."""
         self.layers.store(self.step)
         self._follow_weights()
-        if self._news:
-            self._note()
+        if self._row_is_due:
+            self._add_row()
 
     def _follow_weights(self) -> None:
         """In a network that began near zero, scale up formats that weights have outgrown, until widths are settled."""
-        every = self.plan.update_every if isinstance(self.plan, LearnedWidths) else ROWS
+        every = self.plan.update_every if isinstance(self.plan, LearnedWidths) else ROW_INTERVAL
         if self.table.follows and not self.settled and is_due(self.step, every):
             grown = initial_formats.follow_weights(self.plan, self.table, self.layers)
             if grown.any():
                 self.rule.forget(grown)
-                self._news = True
-                self.renew()
+                self._row_is_due = True
+                self.requantize()
 
-    def renew(self) -> None:
-        """p ← Ŵ from the masters, whatever p holds."""
-        self.layers.show("masters", anew=True)
+    def requantize(self) -> None:
+        self.layers.show("masters", rewrite=True)
         self.layers.store(self.step)
 
-    def _note(self) -> None:
+    def _add_row(self) -> None:
         """Add a row to the trace and to the widths."""
         table, layers = self.table, self.layers
         layers.count_nonzeros()
@@ -301,13 +299,12 @@ class LearnedRun(Run):
     # Persistence
 
     def state_dict(self, optimized: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Return the whole state in plain containers, numbers and tensors: see `Run.state_dict`."""
         between = {
             "micro_losses": self.losses.state(),
             "micro_gradients": persistence.copied(optimized, (p.grad for p in optimized.values())),
         }
         return {
-            "version": learned_persistence.VERSION,
+            "version": persistence.VERSION,
             "kind": type(self.plan).__name__,
             "step": self.step,
             "count": self.count,
@@ -317,21 +314,20 @@ class LearnedRun(Run):
             "names": list(self.table.names),
             "masters": persistence.copied(self.layers.names, self.layers.weights),
             "formats": self.table.state_dict(),
-            persistence.FORMATS: persistence.sealed(persistence.pack_formats(self.formats)),
+            persistence.FORMATS: persistence.to_bytes(persistence.pack_formats(self.formats)),
             "gradients": list(self.log.gradients),
             **{name: tensor.clone() for name, tensor in self._tensors().items()},
-            "rule": persistence.sealed(self.rule.state_dict()),
-            "log": persistence.sealed(self.log.state_dict()),
-            "trace": persistence.sealed(self.trace.state_dict()),
-            "widths": persistence.sealed(self.widths.state_dict()),
+            "rule": persistence.to_bytes(self.rule.state_dict()),
+            "log": persistence.to_bytes(self.log.state_dict()),
+            "trace": persistence.to_bytes(self.trace.state_dict()),
+            "widths": persistence.to_bytes(self.widths.state_dict()),
             **(between if self.losses else {}),
             **persistence.pack_bits(self.plan.layer_bits),
         }
 
     @torch.no_grad()
     def load_state_dict(self, saved: Mapping[str, Any], optimized: Mapping[str, Tensor], *, strict: bool) -> None:
-        """Resume from `state_dict`: see `Run.load_state_dict`."""
-        saved = learned_persistence.upgraded(saved)
+        saved = persistence.upgraded(saved)
         learned_persistence.check(
             saved,
             kind=type(self.plan).__name__,
@@ -342,7 +338,7 @@ class LearnedRun(Run):
             optimized=optimized,
         )
         self.table.check_state(saved.get("formats"))
-        rule, log = persistence.opened(saved["rule"]), persistence.opened(saved["log"])
+        rule, log = persistence.from_bytes(saved["rule"]), persistence.from_bytes(saved["log"])
         self.rule.check_state(rule, self.table)
         self.log.check_state(log)
         trace, widths = learned_persistence.histories(saved, self._trace, self.widths)
@@ -370,7 +366,7 @@ class LearnedRun(Run):
             if name in optimized:
                 optimized[name].grad = gradient.to(optimized[name].device, copy=True)
         self._resume_averaging()
-        self.renew()
+        self.requantize()
 
     def _resume_averaging(self) -> None:
         """Average batch-norm statistics evenly if this is one of the first steps of fine-tuning."""

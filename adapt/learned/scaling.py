@@ -15,26 +15,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adapt.arguments import check_number
+from adapt.arguments import check_number, check_option
 from adapt.kernels.learned_steps import SCALINGS, slope
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["DELTA", "SCALINGS", "check_scaling", "draw", "scale"]
+__all__ = ["DELTA", "SCALINGS", "draw", "scale"]
 
 DELTA = 5e-3
 """δ, as found by the paper's grid search."""
-
-
-def check_scaling(name: str, value: object) -> None:
-    """Check that a value is the name of a gradient scaling.
-
-    Raises:
-        ValueError: `value` is not one of `SCALINGS`.
-    """
-    if value not in SCALINGS:
-        raise ValueError(f"{name} must be one of {', '.join(SCALINGS)}, got {value!r}")
 
 
 def check_delta(value: float) -> None:
@@ -60,7 +50,7 @@ def scale(u: Tensor, gradient: Tensor, scaling: str, delta: float = DELTA) -> Te
     Raises:
         TypeError, ValueError: the scaling or δ is invalid.
     """
-    check_scaling("scaling", scaling)
+    check_option("scaling", scaling, SCALINGS)
     check_delta(delta)
     return slope(u, gradient, scaling, delta)
 

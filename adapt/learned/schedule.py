@@ -36,7 +36,7 @@ class Schedule:
         if not self._is_on:
             return
         if has_scheduler(self._optimizer) or has_plateau_scheduler(self._optimizer):
-            self._give_up("the optimizer has a learning-rate scheduler")
+            self._leave_to_user("the optimizer has a learning-rate scheduler")
             return
         for group in self._optimizer.param_groups:
             group[_PEAK] = float(group["lr"])
@@ -51,13 +51,13 @@ class Schedule:
         groups = self._optimizer.param_groups
         if self._is_on:
             if has_scheduler(self._optimizer) or (self._is_first and has_plateau_scheduler(self._optimizer)):
-                self._give_up("a learning-rate scheduler was made for the optimizer")
+                self._leave_to_user("a learning-rate scheduler was made for the optimizer")
             elif self._written is not None and self._rates != self._written:
-                self._give_up("a learning rate was changed between two steps")
+                self._leave_to_user("a learning rate was changed between two steps")
                 for group in groups:
                     group.pop(_PEAK, None)
             elif not any(_PEAK in group for group in groups):
-                self._give_up("the state that was loaded is of a run whose learning rates were left to its user")
+                self._leave_to_user("the state that was loaded is of a run whose learning rates were left to its user")
         if self._is_on:
             if isinstance(plan, LearnedWidths):
                 _, at, length = plan.phases.at(step)
@@ -70,7 +70,7 @@ class Schedule:
         self._is_first = False
         return float(groups[0]["lr"])
 
-    def _give_up(self, reason: str) -> None:
+    def _leave_to_user(self, reason: str) -> None:
         self._is_on = False
         user_warnings.warn(
             f"{reason}, so from here on the learning rates are left to you and do not rise and fall in each phase: "

@@ -105,7 +105,7 @@ def _quantize_learned(
 
 
 @_quantize_learned.register_fake
-def _(x: Tensor, anchor: Tensor, rows: Tensor, sums: Tensor, site: int, scaling: int, delta: float) -> Tensor:
+def _(x: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(_dense(x))
 
 
@@ -118,9 +118,7 @@ def _learned_gradient(
 
 
 @_learned_gradient.register_fake
-def _(
-    gradient: Tensor, x: Tensor, rows: Tensor, sums: Tensor, site: int, scaling: int, delta: float
-) -> tuple[Tensor, Tensor]:
+def _(gradient: Tensor, x: Tensor, rows: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return torch.empty_like(_dense(x)), rows.new_empty(())
 
 

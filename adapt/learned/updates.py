@@ -14,7 +14,7 @@ from adapt.learned.format_table import FormatTable
 from adapt.learned.options import FixedWidths, LearnedWidths
 from adapt.learned.phases import Name, pressure, rate
 
-TRAVEL, BRISK = 12.0, 0.5
+TRAVEL, LARGEST_MOVE = 12.0, 0.5
 """At the default rate, the octaves that d and q₊ can move in learning if all updates agree, and at most per update."""
 
 SETTLING_TRAVEL = 2.0
@@ -172,13 +172,13 @@ def _octaves(plan: LearnedWidths, step: int, *, free: bool, settled: bool) -> fl
     phases, every = plan.phases, plan.update_every
     _, at, length = phases.at(step)
     if free:
-        default = min(TRAVEL * every / max(phases.learned, 1), BRISK)
+        default = min(TRAVEL * every / max(phases.learned, 1), LARGEST_MOVE)
         peak = default if plan.width_rate is None else plan.width_rate
         return peak * rate(min(at, phases.learned - 1), phases.learned, plan.warmup)
     if settled:
         # Settled widths stay settled, even if the phases have changed and this step now comes before the settling.
         at, length = max(step - phases.settling, 0), phases.learning - phases.learned
-    return min(SETTLING_TRAVEL * every / max(length, 1), BRISK) * rate(at, length, 0.0)
+    return min(SETTLING_TRAVEL * every / max(length, 1), LARGEST_MOVE) * rate(at, length, 0.0)
 
 
 class StepRule:
@@ -187,12 +187,8 @@ class StepRule:
     def __init__(self) -> None:
         self._velocity: Tensor | None = None
 
-    def update(self, plan: FixedWidths, formats: FormatTable, count: int, rate: float) -> Tensor:
-        """Update the steps d by their sums over `count` training steps at this learning rate.
-
-        Returns:
-            The gradients with respect to d, with LSQ's scale, float64 [F].
-        """
+    def update(self, plan: FixedWidths, formats: FormatTable, count: int, rate: float) -> None:
+        """Update the steps d by their sums over `count` training steps at this learning rate."""
         found = formats.lsq_gradients(count)
         self._velocity = found if self._velocity is None else plan.momentum * self._velocity + found
         moved = formats.step - rate * self._velocity
@@ -202,7 +198,6 @@ class StepRule:
         moved = torch.where(jumps, 2 * formats.step, moved)
         # At most halved: a step that crossed zero would be lost.
         formats.set_steps(torch.maximum(moved, formats.step / 2).to(formats.step))
-        return found
 
     def forget(self, formats: Tensor) -> None:
         """Reset the velocity of these formats, a mask [F], because their formats were replaced."""

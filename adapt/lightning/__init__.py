@@ -4,7 +4,7 @@ The callbacks work in trainers of `lightning` and of `pytorch_lightning`.
 """
 
 from adapt.lightning.adaptive import AdaptivePrecision
-from adapt.lightning.given import AQT, LSQ
+from adapt.lightning.fixed_widths import AQT, LSQ
 from adapt.lightning.learned import LearnedBitwidth
 
 __all__ = ["AQT", "LSQ", "AdaptivePrecision", "LearnedBitwidth"]

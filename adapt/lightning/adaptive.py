@@ -8,7 +8,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from adapt.adaptive.attachment import check_policy
 from adapt.adaptive.options import CommonOptions, Settings, shows_options
 from adapt.lightning.base import PrecisionCallback
-from adapt.lightning.compatibility import attach_all, tell_steps_per_epoch, until_known
+from adapt.lightning.compatibility import attach_all, with_endless_epochs, with_steps_per_epoch
 from adapt.lightning.losses import Losses
 from adapt.lightning.packages import LightningModule, Trainer
 from adapt.switching.policy import Policy
@@ -86,7 +86,7 @@ class AdaptivePrecision(PrecisionCallback):
 
         A checkpoint restored earlier would not bring the controllers' state, and the sanity check would run in float32.
         """
-        self.controllers += attach_all(trainer.optimizers, pl_module, until_known(self._policy), self._settings)
+        self.controllers += attach_all(trainer.optimizers, pl_module, with_endless_epochs(self._policy), self._settings)
         self._losses = Losses(trainer.optimizers, self.controllers)
         if any(getattr(callback, "save_weights_only", False) for callback in trainer.checkpoint_callbacks):
             rank_zero_info(
@@ -100,9 +100,9 @@ class AdaptivePrecision(PrecisionCallback):
         In `on_fit_start` the data are not set up, so neither is known there.
         """
         policy = self._policy
-        told = tell_steps_per_epoch(policy, trainer, pl_module)
+        told = with_steps_per_epoch(policy, trainer, pl_module)
         for controller in self.controllers:
-            if told is not policy and controller.policy == until_known(policy):
+            if told is not policy and controller.policy == with_endless_epochs(policy):
                 controller.policy = told
         super().on_train_start(trainer, pl_module)
         steps = trainer.estimated_stepping_batches

@@ -88,7 +88,7 @@ class AfterAveraging(Callback):
         for name, parameter in pl_module.named_parameters(remove_duplicate=False):
             if name in saved:
                 names[parameter].append(name)
-        for masters in (bank for controller in self.before.controllers for bank in controller.banks):
+        for masters in (each for controller in self.before.controllers for each in controller.all_masters):
             # Masters round what their parameters hold, so the mean has to pass through the parameters.
             held = [parameter.detach().clone() for parameter in masters.parameters]
             for shown in masters.parameters:

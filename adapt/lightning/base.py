@@ -13,7 +13,7 @@ from adapt.engine import persistence
 from adapt.engine.saved_formats import WEIGHTS_ONLY_KEY
 from adapt.lightning.artefact import check_artefact, write_artefact
 from adapt.lightning.averaging import BeforeAveraging
-from adapt.lightning.compatibility import arrange, check_trainer, detach, disperse, untouched
+from adapt.lightning.compatibility import arrange_callbacks, check_trainer, detach, remove_helpers, untouched
 from adapt.lightning.losses import Losses
 from adapt.lightning.packages import Callback, LightningModule, Trainer
 from adapt.lightning.reports import Reports
@@ -54,7 +54,10 @@ class PrecisionCallback(Callback):
         self._averagings: list[BeforeAveraging] = []
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {**vars(self), **vars(PrecisionCallback(self._artefact))}
+        fresh = object.__new__(type(self))
+        vars(fresh).update(vars(self))
+        fresh._begin()
+        state = vars(fresh)
         # Lightning leaves these methods of the latest module in every callback that has a hook for training.
         for name in ("log", "log_dict"):
             state.pop(name, None)
@@ -99,7 +102,7 @@ class PrecisionCallback(Callback):
         check_trainer(trainer, PrecisionCallback)
         if stage == "fit":
             check_artefact(self._artefact, trainer)
-            self._averagings = arrange(trainer, self, self.controllers)
+            self._averagings = arrange_callbacks(trainer, self, self.controllers)
             self._save_formats(trainer)
 
     def _save_formats(self, trainer: Trainer) -> None:
@@ -196,7 +199,7 @@ class PrecisionCallback(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Detach where `on_train_end` was not called: after a tuner, or a fit without a step."""
         self._detach()
-        disperse(trainer)
+        remove_helpers(trainer)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Let the run resume from a checkpoint saved after fit, whose optimizers have no controllers any more."""

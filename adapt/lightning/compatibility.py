@@ -65,7 +65,7 @@ def callbacks(trainer: Trainer) -> list[Callback]:
     return trainer.callbacks  # type: ignore[attr-defined, no-any-return]
 
 
-def arrange(trainer: Trainer, first: Callback, controllers: list[Engine]) -> list[BeforeAveraging]:
+def arrange_callbacks(trainer: Trainer, first: Callback, controllers: list[Engine]) -> list[BeforeAveraging]:
     """Put a callback first, and a pair of helpers around every callback that averages weights.
 
     First, because finders of learning rate and batch size run in `on_fit_start`, where controllers are attached: they
@@ -74,7 +74,7 @@ def arrange(trainer: Trainer, first: Callback, controllers: list[Engine]) -> lis
     Returns:
         the first helper of each pair.
     """
-    disperse(trainer)
+    remove_helpers(trainer)
     others: list[Callback] = []
     pairs = []
     for callback in callbacks(trainer):
@@ -87,8 +87,8 @@ def arrange(trainer: Trainer, first: Callback, controllers: list[Engine]) -> lis
     return pairs
 
 
-def disperse(trainer: Trainer) -> None:
-    """Remove the helpers that `arrange` put around callbacks that average weights."""
+def remove_helpers(trainer: Trainer) -> None:
+    """Remove the helpers that `arrange_callbacks` put around callbacks that average weights."""
     kept = [c for c in callbacks(trainer) if not isinstance(c, BeforeAveraging | AfterAveraging)]
     trainer.callbacks = kept  # type: ignore[attr-defined]
 
@@ -131,19 +131,19 @@ def attach_all(
 def detach(controllers: Iterable[Engine]) -> None:
     """Detach, leaving masters rounded to nearest, or the weights as they were if there was no step."""
     for controller in controllers:
-        controller.detach(_left(controller), keep_activations=controller.step > 0)
+        controller.detach(_final_view(controller), keep_activations=controller.step > 0)
 
 
-def _left(controller: Engine) -> View:
+def _final_view(controller: Engine) -> View:
     return "evaluation" if controller.step else "masters"
 
 
-def until_known(policy: Any) -> Any:
+def with_endless_epochs(policy: Any) -> Any:
     """Return the policy, with an endless epoch if it needs the epoch's length and was not given it."""
-    return replace(policy, steps_per_epoch=FOREVER) if _asks(policy) else policy
+    return replace(policy, steps_per_epoch=FOREVER) if _needs_steps_per_epoch(policy) else policy
 
 
-def tell_steps_per_epoch(policy: Any, trainer: Trainer, pl_module: LightningModule) -> Any:
+def with_steps_per_epoch(policy: Any, trainer: Trainer, pl_module: LightningModule) -> Any:
     """Return the policy, with the number of optimizer steps in an epoch if it needs that and was not given it.
 
     The number is known once the data are set up.
@@ -151,7 +151,7 @@ def tell_steps_per_epoch(policy: Any, trainer: Trainer, pl_module: LightningModu
     Raises:
         ValueError: the trainer cannot know them.
     """
-    if not _asks(policy):
+    if not _needs_steps_per_epoch(policy):
         return policy
     batches = trainer.num_training_batches
     reason = why_steps_are_unknown(trainer, pl_module)
@@ -177,7 +177,7 @@ def changes_accumulation(trainer: Trainer) -> bool:
     return any(isinstance(callback, _CHANGING_ACCUMULATION) for callback in callbacks(trainer))
 
 
-def _asks(policy: Any) -> bool:
+def _needs_steps_per_epoch(policy: Any) -> bool:
     return getattr(policy, "steps_per_epoch", 0) is None
 
 
@@ -203,9 +203,9 @@ def untouched(controller: Engine, weights: Mapping[str, Tensor]) -> bool:
     """Return whether a module's weights are still those that the controller left when it was detached."""
     plain = plain_names(weights)
     weights = {plain[name]: weight for name, weight in weights.items()}
-    layers = controller.banks[0]
+    layers = controller.all_masters[0]
     for index, name in enumerate(layers.names):
-        expected = layers.seen(index, _left(controller))
+        expected = layers.view_of(index, _final_view(controller))
         if name not in weights or not torch.equal(weights[name].to(expected.device), expected):
             return False
     return True

@@ -11,7 +11,7 @@ from adapt.learned.distillation import Distillation
 from adapt.learned.learner import Learner
 from adapt.learned.options import LearnedWidths
 from adapt.learned.phases import Phases
-from adapt.lightning.packages import LightningModule, has_own_forward
+from adapt.lightning.packages import LightningModule
 
 
 def check_phases(phases: Any) -> tuple[float, float, float]:
@@ -55,7 +55,7 @@ def in_steps(phases: tuple[float, float, float], steps: int, epochs: int | None)
     return Phases(first, second - first, max(steps - second, 0))
 
 
-def unlearned(learner: Learner) -> str:
+def unfinished_learning(learner: Learner) -> str:
     """What to say of a training that ends now; nothing if it made no step or its widths were brought to the budgets."""
     plan, size = learner.plan, learner.size._asdict()
     assert isinstance(plan, LearnedWidths)
@@ -74,24 +74,7 @@ def unlearned(learner: Learner) -> str:
     )
 
 
-def network_of(pl_module: LightningModule) -> nn.Module:
-    """The module itself if it has a forward, otherwise its only submodule with parameters.
-
-    Raises:
-        ValueError: there are several, or none.
-    """
-    if has_own_forward(pl_module):
-        return pl_module
-    children = [child for child in pl_module.children() if any(True for _ in child.parameters())]
-    if len(children) != 1:
-        raise ValueError(
-            f"{type(pl_module).__name__} has no forward and {len(children)} submodules with parameters: define "
-            "forward, as calibration runs it"
-        )
-    return children[0]
-
-
-class Listening:
+class DistilledTraining:
     """Makes training_step return the loss of a distillation, until `end`.
 
     Args:

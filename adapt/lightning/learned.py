@@ -12,8 +12,9 @@ from adapt.learned.budget import Budget
 from adapt.learned.distillation import Distillation
 from adapt.learned.options import LearnedWidths, WidthOptions
 from adapt.learned.phases import Phases
-from adapt.lightning.fitting import Listening, check_phases, in_steps, network_of, unlearned
-from adapt.lightning.learner_callback import LearnerCallback, refuse_scaler
+from adapt.lightning.fitting import DistilledTraining, check_phases, in_steps, unfinished_learning
+from adapt.lightning.forward_inputs import network_of
+from adapt.lightning.learner_callback import LearnerCallback
 from adapt.lightning.packages import LightningModule, Trainer
 from adapt.switching.fixed import FOREVER
 
@@ -85,21 +86,11 @@ class LearnedBitwidth(LearnerCallback[LearnedWidths]):
             **options,
         )
         super().__init__(plan, calibration=calibration, export=export)
-        self._listening: Listening | None = None
-        self._told = 0
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_listening": None, "_told": 0}
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse what cannot work, and find the place among the callbacks."""
-        super().setup(trainer, pl_module, stage)
-        if stage == "fit":
-            self._told = 0
-
-    def _refuse(self, trainer: Trainer) -> None:
-        super()._refuse(trainer)
-        refuse_scaler(trainer)
+    def _begin(self) -> None:
+        super()._begin()
+        self._distilled: DistilledTraining | None = None
+        self._reported = 0
 
     def _plan(self, trainer: Trainer) -> LearnedWidths:
         scheduled = bool(trainer.lr_scheduler_configs)
@@ -111,7 +102,7 @@ class LearnedBitwidth(LearnerCallback[LearnedWidths]):
         """Attach, and add the teacher's loss to that of training_step."""
         super().on_fit_start(trainer, pl_module)
         if self._distillation is not None:
-            self._listening = Listening(pl_module, network_of(pl_module), self._distillation)
+            self._distilled = DistilledTraining(pl_module, network_of(pl_module), self._distillation)
 
     def _begin_training(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Share out the steps, and calibrate."""
@@ -124,28 +115,28 @@ class LearnedBitwidth(LearnerCallback[LearnedWidths]):
         """Log, and report the phases that have ended."""
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         log = self.learner.log
-        for entry in log[self._told :]:
+        for entry in log[self._reported :]:
             figures = ", ".join(f"{name} {value:.4g}" for name, value in entry.items() if not isinstance(value, str))
             rank_zero_info(f"LearnedBitwidth, end of {entry['phase']}: {figures}")
-        self._told = len(log)
+        self._reported = len(log)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Warn if learning was not over, save and detach."""
-        self._warn_if_unlearned(trainer)
+        self._warn_if_unfinished(trainer)
         super().on_train_end(trainer, pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Warn if learning was not over, save what can be saved, and detach."""
-        self._warn_if_unlearned(trainer)
+        self._warn_if_unfinished(trainer)
         super().on_exception(trainer, pl_module, exception)
 
-    def _warn_if_unlearned(self, trainer: Trainer) -> None:
+    def _warn_if_unfinished(self, trainer: Trainer) -> None:
         """Say so where training ends too early."""
-        if trainer.is_global_zero and self._attached() and (message := unlearned(self.learner)):
+        if trainer.is_global_zero and self._attached() and (message := unfinished_learning(self.learner)):
             user_warnings.warn(message)
 
     def _detach(self) -> None:
-        if self._listening is not None:
-            self._listening.end()
-            self._listening = None
+        if self._distilled is not None:
+            self._distilled.end()
+            self._distilled = None
         super()._detach()

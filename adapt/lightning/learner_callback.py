@@ -9,9 +9,9 @@ from adapt.learned.attachment import attach_plan
 from adapt.learned.learner import Learner
 from adapt.learned.options import Plan
 from adapt.lightning.base import ELSEWHERE, PrecisionCallback
-from adapt.lightning.calibrating import calibration_of
+from adapt.lightning.calibration import calibration_of
 from adapt.lightning.compatibility import callbacks, has_layers, why_steps_are_unknown, without_layers
-from adapt.lightning.fitting import network_of
+from adapt.lightning.forward_inputs import network_of
 from adapt.lightning.losses import Losses
 from adapt.lightning.packages import LightningModule, Trainer, classes
 from adapt.lightning.widths import WidthReports
@@ -33,6 +33,8 @@ class LearnerCallback(PrecisionCallback, Generic[PlanT]):
     Raises:
         ValueError: the number of batches is not one.
     """
+
+    _learns_from_gradients = True
 
     def __init__(
         self,
@@ -57,19 +59,21 @@ class LearnerCallback(PrecisionCallback, Generic[PlanT]):
             raise RuntimeError(f"{type(self).__name__} has no learner before fit starts{ELSEWHERE}")
         return self.controllers[0]  # type: ignore[no-any-return]
 
+    def _begin(self) -> None:
+        super()._begin()
+        self._reports = WidthReports()
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse what cannot work, and find the place among the callbacks."""
         if stage == "fit":
             self._refuse(trainer)
         super().setup(trainer, pl_module, stage)
-        if stage == "fit":
-            self._reports = WidthReports()
 
     def _refuse(self, trainer: Trainer) -> None:
         """Refuse trainers in which learning would go wrong later.
 
         Raises:
-            NotImplementedError: it has such a callback.
+            NotImplementedError: it has such a callback, or a scaler that would multiply what formats are learned from.
         """
         name = type(self).__name__
         freezing = [c for c in callbacks(trainer) if isinstance(c, _FINETUNING)]
@@ -83,6 +87,11 @@ class LearnerCallback(PrecisionCallback, Generic[PlanT]):
             raise NotImplementedError(
                 f"{type(finders[0]).__name__} would learn formats in each of its trials, and change the rates at which "
                 f"they are learned: let it look with a trainer without {name}, and give the module what it finds"
+            )
+        if self._learns_from_gradients and getattr(trainer.precision_plugin, "scaler", None) is not None:
+            raise NotImplementedError(
+                "a scaler multiplies the gradients from which activations learn their formats: use "
+                'precision="bf16-mixed" or "32-true"'
             )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -136,16 +145,3 @@ class LearnerCallback(PrecisionCallback, Generic[PlanT]):
                 "max_steps, and training data of a known length"
             )
         return int(steps)
-
-
-def refuse_scaler(trainer: Trainer) -> None:
-    """Refuse half precision with a scaler, for formats that are learned from gradients.
-
-    Raises:
-        NotImplementedError: there is a scaler.
-    """
-    if getattr(trainer.precision_plugin, "scaler", None) is not None:
-        raise NotImplementedError(
-            "a scaler multiplies the gradients from which activations learn their formats: use "
-            'precision="bf16-mixed" or "32-true"'
-        )

@@ -26,11 +26,11 @@ def first_batches(trainer: Trainer, pl_module: LightningModule, count: int) -> l
     with contextlib.ExitStack() as stack:
         stack.enter_context(isolate_rng())
         for loader in combined.flattened:
-            stack.enter_context(_as_it_was(loader))
-        return [_moved(batch, trainer, pl_module) for batch, *_ in islice(iter(again), count)]
+            stack.enter_context(_state_restored(loader))
+        return [_to_device(batch, trainer, pl_module) for batch, *_ in islice(iter(again), count)]
 
 
-def _moved(batch: Any, trainer: Trainer, pl_module: LightningModule) -> Any:
+def _to_device(batch: Any, trainer: Trainer, pl_module: LightningModule) -> Any:
     """Return a batch as the fit loop would hand it to training_step."""
     batch = trainer.precision_plugin.convert_input(batch)
     batch = pl_module._on_before_batch_transfer(batch, dataloader_idx=0)
@@ -38,7 +38,7 @@ def _moved(batch: Any, trainer: Trainer, pl_module: LightningModule) -> Any:
 
 
 @contextlib.contextmanager
-def _as_it_was(loader: Any) -> Iterator[None]:
+def _state_restored(loader: Any) -> Iterator[None]:
     """Undo on exit what reading from a loader changes in it.
 
     Raises:

@@ -1,23 +1,21 @@
 """What is logged, drawn and saved of a run: figures, layers' values, timelines and files."""
 
 import importlib.util
-import inspect
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike
-from torch import Tensor, nn
+from torch import Tensor
 
-from adapt.layers.naming import named, plain_name
-from adapt.lightning.packages import LightningModule, Logger, classes, has_own_forward, move_data_to_device
-from adapt.perfmodel import RunningSummary, operations
-from adapt.perfmodel.inputs import samples_of
+from adapt.layers.naming import named
+from adapt.lightning.packages import LightningModule, Logger, classes
+from adapt.perfmodel import RunningSummary
 from adapt.trace import Trace
-from adapt.trace.shown import shown_columns
+from adapt.trace.display import shown_columns
 
 
 class Saved(Protocol):
@@ -128,67 +126,6 @@ class Aggregates:
 def _ratio(work: Sequence[int], speedups: ArrayLike) -> float:
     cost = float(np.sum(np.divide(work, speedups)))
     return float(np.sum(work)) / cost if cost else math.inf
-
-
-def count_operations(module: LightningModule, batch: Any) -> tuple[dict[Tensor, int] | None, str]:
-    """Return multiply-adds per sample of each weight, or None and the reason why they are not known.
-
-    They are counted in a call of `forward` with the module's `example_input_array`, or else with the part of the batch
-    that forward takes. A module without a forward of its own is counted as its only submodule with parameters.
-    """
-    network: nn.Module = module
-    if not has_own_forward(module):
-        children = [(name, child) for name, child in module.named_children() if any(True for _ in child.parameters())]
-        if len(children) != 1:
-            return None, f"{type(module).__name__} has no forward"
-        ((_, network),) = children
-    reason = "its forward does not take the training batches"
-    for inputs in _example_inputs(module, network, batch):
-        try:
-            counts = operations(network, *move_data_to_device(inputs, module.device))
-        except (TypeError, ValueError, RuntimeError) as error:
-            # Its advice is for callers of `operations`, which the callback's user is not.
-            reason = str(error).partition(": say batch_size=")[0]
-        else:
-            weights = {plain_name(name): p for name, p in network.named_parameters(remove_duplicate=False)}
-            return {weights[plain_name(name)]: count for name, count in counts.items()}, ""
-    return None, reason
-
-
-def _example_inputs(module: LightningModule, network: nn.Module, batch: Any) -> Iterator[tuple[Any, ...]]:
-    """Yield arguments that forward might take, the likeliest first."""
-    example = module.example_input_array
-    if isinstance(example, tuple):
-        yield example
-    elif isinstance(example, Mapping):
-        yield from arguments(network, example)
-    elif example is not None:
-        yield (example,)
-    if isinstance(batch, Mapping):
-        yield from arguments(network, batch)
-    elif isinstance(batch, list | tuple):
-        yield from (tuple(batch[:count]) for count in range(1, len(batch) + 1))
-    if batch is not None:
-        yield (batch,)
-
-
-def arguments(network: nn.Module, named: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
-    """Yield the positional arguments of the network's forward from named values, if these are all that it needs."""
-    signature = inspect.signature(network.forward)
-    try:
-        bound = signature.bind(**{name: value for name, value in named.items() if name in signature.parameters})
-    except TypeError:
-        return
-    if not bound.kwargs:
-        yield bound.args
-
-
-def batch_size(batch: Any) -> int | None:
-    """Return the number of samples in a batch, or None if it is not clear."""
-    try:
-        return samples_of((batch,), None)
-    except ValueError:
-        return None
 
 
 def save_files(files: Mapping[str, Saved], loggers: Sequence[Logger]) -> list[Path]:

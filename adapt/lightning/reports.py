@@ -1,7 +1,7 @@
 """When a fit logs, draws and saves."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
@@ -10,12 +10,11 @@ from torch import Tensor
 from adapt.engine.engine import Engine
 from adapt.lightning import metrics
 from adapt.lightning.compatibility import changes_accumulation
+from adapt.lightning.forward_inputs import batch_size, count_operations
 from adapt.lightning.packages import LightningModule, Logger, Trainer
 from adapt.trace import Trace
 from adapt.trace.widths import Widths
 
-_BAR = ("adapt/mean_word_length",)
-"""What the progress bar shows: nothing that is modelled, which would look measured there."""
 _DRAWING_SHARE = 0.05
 """Share of the time that pictures may take while training goes on."""
 
@@ -26,6 +25,9 @@ class Reports:
     Args:
         internals: whether loggers get what says how AdaPT decides too.
     """
+
+    _bar: Collection[str] = ("adapt/mean_word_length",)
+    """What the progress bar shows: nothing that is modelled, which would look measured there."""
 
     def __init__(self, internals: bool = False) -> None:
         self._internals = internals
@@ -65,8 +67,8 @@ class Reports:
         """Find out from the first training batch what a forward pass costs."""
         if self._aggregates is not None:
             return
-        counts, reason = metrics.count_operations(pl_module, batch)
-        samples = metrics.batch_size(batch)
+        counts, reason = count_operations(pl_module, batch)
+        samples = batch_size(batch)
         if counts is not None and samples is None:
             counts, reason = None, "the number of samples in a training batch is not clear"
         if counts is None:
@@ -90,20 +92,30 @@ class Reports:
         if self._steps == before or trainer.barebones or not (due or before == 0 or trainer.is_last_batch):
             return
         traces = [controller.trace for controller in controllers]
-        if self._aggregates is not None:
-            # The names in the counts must be those of the controller, which may differ from the module's.
-            counts = [{name: self._counts.get(p, 0) for name, p in c.layers.items()} for c in controllers]
-            for name, value in self._aggregates.update(traces, counts).items():
-                pl_module.log(
-                    name, value, on_step=True, on_epoch=False, prog_bar=name in _BAR, logger=bool(trainer.loggers)
-                )
+        for name, value in self._figures(traces, controllers).items():
+            pl_module.log(
+                name, value, on_step=True, on_epoch=False, prog_bar=name in self._bar, logger=bool(trainer.loggers)
+            )
         if due and trainer.is_global_zero:
-            values = metrics.layer_values(traces, _names(traces, controllers, pl_module), internals=self._internals)
-            self._log_layers(trainer, values)
+            self._log_layers(trainer, self._layer_values(traces, controllers, pl_module))
             # Merging long traces takes too long to do it often; those of several optimizers wait until they are drawn.
             if len(traces) == 1:
                 for timeline in self._timelines.values():
-                    timeline.write_layers(traces[0])
+                    timeline.write_layers(traces[0], self._widths)
+
+    def _figures(self, traces: Sequence[Trace], controllers: Sequence[Engine]) -> dict[str, float]:
+        """Return the figures of the whole network, by the names under which they are logged."""
+        if self._aggregates is None:
+            return {}
+        # The names in the counts must be those of the controller, which may differ from the module's.
+        counts = [{name: self._counts.get(p, 0) for name, p in c.layers.items()} for c in controllers]
+        return self._aggregates.update(traces, counts)
+
+    def _layer_values(
+        self, traces: Sequence[Trace], controllers: Sequence[Engine], module: LightningModule
+    ) -> dict[str, float]:
+        """Return the present values of every layer, by the names under which loggers get them."""
+        return metrics.layer_values(traces, _names(traces, controllers, module), internals=self._internals)
 
     def _log_layers(self, trainer: Trainer, values: dict[str, float]) -> None:
         """Give the layers' values to all loggers but those with a timeline, which writes them itself."""

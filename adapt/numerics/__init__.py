@@ -6,6 +6,7 @@ from adapt.numerics.fixed_point import (
     LONGEST_WORD,
     LOWEST_FRACTION,
     SHORTEST_WORD,
+    Bounds,
     Precision,
     largest_held,
 )
@@ -18,6 +19,7 @@ __all__ = [
     "LOWEST_FRACTION",
     "SHORTEST_WORD",
     "BlockFloat",
+    "Bounds",
     "Format",
     "LayerFormat",
     "Precision",

@@ -6,6 +6,9 @@ from fractions import Fraction
 import numpy as np
 import torch
 
+Bounds = tuple[int, int]
+"""The fewest and the most bits of a word."""
+
 SHORTEST_WORD, LONGEST_WORD = 2, 32
 LOWEST_FRACTION, HIGHEST_FRACTION = -126, 126
 """Fraction lengths whose step 2^−FL and its reciprocal are both normal float32 numbers."""

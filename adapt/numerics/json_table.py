@@ -11,8 +11,12 @@ import numpy as np
 
 from adapt.numerics.fixed_point import SHORTEST_WORD
 from adapt.numerics.format import Format
+from adapt.numerics.packing import arrays_of, check_channels
 
 KIND, VERSION = "adapt.formats", 1
+
+_ENDS = ("minimum", "maximum")
+_NUMBERS = ("word_length", "integer_length", "fraction_length", "step", "signed", *_ENDS)
 
 
 def to_json(formats: Mapping[str, Format]) -> str:
@@ -91,18 +95,6 @@ def _fields(form: Format) -> dict[str, Any]:
     }
 
 
-_KINDS = {
-    "word_length": "i",
-    "integer_length": "i",
-    "fraction_length": "i",
-    "step": "if",
-    "signed": "b",
-    "minimum": "if",
-    "maximum": "if",
-}
-"""The NumPy kinds that each field may have."""
-
-
 def _format(entry: Any) -> Format:
     """Return the format of an entry.
 
@@ -111,16 +103,10 @@ def _format(entry: Any) -> Format:
     """
     if not isinstance(entry, dict):
         raise TypeError(f"it should be numbers by name, got {entry!r:.80}")
-    if unknown := sorted(set(entry) - {*_KINDS, "axis", "groups"}):
-        raise ValueError(f"it has no {', '.join(unknown):.80}; there are {', '.join(_KINDS)}, axis and groups")
-    given = {name: np.array(entry[name]) for name in _KINDS if entry.get(name) is not None}
-    for name, array in given.items():
-        if array.dtype.kind not in _KINDS[name]:
-            raise TypeError(f"{name} is {entry[name]!r:.80}")
-    axis, groups = entry.get("axis"), entry.get("groups", 1)
-    for name, value in (("axis", 0 if axis is None else axis), ("groups", groups)):
-        if type(value) is not int or not (name == "groups") <= value < 2**31:
-            raise ValueError(f"{name} is {value!r:.80}")
+    if unknown := sorted(set(entry) - {*_NUMBERS, "axis", "groups"}):
+        raise ValueError(f"it has no {', '.join(unknown):.80}; there are {', '.join(_NUMBERS)}, axis and groups")
+    given = arrays_of(entry, [name for name in _NUMBERS if entry.get(name) is not None])
+    check_channels(entry)
     if "word_length" not in given or not {"step", "fraction_length"} & set(given):
         raise ValueError("it needs word_length, and fraction_length or step")
     word = given["word_length"]
@@ -134,12 +120,9 @@ def _format(entry: Any) -> Format:
     half = np.exp2(word - signed)
     whole = np.where(signed, np.where(word < SHORTEST_WORD, -1, -half), 0), np.maximum(half - 1, 1)
     low, high = (np.rint(given[end] / step) if end in given else value for end, value in zip(_ENDS, whole, strict=True))
-    form = Format(word, step, signed, low, high, axis, groups)
+    form = Format(word, step, signed, low, high, entry.get("axis"), entry.get("groups", 1))
     expected = _fields(form)
     for name, array in given.items():
         if not np.array_equal(array, np.array(expected[name])):
             raise ValueError(f"{name} is {entry[name]!r:.80}, but the other numbers make it {expected[name]!r:.80}")
     return form
-
-
-_ENDS = ("minimum", "maximum")

@@ -5,6 +5,7 @@ from dataclasses import fields
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from adapt.numerics.block_float import BlockFloat
 from adapt.numerics.fixed_point import Precision
@@ -66,18 +67,41 @@ def unpack(packed: Any) -> Format:
     """
     if not isinstance(packed, Mapping) or not all(isinstance(name, str) for name in packed):
         raise ValueError(f"a format should be packed as numbers by name, got {packed!r:.80}")
-    for name in ("axis", "groups"):
-        value = packed.get(name, 1)
-        if not (type(value) is int and 0 <= value < 2**31) and not (name == "axis" and value is None):
-            raise ValueError(f"the {name} of a format should be a small whole number, got {value!r:.80}")
     try:
-        arrays = {name: np.array(packed[name]) for name in _KINDS}
-        if wrong := [name for name, array in arrays.items() if array.dtype.kind not in _KINDS[name]]:
-            raise TypeError(f"{wrong[0]} holds {packed[wrong[0]]!r:.80}")
-        return Format(**{**packed, **arrays})
+        check_channels(packed)
+        return Format(**{**packed, **arrays_of(packed, ("word_length", "step", "signed", "low", "high"))})
     except (TypeError, ValueError, KeyError, OverflowError) as error:
         raise ValueError(f"a packed format does not make sense: {error!s:.200}") from error
 
 
-_KINDS = {"word_length": "i", "step": "fi", "signed": "b", "low": "i", "high": "i"}
-"""The NumPy kinds that each attribute may have."""
+KINDS = {
+    **dict.fromkeys(("word_length", "integer_length", "fraction_length", "low", "high"), "i"),
+    **dict.fromkeys(("step", "minimum", "maximum"), "fi"),
+    "signed": "b",
+}
+"""The NumPy kinds that the numbers of a format in a file may have."""
+
+
+def arrays_of(packed: Mapping[str, Any], names: Iterable[str]) -> dict[str, NDArray[Any]]:
+    """Return these numbers of a packed format as arrays.
+
+    Raises:
+        KeyError, TypeError, ValueError, OverflowError: one is missing or of another kind than in `KINDS`.
+    """
+    arrays = {name: np.array(packed[name]) for name in names}
+    for name, array in arrays.items():
+        if array.dtype.kind not in KINDS[name]:
+            raise TypeError(f"{name} is {packed[name]!r:.80}")
+    return arrays
+
+
+def check_channels(packed: Mapping[str, Any]) -> None:
+    """Check where the channels of a packed format lie.
+
+    Raises:
+        ValueError: the axis or the number of groups makes no sense.
+    """
+    for name, lowest in (("axis", 0), ("groups", 1)):
+        value = packed.get(name, 1)
+        if not (type(value) is int and lowest <= value < 2**31) and not (name == "axis" and value is None):
+            raise ValueError(f"{name} is {value!r:.80}")

@@ -8,11 +8,10 @@ mapping from layer names to them.
 
 from adapt.perfmodel.activations import activation_sizes
 from adapt.perfmodel.card import model_card
-from adapt.perfmodel.energy import multiply_add_energy
 from adapt.perfmodel.footprint import memory_footprint, network_size
 from adapt.perfmodel.hardware import A100, T4, HardwareProfile, LayerCost, machines
 from adapt.perfmodel.layers import Layer, network_layers
-from adapt.perfmodel.multiplication import multiplication_cost, network_cost, weight_memory
+from adapt.perfmodel.multiplication import multiplication_cost, multiply_add_energy, network_cost, weight_memory
 from adapt.perfmodel.operations import operations
 from adapt.perfmodel.profiled import layer_latency, profiled_inference_speedup, profiled_training_speedup
 from adapt.perfmodel.ratios import inference_speedup, memory_ratio, size_ratio

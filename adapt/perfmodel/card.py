@@ -7,11 +7,10 @@ from typing import Any
 import numpy as np
 
 from adapt.perfmodel.checked_arrays import FLOAT32_BITS, ArrayLike, as_rows
-from adapt.perfmodel.energy import multiply_add_energy
 from adapt.perfmodel.footprint import memory_footprint, network_size
 from adapt.perfmodel.hardware import HardwareProfile
 from adapt.perfmodel.layers import Layer
-from adapt.perfmodel.multiplication import CostModel, network_cost
+from adapt.perfmodel.multiplication import CostModel, multiply_add_energy, network_cost
 from adapt.perfmodel.profiled import network_latency, profiled_inference_speedup
 from adapt.perfmodel.ratios import inference_speedup, size_ratio
 

@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+from adapt.arguments import check_option
 from adapt.perfmodel.checked_arrays import ArrayLike, amount, broadcastable
 from adapt.perfmodel.multiplication import weight_memory
 
@@ -45,8 +46,7 @@ def network_size(
         TypeError: an argument that is not numeric.
         ValueError: a number below 0 or not finite, shapes that do not broadcast, or another `activation_size`.
     """
-    if activation_size not in ("sum", "max"):
-        raise ValueError(f"activation_size must be 'sum' or 'max', got {activation_size!r}")
+    check_option("activation_size", activation_size, ("sum", "max"))
     sizes, bits = broadcastable(activations=activations, activation_bits=activation_bits)
     tensors = sizes * bits
     total = tensors.sum() if activation_size == "sum" else tensors.max(initial=0)

@@ -6,6 +6,7 @@ from typing import Literal
 
 import numpy as np
 
+from adapt.arguments import check_option
 from adapt.perfmodel.checked_arrays import (
     FLOAT32_BITS,
     Array,
@@ -80,7 +81,7 @@ def training_cost(
         TypeError: an argument that is not numeric.
         ValueError: a number out of its range, or shapes that do not match.
     """
-    _check_form(form)
+    check_option("form", form, ("physical", "paper"))
     counts = as_operations(operations)
     lengths, shares = as_rows(word_length, nonzero, len(counts))
     check_count("accumulation", accumulation)
@@ -215,8 +216,3 @@ def training_speedup(
     per_sample = overhead / len(lengths) / (batch_size if form == "physical" else 1)
     total = samples_ours * (cost_ours + per_sample)
     return samples_other * cost_other / total if total else math.inf
-
-
-def _check_form(form: str) -> None:
-    if form not in ("physical", "paper"):
-        raise ValueError(f"form must be 'physical' or 'paper', got {form!r}")

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import platform
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -10,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 
 from adapt.perfmodel import HardwareProfile, Layer, LayerCost
-from adapt.profiling.processor import processor
 from adapt.profiling.stopwatch import fastest, one_core
 from adapt.profiling.workloads import Workload, runnable_widths
 
@@ -87,6 +87,20 @@ def fit_profile(workloads: Sequence[Workload], times: Times) -> HardwareProfile:
     return HardwareProfile(processor(), rates, _bandwidth(), costs, source)
 
 
+def processor() -> str:
+    """Return the processor's model and, if known, its widest vector instructions."""
+    model, flags = platform.processor() or platform.machine(), ""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            key, _, value = line.partition(":")
+            model = value.strip() if key.strip() == "model name" else model
+            flags = value if key.strip() == "flags" else flags
+    except OSError:
+        pass
+    vectors = "AVX-512" if "avx512f" in flags else "AVX2" if "avx2" in flags else ""
+    return f"{model}, {vectors}" if vectors else model
+
+
 def fit_cost(layers: Sequence[Layer], batches: Sequence[int], seconds: NDArray[np.float64]) -> LayerCost:
     """Return the non-negative costs with the least sum of relative errors over measured layers.
 
@@ -118,11 +132,6 @@ def as_toml(profile: HardwareProfile) -> str:
             lines += ["", f"[costs.{kind}.{bits:g}]  # seconds"]
             lines += [f"{name} = {value:.4g}" for name, value in vars(cost).items()]
     return "\n".join(lines) + "\n"
-
-
-def save(profile: HardwareProfile, path: Path) -> None:
-    """Write a profile to a TOML file."""
-    path.write_text(as_toml(profile), encoding="utf-8")
 
 
 def _random_layer(kind: str, generator: np.random.Generator) -> Workload:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adapt.factories import make_model
+from adapt.command_line import make_model
 from adapt.perfmodel import (
     HardwareProfile,
     Layer,
@@ -21,9 +21,9 @@ from adapt.perfmodel import (
 )
 from adapt.perfmodel.checked_arrays import FLOAT32_BITS
 from adapt.perfmodel.inputs import samples_of
-from adapt.profiling.calibration import measure_processor, save
+from adapt.profiling.calibration import as_toml, measure_processor
 from adapt.profiling.html import as_html
-from adapt.profiling.written import as_json, as_text
+from adapt.profiling.text import as_json, as_text
 from adapt.trace import Trace
 
 Figures = Callable[[Path], tuple[Trace, list[dict[str, Any]]]]
@@ -92,7 +92,7 @@ def run_profile(options: argparse.Namespace, figures: Figures) -> None:
     network = None if options.model is None else make_model(options.model, "the network")
     if options.measure:
         machine = measure_processor(progress=lambda text: print(text, file=sys.stderr))
-        save(machine, options.output)
+        options.output.write_text(as_toml(machine), encoding="utf-8")
         print(f"{options.output}: {machine.name}", file=sys.stderr)
     else:
         machine = HardwareProfile.load(options.hardware)

@@ -2,7 +2,7 @@
 
 from html import escape
 
-from adapt.profiling.written import HEAD, Card, cells, summary
+from adapt.profiling.text import HEAD, Card, cells, summary
 
 _STYLE = """
 .adapt-card { font: 14px/1.4 system-ui, sans-serif; max-width: 75em; margin: 1em auto; }

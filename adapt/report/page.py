@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 
 import adapt
 from adapt.numerics import LOWEST_FRACTION
+from adapt.report.output_formats import finite
 from adapt.report.runs import Run
 from adapt.report.summary import Row, strategy_name
-from adapt.report.written import finite
 from adapt.trace import Trace
-from adapt.trace.thinning import thinned
+from adapt.trace.description import flat
+from adapt.trace.display import thinned
 
 COLUMNS = 1000
 """Steps that a heat map of formats shows at most; where formats change more rarely, it shows every change."""
@@ -87,7 +88,10 @@ def _content(run: Run) -> Row:
     trace = run.trace
     few = thinned(0, len(trace), _POINTS)
     return run.figures() | {
-        "made": _flat(run.made),
+        "made": [
+            [name, ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)]
+            for name, value in flat(run.made, " ").items()
+        ],
         "own": {name: [_figure(values[-1]) for values in trace[name].T] for name in trace.own_columns},
         "map": _map(trace),
         "step": trace.step[few].tolist(),
@@ -149,19 +153,6 @@ def _figure(value: Any) -> float | str | None:
     if math.isinf(number):
         return "∞" if number > 0 else "−∞"
     return None if math.isnan(number) else float(f"{number:.4g}")
-
-
-def _flat(made: Mapping[str, Any], above: str = "") -> list[list[str]]:
-    """Return what made a run as pairs of name and text, the names of nested parts joined by spaces."""
-    pairs = []
-    for name, value in made.items():
-        if isinstance(value, Mapping):
-            pairs += _flat(value, f"{above}{name} ")
-        elif isinstance(value, list | tuple):
-            pairs.append([f"{above}{name}", ", ".join(map(str, value))])
-        else:
-            pairs.append([f"{above}{name}", str(value)])
-    return pairs
 
 
 def _channels(run: Run) -> list[Row]:

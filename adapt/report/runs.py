@@ -4,7 +4,7 @@ import csv
 import importlib.util
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from adapt.engine.saved_formats import formats
 from adapt.report.summary import Row, overall, summary
 from adapt.trace import Trace
+from adapt.trace.display import thinned
 from adapt.trace.widths import Widths
 
 Metrics = dict[str, tuple[list[float], list[float]]]
@@ -231,12 +232,6 @@ def _number(text: object) -> float | None:
 
 
 def _few(steps: list[float], values: list[float]) -> tuple[list[float], list[float]]:
-    """Return every k-th point, and the last."""
-    chosen = list(_every(len(steps)))
+    """Return evenly spaced points, and the last."""
+    chosen = thinned(0, len(steps), _POINTS).tolist()
     return [steps[i] for i in chosen], [values[i] for i in chosen]
-
-
-def _every(count: int) -> Iterator[int]:
-    yield from range(0, count - 1, max(count // _POINTS, 1))
-    if count:
-        yield count - 1

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from adapt.perfmodel.ratios import inference_speedup, memory_ratio, size_ratio
 from adapt.switching.pushup import STRATEGIES
 from adapt.trace import Trace
+from adapt.trace.display import word_lengths
 from adapt.trace.widths import Widths
 
 Row = dict[str, Any]
@@ -64,10 +65,7 @@ def summary(trace: Trace, operations: Mapping[str, int] | None = None, widths: W
         ValueError: the trace has no rows.
     """
     check_rows(trace)
-    last, switches = trace.word_length[-1].astype(float), trace.switches()
-    if widths is not None and len(widths):
-        exact = dict(zip(widths.names, widths.means()[-1].tolist(), strict=True))
-        last = np.array([exact.get(name, bits) for name, bits in zip(trace.layers, last, strict=True)])
+    last, switches = word_lengths(trace, widths)[-1], trace.switches()
     change = np.zeros(switches.shape, np.int16)
     change[1:] = np.diff(trace.word_length, axis=0)
     cost = None if operations is None else trace.nonzero[-1] * last * [operations.get(n, 0) for n in trace.layers]

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from adapt.command_line import aligned
 from adapt.report.summary import check_rows, overall, summary
-from adapt.text_columns import aligned
 from adapt.trace import Trace
 from adapt.trace.widths import Widths
 

@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from adapt import arguments
-from adapt.arguments import check_flags, is_number, is_whole
-from adapt.numerics import SHORTEST_WORD, LayerFormat, Precision
+from adapt.arguments import check_flags, check_option, is_number, is_whole
+from adapt.numerics import SHORTEST_WORD, Bounds, LayerFormat, Precision
 from adapt.switching import choices, compact
 from adapt.switching.adapt_state import AdaPTState
 from adapt.switching.allocation import WORDS, best_ranges, sample
-from adapt.switching.bounds import Bounds, fixed_point, within
+from adapt.switching.bounds import fixed_point, within
 from adapt.switching.divergence import checked_values
 from adapt.switching.diversity import diversity
 from adapt.switching.entropy import first_step
@@ -110,10 +110,8 @@ class AdaPT:
         if not is_number(self.kl_tolerance) or not 0 <= self.kl_tolerance < math.inf:
             raise ValueError(f"kl_tolerance must be a finite number of bits ≥ 0, got {self.kl_tolerance!r}")
         check_flags(self, "normalize_gradients", "quantize_gradients")
-        if self.push_up not in get_args(PushUp):
-            raise ValueError(f"push_up must be one of {get_args(PushUp)}, got {self.push_up!r}")
-        if self.count not in get_args(choices.Count):
-            raise ValueError(f"count must be one of {get_args(choices.Count)}, got {self.count!r}")
+        check_option("push_up", self.push_up, get_args(PushUp))
+        check_option("count", self.count, get_args(choices.Count))
         if self.count == "entropy" and self.bits is None:
             raise ValueError('count="entropy" needs a budget, such as bits=3, got bits=None')
         if self.bits is not None:

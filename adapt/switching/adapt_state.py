@@ -6,9 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from adapt.arguments import check_option
 from adapt.numerics import Precision
 from adapt.switching.policy import State
-from adapt.switching.pushup import checked_strategy
+from adapt.switching.pushup import STRATEGIES
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,7 @@ class AdaPTState(State):
     rounding_cost: NDArray[np.float64] = math.nan  # type: ignore[assignment]  # of every layer, in states that lack it
 
     def check(self) -> None:
-        """Refuse a state that no run can reach; it may come from a file."""
-        checked_strategy(self.strategy)
+        check_option("strategy", self.strategy, STRATEGIES)
         for name, lowest in (("gradients", 0), ("lookback", 1), ("resolution", 1), ("sum_of_norms", 0)):
             values = getattr(self, name)
             if not (np.isfinite(values) & (values >= lowest)).all():

@@ -27,7 +27,7 @@ WORDS = range(SHORTEST_WORD, 17)
 SAMPLE = 2**16
 """How many weights of a layer are used to measure its squared errors; more would only take longer."""
 
-STICKINESS = 1.5
+HYSTERESIS = 1.5
 """The factor by which another format must lower a layer's squared error. A change of format makes the weights jump,
 from which training must recover, so formats that are about equally good must not alternate."""
 
@@ -129,7 +129,7 @@ def errors_by_word(weights: Tensor, current: LayerFormat) -> list[tuple[Precisio
     table = best_ranges(weights)
     if isinstance(current, Precision) and current.word_length in WORDS:
         index = current.word_length - WORDS[0]
-        error = squared_error(weights, current) / STICKINESS
+        error = squared_error(weights, current) / HYSTERESIS
         if error <= table[index][1]:
             table[index] = current, error
     return table

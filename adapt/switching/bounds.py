@@ -3,10 +3,7 @@
 from torch import Tensor
 
 from adapt.kernels.counting import extremes
-from adapt.numerics import HIGHEST_FRACTION, LONGEST_WORD, SHORTEST_WORD, BlockFloat, LayerFormat, Precision
-
-Bounds = tuple[int, int]
-"""The fewest and the most bits of a layer's word."""
+from adapt.numerics import HIGHEST_FRACTION, LONGEST_WORD, SHORTEST_WORD, BlockFloat, Bounds, LayerFormat, Precision
 
 ALL: Bounds = (SHORTEST_WORD, LONGEST_WORD)
 """The bounds of a layer whose word length the policy alone decides."""

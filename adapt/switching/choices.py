@@ -7,9 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from adapt.numerics import LONGEST_WORD, LayerFormat, Precision
+from adapt.numerics import LONGEST_WORD, Bounds, LayerFormat, Precision
 from adapt.switching.allocation import WORDS, errors_by_word, sample, squared_error
-from adapt.switching.bounds import Bounds, fixed_point, within
+from adapt.switching.bounds import fixed_point, within
 from adapt.switching.entropy import code_length, errors_by_step
 
 Count = Literal["words", "entropy"]

@@ -15,15 +15,15 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from adapt.numerics import LayerFormat, Precision
+from adapt.numerics import Bounds, LayerFormat, Precision
 from adapt.switching.adapt_state import AdaPTState
 from adapt.switching.allocation import allocate
-from adapt.switching.bounds import Bounds, fixed_point
+from adapt.switching.bounds import fixed_point
 from adapt.switching.choices import Count, bits_taken, choices, padded, present_step
 from adapt.switching.diversity import diversity
 from adapt.switching.entropy import steady
 from adapt.switching.policy import Observation
-from adapt.switching.rounding_costs import explained, largest_cost, next_bits, rounding_cost
+from adapt.switching.rounding_costs import explained, next_bits, rounding_costs
 
 CHECK = 8
 """At least every so many steps, the policy checks whether weights have outgrown their range."""
@@ -144,10 +144,10 @@ def switched(
             assert isinstance(form, Precision)  # AdaPT never leaves fixed point
             sums, gradients = observation.sums[layer], int(windows.gradients[layer])
             l1, l2 = float(observation.l1[layer]), observation.l2
-            costs.append(rounding_cost(sums, gradients, weights, form, l1=l1, l2=l2))
-            if bits is None:
-                spent += weights.numel() * form.word_length
-                largest += 0.0 if windows.losses else largest_cost(sums, gradients, weights, form, l1=l1, l2=l2)
+            cost, most = rounding_costs(sums, gradients, weights, form, l1=l1, l2=l2)
+            costs.append(cost)
+            largest += most
+            spent += weights.numel() * form.word_length
     sizes = np.array(numel)
     here = max(int(sizes[moving].sum()), 1)
     if bits is not None:

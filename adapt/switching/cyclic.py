@@ -27,7 +27,6 @@ class CyclicState(State):
     step: int
 
     def check(self) -> None:
-        """Refuse a step count that no run can reach; it may come from a file."""
         if self.step < 0:
             raise ValueError(f"step of CyclicPrecision's state must be at least 0, got {self.step}")
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from adapt.kernels.counting import extremes
 from adapt.numerics import Precision, block_precision
-from adapt.switching.allocation import STICKINESS, WORDS, sample, squared_error
+from adapt.switching.allocation import HYSTERESIS, WORDS, sample, squared_error
 
 SLACK = 0.02
 """The share of the budget by which the present steps may miss it and still stay."""
@@ -101,7 +101,7 @@ def steady(
     keeps = (
         (present >= 0).all()
         and abs(prices[layers, present].sum() - budget) <= SLACK * budget
-        and costs[layers, present].sum() <= STICKINESS * costs[layers, chosen].sum()
+        and costs[layers, present].sum() <= HYSTERESIS * costs[layers, chosen].sum()
     )
     return present if keeps else chosen
 

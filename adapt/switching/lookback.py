@@ -6,7 +6,7 @@ from statistics import fmean
 
 from adapt import arguments
 from adapt.switching.divergence import checked_resolution
-from adapt.switching.pushup import STRATEGIES, checked_strategy
+from adapt.switching.pushup import STRATEGIES
 
 _NEGLIGIBLE = 5e-10
 
@@ -88,7 +88,8 @@ def next_strategy(strategy: str, loss: float, previous_losses: Sequence[float]) 
         TypeError: a loss is not a number.
         ValueError: the strategy is unknown.
     """
-    strategy, loss = checked_strategy(strategy), arguments.number("loss", loss)
+    arguments.check_option("strategy", strategy, STRATEGIES)
+    loss = arguments.number("loss", loss)
     try:
         average = fmean(previous_losses) if len(previous_losses) else None
     except TypeError:

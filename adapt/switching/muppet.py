@@ -43,7 +43,6 @@ class MuPPETState(State):
         object.__setattr__(self, "formats", (_format(self.word_length),) * len(self.formats))
 
     def check(self) -> None:
-        """Refuse a state that no run can reach; it may come from a file."""
         for name in ("maximum", "violations", "epochs", "steps"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} of MuPPET's state must be a finite number ≥ 0, got {getattr(self, name)!r}")

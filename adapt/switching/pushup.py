@@ -34,7 +34,8 @@ def suggest(diversity: float, fraction_length: int, strategy: str) -> int:
         TypeError: the diversity is not a number, or the fraction length not an integer.
         ValueError: the strategy is unknown.
     """
-    strategy, fraction_length = checked_strategy(strategy), arguments.whole("fraction_length", fraction_length, "bits")
+    arguments.check_option("strategy", strategy, STRATEGIES)
+    fraction_length = arguments.whole("fraction_length", fraction_length, "bits")
     logarithm = log_diversity(diversity)
     if logarithm <= 0:
         return 1
@@ -121,14 +122,3 @@ def _buffered(word_length: int, fraction_length: int, buffer_bits: int) -> Preci
         raise ValueError(f"buffer_bits must lie between 0 and {LONGEST_WORD}, got {buffer_bits}")
     fraction_length = min(fraction_length, LONGEST_WORD - buffer_bits)
     return Precision(max(min(fraction_length + buffer_bits, LONGEST_WORD), word_length), fraction_length)
-
-
-def checked_strategy(strategy: str) -> str:
-    """Return the strategy.
-
-    Raises:
-        ValueError: it is unknown.
-    """
-    if strategy not in STRATEGIES:
-        raise ValueError(f"strategy must be one of {', '.join(map(repr, STRATEGIES))}, got {strategy!r}")
-    return strategy

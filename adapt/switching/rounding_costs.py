@@ -37,8 +37,7 @@ def rounding_cost(
         TypeError: the precision is not a Precision, or the count not an integer.
         ValueError: there is no gradient.
     """
-    pull, error = _pull_and_error(sum_of_gradients, gradients, weights, precision, l1, l2)
-    return float(pull.mul_(error).sum(dtype=torch.float64))
+    return rounding_costs(sum_of_gradients, gradients, weights, precision, l1=l1, l2=l2)[0]
 
 
 def largest_cost(
@@ -48,14 +47,16 @@ def largest_cost(
 
     Arguments and errors are those of `rounding_cost`.
     """
-    pull, error = _pull_and_error(sum_of_gradients, gradients, weights, precision, l1, l2)
-    return math.prod(float(torch.linalg.vector_norm(vector, dtype=torch.float64)) for vector in (pull, error))
+    return rounding_costs(sum_of_gradients, gradients, weights, precision, l1=l1, l2=l2)[1]
 
 
-def _pull_and_error(
-    sum_of_gradients: Tensor, gradients: int, weights: Tensor, precision: Precision, l1: float, l2: float
-) -> tuple[Tensor, Tensor]:
-    """Return ΣG/n + α·sign(W) + β·W and Q(W) − W."""
+def rounding_costs(
+    sum_of_gradients: Tensor, gradients: int, weights: Tensor, precision: Precision, *, l1: float = 0.0, l2: float = 0.0
+) -> tuple[float, float]:
+    """Return `rounding_cost` and `largest_cost`, for which the weights are quantised only once.
+
+    Arguments and errors are those of `rounding_cost`.
+    """
     precision = arguments.precision("precision", precision)
     if arguments.whole("gradients", gradients) < 1:
         raise ValueError(f"gradients must be at least 1, got {gradients}: a window has some")
@@ -65,7 +66,8 @@ def _pull_and_error(
         pull.add_(weights.sign(), alpha=l1)
     if l2:
         pull.add_(weights, alpha=l2)
-    return pull, error
+    largest = math.prod(float(torch.linalg.vector_norm(part, dtype=torch.float64)) for part in (pull, error))
+    return float(pull.mul_(error).sum(dtype=torch.float64)), largest
 
 
 def explained(cost: float, largest: float) -> float:

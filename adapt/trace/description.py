@@ -37,6 +37,15 @@ def made_by(**parts: Any) -> dict[str, Any]:
     return {"adapt": adapt.__version__, **plain(parts)}
 
 
+def flat(run: Mapping[str, Any], separator: str) -> dict[str, Any]:
+    """Return nested settings as one mapping, whose names are joined by the separator."""
+    found: dict[str, Any] = {}
+    for name, value in run.items():
+        inner = flat(value, separator) if isinstance(value, Mapping) else None
+        found |= {name: value} if inner is None else {f"{name}{separator}{part}": v for part, v in inner.items()}
+    return found
+
+
 def packed(run: Mapping[str, Any]) -> list[str]:
     """Return a description as JSON, split into strings that fit into an archive."""
     text = json.dumps(plain(run))

@@ -70,6 +70,10 @@ class Widths(Archived):
             raise KeyError(f"no tensor is called {name!r}; there are {', '.join(self.names[:8])}, …")
         return self.word_length[:, self._places[name]]
 
+    def by_channel(self) -> dict[str, NDArray[np.int8]]:
+        """Return the word lengths of every tensor with several formats, int8 [rows, channels], by its name."""
+        return {name: self.of(name) for name, count in zip(self.names, self.channels, strict=True) if count > 1}
+
     def sizes(self, name: str) -> NDArray[np.int64]:
         """Return the number of elements in each of a tensor's formats, int64 [channels]."""
         return self.numel[self._places[name]]

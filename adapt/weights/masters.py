@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from adapt import rounding, torch_internals
-from adapt.distributed.sharding import OnPieces, is_sharded, local, placed
+from adapt.distributed.sharding import ShardedKernels, is_sharded, local, sharded_like
 from adapt.kernels import Kernels
 from adapt.kernels.stream import is_dense
 from adapt.layers.view import View
@@ -62,11 +62,11 @@ class Masters(ABC):
         self.device = self.parameters[0].device
         self.sharded = any(is_sharded(parameter) for parameter in self.parameters)
         kernels = rounding.backend(self.device)
-        self._kernels: Kernels = OnPieces(kernels) if self.sharded else kernels
+        self._kernels: Kernels = ShardedKernels(kernels) if self.sharded else kernels
         self.may_alias = False
         self._aliases = Aliases(self.parameters, self.weights)
         self._substitutes = Substitutes(self.parameters)
-        self._lent: dict[int, View | None] = {}
+        self._substituted: dict[int, View | None] = {}
         self._before: dict[int, tuple[Tensor, Tensor]] = {}
         self._past_holders: dict[int, int] = {}
         self.writes_are_hidden = False
@@ -107,7 +107,7 @@ class Masters(ABC):
         Raises:
             RuntimeError: a gradient is sparse, or a parameter was moved away from its master.
         """
-        self.bring_back()
+        self.end_substitution()
         self._require_unmoved(range(len(self.parameters)))
         gradients: list[Tensor | None] = []
         for name, parameter in zip(self.names, self.parameters, strict=True):
@@ -124,44 +124,46 @@ class Masters(ABC):
 
     @torch.no_grad()
     def show(
-        self, view: View, indices: Sequence[int] | None = None, *, anew: bool = False, substitute: bool = False
+        self, view: View, indices: Sequence[int] | None = None, *, rewrite: bool = False, substitute: bool = False
     ) -> None:
         """Make the parameters `indices`, or all, hold this view of their masters.
 
-        Only parameters that hold another view are written, unless `anew`.
+        Only parameters that hold another view are written, unless `rewrite`.
 
         Args:
             view: the view.
             indices: the parameters' indices.
-            anew: write all of them, whatever they hold.
-            substitute: leave the parameters' memory alone, because a graph may hold it, and lend them other memory
-                until `bring_back`, or until they are to show their own view again. The training view is always written
-                into a parameter's own memory.
+            rewrite: write all of them, whatever they hold.
+            substitute: leave the parameters' memory alone, because a graph may hold it, and give them other memory
+                until `end_substitution`, or until they are to show their own view again. The training view is always
+                written into a parameter's own memory.
 
         Raises:
             RuntimeError: a parameter was moved away from its master.
         """
-        chosen = [i for i in (range(len(self.views)) if indices is None else indices) if anew or self.views[i] != view]
+        chosen = [
+            i for i in (range(len(self.views)) if indices is None else indices) if rewrite or self.views[i] != view
+        ]
         if not chosen:
             return
         # Needed if an update was interrupted.
         self._aliases.end(chosen)
         self._require_unmoved(chosen)
-        if not anew:
+        if not rewrite:
             self.take_writes(chosen)
-        if self._lent:
-            self.bring_back([i for i in chosen if anew or self._lent.get(i) == view])
-            chosen = [i for i in chosen if anew or self.views[i] != view]
-        if not anew and not self.is_stochastic and view != "masters":
+        if self._substituted:
+            self.end_substitution([i for i in chosen if rewrite or self._substituted.get(i) == view])
+            chosen = [i for i in chosen if rewrite or self.views[i] != view]
+        if not rewrite and not self.is_stochastic and view != "masters":
             # Training and evaluation see the same values.
             for i in [i for i in chosen if self.views[i] != "masters" and self.stamps[i] is not None]:
                 self.views[i] = view
                 chosen.remove(i)
-        if substitute and not anew and view != "training":
-            self._lend(view, chosen)
+        if substitute and not rewrite and view != "training":
+            self._substitute(view, chosen)
         else:
-            self._lend(view, [i for i in chosen if i in self._lent])
-            self._write(view, [i for i in chosen if i not in self._lent])
+            self._substitute(view, [i for i in chosen if i in self._substituted])
+            self._write(view, [i for i in chosen if i not in self._substituted])
 
     def _write(self, view: View, indices: Sequence[int]) -> None:
         """Write a view into the parameters' own memory."""
@@ -175,7 +177,7 @@ class Masters(ABC):
             self._round(indices, parameters, stochastic=self.is_stochastic and view == "training")
         for i in indices:
             self.views[i], self.stamps[i] = view, self._stamp(i)
-        self.note_holders(indices)
+        self.count_holders(indices)
 
     def _begin_write(self, indices: Iterable[int]) -> None:
         """Know nothing of these parameters until they are written: what an interruption leaves there is no write."""
@@ -185,7 +187,7 @@ class Masters(ABC):
     def are_held(self, indices: Iterable[int] | None = None) -> bool:
         """Return whether a graph that waits for its backward pass may hold one of these parameters, or of all.
 
-        False if the parameters cannot be lent other memory. Graphs from before a parameter was last written do not
+        False if the parameters cannot be given other memory. Graphs from before a parameter was last written do not
         count: autograd refuses them.
         """
         if self.sharded or not self._substitutes.are_possible:
@@ -193,35 +195,35 @@ class Masters(ABC):
         chosen = range(len(self.parameters)) if indices is None else indices
         return any(self._substitutes.holders(i) > self._past_holders.get(i, 0) for i in chosen)
 
-    def note_holders(self, indices: Iterable[int] | None = None) -> None:
+    def count_holders(self, indices: Iterable[int] | None = None) -> None:
         """Count the present holders of these parameters, or of all, after the parameters have been written."""
         if self.sharded or not self._substitutes.are_possible:
             return
         for i in range(len(self.parameters)) if indices is None else indices:
             self._past_holders[i] = self._substitutes.holders(i)
 
-    def _lend(self, view: View, indices: Sequence[int]) -> None:
+    def _substitute(self, view: View, indices: Sequence[int]) -> None:
         for i in indices:
-            # Normal tensors, because a graph may be built on memory that was lent in inference mode.
+            # Normal tensors, because a graph may be built on memory that is given in inference mode.
             with torch.inference_mode(False):
-                values = self.seen(i, view)
+                values = self.view_of(i, view)
                 values = values.clone() if values is self.weights[i] else values
-            self._lent.setdefault(i, self.views[i])
+            self._substituted.setdefault(i, self.views[i])
             self._begin_write([i])
             self._substitutes.begin(i, values)
             self.views[i], self.stamps[i] = view, self._stamp(i)
 
     @property
-    def are_away(self) -> bool:
-        """Whether a parameter has been lent other memory."""
-        return bool(self._lent)
+    def are_substituted(self) -> bool:
+        """Whether a parameter has other memory for now."""
+        return bool(self._substituted)
 
-    def bring_back(self, indices: Iterable[int] | None = None) -> None:
-        """Give the parameters `indices`, or all that were lent other memory, their own memory and view back."""
-        for i in list(self._lent if indices is None else indices):
-            if i in self._lent:
+    def end_substitution(self, indices: Iterable[int] | None = None) -> None:
+        """Give the parameters `indices`, or all that have other memory, their own memory and view back."""
+        for i in list(self._substituted if indices is None else indices):
+            if i in self._substituted:
                 self._substitutes.end(i)
-                self.views[i], self.stamps[i] = self._lent.pop(i), self._stamp(i)
+                self.views[i], self.stamps[i] = self._substituted.pop(i), self._stamp(i)
 
     @torch.no_grad()
     def take_writes(self, indices: Iterable[int] | None = None) -> None:
@@ -268,54 +270,54 @@ class Masters(ABC):
 
     def _differs(self, index: int) -> Tensor:
         """Return whether the parameter, or a sample of it, differs from its view, bool []."""
-        return differ(self.parameters[index].detach(), self._shown(index))
+        return differ(self.parameters[index].detach(), self._expected(index))
 
-    def _shown(self, index: int) -> Tensor:
+    def _expected(self, index: int) -> Tensor:
         """Return what a parameter should hold, given that this is known."""
         view = self.views[index]
         assert view is not None
-        return self.seen(index, view)
+        return self.view_of(index, view)
 
     def _take_write(self, index: int) -> None:
         self._require_unmoved([index])
         found, weight = local(self.parameters[index]), local(self.weights[index])
-        shown = local(self._shown(index))
+        shown = local(self._expected(index))
         if index not in self._before:
             self._before[index] = weight.clone(), shown.clone()
         weight_before, shown_before = self._before[index]
         weight.copy_(
             torch.where(found == shown_before, weight_before, torch.where(found == shown, weight, found)),
         )
-        self.bring_back([index])
+        self.end_substitution([index])
         self._measure(index)
         self._show_again(index)
 
     def _show_again(self, index: int) -> None:
         """Write the view that a parameter should hold into it, whatever it holds."""
-        self.show(self.views[index] or "training", [index], anew=True)
+        self.show(self.views[index] or "training", [index], rewrite=True)
 
-    def _settle(self, view: View) -> None:
-        """Record that a step has just written this view into all parameters."""
-        self.views = [view] * len(self.parameters)
+    def _record_step(self) -> None:
+        """Record that a step has just written the view of training into all parameters."""
+        self.views = ["training"] * len(self.parameters)
         self.stamps = [self._stamp(i) for i in range(len(self.parameters))]
         self._before.clear()
         self._past_holders.clear()
         self._steps_unprobed += 1
 
-    def _disown(self) -> None:
+    def _forget_views(self) -> None:
         """Record that the parameters no longer hold a view."""
         self.stamps = [None] * len(self.parameters)
 
     @torch.no_grad()
-    def hand_over(self, view: View) -> None:
+    def release(self, view: View) -> None:
         """Copy this view of the masters into the parameters for good, even if they were moved."""
         self._aliases.end(range(len(self.parameters)))
-        self.bring_back()
+        self.end_substitution()
         for index, parameter in enumerate(self.parameters):
-            parameter.copy_(self.seen(index, view))
+            parameter.copy_(self.view_of(index, view))
             self.views[index], self.stamps[index] = view, self._stamp(index)
 
-    def seen(self, index: int, view: View) -> Tensor:
+    def view_of(self, index: int, view: View) -> Tensor:
         """Return this view of a master: a new tensor, or the master itself."""
         if view == "masters":
             return self.weights[index]
@@ -330,7 +332,7 @@ class Masters(ABC):
             Whether the master changed.
         """
         value, views = self.parameters[index].detach(), get_args(View)
-        is_new = not any(torch.equal(value, self.seen(index, view)) for view in views)
+        is_new = not any(torch.equal(value, self.view_of(index, view)) for view in views)
         if is_new:
             self.weights[index].copy_(value)
             self._measure(index)
@@ -340,7 +342,7 @@ class Masters(ABC):
     def load(self, index: int, weights: Mapping[str, Tensor]) -> None:
         """Load a parameter's master by its name; the parameter follows with `store`."""
         weight = self.weights[index]
-        weight.copy_(placed(weights[self.names[index]], weight))
+        weight.copy_(sharded_like(weights[self.names[index]], weight))
 
     def _alias(self) -> bool:
         """Let the parameters alias the masters until `store`, if possible; return whether they do."""
@@ -348,7 +350,7 @@ class Masters(ABC):
             return False
         self._aliases.begin()
         self.views = ["masters"] * len(self.parameters)
-        self._disown()
+        self._forget_views()
         return True
 
     def _require_unmoved(self, indices: Iterable[int]) -> None:

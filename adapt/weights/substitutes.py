@@ -1,4 +1,4 @@
-"""Lend parameters other memory for a while, so that a pass in between does not disturb a waiting graph."""
+"""Give parameters other memory for a while, so that a pass in between does not disturb a waiting graph."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -16,11 +16,11 @@ _versions = itertools.count(_FIRST)
 
 
 class Substitutes:
-    """Lends parameters other memory, and later gives them their own back, with its version.
+    """Gives parameters other memory, and later their own back, with its version.
 
     A graph that was built before identifies a parameter by its memory and version, so it remains valid once the
     parameter is back. In the meantime the parameter has a unique version: a graph that is built then either keeps the
-    lent memory (see `keeping_graphs`) or is refused by autograd.
+    substitute (see `keeping_graphs`) or is refused by autograd.
 
     Args:
         parameters: the parameters.
@@ -54,7 +54,7 @@ class Substitutes:
 
     @torch.inference_mode(False)
     def end(self, index: int) -> None:
-        """Give a parameter that holds lent memory its own memory and version back. An interrupted call may repeat."""
+        """Give a parameter its own memory and version back. An interrupted call may repeat."""
         if index not in self._own:
             return
         parameter, (memory, version) = self._parameters[index], self._own[index]
@@ -64,7 +64,7 @@ class Substitutes:
 
 
 def keeping_graphs() -> Callable[[], None] | None:
-    """Make graphs that are built from now on keep the lent memory itself; return a function that ends this.
+    """Make graphs that are built from now on keep the substitute itself; return a function that ends this.
 
     Otherwise autograd would save the parameter, and find in it whatever it holds by then. Return None if hooks on saved
     tensors are disabled, as in transforms of torch.func: such a graph is refused once the parameter is back.
@@ -82,7 +82,7 @@ def keeping_graphs() -> Callable[[], None] | None:
 
 
 def _pack(saved: Tensor) -> tuple[Tensor, int | None]:
-    # Detached, because a tensor that saved itself would never be freed. Lent memory needs no check: by the backward
+    # Detached, because a tensor that saved itself would never be freed. A substitute needs no check: by the backward
     # pass, only this graph refers to it. Everything else is checked as autograd would.
     version = saved._version
     return saved.detach(), None if version >= _FIRST else version

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from torch import nn
 
 import adapt
-from adapt import penalties
 from adapt.adaptive.masters import FixedPointMasters
 from adapt.adaptive.step_figures import StepFigures
 from adapt.kernels import set_backend
@@ -113,7 +112,7 @@ def test_algorithm_4_keeps_the_gradients_of_the_window_only():
     longest = 0
     for step in range(20):
         train(model, optimizer, 1, step, controller)
-        longest = max(longest, *(len(window) for window in controller._run.windows.gradients))
+        longest = max(longest, *(len(window) for window in controller.state_dict()["windows"].values()))
     assert 2 <= longest <= 4, "a window of five ends with its fifth gradient"
 
 
@@ -275,7 +274,7 @@ def test_normalisation_and_penalties_are_those_of_the_equations():
     optimizer.step()
     for name, master in masters.items():
         gradient = gradients[name] / gradients[name].norm()
-        expected = master - (gradient + penalties.elastic_net_gradient(master, 0.003, 0.02))
+        expected = master - (gradient + 0.003 * master.sign() + 0.02 * master)
         torch.testing.assert_close(controller.masters[name], expected, rtol=1e-5, atol=1e-6)
 
 

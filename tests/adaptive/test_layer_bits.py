@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import adapt
-from adapt.engine.persistence import sealed
+from adapt.engine.persistence import to_bytes
 from tests.training import CLIMBING, RESTLESS, assembled, batch, net, train
 
 COMPACT = adapt.AdaPT.compact(lookback=(2, 4))
@@ -116,7 +116,7 @@ def test_a_resumed_run_keeps_its_bounds_bit_for_bit(policy, again):
 def test_a_resumed_run_may_have_other_bounds():
     model, optimizer, controller = assembled(policy=RESTLESS, layer_bits=PINS)
     train(model, optimizer, 9, controller=controller)
-    for given_bits, bits in (({"0": 9}, 9), ({}, controller._run.decisions.state.formats[0].word_length)):
+    for given_bits, bits in (({"0": 9}, 9), ({}, controller.state_dict()["state"]["formats"][0][0])):
         _, its_optimizer, its_controller = assembled(policy=RESTLESS, layer_bits=given_bits)
         its_optimizer.load_state_dict(saved(optimizer))
         assert its_controller.formats["0.weight"].word_length == bits
@@ -125,7 +125,7 @@ def test_a_resumed_run_may_have_other_bounds():
 def test_bounds_in_a_damaged_state_are_refused():
     model, optimizer, controller = assembled(policy=RESTLESS, layer_bits=PINS)
     train(model, optimizer, 2, controller=controller)
-    for damaged in (b"", 3, sealed({"0": 99}), sealed([1])):
+    for damaged in (b"", 3, to_bytes({"0": 99}), to_bytes([1])):
         state = saved(optimizer)
         state["adapt"]["layer_bits"] = damaged
         _, its_optimizer, _ = assembled(policy=RESTLESS)

@@ -33,7 +33,7 @@ def far_away(rounding="nearest", steps=200):
 @pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
 def test_biases_follow_their_values_under_a_fixed_policy(rounding):
     model, _, controller = far_away(rounding)
-    masters = dict(zip(controller.banks[1].names, controller.banks[1].weights, strict=True))
+    masters = dict(zip(controller.all_masters[1].names, controller.all_masters[1].weights, strict=True))
     assert masters["2.bias"].abs().max() > 3
     form = controller.formats["2.bias"]
     assert form.word_length == 8

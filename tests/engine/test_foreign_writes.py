@@ -267,7 +267,7 @@ def test_biases_too():
     with torch.no_grad():
         model[0].bias.fill_(0.7)
     model(batch(0)[0])
-    bias = controller.banks[1]
+    bias = controller.all_masters[1]
     assert (bias.weights[bias.names.index("0.bias")] == torch.full((), 0.7)).all()
 
 

@@ -305,7 +305,7 @@ def test_an_interrupted_change_of_view_is_no_write(way, waits, monkeypatch):
     elif way == "master_weights":
         owner, name = torch_internals, "foreach_copy"
     else:
-        owner, name = type(controller.banks[0]), "_round"
+        owner, name = type(controller.all_masters[0]), "_round"
     write = getattr(owner, name)
 
     def interrupted(*arguments, **options):

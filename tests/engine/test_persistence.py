@@ -405,7 +405,7 @@ def test_the_trace_goes_on_where_a_layer_had_joined():
 
 
 def broken_trace(state):
-    state["trace"] = persistence.sealed(adapt.Trace(["other"], [3]).state_dict())
+    state["trace"] = persistence.to_bytes(adapt.Trace(["other"], [3]).state_dict())
 
 
 def earlier_than_its_trace(state):

@@ -65,8 +65,8 @@ class TestFormatsAreThoseOfEvaluation:
         found = adapt.formats(controller)
         rounded = 0
         with controller.evaluation_weights():
-            for bank in controller.banks:
-                for name, master, shown in zip(bank.names, bank.weights, bank.parameters, strict=True):
+            for masters in controller.all_masters:
+                for name, master, shown in zip(masters.names, masters.weights, masters.parameters, strict=True):
                     rounded += name in found
                     assert torch.equal(shown, found[name].quantize(master) if name in found else master), name
         assert rounded
@@ -223,7 +223,7 @@ class TestHostileContent:
             adapt.formats("checkpoint.pt")
 
     def test_a_pickle_in_the_formats(self, state):
-        for content in (persistence.sealed(Mischief()), pickle.dumps(Mischief(), protocol=2), b"formats"):
+        for content in (persistence.to_bytes(Mischief()), pickle.dumps(Mischief(), protocol=2), b"formats"):
             state["adapt"][persistence.FORMATS] = content
             with pytest.raises(ValueError, match="the precision state is damaged"):
                 adapt.formats(state)
@@ -253,7 +253,7 @@ class TestHostileContent:
     def test_a_format_that_makes_no_sense(self, state, change):
         packed = persistence.pack_formats(adapt.formats(state))
         packed["0.weight"] |= change
-        state["adapt"][persistence.FORMATS] = persistence.sealed(packed)
+        state["adapt"][persistence.FORMATS] = persistence.to_bytes(packed)
         with pytest.raises(ValueError, match="format"):
             adapt.formats(state)
 
@@ -261,7 +261,7 @@ class TestHostileContent:
     def test_no_formats_where_they_should_be(self, state, packed):
         with pytest.raises(ValueError, match="format"):
             adapt.formats({"adapt_formats": packed})
-        state["adapt"][persistence.FORMATS] = persistence.sealed(packed)
+        state["adapt"][persistence.FORMATS] = persistence.to_bytes(packed)
         with pytest.raises(ValueError, match="format"):
             adapt.formats(state)
 

@@ -128,7 +128,7 @@ def test_an_optimizer_knows_its_controller():
 def test_one_look_at_the_optimizer_for_a_call_of_the_whole_module(monkeypatch):
     net, _, controller = trained()
     looks = []
-    monkeypatch.setattr(controller._views, "_notice", lambda: looks.append(1))
+    monkeypatch.setattr(controller._views, "_before_pass", lambda: looks.append(1))
     net(torch.zeros(1, 6))
     assert len(looks) == 1
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):

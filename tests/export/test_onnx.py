@@ -184,7 +184,7 @@ def test_activations_that_do_not_fit_are_refused_by_name(tmp_path, form, words):
 
 def test_an_unknown_form_and_a_missing_folder_are_refused(tmp_path):
     exported = captured(mlp(), weights=4)
-    with pytest.raises(ValueError, match="form must be one of qdq, weights, integer"):
+    with pytest.raises(ValueError, match='form must be "qdq", "weights" or "integer"'):
         to_onnx(exported, tmp_path / "a.onnx", ROWS[:2], form="int4")
     with pytest.raises(FileNotFoundError):
         to_onnx(exported, tmp_path / "none" / "a.onnx", ROWS[:2])

@@ -1,9 +1,11 @@
 """Small networks with learned formats in training."""
 
+import numpy as np
 import torch
 from torch import nn
 
 from adapt.learned import Budget, Phases, attach, attach_lsq
+from adapt.learned.quantizer import range_gradients
 
 PHASES = Phases(6, 24, 10)
 
@@ -82,6 +84,21 @@ def train(model, optimizer, steps, first=0, data=pictures):
         inputs, targets = data(step)
         nn.functional.cross_entropy(model(inputs), targets).backward()
         optimizer.step()
+
+
+def gradient_sums(learner):
+    """What backward passes have told every format since its last update, [channels, 4], by tensor: see `SUMS`."""
+    widths = learner.widths
+    sums = learner.state_dict()["formats"]["sums"].split(widths.channels.tolist())
+    return dict(zip(widths.names, sums, strict=True))
+
+
+def gradients_of_formats(learner, sums, name, floor=2):
+    """The gradients with respect to d and q₊ that these sums of a tensor mean, each [channels]."""
+    site = name.replace(".weight.input", ".input")
+    step, maximum = (torch.from_numpy(values[site]).double() for values in (learner.steps, learner.ranges))
+    signed = torch.from_numpy(np.atleast_1d(learner.formats[site].signed))
+    return range_gradients(tuple(sums[:, :3].unbind(1)), step, maximum, signed, floor=floor)
 
 
 def on_grid(values, step):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import adapt
-from adapt.engine.persistence import opened, sealed
+from adapt.engine.persistence import from_bytes, to_bytes
 from adapt.learned import Budget, Phases
 from tests.covering import picked
 from tests.learned.networks import PHASES, build, given, learning, pictures, train
@@ -146,13 +146,13 @@ def test_loading_into_a_run_that_is_further_goes_back():
         assert np.array_equal(form.step, learner.formats[name].step)
 
 
-def resealed(state, field, **changes):
-    """Change something within a sealed part."""
-    state[field] = sealed(opened(state[field]) | changes)
+def changed_inside(state, field, **changes):
+    """Change something within a part that is kept as bytes."""
+    state[field] = to_bytes(from_bytes(state[field]) | changes)
 
 
 def foreign(field):
-    """A sealed part of another network's state."""
+    """A part, kept as bytes, of another network's state."""
     torch.manual_seed(0)
     model = torch.nn.Linear(4, 3)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -176,17 +176,17 @@ def foreign(field):
         (lambda s: s.update(energy=torch.zeros(2)), "'energy'"),
         (lambda s: s.update(trace=b"nothing"), "damaged"),
         (lambda s: s.update(rule=None), "should hold 'rule' as bytes"),
-        (lambda s: s.update(rule=sealed({})), "should hold the rule's kind and count"),
-        (lambda s: s.update(rule=sealed([])), "should hold the rule's kind and count"),
-        (lambda s: resealed(s, "rule", count=-1), "should hold the rule's kind and count"),
-        (lambda s: resealed(s, "rule", mean=torch.zeros(2, 3, dtype=torch.float64)), "'rule' of mean"),
-        (lambda s: resealed(s, "rule", square=None), "'rule' of square"),
-        (lambda s: s.update(log=sealed({})), "should hold the log"),
-        (lambda s: s.update(log=sealed({"phases": [{}], "missed": {}})), "should hold the log"),
-        (lambda s: s.update(log=sealed({"phases": [], "missed": {"a": None}})), "should hold the log"),
-        (lambda s: s.update(trace=sealed({})), "trace or the widths of the precision state are damaged"),
-        (lambda s: s.update(widths=sealed({})), "trace or the widths of the precision state are damaged"),
-        (lambda s: s.update(widths=sealed(None)), "trace or the widths of the precision state are damaged"),
+        (lambda s: s.update(rule=to_bytes({})), "should hold the rule's kind and count"),
+        (lambda s: s.update(rule=to_bytes([])), "should hold the rule's kind and count"),
+        (lambda s: changed_inside(s, "rule", count=-1), "should hold the rule's kind and count"),
+        (lambda s: changed_inside(s, "rule", mean=torch.zeros(2, 3, dtype=torch.float64)), "'rule' of mean"),
+        (lambda s: changed_inside(s, "rule", square=None), "'rule' of square"),
+        (lambda s: s.update(log=to_bytes({})), "should hold the log"),
+        (lambda s: s.update(log=to_bytes({"phases": [{}], "missed": {}})), "should hold the log"),
+        (lambda s: s.update(log=to_bytes({"phases": [], "missed": {"a": None}})), "should hold the log"),
+        (lambda s: s.update(trace=to_bytes({})), "trace or the widths of the precision state are damaged"),
+        (lambda s: s.update(widths=to_bytes({})), "trace or the widths of the precision state are damaged"),
+        (lambda s: s.update(widths=to_bytes(None)), "trace or the widths of the precision state are damaged"),
         (lambda s: s.update(trace=foreign("trace")), "should hold the trace of this network"),
         (lambda s: s.update(widths=foreign("widths")), "should hold the widths of this network"),
         (lambda s: s.update(step=5), "is of step 5, but its trace go"),

@@ -4,8 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from adapt.layers.choice import is_matrix
 from adapt.learned import Budget, attach
-from adapt.learned.projection import settle
+from adapt.learned.options import LearnedWidths
+from adapt.learned.projection import fit_to_budgets
+from adapt.learned.run import LearnedRun
 from tests.learned.networks import PHASES, Reader, build, learning, pictures, train
 
 SETTLING = PHASES.pretraining + PHASES.learned
@@ -14,6 +17,14 @@ SETTLING = PHASES.pretraining + PHASES.learned
 def widths(learner):
     """The word length of every format."""
     return np.concatenate([np.atleast_1d(form.word_length) for form in learner.formats.values()])
+
+
+def one_bit_run(bits):
+    """A run whose weights alone are quantised, on average with so many bits, and may have a single one."""
+    model, _ = build()
+    plan = LearnedWidths(weight_budget=Budget(bits=bits), phases=PHASES, floor=1)
+    layers = {name: parameter for name, parameter in model.named_parameters() if parameter.ndim > 1}
+    return LearnedRun(plan, is_matrix, layers, model)
 
 
 def large(weights, inputs):
@@ -77,23 +88,21 @@ def test_all_begin_with_the_same_width(bits, expected):
 
 
 def test_one_bit_settles_at_the_mean_magnitude_of_its_channel():
-    _, _, learner = learning(bits=1.0, floor=1, activation_budget=None, quantize_biases=False)
-    run = learner._run
+    run = one_bit_run(1.0)
     assert (run.table.bits == 3).all()
-    settle(run.table, run.layers, run.energy, run.sizes.loads, run.sizes.targets)
+    fit_to_budgets(run.table, run.layers, run.energy, run.sizes.loads, run.sizes.targets)
     assert (run.table.bits == 1).all()
-    for i, name in enumerate(learner.masters):
+    for i, name in enumerate(run.layers.names):
         expected = run.layers.rows(i).abs().mean(1)
         torch.testing.assert_close(run.table.maximum[run.table.places[name]], expected)
 
 
 def test_a_channel_that_grows_from_one_bit_gets_a_range_that_reaches_further():
-    _, _, learner = learning(bits=2.0, floor=1, activation_budget=None, quantize_biases=False)
-    run = learner._run
-    means = torch.cat([run.layers.rows(i).abs().mean(1) for i in range(len(learner.masters))])
+    run = one_bit_run(2.0)
+    means = torch.cat([run.layers.rows(i).abs().mean(1) for i in range(len(run.layers.names))])
     ones = np.ones(len(means), np.int64)
     run.table.set_widths(ones, ones > 0, means)
-    settle(run.table, run.layers, run.energy, run.sizes.loads, run.sizes.targets)
+    fit_to_budgets(run.table, run.layers, run.energy, run.sizes.loads, run.sizes.targets)
     grown = torch.from_numpy(run.table.bits == 2)
     assert grown.sum() > 10
     assert (run.table.maximum / means)[grown].median() > 1.2

@@ -149,7 +149,7 @@ def test_nan_stays():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"scaling": "linear"}, "scaling must be one of ste"),
+        ({"scaling": "linear"}, 'scaling must be "ste"'),
         ({"delta": -0.1}, "delta must lie between"),
         ({"floor": 3}, "floor must be 1 or 2"),
         ({"step": torch.zeros(())}, "step and maximum must be above 0"),

@@ -25,7 +25,7 @@ import adapt
 from adapt.learned import Budget, Distillation, Widths
 from adapt.lightning import AdaptivePrecision, LearnedBitwidth
 from adapt.lightning.fitting import in_steps
-from adapt.trace.shown import totals
+from adapt.trace.display import totals
 from tests.covering import picked
 from tests.lightning.modules import Classifier, ResumableLoader, Scaled, assert_nothing_attached, loader, same, trainer
 from tests.lightning.modules import weights as weights_of

@@ -27,7 +27,7 @@ from torch.nn import functional as F
 import adapt
 from adapt import cli, perfmodel
 from adapt.adaptive.controller import Controller
-from adapt.lightning import AdaptivePrecision, LearnedBitwidth, metrics
+from adapt.lightning import AdaptivePrecision, LearnedBitwidth, forward_inputs, metrics
 from tests.covering import picked
 from tests.lightning.modules import (
     BATCHES,
@@ -256,7 +256,7 @@ class TestOperations:
     """Where the multiply-adds come from."""
 
     def counts(self, module, batch=None):
-        counts, reason = metrics.count_operations(module, batch)
+        counts, reason = forward_inputs.count_operations(module, batch)
         names = {p: name for name, p in module.named_parameters()}
         return counts and {names[weight]: count for weight, count in counts.items()}, reason
 
@@ -328,9 +328,9 @@ class TestOperations:
         assert logged == {f"adapt/{name}" for name in AGGREGATES if "speedup" not in name}
 
     def test_a_batch_without_a_clear_size_leaves_them_out(self):
-        assert metrics.batch_size((torch.zeros(2, 6), torch.zeros(3))) is None
-        assert metrics.batch_size({"a": torch.zeros(2, 6)}) == 2
-        assert metrics.batch_size(None) is None
+        assert forward_inputs.batch_size((torch.zeros(2, 6), torch.zeros(3))) is None
+        assert forward_inputs.batch_size({"a": torch.zeros(2, 6)}) == 2
+        assert forward_inputs.batch_size(None) is None
 
 
 def trace_of(names, numel, rows, seed=0):

@@ -29,7 +29,7 @@ def test_channels_may_differ():
         (lambda: memory_footprint(-1, 64, 2, 4), "parameters must be finite and at least 0, got -1"),
         (lambda: memory_footprint(1, 64, 2, -4), "activation_bits must be finite and at least 0, got -4"),
         (lambda: network_size(1, 1, -5, 1), "activations must be finite and at least 0, got -5"),
-        (lambda: network_size(1, 1, 1, 1, activation_size="mean"), "activation_size must be 'sum' or 'max'"),
+        (lambda: network_size(1, 1, 1, 1, activation_size="mean"), 'activation_size must be "sum" or "max"'),
         (
             lambda: network_size([1, 2], [1, 2, 3], 1, 1),
             r"numel and weight_bits must have shapes that broadcast, got the shapes \[2\] and \[3\]",

@@ -48,7 +48,7 @@ def test_weight_memory_by_layer_and_by_channel():
     [
         (lambda: multiplication_cost(0), "weight_bits must be above 0"),
         (lambda: multiplication_cost(8, -1), "activation_bits must be finite and at least 0"),
-        (lambda: multiplication_cost(8, model="cubic"), "model must be 'linear' or 'quadratic', got 'cubic'"),
+        (lambda: multiplication_cost(8, model="cubic"), 'model must be "linear" or "quadratic", got \'cubic\''),
         (lambda: network_cost([1, 2], [8, 8, 8]), "must be one number or 2, one per layer"),
         (lambda: weight_memory([1, -2], 8), "numel must be finite and at least 0, got -2"),
         (

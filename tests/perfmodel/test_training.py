@@ -199,7 +199,7 @@ def test_bad_tables_are_refused(arguments, message):
         ),
         (lambda: push_down_operations([1], math.nan), "resolution must be finite and at least 0, got nan"),
         (lambda: push_up_operations([-1], 10), "numel must be finite and at least 0, got -1"),
-        (lambda: training_cost([1], 8, 1, form="printed"), "form must be 'physical' or 'paper', got 'printed'"),
+        (lambda: training_cost([1], 8, 1, form="printed"), 'form must be "physical" or "paper", got \'printed\''),
         (lambda: training_cost([1], 8, 1, backward_factor=-1), "backward_factor must be finite and at least 0"),
         (lambda: training_speedup([1], 8, 1, batch_size=0), "batch_size must be at least 1, got 0"),
         (lambda: training_speedup([1], 8, 1, batch_size=1, overhead=-1), "overhead must be finite and at least 0"),

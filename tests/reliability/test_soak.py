@@ -75,11 +75,11 @@ def held():
 
 def drift(model, controller):
     """The layers whose weights are not their masters rounded with the key of this step, in either view."""
-    masters = controller.banks[0]
+    masters = controller.all_masters[0]
     wrong = []
     for index, (name, master) in enumerate(controller.masters.items()):
         precision, weight = controller.precisions[name], model.get_parameter(name)
-        if not torch.equal(weight, masters.seen(index, "training")):
+        if not torch.equal(weight, masters.view_of(index, "training")):
             wrong.append(f"{name} is not Q(master)")
         if ((weight - master).abs() > precision.step)[inside(master, precision)].any():
             wrong.append(f"{name} is further than a step from its master")

@@ -14,8 +14,8 @@ from torch import nn
 import adapt
 from adapt.numerics import BlockFloat, Precision
 from adapt.switching.allocation import (
+    HYSTERESIS,
     SAMPLE,
-    STICKINESS,
     WORDS,
     allocate,
     best_ranges,
@@ -199,7 +199,7 @@ def test_formats_that_are_about_as_good_stay():
     weights = torch.linspace(-1, 1, 101)
     (best, error), (longer, _) = best_ranges(weights, [4, 5])
     other = Precision(4, best.fraction_length - 1)
-    assert errors_by_word(weights, best)[2] == (best, error / STICKINESS)
+    assert errors_by_word(weights, best)[2] == (best, error / HYSTERESIS)
     assert errors_by_word(weights, other)[2] == (best, error), "half the step is not about as good"
     assert errors_by_word(weights, Precision(20, 9)) == best_ranges(weights)
     assert errors_by_word(weights, best)[3][0] == longer

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 import adapt
 from adapt.numerics import BlockFloat
 from adapt.switching.cyclic import CyclicPrecision, CyclicState
-from adapt.switching.policy import pack, unpack
+from adapt.switching.saved_state import pack, unpack
 from tests.references import cyclic as reference
 
 # Whole periods of a power of two steps, so that the twin's repeated subtraction is exact.

@@ -146,5 +146,5 @@ def test_strategy_compares_magnitudes():
 
 
 def test_strategy_refuses_nonsense():
-    with pytest.raises(ValueError, match="strategy must be one of 'min', 'mean', 'max', got 'none'"):
+    with pytest.raises(ValueError, match='strategy must be "min", "mean" or "max", got \'none\''):
         next_strategy("none", 1.0, [])

@@ -14,7 +14,8 @@ from adapt.numerics import BlockFloat, Precision
 from adapt.switching import inter_epoch_diversity, switching_threshold
 from adapt.switching.fixed import FOREVER
 from adapt.switching.muppet import MuPPET
-from adapt.switching.policy import Observation, carry, pack, unpack
+from adapt.switching.policy import Observation
+from adapt.switching.saved_state import carry, pack, unpack
 from tests.references import muppet as twin
 
 SIZES = (5, 1, 12)

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from adapt.numerics import Precision
 from adapt.switching.adapt import AdaPT, AdaPTState
-from adapt.switching.policy import State, carry, pack, unpack
+from adapt.switching.policy import State
+from adapt.switching.saved_state import carry, pack, unpack
 
 FORMATS = st.builds(Precision, st.integers(2, 32), st.integers(-20, 40))
 NUMBERS = st.floats(0, 1e6)

@@ -59,7 +59,7 @@ def test_a_checkpoint_holds_it_and_the_run_that_goes_on_describes_itself():
     model, optimizer, controller = attached(POLICIES[0], **OPTIONS)
     step(model, optimizer, controller)
     saved = optimizer.state_dict()
-    assert Trace.from_state_dict(persistence.opened(saved["adapt"]["trace"])).run == controller.trace.run
+    assert Trace.from_state_dict(persistence.from_bytes(saved["adapt"]["trace"])).run == controller.trace.run
     changed = adapt.AdaPT(lookback=(2, 4), buffer_bits=6)
     _, optimizer, resumed = attached(changed)
     optimizer.load_state_dict(saved)

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from adapt.kernels import Rounding, Treatment
+from adapt.kernels import Rounding, Treatment, in_two_passes
 from adapt.kernels.stream import FIRST_MULTIPLIER, SECOND_MULTIPLIER, UNIFORM_STEP, flat, present, require_layout
 
 
@@ -94,14 +94,7 @@ def add_(
         squared_sums[i] = 0 if total is None else _squared_norm(total)
 
 
-def accumulate_(
-    sums: Sequence[Tensor | None],
-    gradients: Sequence[Tensor | None],
-    squared: Tensor,
-    squared_sums: Tensor,
-) -> None:
-    squared_norms_(gradients, squared)
-    add_(sums, gradients, squared, squared_sums)
+accumulate_ = in_two_passes(squared_norms_, add_)
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from adapt.kernels import Rounding, Treatment
+from adapt.kernels import Rounding, Treatment, in_two_passes
 from adapt.kernels.stream import present, require_layout, set_missing
 from adapt.kernels.triton_.weights_device import (
     add_pass,
@@ -130,14 +130,7 @@ def add_(
     _run(add_pass, tensors, [], [squared.contiguous()], squared_sums)
 
 
-def accumulate_(
-    sums: Sequence[Tensor | None],
-    gradients: Sequence[Tensor | None],
-    squared: Tensor,
-    squared_sums: Tensor,
-) -> None:
-    squared_norms_(gradients, squared)
-    add_(sums, gradients, squared, squared_sums)
+accumulate_ = in_two_passes(squared_norms_, add_)
 
 
 def restore_(

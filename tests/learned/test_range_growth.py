@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from adapt.learned import Budget, Phases, attach, attach_aqt, attach_lsq
-from adapt.learned.outgrowth import begins_small, growth, has_grown, is_due, outgrown
+from adapt.learned.range_growth import begins_small, growth, has_grown, is_due, outgrown
 from tests.references import learned as twin
 
 channels = st.lists(st.floats(-4, 4, width=32), min_size=1, max_size=12)

@@ -1,8 +1,9 @@
-"""Create a network that is named on the command line."""
+"""What the commands share: the network that an argument names, and tables of text."""
 
 import importlib
 import os
 import sys
+from collections.abc import Sequence
 
 from torch import nn
 
@@ -30,3 +31,21 @@ def make_model(place: str, argument: str) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise TypeError(f"{argument} {place} made a {type(model).__name__}, not a torch.nn.Module")
     return model
+
+
+def aligned(rows: Sequence[Sequence[str]], *, left: int | None = None, gap: str = "  ") -> list[str]:
+    """Return a table as one line of text for each row.
+
+    Args:
+        rows: rows with the same number of cells.
+        left: this many first columns are aligned to the left, the others to the right; None for all to the left.
+        gap: the text between two columns.
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        gap.join(
+            cell.ljust(width) if left is None or i < left else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]

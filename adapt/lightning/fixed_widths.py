@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import Any, Unpack
 
 from adapt.learned.options import AqtOptions, FixedWidths, MaximumRanges, StepOptions
-from adapt.lightning.learner_callback import LearnerCallback, refuse_scaler
+from adapt.lightning.learner_callback import LearnerCallback
 from adapt.lightning.packages import LightningModule, Trainer
 from adapt.switching.fixed import FOREVER
 
@@ -40,10 +40,6 @@ class LSQ(LearnerCallback[FixedWidths]):
         plan = FixedWidths(weight_bits=weight_bits, activation_bits=activation_bits, steps=None, **options)
         super().__init__(plan, calibration=calibration, export=export)
 
-    def _refuse(self, trainer: Trainer) -> None:
-        super()._refuse(trainer)
-        refuse_scaler(trainer)
-
 
 class AQT(LearnerCallback[MaximumRanges]):
     """Trains a LightningModule at given bit widths, in ranges that follow from the largest magnitudes.
@@ -61,6 +57,8 @@ class AQT(LearnerCallback[MaximumRanges]):
     Raises:
         TypeError, ValueError: an option does not fit.
     """
+
+    _learns_from_gradients = False
 
     def __init__(self, *, export: str | os.PathLike[str] | None = None, **options: Unpack[AqtOptions]) -> None:
         # The training's length becomes known in fit.

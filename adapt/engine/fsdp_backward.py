@@ -20,11 +20,11 @@ class BackwardViews:
 
     Args:
         pin: the view that a context asks for.
-        renew: makes FSDP forget whole copies of what the parameters held before.
+        reshard: makes FSDP forget whole copies of what the parameters held before.
     """
 
-    def __init__(self, pin: Pin, renew: Callable[[], None]) -> None:
-        self._pin, self._renew = pin, renew
+    def __init__(self, pin: Pin, reshard: Callable[[], None]) -> None:
+        self._pin, self._reshard = pin, reshard
         self._inside: dict[nn.Module, list[tuple[Masters, int]]] = {}
         self._task = -1
 
@@ -70,7 +70,7 @@ class BackwardViews:
             if view is not None:
                 masters.show(view, [index])
         if stale:
-            self._renew()
+            self._reshard()
         self._task = task
 
 

@@ -3,15 +3,14 @@
 import contextlib
 import copy
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
 from torchmetrics import Metric
 
-from adapt.lightning.fitting import network_of
+from adapt.lightning.forward_inputs import batch_inputs, network_of
 from adapt.lightning.loaders import first_batches
-from adapt.lightning.metrics import arguments
 from adapt.lightning.packages import LightningModule, Trainer
 from adapt.perfmodel import operations
 from adapt.perfmodel.inputs import samples_of
@@ -29,17 +28,18 @@ def calibration_of(trainer: Trainer, pl_module: LightningModule, count: int) -> 
     batches = first_batches(trainer, pl_module, count)
     if not batches:
         raise ValueError("activations are calibrated with training batches, but the training data are empty")
+    example = pl_module.example_input_array
     reason = "it has no forward and several submodules with parameters"
     with contextlib.suppress(ValueError):
         network = network_of(pl_module)
         reason = "its forward takes no part of a training batch"
-        for choice, inputs in enumerate(_candidates(pl_module, network, batches[0])):
+        for choice, inputs in enumerate(batch_inputs(network, batches[0], example)):
             try:
                 samples_of(inputs, None)
                 operations(network, *inputs)
             except (TypeError, ValueError, RuntimeError):
                 continue
-            return [list(_candidates(pl_module, network, batch))[choice] for batch in batches], network
+            return [list(batch_inputs(network, batch, example))[choice] for batch in batches], network
     steps = TrainingSteps(pl_module)
     if not pl_module.automatic_optimization or not steps.takes_batches:
         raise ValueError(
@@ -47,20 +47,6 @@ def calibration_of(trainer: Trainer, pl_module: LightningModule, count: int) -> 
             "cannot run without training. Give inputs of its forward by calibration=[…]"
         )
     return [(batch, index) for index, batch in enumerate(batches)], steps
-
-
-def _candidates(pl_module: LightningModule, network: nn.Module, batch: Any) -> Iterator[tuple[Any, ...]]:
-    """What forward might take of a batch, the likeliest first."""
-    example = pl_module.example_input_array
-    if isinstance(batch, Mapping):
-        if isinstance(example, Mapping):
-            yield from arguments(network, {name: batch[name] for name in example if name in batch})
-        yield from arguments(network, batch)
-    elif isinstance(batch, list | tuple):
-        if example is not None and not isinstance(example, Mapping):
-            yield tuple(batch[: len(example) if isinstance(example, tuple) else 1])
-        yield from (tuple(batch[:count]) for count in range(1, len(batch) + 1))
-    yield (batch,)
 
 
 class TrainingSteps(nn.Module):
@@ -76,7 +62,7 @@ class TrainingSteps(nn.Module):
     def forward(self, batch: Any, index: int) -> None:
         """Run the step of one batch."""
         module = self.module
-        with _attributes_kept(module):
+        with _attributes_restored(module):
             for name in ("log", "log_dict"):
                 vars(module)[name] = _ignored
             module.training_step(*((batch, index) if self._indexed else (batch,)))
@@ -90,7 +76,7 @@ def _ignored(*args: Any, **kwargs: Any) -> None:
 
 
 @contextlib.contextmanager
-def _attributes_kept(module: nn.Module) -> Iterator[None]:
+def _attributes_restored(module: nn.Module) -> Iterator[None]:
     """Give an object the attributes back that it has now, and its lists and dictionaries what they hold."""
     before = dict(vars(module))
     held = [(one, copy.copy(one)) for one in before.values() if type(one) in (list, dict, set)]

@@ -1,4 +1,4 @@
-"""The figures of a trace that loggers show: totals of the network, and columns of the layers."""
+"""What loggers and pictures show of a trace: totals of the network, columns of the layers, and some of its rows."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,3 +49,13 @@ def shown_columns(trace: Trace, *, internals: bool = False) -> tuple[str, ...]:
     """
     others = trace.columns if internals else trace.own_columns
     return tuple(dict.fromkeys(("word_length", "fraction_length", "nonzero", *others)))
+
+
+def thinned(first: int, rows: int, points: int) -> NDArray[np.int64]:
+    """Return the indices of at most `points` + 1 of the rows first…rows − 1: evenly spaced rows, and the last one.
+
+    The spacing depends only on `rows`, so a growing trace is thinned more and more coarsely, but never shifted.
+    """
+    spacing = max(1, -(-rows // points))
+    chosen = np.arange(-(-first // spacing) * spacing, rows, spacing)
+    return chosen if rows <= first or (len(chosen) and chosen[-1] == rows - 1) else np.append(chosen, rows - 1)

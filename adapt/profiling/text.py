@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from adapt.text_columns import aligned
+from adapt.command_line import aligned
 
 Card = dict[str, Any]
 """The result of `adapt.perfmodel.model_card`, plus the network's name and the figures of training."""
