@@ -12,6 +12,8 @@
 | compact                     | `AdaPT.compact()`, rounded to nearest in training too    |
 | muppet                      | block floating point, raised at epoch ends               |
 | fixed2 … fixed32            | one word length throughout, range ±2                     |
+| compact2 … compact16        | `AdaPT.compact(bits=…)`: so many bits on average         |
+| block2 … block16            | as muppet at one word length, rounded to nearest         |
 
 All of them quantise only the weights, so that they can be compared; MuPPET's authors round activations and errors too.
 """
@@ -24,9 +26,6 @@ from functools import partial
 from typing import Any
 
 import adapt
-
-WORD_LENGTHS = range(2, 33)
-"""Bits of a fixed-point word."""
 
 Policy = adapt.AdaPT | adapt.MuPPET | adapt.Fixed
 
@@ -73,8 +72,8 @@ def _adapt(buffer_bits: int, steps_per_epoch: int, **options: Any) -> Policy:
     return adapt.AdaPT(buffer_bits=buffer_bits, **options)
 
 
-def _compact(buffer_bits: int, steps_per_epoch: int) -> Policy:
-    return adapt.AdaPT.compact()
+def _compact(bits: int | None, buffer_bits: int, steps_per_epoch: int) -> Policy:
+    return adapt.AdaPT.compact(bits=bits)
 
 
 def _fixed(word_length: int, buffer_bits: int, steps_per_epoch: int) -> Policy:
@@ -85,7 +84,16 @@ def _muppet(buffer_bits: int, steps_per_epoch: int) -> Policy:
     return adapt.MuPPET(steps_per_epoch=steps_per_epoch)
 
 
-METHODS: Mapping[str, Method] = {
+def block(word_length: int, **options: Any) -> adapt.MuPPET:
+    """Block floating point of one word length throughout: MuPPET whose first epoch never ends."""
+    return adapt.MuPPET(steps_per_epoch=10**9, word_lengths=(word_length,), **options)
+
+
+def _block(word_length: int, buffer_bits: int, steps_per_epoch: int) -> Policy:
+    return block(word_length)
+
+
+ALONE: Mapping[str, Method] = {
     "float32": Method(_float32, plain_rates),
     "adapt": Method(_adapt, normalized_rates),
     "adapt-algorithm4": Method(partial(_adapt, push_up="diversity"), normalized_rates),
@@ -98,9 +106,23 @@ METHODS: Mapping[str, Method] = {
         f"adapt-tolerance-{bits:g}": Method(partial(_adapt, kl_tolerance=bits), normalized_rates)
         for bits in (0.0, 0.1, 1.0)
     },
-    "compact": Method(_compact, compact_rates, rounding="nearest"),
+    "compact": Method(partial(_compact, None), compact_rates, rounding="nearest"),
     "muppet": Method(_muppet, plain_rates),
-    **{f"fixed{bits}": Method(partial(_fixed, bits), plain_rates) for bits in WORD_LENGTHS},
+}
+FAMILIES = {
+    ("fixed", range(2, 33)): Method(_fixed, plain_rates),
+    ("compact", range(2, 17)): Method(_compact, plain_rates, rounding="nearest"),
+    ("block", range(2, 17)): Method(_block, plain_rates, rounding="nearest"),
+}
+"""Methods with a number of bits at the end of their name, which their policy takes first."""
+
+METHODS: Mapping[str, Method] = {
+    **ALONE,
+    **{
+        f"{family}{bits}": dataclasses.replace(made, policy=partial(made.policy, bits))
+        for (family, lengths), made in FAMILIES.items()
+        for bits in lengths
+    },
 }
 
 
@@ -116,9 +138,8 @@ def method(name: str) -> Method:
 
 
 def names() -> list[str]:
-    """The methods' names, with one entry for all fixed word lengths."""
-    fixed = f"fixed8 (or another word length from {WORD_LENGTHS[0]} to {WORD_LENGTHS[-1]})"
-    return [*(name for name in METHODS if not name.startswith("fixed")), fixed]
+    """The methods' names, with one entry for those of a family."""
+    return [*ALONE, *(f"{family}{bits[0]} … {family}{bits[-1]}" for family, bits in FAMILIES)]
 
 
 def buffer_bits(network: str, data_set: str) -> int:

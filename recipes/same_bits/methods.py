@@ -29,10 +29,8 @@ import adapt
 from adapt.learned import Budget, Phases
 from adapt.switching.choices import Count
 from adapt.switching.policy import Policy
+from recipes.common.methods import block
 from recipes.same_bits.settings import Settings
-
-NEVER = 10**9
-"""Steps per epoch with which MuPPET never reaches the end of one, and so never switches."""
 
 Controller = adapt.Controller | adapt.learned.Learner
 
@@ -85,7 +83,7 @@ def attach(
 
 
 def _block(bits: int, steps: int, options: Mapping[str, Any]) -> Policy[Any]:
-    return adapt.MuPPET(steps_per_epoch=NEVER, word_lengths=(bits,), **options)
+    return block(bits, **options)
 
 
 def _cyclic(bits: int, steps: int, options: Mapping[str, Any]) -> Policy[Any]:
