@@ -8,7 +8,7 @@ optimizer is torch's SGD, the run goes from the gradients to Q(W) in one pass.
 import contextlib
 import functools
 import weakref
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from numbers import Real
 from typing import Any
 
@@ -46,8 +46,9 @@ class Engine:
     `load_state_dict`) become masters, element by element, and are rounded. In-place operations on the parameter itself
     (`parameter.clamp_()` within `torch.no_grad()`) and new memory (`parameter.data = …`, `vector_to_parameters`) are
     always noticed. Avoid writes that bypass autograd, as `parameter.data.clamp_()` or through NumPy: they are only
-    noticed if they show in a sample of the weights, which is taken in an evaluation, for a checkpoint, and in a step in
-    which a layer can switch.
+    noticed if they show in a sample of the weights, which is taken in every pass before the first step, and later in an
+    evaluation, for a checkpoint, and in a step in which a layer can switch. Formats begin anew with weights that are
+    loaded into the module, or that are written as a whole before the first step.
 
     Attributes:
         optimizer: the optimizer.
@@ -59,7 +60,7 @@ class Engine:
         self.optimizer = optimizer
         self._module, self._run = module, run
         self._members = Members(optimizer, module, parameters)
-        self._views = Views(module, run.pin, self._before_pass, self._begin_anew)
+        self._views = Views(module, run.pin, self._before_pass, self._take_writes)
         self._steps = Steps(
             optimizer,
             before_update=self._before_update,
@@ -284,8 +285,7 @@ class Engine:
         self._require_no_context("detach()")
         # If no step was made and the masters are handed back, everything is as before attaching.
         kept = self.formats if keep_activations else self._replaced if view == "masters" and not self.step else {}
-        for masters in self.banks:
-            masters.take_writes()
+        self._take_writes()
         self._release(view)
         if self._module is not None:
             frozen_rounding.keep(self._module, kept)
@@ -355,12 +355,32 @@ class Engine:
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def _begin_anew(self, new: list[set[int]]) -> None:
-        """Fit formats to weights that were loaded into the module, unless the optimizer's state brought its own."""
-        if not self._restored:
+    def _take_writes(self, loaded: Sequence[Collection[int]] = ()) -> None:
+        """Take what other code wrote into the parameters as masters, and fit formats to weights that are new.
+
+        New weights were loaded into the module, or replaced before the first step in any other way. They keep formats
+        that came with the optimizer's state.
+
+        Args:
+            loaded: the indices of the parameters that were just loaded, in each bank.
+        """
+        if self._restored:
+            for masters in self.banks:
+                masters.put_back()
+        new = [set(indices) for indices in loaded or [()] * len(self.banks)]
+        if not (self._restored or self._run.step):
+            for masters, indices in zip(self.banks, new, strict=True):
+                indices |= masters.replaced()
+        # All of them, because formats that begin anew overwrite every parameter.
+        written = [masters.take_writes() for masters in self.banks]
+        if self._restored:
+            return
+        if any(new):
             shown = self._views.shown
             self._unfit |= dict.fromkeys(self._run.begin_anew(new))
             self._views.show(shown)
+        elif any(written):
+            self._unfit |= dict.fromkeys(self._run.misfits(written[0]))
 
     def _before_pass(self) -> None:
         self._warn_if_unfit()
@@ -380,7 +400,7 @@ class Engine:
     @torch.inference_mode(False)
     @torch.no_grad()
     def _take_in(self, frozen: Collection[str] = ()) -> None:
-        """Add layers that have joined, and the frozen layers with these names."""
+        """Add layers that have joined, and the frozen layers with these names. All writes must have been taken."""
         self._views.renew()
         self._members.name()
         found = choice.choose(self.optimizer, self._members.known, self._run.choice, frozen)
@@ -394,14 +414,13 @@ class Engine:
             # The closure called `detach`.
             return
         self._require_no_context("optimizer.step()")
-        self._warn_if_unfit()
         self._first_step.begin()
         if not self._run.losses and isinstance(loss, Tensor | Real):
             self.observe(loss)  # type: ignore[arg-type]
+        self._take_writes()
+        self._warn_if_unfit()
         self._restored = False
         self._adopt()
-        for masters in self.banks:
-            masters.take_writes()
         unscale(self.optimizer)
         if self._fused is None:
             self._run.before_update(None)
@@ -415,6 +434,8 @@ class Engine:
         if self._fused is not None:
             self._fused.show()
         self._run.after_update()
+        for masters in self.banks:
+            masters.end_step()
         if not self._views.after_step():
             self._warn_if_blind()
         self._views.renew()
@@ -432,9 +453,10 @@ class Engine:
         `optimizer.state_dict()` includes it. Between the micro-batches of a step it holds the gradients so far, if
         their losses were observed.
         """
-        for masters in self.banks if self.is_attached else ():
-            masters.take_writes()
-            masters.probe()
+        if self.is_attached:
+            self._take_writes()
+            for masters in self.banks:
+                masters.probe()
         return self._run.state_dict(self._members.present)
 
     def load_state_dict(self, state: Mapping[str, Any], *, strict: bool = True) -> None:
@@ -456,6 +478,7 @@ class Engine:
         """
         self._require_attached()
         self._require_no_context("loading a state")
+        self._take_writes()
         self._adopt()
         self._take_in_frozen(state)
         self._run.load_state_dict(state, self._members.present, strict=strict)

@@ -27,7 +27,8 @@ class Views:
         module: the module that owns the parameters; without one, views change only within contexts.
         pin: the view that a context asks for.
         before_forward: called before every forward pass, to add parameters that joined the optimizer.
-        after_load: called once after values were loaded into parameters, with their indices in each bank.
+        take_writes: called to take what other code has written into parameters. Once after values were loaded it gets
+            the indices of these parameters in each bank.
     """
 
     def __init__(
@@ -35,10 +36,10 @@ class Views:
         module: nn.Module | None,
         pin: Pin,
         before_forward: Callable[[], None],
-        after_load: Callable[[list[set[int]]], None],
+        take_writes: Callable[..., None],
     ) -> None:
         self._pin = pin
-        self._module, self._notice, self._on_load = module, before_forward, after_load
+        self._module, self._notice, self._take_writes = module, before_forward, take_writes
         self._banks: list[Masters] = []
         self._handles: list[Any] = []
         self._places: dict[int, tuple[Masters, int]] = {}
@@ -110,8 +111,8 @@ class Views:
         outer, self._pin.view = self._pin.view, view
         end_keeping = None
         try:
+            self._take_writes()
             for masters in self._banks:
-                masters.take_writes()
                 masters.probe()
             substitute = self._graphs_wait((masters, None) for masters in self._banks)
             for masters in self._banks:
@@ -124,8 +125,7 @@ class Views:
             self._pin.view = outer
             if end_keeping is not None:
                 end_keeping()
-            for masters in self._banks:
-                masters.take_writes()
+            self._take_writes()
             self.show(before)
 
     @property
@@ -161,13 +161,10 @@ class Views:
             if self._loading is not None:
                 # An exception interrupted the loading.
                 self._end_load()
+            written = any(masters.is_written(index) for masters, index, _ in self._inside.get(module, ()))
+            if written or any(masters.looks_closely for masters in self._banks):
+                self._take_writes()
             self._notice()
-            for masters, index, _ in self._inside.get(module, ()):
-                if masters.is_written(index):
-                    masters.take_writes([index])
-            for masters in self._banks:
-                if masters.writes_are_hidden:
-                    masters.take_writes()
         self._running |= outermost
         stale: list[tuple[Masters, int, View]] = []
         for masters, index, owner in self._inside.get(module, ()):
@@ -244,7 +241,7 @@ class Views:
         self._loading = None
         if any(self._new):
             new, self._new = self._new, [set() for _ in self._banks]
-            self._on_load(new)
+            self._take_writes(new)
 
     def _after_save(self, module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
         """Save what evaluation sees, whatever the module's mode."""
@@ -256,7 +253,8 @@ class Views:
             if place is None:
                 continue
             masters, index = place
-            masters.take_writes([index])
+            if masters.holds_write(index):
+                self._take_writes()
             masters.probe()
             saved = state.get(name)
             # With keep_vars the caller asks for the parameter itself.

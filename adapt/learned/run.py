@@ -38,6 +38,9 @@ from adapt.weights.masters import Masters
 _FADING = 0.8
 """Decay per update of the energy of earlier gradients."""
 
+_MISFIT = 0.75
+"""Formats do not fit weights of whose energy rounding takes more than this. Two bits that fit take a quarter."""
+
 ROWS = 20
 """Steps between two rows of the trace if formats change in every step."""
 
@@ -190,6 +193,10 @@ class LearnedRun(Run):
         self._begin()
         self.renew()
         return self.calibrated
+
+    def misfits(self, written: Collection[int]) -> list[str]:
+        """Return the layers among these that rounding takes most of."""
+        return [self.layers.names[i] for i in sorted(written) if self.layers.loss(i) > _MISFIT]
 
     @property
     def calibrated(self) -> list[str]:
