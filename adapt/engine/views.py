@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from adapt import torch_internals, user_warnings
 from adapt.distributed.sharding import reshard_
 from adapt.engine.gathering import BackwardViews
 from adapt.layers.hooks import WeakHook, remove_all
@@ -150,6 +151,13 @@ class Views:
         """Show each layer in the view for the mode of its own module."""
         if is_drawn():
             return
+        if not torch_internals.is_transforming():
+            self._before_forward(module)
+            return
+        with torch_internals.outside_of_transforms():
+            self._before_forward(module)
+
+    def _before_forward(self, module: nn.Module) -> None:
         builds_graphs = torch.is_grad_enabled()
         if self._pin.view is not None:
             self._may_wait |= builds_graphs
@@ -231,8 +239,14 @@ class Views:
 
     def _after_load(self, module: nn.Module, keys: Any) -> None:
         """Make the loaded values masters, and call `after_load` when the outermost module is loaded."""
-        for masters, index in self._own.get(module, {}).values():
-            if masters.accept(index):
+        for name, (masters, index) in self._own.get(module, {}).items():
+            if module._parameters.get(name, masters.parameters[index]) is not masters.parameters[index]:
+                user_warnings.warn(
+                    f"{masters.names[index]} is another parameter now, as after load_state_dict(…, assign=True), but "
+                    "the optimizer still updates the former: load without assign, or load first, then make the "
+                    "optimizer and attach"
+                )
+            elif masters.accept(index):
                 self._new[self._banks.index(masters)].add(index)
         if module is self._loading:
             self._end_load()

@@ -11,7 +11,7 @@ from adapt.kernels.activation import TYPES
 from adapt.layers.hooks import remove_all, with_input
 from adapt.layers.naming import owners
 from adapt.layers.products import ACTIVATIONS_STAY, PRODUCTS, warn_of_others
-from adapt.layers.tracing import is_drawn
+from adapt.layers.tracing import is_drawn, require_plain
 from adapt.layers.view import Pin
 from adapt.learned.calibration import percentile
 from adapt.learned.format_table import FormatTable
@@ -143,7 +143,11 @@ class _Hook:
     def _apply(self, x: Any, training: bool) -> Any:
         if (self.met is None and self.quantizer is None) or not isinstance(x, Tensor) or x.dtype not in TYPES:
             return x
-        if (not torch.compiler.is_compiling() and is_drawn()) or not x.numel():
+        if not torch.compiler.is_compiling():
+            if is_drawn():
+                return x
+            require_plain()
+        if not x.numel():
             return x
         if self.met is not None and (training or not self.in_training):
             self.met.look(x)
