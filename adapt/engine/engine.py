@@ -392,8 +392,8 @@ class Engine:
             names, self._unfit = list(self._unfit), {}
             more = ", …" if len(names) > 4 else ""
             user_warnings.warn(
-                f"weights were loaded after attaching, but the formats of {', '.join(names[:4])}{more} still fit the "
-                "earlier weights: load the weights first, then attach"
+                f"weights were loaded or written after attaching, but the formats of {', '.join(names[:4])}{more} still "
+                "fit the earlier weights: load the weights first, then attach"
             )
 
     # A forward pass may notice a new layer in inference mode, but the tensors created here are written in training.

@@ -87,8 +87,8 @@ def attach(
         are float32 unless you pass `keep_activations=True`.
 
     Raises:
-        TypeError, ValueError, RuntimeError, NotImplementedError: an argument is invalid, a budget is below what
-            `floor` bits take, calibration cannot run, or as in `adapt.attach`.
+        TypeError, ValueError, RuntimeError, NotImplementedError: an argument is invalid, a weight is not finite, a
+            budget is below what `floor` bits take, calibration cannot run, or as in `adapt.attach`.
     """
     plan = LearnedWidths(weight_budget=weight_budget, activation_budget=activation_budget, phases=phases, **options)
     return attach_plan(optimizer, module, plan, lambda learner: learner.calibrate(calibration))
