@@ -5,15 +5,17 @@ given version of torch, and docs/status.md lists the versions that were tested.
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import CodeType
 from typing import Any
 
 import torch
 import torch.utils.checkpoint
 from torch import Tensor, nn
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch._library.custom_ops import CustomOpDef
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 __all__ = ["BatchNormNd", "ConvNd", "TorchDispatchMode", "tree_leaves", "tree_map_only"]
@@ -32,8 +34,22 @@ backward_pass: Callable[[], int] = _C._current_graph_task_id
 tracing_state: Callable[[], object | None] = _C._get_tracing_state
 """Return the state into which `torch.jit.trace` records; None if it is not running."""
 
+
 is_transformed: Callable[[Tensor], bool] = _C._functorch.is_functorch_wrapped_tensor
 """Return whether a transform of `torch.func` wraps the tensor."""
+
+
+def is_transforming() -> bool:
+    """Return whether a transform of `torch.func` is active, or `make_fx` records operations."""
+    is_recording = _C._get_dispatch_mode(_C._TorchDispatchModeKey.PROXY) is not None
+    return is_recording or _C._functorch.peek_interpreter_stack() is not None
+
+
+@contextmanager
+def outside_of_transforms() -> Iterator[None]:
+    """Suspend transforms and `make_fx`, to write tensors that they neither transform nor record."""
+    with temporarily_clear_interpreter_stack(), _disable_current_modes():
+        yield
 
 
 def memory_references(tensor: Tensor) -> int:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import adapt
+from adapt import learned
 from tests.training import assembled, batch, copies, is_on_grid, loss_of, net, train
 
 
@@ -218,6 +219,35 @@ def test_a_loss_that_is_never_shown_is_warned_about_once_and_the_strategy_stays(
 def test_a_policy_that_does_not_look_at_the_loss_does_not_ask_for_it(policy):
     model, optimizer, _ = assembled(policy=policy)
     assert not warned(lambda: train(model, optimizer, 3))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("name", ["0.weight", "2.bias"])
+@pytest.mark.parametrize(
+    "attach",
+    [
+        lambda o, m: learned.attach_lsq(o, m, weight_bits=4),
+        lambda o, m: learned.attach(o, m, weight_budget=learned.Budget(bits=4), phases=learned.Phases(2, 2, 2)),
+    ],
+)
+def test_learned_formats_refuse_weights_that_are_not_finite_by_name(attach, name, value):
+    model = net()
+    with torch.no_grad():
+        model.get_parameter(name).view(-1)[1] = value
+    before = copies(model.named_parameters())
+    with pytest.raises(ValueError, match=rf"{name} holds values that are not finite"):
+        attach(torch.optim.SGD(model.parameters(), lr=0.1), model)
+    for key, parameter in model.named_parameters():
+        assert torch.equal(parameter.nan_to_num(7.0), before[key].nan_to_num(7.0))
+
+
+@pytest.mark.parametrize("policy", [adapt.AdaPT.compact(), adapt.AdaPT(), adapt.Fixed(adapt.Precision(8, 6))])
+def test_a_layer_that_was_initialised_to_zero_is_no_fault_of_its_format(policy):
+    """Such as LoRA's second factor, a zero convolution, or a fresh head."""
+    model, optimizer, controller = assembled(policy=policy)
+    torch.nn.init.zeros_(model[2].weight)
+    assert not warned(lambda: train(model, optimizer, 4, controller=controller))
+    assert controller.trace.nonzero[-1, 1] > 0
 
 
 def test_layers_that_l1_drives_to_zero_are_named_once():

@@ -5,12 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adapt import torch_internals
 from adapt.activations import checkpointing
 from adapt.activations.straight_through import StraightThrough, quantized
 from adapt.kernels.activation import ActivationKernels, SiteTables, mask_size
 from adapt.kernels.stream import is_dense
-from adapt.layers.hooks import is_drawn, with_input
+from adapt.layers.hooks import is_drawn, require_plain, with_input
 from adapt.numerics.nearest import TYPES
 
 
@@ -55,11 +54,7 @@ class ActivationHooks:
         if x.is_cpu is not sites.are_on_cpu or x.is_meta:
             # The layer itself will raise an error.
             return x
-        if torch_internals.is_transformed(x):
-            raise NotImplementedError(
-                "transforms of torch.func cannot trace the rounding of activations: apply them to a model of which "
-                "only the weights are quantised, or after detach()"
-            )
+        require_plain()
         in_place = fresh and not x._is_view() and is_dense(x)
         learning = x.requires_grad and torch.is_grad_enabled()
         mask = torch.empty(mask_size(x.numel()), dtype=torch.uint8, device=x.device) if learning else None

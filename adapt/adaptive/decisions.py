@@ -232,7 +232,8 @@ class Decisions:
             )
         for layer in np.flatnonzero(~np.isfinite(figures.squared_weights[i])).tolist():
             self.warn(f"the master weights of {names[layer]} are not finite: its precision stays as it is")
-        for layer in np.flatnonzero((figures.nonzeros[i] == 0) & (self.trace.numel > 0)).tolist():
+        # A layer that was initialised to zero is no fault of its format.
+        for layer in np.flatnonzero((figures.nonzeros[i] == 0) & (figures.l1_norms[i] > 0)).tolist():
             self.warn(
                 f"every quantised weight of {names[layer]} is zero, so the layer passes nothing on: "
                 "start with a longer fraction, and lower l1 if it is above 0"

@@ -6,7 +6,7 @@ optimizer is torch's SGD, the run goes from the gradients to Q(W) in one pass.
 """
 
 import weakref
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from numbers import Real
 from typing import Any
 
@@ -49,7 +49,7 @@ class Driver:
         self.optimizer = optimizer
         self._module, self._run = module, run
         self._parameters = KnownParameters(optimizer, module, parameters)
-        self._views = Views(module, run.pin, self._before_pass, self._refit)
+        self._views = Views(module, run.pin, self._before_pass, self._take_writes)
         self._steps = Steps(
             optimizer,
             before_update=self._before_update,
@@ -162,7 +162,7 @@ class Driver:
     @torch.inference_mode(False)
     @torch.no_grad()
     def _add_layers(self, frozen: Collection[str] = ()) -> None:
-        """Add layers that have joined, and the frozen layers with these names."""
+        """Add layers that have joined, and the frozen layers with these names. All writes must have been taken."""
         self._views.reshard()
         self._parameters.name_all()
         found = choice.choose(self.optimizer, self._parameters.by_name, self._run.choice, frozen)
@@ -180,16 +180,36 @@ class Driver:
             self._run.included_frozen |= frozen
             self._add_layers(frozen)
 
-    # Weights that were loaded into the module
+    # Weights that other code writes
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def _refit(self, new: list[set[int]]) -> None:
-        """Fit formats to weights that were loaded into the module, unless the optimizer's state brought its own."""
-        if not self._restored:
+    def _take_writes(self, loaded: Sequence[Collection[int]] = ()) -> None:
+        """Take what other code wrote into the parameters as masters, and fit formats to weights that are new.
+
+        New weights were loaded into the module, or replaced before the first step in any other way. They keep formats
+        that came with the optimizer's state.
+
+        Args:
+            loaded: for each of `all_masters`, the indices of the parameters that were just loaded.
+        """
+        if self._restored:
+            for masters in self.all_masters:
+                masters.put_back()
+        new = [set(indices) for indices in loaded or [()] * len(self.all_masters)]
+        if not (self._restored or self._run.step):
+            for masters, indices in zip(self.all_masters, new, strict=True):
+                indices |= masters.replaced()
+        # All of them, because refitting overwrites every parameter.
+        written = [masters.take_writes() for masters in self.all_masters]
+        if self._restored:
+            return
+        if any(new):
             shown = self._views.shown
             self._unfit |= dict.fromkeys(self._run.refit(new))
             self._views.show(shown)
+        elif any(written):
+            self._unfit |= dict.fromkeys(self._run.misfits(written[0]))
 
     def _warn_if_unfit(self) -> None:
         """Warn of loaded weights that keep formats of earlier ones. Not on loading: their own state may follow."""
@@ -197,8 +217,8 @@ class Driver:
             names, self._unfit = list(self._unfit), {}
             more = ", …" if len(names) > 4 else ""
             user_warnings.warn(
-                f"weights were loaded after attaching, but the formats of {', '.join(names[:4])}{more} still fit the "
-                "earlier weights: load the weights first, then attach"
+                f"weights were loaded or written after attaching, but the formats of {', '.join(names[:4])}{more} "
+                "still fit the earlier weights: load the weights first, then attach"
             )
 
     # One step
@@ -210,14 +230,13 @@ class Driver:
             # The closure called `detach`.
             return
         self._require_no_context("optimizer.step()")
-        self._warn_if_unfit()
         self._first_step.begin()
         if not self._run.losses and isinstance(loss, Tensor | Real):
             self._run.losses.observe(loss)  # type: ignore[arg-type]
+        self._take_writes()
+        self._warn_if_unfit()
         self._restored = False
         self._add_new_layers()
-        for masters in self.all_masters:
-            masters.take_writes()
         unscale(self.optimizer)
         if self._fused is None:
             self._run.before_update(None)
@@ -231,6 +250,8 @@ class Driver:
         if self._fused is not None:
             self._fused.show()
         self._run.after_update()
+        for masters in self.all_masters:
+            masters.end_step()
         if not self._views.after_step():
             self._warn_if_blind()
         self._views.reshard()
@@ -273,9 +294,10 @@ class Driver:
         `optimizer.state_dict()` includes it. Between the micro-batches of a step it holds the gradients so far, if
         their losses were observed.
         """
-        for masters in self.all_masters if self.is_attached else ():
-            masters.take_writes()
-            masters.probe()
+        if self.is_attached:
+            self._take_writes()
+            for masters in self.all_masters:
+                masters.probe()
         return self._run.state_dict(self._parameters.present)
 
     def load_state_dict(self, state: Mapping[str, Any], *, strict: bool = True) -> None:
@@ -297,6 +319,7 @@ class Driver:
         """
         self._require_attached()
         self._require_no_context("loading a state")
+        self._take_writes()
         self._add_new_layers()
         self._add_frozen_layers(state)
         self._run.load_state_dict(state, self._parameters.present, strict=strict)

@@ -31,8 +31,9 @@ class Engine(Driver):
     `load_state_dict`) become masters, element by element, and are rounded. In-place operations on the parameter itself
     (`parameter.clamp_()` within `torch.no_grad()`) and new memory (`parameter.data = …`, `vector_to_parameters`) are
     always noticed. Avoid writes that bypass autograd, as `parameter.data.clamp_()` or through NumPy: they are only
-    noticed if they show in a sample of the weights, which is taken in an evaluation, for a checkpoint, and in a step in
-    which a layer can switch.
+    noticed if they show in a sample of the weights, which is taken in every pass before the first step, and later in an
+    evaluation, for a checkpoint, and in a step in which a layer can switch. Formats are fitted anew to weights that are
+    loaded into the module, or that are written as a whole before the first step.
 
     Attributes:
         optimizer: the optimizer.
@@ -195,8 +196,7 @@ class Engine(Driver):
         self._require_no_context("detach()")
         # If no step was made and the masters are handed back, everything is as before attaching.
         kept = self.formats if keep_activations else self._replaced if view == "masters" and not self.step else {}
-        for masters in self.all_masters:
-            masters.take_writes()
+        self._take_writes()
         self._release(view)
         if self._module is not None:
             frozen_rounding.keep(self._module, kept)

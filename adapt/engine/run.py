@@ -112,6 +112,10 @@ class Run(ABC):
         """
         return [self.all_masters[0].names[i] for i in sorted(new[0])]
 
+    def misfits(self, written: Collection[int]) -> list[str]:
+        """Return the layers among those that other code has written whose formats neither fit them nor follow soon."""
+        return []
+
     @abstractmethod
     def state_dict(self, optimized: Mapping[str, Tensor]) -> dict[str, Any]:
         """Return the whole state in plain containers, numbers and tensors; between micro-batches, also the gradients.

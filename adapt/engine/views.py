@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from adapt import torch_internals, user_warnings
 from adapt.distributed.sharding import reshard_
 from adapt.engine.fsdp_backward import BackwardViews
 from adapt.layers.hooks import WeakHook, is_drawn, remove_all
@@ -26,7 +27,8 @@ class Views:
         module: the module that owns the parameters; without one, views change only within contexts.
         pin: the view that a context asks for.
         before_forward: called before every forward pass, to add parameters that joined the optimizer.
-        after_load: called once after values were loaded into parameters, with their indices in each of the masters.
+        take_writes: called to take what other code has written into parameters. Once after values were loaded it gets
+            the indices of these parameters in each of the masters.
     """
 
     def __init__(
@@ -34,10 +36,10 @@ class Views:
         module: nn.Module | None,
         pin: Pin,
         before_forward: Callable[[], None],
-        after_load: Callable[[list[set[int]]], None],
+        take_writes: Callable[..., None],
     ) -> None:
         self._pin = pin
-        self._module, self._before_pass, self._on_load = module, before_forward, after_load
+        self._module, self._before_pass, self._take_writes = module, before_forward, take_writes
         self._all_masters: list[Masters] = []
         self._handles: list[Any] = []
         self._places: dict[int, tuple[Masters, int]] = {}
@@ -111,8 +113,8 @@ class Views:
         outer, self._pin.view = self._pin.view, view
         end_keeping = None
         try:
+            self._take_writes()
             for masters in self._all_masters:
-                masters.take_writes()
                 masters.probe()
             substitute = self._graphs_wait((masters, None) for masters in self._all_masters)
             for masters in self._all_masters:
@@ -125,8 +127,7 @@ class Views:
             self._pin.view = outer
             if end_keeping is not None:
                 end_keeping()
-            for masters in self._all_masters:
-                masters.take_writes()
+            self._take_writes()
             self.show(before)
 
     @property
@@ -151,6 +152,13 @@ class Views:
         """Show each layer in the view for the mode of its own module."""
         if is_drawn():
             return
+        if not torch_internals.is_transforming():
+            self._before_forward(module)
+            return
+        with torch_internals.outside_of_transforms():
+            self._before_forward(module)
+
+    def _before_forward(self, module: nn.Module) -> None:
         builds_graphs = torch.is_grad_enabled()
         if self._pin.view is not None:
             self._may_wait |= builds_graphs
@@ -162,13 +170,10 @@ class Views:
             if self._loading is not None:
                 # An exception interrupted the loading.
                 self._end_load()
+            written = any(masters.is_written(index) for masters, index, _ in self._inside.get(module, ()))
+            if written or any(masters.looks_closely for masters in self._all_masters):
+                self._take_writes()
             self._before_pass()
-            for masters, index, _ in self._inside.get(module, ()):
-                if masters.is_written(index):
-                    masters.take_writes([index])
-            for masters in self._all_masters:
-                if masters.writes_are_hidden:
-                    masters.take_writes()
         self._running |= outermost
         stale: list[tuple[Masters, int, View]] = []
         for masters, index, owner in self._inside.get(module, ()):
@@ -234,9 +239,15 @@ class Views:
             self._loading = module
 
     def _after_load(self, module: nn.Module, keys: Any) -> None:
-        """Make the loaded values masters, and call `after_load` when the outermost module is loaded."""
-        for masters, index in self._own.get(module, {}).values():
-            if masters.accept(index):
+        """Make the loaded values masters, and call `take_writes` when the outermost module is loaded."""
+        for name, (masters, index) in self._own.get(module, {}).items():
+            if module._parameters.get(name, masters.parameters[index]) is not masters.parameters[index]:
+                user_warnings.warn(
+                    f"{masters.names[index]} is another parameter now, as after load_state_dict(…, assign=True), but "
+                    "the optimizer still updates the former: load without assign, or load first, then make the "
+                    "optimizer and attach"
+                )
+            elif masters.accept(index):
                 self._new[self._all_masters.index(masters)].add(index)
         if module is self._loading:
             self._end_load()
@@ -245,7 +256,7 @@ class Views:
         self._loading = None
         if any(self._new):
             new, self._new = self._new, [set() for _ in self._all_masters]
-            self._on_load(new)
+            self._take_writes(new)
 
     def _after_save(self, module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
         """Save what evaluation sees, whatever the module's mode."""
@@ -257,7 +268,8 @@ class Views:
             if place is None:
                 continue
             masters, index = place
-            masters.take_writes([index])
+            if masters.holds_write(index):
+                self._take_writes()
             masters.probe()
             saved = state.get(name)
             # With keep_vars the caller asks for the parameter itself.

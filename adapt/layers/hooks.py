@@ -85,3 +85,16 @@ def is_drawn() -> bool:
         "a module with an attached controller cannot be traced, as torch.jit.trace and torch.onnx.export(dynamo=False) "
         "do: call detach() on the controller first, or use adapt.export"
     )
+
+
+def require_plain() -> None:
+    """Refuse to round an activation that is transformed or recorded, because rounding is no operation of torch here.
+
+    Raises:
+        NotImplementedError: a transform of `torch.func` is active, or `make_fx` records the pass.
+    """
+    if torch_internals.is_transforming():
+        raise NotImplementedError(
+            "transforms of torch.func and make_fx cannot trace the rounding of activations: apply them to a model of "
+            "which only the weights are quantised, or after detach()"
+        )

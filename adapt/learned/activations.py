@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adapt.layers.hooks import is_drawn, remove_all, with_input
+from adapt.layers.hooks import is_drawn, remove_all, require_plain, with_input
 from adapt.layers.naming import owners
 from adapt.layers.products import ACTIVATIONS_STAY, EMBEDDINGS, PRODUCTS, warn_of_others
 from adapt.layers.view import Pin
@@ -142,7 +142,11 @@ class _Hook:
     def _apply(self, x: Any, training: bool) -> Any:
         if (self.observer is None and self.quantizer is None) or not isinstance(x, Tensor) or x.dtype not in TYPES:
             return x
-        if (not torch.compiler.is_compiling() and is_drawn()) or not x.numel():
+        if not torch.compiler.is_compiling():
+            if is_drawn():
+                return x
+            require_plain()
+        if not x.numel():
             return x
         if self.observer is not None and (training or not self.in_training):
             self.observer.observe(x)

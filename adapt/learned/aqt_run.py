@@ -193,6 +193,10 @@ class AqtRun(LearnedRun):
         """Return the activations whose ranges are frozen; those of weights follow the weights anyway."""
         return self.calibrated if self.frozen else []
 
+    def misfits(self, written: Collection[int]) -> list[str]:
+        """Return no layer, because ranges follow the weights."""
+        return []
+
     @torch.no_grad()
     def load_state_dict(self, saved: Mapping[str, Any], optimized: Mapping[str, Tensor], *, strict: bool) -> None:
         super().load_state_dict(saved, optimized, strict=strict)

@@ -87,8 +87,8 @@ def attach(
         are float32 unless you pass `keep_activations=True`.
 
     Raises:
-        TypeError, ValueError, RuntimeError, NotImplementedError: an argument is invalid, a budget is below what
-            `floor` bits take, calibration cannot run, or as in `adapt.attach`.
+        TypeError, ValueError, RuntimeError, NotImplementedError: an argument is invalid, a weight is not finite, a
+            budget is below what `floor` bits take, calibration cannot run, or as in `adapt.attach`.
     """
     plan = LearnedWidths(weight_budget=weight_budget, activation_budget=activation_budget, phases=phases, **options)
     return attach_plan(optimizer, module, plan, lambda learner: learner.calibrate(calibration))
@@ -105,7 +105,8 @@ def attach_lsq(
     """Train at given bit widths with learned steps (LSQ), the homogeneous case of learned widths.
 
     Steps start at 2·E|x|/√Q_P. Every optimizer step moves them by gradient descent with momentum, at the learning rate
-    of the optimizer's first group, with gradients multiplied by 1/√(numel·Q_P).
+    of the optimizer's first group, with gradients multiplied by 1/√(numel·Q_P). Under Adam and its kin, which normalise
+    the gradients of weights, Adam moves the weights' steps too, at 1/√Q_P of that rate.
 
     Args:
         optimizer, module, calibration, quantize_biases, layers: as in `attach`.

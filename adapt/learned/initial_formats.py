@@ -47,7 +47,7 @@ def prepare(
 
     Raises:
         NotImplementedError: a weight is sharded over several processes.
-        ValueError: there is no layer whose activations could be quantised.
+        ValueError: a weight is not finite, or there is no layer whose activations could be quantised.
     """
     for name, weight in layers.items():
         if is_sharded(weight):
@@ -55,6 +55,8 @@ def prepare(
                 f"{name} lies on several processes, but learned formats need whole channels: "
                 "use DistributedDataParallel"
             )
+        if not bool(torch.isfinite(weight).all()):
+            raise ValueError(f"{name} holds values that are not finite, to which no step or range can be fitted")
     owners: dict[int, nn.Module] = {}
     for part in module.modules():
         for parameter in part.parameters(recurse=False):

@@ -170,6 +170,13 @@ class LearnedMasters(Masters):
     def _measure(self, index: int) -> None:
         """Do nothing: `count_nonzeros` measures when it is called."""
 
+    @torch.no_grad()
+    def loss(self, i: int) -> float:
+        """Return the share of a master's energy that rounding takes, ‖Ŵ − W‖₂²/‖W‖₂²; waits for the device."""
+        weight = self.weights[i]
+        error, energy = (values.double().square().sum() for values in (self.view_of(i, "evaluation") - weight, weight))
+        return float(error / energy.clamp(min=1e-300))
+
     def rows(self, i: int) -> Tensor:
         """Return a copy of a master as [channels, elements of a channel]."""
         channels = self.channels[i]

@@ -38,6 +38,9 @@ from adapt.weights.masters import Masters
 _ENERGY_DECAY = 0.8
 """Decay per update of the energy of earlier gradients."""
 
+_MISFIT = 0.75
+"""Formats do not fit weights of whose energy rounding takes more than this. Two bits that fit take a quarter."""
+
 ROW_INTERVAL = 20
 """Steps between two rows of the trace if formats change in every step."""
 
@@ -59,6 +62,7 @@ class LearnedRun(Run):
         sizes: the sizes of the formats and their budgets.
         log: figures of the finished phases.
         learning_rate: the rate of the next update of LSQ's steps.
+        betas: the decays of an optimizer of Adam's kind, for that update; None with any other optimizer.
         settled: whether the widths no longer change.
         frozen: whether the formats no longer change.
 
@@ -74,6 +78,7 @@ class LearnedRun(Run):
         self.plan = plan
         self.frozen = self.settled = False
         self.learning_rate = 0.0
+        self.betas: tuple[float, float] | None = None
         self.layers, self.table, self.inputs = self._prepare(layers, module)
         self.sizes = Sizes(self.table, plan.weight_budget, plan.activation_budget, plan.activation_size)
         self.rule: WidthRule | StepRule = StepRule()
@@ -189,6 +194,10 @@ class LearnedRun(Run):
         self.requantize()
         return self.calibrated
 
+    def misfits(self, written: Collection[int]) -> list[str]:
+        """Return the layers among these that rounding takes most of."""
+        return [self.layers.names[i] for i in sorted(written) if self.layers.loss(i) > _MISFIT]
+
     @property
     def calibrated(self) -> list[str]:
         """The activations that have formats, by the names of `formats`."""
@@ -259,7 +268,7 @@ class LearnedRun(Run):
             found = rule.update(plan, table, self.count, at, settled=self.settled)
             self.log.gradients.append(float(found.square().mean().sqrt()))
         elif isinstance(plan, FixedWidths) and isinstance(rule, StepRule):
-            rule.update(plan, table, self.count, self.learning_rate)
+            rule.update(plan, table, self.count, self.learning_rate, self.betas)
         table.sums.zero_()
         self.count = 0
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from adapt import rounding, torch_internals
-from adapt.distributed.sharding import ShardedKernels, is_sharded, local, sharded_like
+from adapt.distributed.sharding import ShardedKernels, full, is_sharded, local, sharded_like
 from adapt.kernels import Kernels
 from adapt.kernels.stream import is_dense
 from adapt.layers.view import View
@@ -40,6 +40,7 @@ class Masters(ABC):
         views: the view that each parameter holds now; None if writing it was interrupted, so that it is unknown.
         stamps: each parameter's version and address when that view was written; None if it holds something else, as in
             an update.
+        is_fresh: whether no step has been made with these masters yet.
         writes_are_hidden: whether other code was found to write without changing the version.
         sharded: whether a parameter is sharded over several processes.
         may_alias: whether the parameters may alias the masters during the optimizer's update, because it updates them
@@ -69,6 +70,7 @@ class Masters(ABC):
         self._substituted: dict[int, View | None] = {}
         self._before: dict[int, tuple[Tensor, Tensor]] = {}
         self._past_holders: dict[int, int] = {}
+        self.is_fresh = True
         self.writes_are_hidden = False
         self._steps_unprobed = _PROBE_EVERY
         self.numel = np.array([p.numel() for p in self.parameters], np.int64)
@@ -226,24 +228,59 @@ class Masters(ABC):
                 self.views[i], self.stamps[i] = self._substituted.pop(i), self._stamp(i)
 
     @torch.no_grad()
-    def take_writes(self, indices: Iterable[int] | None = None) -> None:
+    def take_writes(self, indices: Iterable[int] | None = None) -> set[int]:
         """Take elements that other code wrote into the parameters as masters, and round these parameters again.
 
         Unchanged elements keep their masters. Elements that are restored, as after an evaluation of averaged weights,
-        get the masters that they had after the latest step. Nothing waits for the device, unless `probe` found a write
-        before.
+        get the masters that they had after the latest step. Nothing waits for the device, except before the first step
+        and after `probe` has found a write.
+
+        Returns:
+            The indices of the parameters that were written.
         """
         chosen = range(len(self.parameters)) if indices is None else indices
-        for i in chosen:
-            if self.is_written(i):
-                self._take_write(i)
-        if self.writes_are_hidden:
-            self._take_hidden(chosen)
+        written = {i for i in chosen if self.is_written(i)}
+        for i in written:
+            self._take_write(i)
+        return written | self._take_hidden(chosen) if self.looks_closely else written
+
+    @torch.no_grad()
+    def replaced(self) -> set[int]:
+        """Return the parameters whose values other code has mostly replaced; waits for the device.
+
+        These were initialised, loaded or copied as a whole: most of the values that are not zero are new. So a clamp
+        of the outermost values replaces nothing, nor does a pruning mask.
+        """
+        found = filter(self.holds_write, range(len(self.parameters)))
+        return {i for i in found if are_replaced(self.parameters[i].detach(), self._expected(i))}
+
+    def put_back(self) -> None:
+        """Show again what other code has overwritten with a view of the same masters, as when it loads a checkpoint.
+
+        Without this, those values would become masters. Waits for the device.
+        """
+        for i in range(len(self.parameters)):
+            if self.holds_write(i) and self._is_view(i):
+                self._show_again(i)
+
+    @property
+    def looks_closely(self) -> bool:
+        """Whether to look for writes that leave the version as it is in every pass.
+
+        Before the first step, initialisation often writes so: `weight.data.normal_()`.
+        """
+        return (self.is_fresh or self.writes_are_hidden) and not self.sharded
 
     def is_written(self, index: int) -> bool:
         """Return whether other code has written into the parameter, or given it other memory, since it was shown."""
         stamp = self.stamps[index]
         return stamp is not None and stamp != self._stamp(index)
+
+    def holds_write(self, index: int) -> bool:
+        """Return whether other code has written into the parameter, looking closely where that is asked for."""
+        if self.looks_closely and self.stamps[index] is not None:
+            return self.is_written(index) or bool(self._differs(index))
+        return self.is_written(index)
 
     def _stamp(self, index: int) -> tuple[int, int]:
         parameter = self.parameters[index]
@@ -258,15 +295,15 @@ class Masters(ABC):
         """
         if self._steps_unprobed >= _PROBE_EVERY and not self.sharded:
             self._steps_unprobed = 0
-            self._take_hidden(range(len(self.parameters)))
+            self.writes_are_hidden |= bool(self._take_hidden(range(len(self.parameters))))
 
-    def _take_hidden(self, indices: Iterable[int]) -> None:
+    def _take_hidden(self, indices: Iterable[int]) -> set[int]:
         known = [i for i in indices if self.stamps[i] is not None]
         differ = torch.stack([self._differs(i) for i in known]).tolist() if known else []
-        for i, differs in zip(known, differ, strict=True):
-            if differs:
-                self.writes_are_hidden = True
-                self._take_write(i)
+        hidden = {i for i, differs in zip(known, differ, strict=True) if differs}
+        for i in hidden:
+            self._take_write(i)
+        return hidden
 
     def _differs(self, index: int) -> Tensor:
         """Return whether the parameter, or a sample of it, differs from its view, bool []."""
@@ -285,9 +322,11 @@ class Masters(ABC):
         if index not in self._before:
             self._before[index] = weight.clone(), shown.clone()
         weight_before, shown_before = self._before[index]
-        weight.copy_(
-            torch.where(found == shown_before, weight_before, torch.where(found == shown, weight, found)),
-        )
+        is_before, is_now = found == shown_before, found == shown
+        # Values may lie on both grids by chance: the one that explains more of them comes first.
+        restored = torch.where(is_before, weight_before, torch.where(is_now, weight, found))
+        changed = torch.where(is_now, weight, torch.where(is_before, weight_before, found))
+        weight.copy_(torch.where(is_before.sum() > is_now.sum(), restored, changed))
         self.end_substitution([index])
         self._measure(index)
         self._show_again(index)
@@ -297,12 +336,16 @@ class Masters(ABC):
         self.show(self.views[index] or "training", [index], rewrite=True)
 
     def _record_step(self) -> None:
-        """Record that a step has just written the view of training into all parameters."""
+        """Record that the view of training was just written into all parameters."""
         self.views = ["training"] * len(self.parameters)
         self.stamps = [self._stamp(i) for i in range(len(self.parameters))]
-        self._before.clear()
         self._past_holders.clear()
         self._steps_unprobed += 1
+
+    def end_step(self) -> None:
+        """Note that a step is done: values from before it can no longer be restored."""
+        self._before.clear()
+        self.is_fresh = False
 
     def _forget_views(self) -> None:
         """Record that the parameters no longer hold a view."""
@@ -331,17 +374,23 @@ class Masters(ABC):
         Returns:
             Whether the master changed.
         """
-        value, views = self.parameters[index].detach(), get_args(View)
-        is_new = not any(torch.equal(value, self.view_of(index, view)) for view in views)
+        is_new = not self._is_view(index)
         if is_new:
-            self.weights[index].copy_(value)
+            self._before.pop(index, None)
+            self.weights[index].copy_(self.parameters[index].detach())
             self._measure(index)
         self._show_again(index)
         return is_new
 
+    def _is_view(self, index: int) -> bool:
+        """Return whether the parameter holds a view of its master."""
+        value, views = self.parameters[index].detach(), get_args(View)
+        return any(torch.equal(value, self.view_of(index, view)) for view in views)
+
     def load(self, index: int, weights: Mapping[str, Tensor]) -> None:
         """Load a parameter's master by its name; the parameter follows with `store`."""
         weight = self.weights[index]
+        self._before.pop(index, None)
         weight.copy_(sharded_like(weights[self.names[index]], weight))
 
     def _alias(self) -> bool:
@@ -362,6 +411,13 @@ class Masters(ABC):
                     f"with strides {then.stride()} to {now.dtype} on {now.device} with strides {now.stride()}: "
                     "bring the model to its device, type and memory format first, then make the optimizer and attach"
                 )
+
+
+def are_replaced(found: Tensor, shown: Tensor) -> bool:
+    """Return whether at least half of the found values that are not zero are new, and any is. Waits for the device."""
+    new, filled = found != shown, found != 0
+    counts = [float(full(values.sum())) for values in (new, new & filled, filled)]
+    return counts[0] > 0 and 2 * counts[1] >= counts[2]
 
 
 def differ(left: Tensor, right: Tensor) -> Tensor:

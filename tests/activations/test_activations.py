@@ -652,7 +652,7 @@ def test_a_penalty_on_gradients_reaches_the_weights(errors):
 
 def test_transforms_of_torch_func_are_refused_by_name():
     model, _, _ = assembled(activations="range")
-    with pytest.raises(NotImplementedError, match=r"transforms of torch\.func cannot trace the rounding"):
+    with pytest.raises(NotImplementedError, match=r"transforms of torch\.func and make_fx cannot trace the rounding"):
         torch.func.vmap(model)(torch.randn(2, 4, 6))
 
 

@@ -141,6 +141,19 @@ def test_loading_that_is_cut_short_is_made_up_for_in_the_next_pass():
     assert controller.precisions["2.weight"] == before["2.weight"]
 
 
+@pytest.mark.parametrize("attach", [adapt.attach, None])
+def test_parameters_that_loading_replaces_are_named(attach):
+    """As in plain torch, whose optimizer then updates parameters that no module has."""
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    if attach:
+        adapt.attach(optimizer, model, adapt.AdaPT.compact())
+    else:
+        learned.attach_aqt(optimizer, model, steps=5)
+    with pytest.warns(UserWarning, match=r"2\.weight is another parameter now.*load without assign"):
+        model.load_state_dict(large(), assign=True)
+
+
 LEARNED = {
     "learned widths": lambda optimizer, model: learned.attach(
         optimizer, model, weight_budget=learned.Budget(bits=4), phases=learned.Phases(4, 4, 4)

@@ -5,6 +5,7 @@ import io
 
 import pytest
 import torch
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import adapt
 from adapt.layers import frozen_rounding
@@ -44,6 +45,48 @@ TRACERS = [
     lambda model: torch.jit.trace(model[0], INPUTS),
     lambda model: torch.onnx.export(model, (INPUTS,), io.BytesIO(), dynamo=False),
 ]
+
+
+TRANSFORMS = {
+    "vmap": lambda model: torch.func.vmap(model)(INPUTS),
+    "jacrev": lambda model: torch.func.jacrev(model)(INPUTS[0]),
+    "jacfwd": lambda model: torch.func.jacfwd(model)(INPUTS[0]),
+    "grad": lambda model: torch.func.grad(lambda x: model(x).square().sum())(INPUTS),
+    "make_fx": lambda model: make_fx(model)(INPUTS)(INPUTS),
+}
+
+
+@pytest.mark.parametrize("steps", [0, 2])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
+@pytest.mark.parametrize("attach", [adaptive(), adaptive(rounding="nearest"), learned])
+def test_transforms_compute_with_the_weights_of_the_mode(attach, transform, training, steps):
+    """The first pass in another mode rewrites the weights, and the passes before the first step look for writes."""
+    model = net()
+    controller = attach(torch.optim.SGD(model.parameters(), lr=0.1), model)
+    train(model, controller.optimizer, steps)
+    model.train(training)
+    found = transform(model)
+    model(INPUTS)
+    torch.testing.assert_close(found, transform(copy.deepcopy(model)))
+    train(model.train(), controller.optimizer, 2)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
+@pytest.mark.parametrize("attach", [adaptive(activations=8), learned_activations, observed_activations])
+def test_transforms_of_rounded_activations_are_refused_until_the_controller_is_detached(attach, transform, training):
+    model = net()
+    controller = attach(torch.optim.SGD(model.parameters(), lr=0.1), model)
+    train(model, controller.optimizer, 2)
+    model.train(training)
+    with pytest.raises(NotImplementedError, match=r"make_fx cannot trace the rounding of activations.*detach\(\)"):
+        transform(model)
+    train(model.train(), controller.optimizer, 1)
+    controller.detach(keep_activations=True)
+    found, expected = transform(model), model(INPUTS)
+    if found.shape == expected.shape:
+        torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("attach", GUESTS)

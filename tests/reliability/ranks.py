@@ -23,6 +23,7 @@ from torch.distributed.tensor import Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 import adapt
+from adapt.distributed.sharding import sharded_like
 from tests.processes import together
 
 STEPS, HALF = 30, 13
@@ -42,6 +43,8 @@ SETTINGS = {
         {"quantize_biases": True},
     ),
 }
+
+COMPACT = {"compact": (adapt.AdaPT.compact(), {"quantize_biases": True, "rounding": "nearest"})}
 
 ACTIVATIONS = {"activations": "range", "quantize_errors": True, "rounding": "nearest"}
 """Ranges are those of all processes. Nearest, because every process draws its own noise for its own samples."""
@@ -64,7 +67,7 @@ class Training:
     """A model, its optimizer and its controller; every process feeds its share of the batch, or all of it."""
 
     def __init__(self, setting, *, engine=None, init=0, shares=1, share=0, more=None):
-        policy, options = SETTINGS[setting]
+        policy, options = (SETTINGS | COMPACT)[setting]
         options = options | (more or {})
         self.plain = model = make_model(init)
         if engine == "fsdp":
@@ -236,6 +239,19 @@ def load_whole(folder, rank, size):
     set_optimizer_state_dict(training.model, training.optimizer, state["optimizer"], options=options)
     training.done = HALF
     return training.train(STEPS).outcome()
+
+
+def copy_in(training):
+    """Write whole weights into a network that no step has been made with."""
+    with torch.no_grad():
+        for parameter, other in zip(training.plain.parameters(), make_model(5).parameters(), strict=True):
+            parameter.copy_(sharded_like(40 * other.detach(), parameter))
+    return training
+
+
+def fsdp_copied(folder, rank, size):
+    """Weights that were copied in before the first step, under compact formats."""
+    return copy_in(Training("compact", engine="fsdp")).train(HALF).outcome()
 
 
 BETWEEN = {"eval": "evaluation", "part": "evaluation", "evaluation_weights": "evaluation", "master_weights": "masters"}

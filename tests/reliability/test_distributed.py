@@ -11,7 +11,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 import adapt
-from tests.reliability.ranks import ACTIVATIONS, HALF, SETTINGS, STEPS, Processes, Training, states
+from tests.reliability.ranks import ACTIVATIONS, HALF, SETTINGS, STEPS, Processes, Training, copy_in, states
 
 torch.set_num_threads(1)
 
@@ -119,6 +119,13 @@ def test_sharded_layers_train_bit_for_bit_as_whole_ones(two, four, alone, size, 
     """Every process sees the whole batch, so that only the sharding differs: no tolerance."""
     for result in {2: two, 4: four}[size]["fsdp"]:
         assert_equal(result[setting], alone[setting])
+
+
+def test_weights_that_are_copied_into_sharded_layers_begin_with_their_own_formats(two):
+    expected = copy_in(Training("compact")).train(HALF).outcome()
+    assert expected["formats"][0] != Training("compact").train(1).formats[0]
+    for result in two["fsdp_copied"]:
+        assert_equal(result, expected)
 
 
 @pytest.mark.parametrize("engine", ["ddp", "fsdp"])
