@@ -58,7 +58,7 @@ class Driver:
         )
         self._first_step = FirstStep(optimizer, *min(self.layers.items(), key=lambda layer: layer[1].numel()))
         self._fused: FusedSGD | None = None
-        self._restored = False
+        self._restored: set[str] = set()
         self._unfit: dict[str, None] = {}
         self._is_blind_known = False
         self._replaced: dict[str, Format] = {}
@@ -187,8 +187,8 @@ class Driver:
     def _take_writes(self, loaded: Sequence[Collection[int]] = ()) -> None:
         """Take what other code wrote into the parameters as masters, and fit formats to weights that are new.
 
-        New weights were loaded into the module, or replaced before the first step in any other way. They keep formats
-        that came with the optimizer's state.
+        New weights were loaded into the module, or replaced before the first step in any other way. Layers whose
+        formats came with the optimizer's state keep them.
 
         Args:
             loaded: for each of `all_masters`, the indices of the parameters that were just loaded.
@@ -197,18 +197,17 @@ class Driver:
             for masters in self.all_masters:
                 masters.put_back()
         new = [set(indices) for indices in loaded or [()] * len(self.all_masters)]
-        if not (self._restored or self._run.step):
-            for masters, indices in zip(self.all_masters, new, strict=True):
+        for masters, indices in zip(self.all_masters, new, strict=True):
+            if self._restored or not self._run.step:
                 indices |= masters.replaced()
+            indices -= {i for i, name in enumerate(masters.names) if name in self._restored}
         # All of them, because refitting overwrites every parameter.
         written = [masters.take_writes() for masters in self.all_masters]
-        if self._restored:
-            return
         if any(new):
             shown = self._views.shown
             self._unfit |= dict.fromkeys(self._run.refit(new))
             self._views.show(shown)
-        elif any(written):
+        elif any(written) and not self._restored:
             self._unfit |= dict.fromkeys(self._run.misfits(written[0]))
 
     def _warn_if_unfit(self) -> None:
@@ -235,7 +234,7 @@ class Driver:
             self._run.losses.observe(loss)  # type: ignore[arg-type]
         self._take_writes()
         self._warn_if_unfit()
-        self._restored = False
+        self._restored = set()
         self._add_new_layers()
         unscale(self.optimizer)
         if self._fused is None:
@@ -323,7 +322,7 @@ class Driver:
         self._add_new_layers()
         self._add_frozen_layers(state)
         self._run.load_state_dict(state, self._parameters.present, strict=strict)
-        self._restored = True
+        self._restored = {*state["layers"], *state.get("followers", ())}
         self._unfit = {}
         self._steps.forget()
         self._views.reshard()

@@ -261,6 +261,36 @@ def test_a_checkpoint_that_other_code_copies_in_continues_bit_for_bit(name, writ
         assert all(torch.equal(resumed.masters[key], master) for key, master in runs[0][2].masters.items())
 
 
+@pytest.mark.parametrize("write", [copied, through_data, "load_state_dict"])
+@pytest.mark.parametrize("order", [1, -1])
+def test_layers_that_a_partial_state_lacks_begin_with_the_weights_that_come(write, order):
+    """As where a checkpoint's body gets a fresh head."""
+    body, optimizer, controller = attached(GUESTS["compact"], net()[:1])
+    for step in range(6):
+        optimizer.zero_grad()
+        loss = body(batch(step)[0]).square().mean()
+        loss.backward()
+        controller.observe(loss)
+        optimizer.step()
+    state = controller.state_dict()
+    head = source()[2]
+    model, _, resumed = attached(GUESTS["compact"], net(1))
+
+    def load_head():
+        if write == "load_state_dict":
+            model[2].load_state_dict(head.state_dict())
+        else:
+            write(model[2], list(head.parameters()))
+
+    for do in [lambda: resumed.load_state_dict(state, strict=False), load_head][::order]:
+        do()
+    model(batch(0)[0])
+    assert resumed.precisions["0.weight"] == controller.precisions["0.weight"]
+    assert torch.equal(resumed.masters["0.weight"], controller.masters["0.weight"])
+    assert torch.equal(resumed.masters["2.weight"], head.weight)
+    assert resumed.precisions["2.weight"].maximum >= head.weight.abs().max() / 2
+
+
 @pytest.mark.parametrize("scale", [40.0, 1e-3])
 @pytest.mark.parametrize("name", ["learned widths", "LSQ", "LSQ by channel"])
 def test_learned_formats_that_no_longer_fit_are_named(name, scale):
