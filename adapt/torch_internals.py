@@ -6,7 +6,7 @@ given version of torch, and docs/status.md lists the versions that were tested.
 
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import CodeType
 from typing import Any
 
@@ -45,9 +45,13 @@ def is_transforming() -> bool:
     return is_recording or _C._functorch.peek_interpreter_stack() is not None
 
 
+def outside_of_transforms() -> AbstractContextManager[None]:
+    """Return a context that suspends transforms and `make_fx`, to write tensors that they need not know of."""
+    return _without_transforms() if is_transforming() else nullcontext()
+
+
 @contextmanager
-def outside_of_transforms() -> Iterator[None]:
-    """Suspend transforms and `make_fx`, to write tensors that they neither transform nor record."""
+def _without_transforms() -> Iterator[None]:
     with temporarily_clear_interpreter_stack(), _disable_current_modes():
         yield
 

@@ -152,13 +152,6 @@ class Views:
         """Show each layer in the view for the mode of its own module."""
         if is_drawn():
             return
-        if not torch_internals.is_transforming():
-            self._before_forward(module)
-            return
-        with torch_internals.outside_of_transforms():
-            self._before_forward(module)
-
-    def _before_forward(self, module: nn.Module) -> None:
         builds_graphs = torch.is_grad_enabled()
         if self._pin.view is not None:
             self._may_wait |= builds_graphs
@@ -166,14 +159,8 @@ class Views:
         # The optimizer is checked only once, not for every module inside.
         outermost = module is self._module or module is self._between
         if outermost or not self._running:
-            self._end_pass()
-            if self._loading is not None:
-                # An exception interrupted the loading.
-                self._end_load()
-            written = any(masters.is_written(index) for masters, index, _ in self._inside.get(module, ()))
-            if written or any(masters.looks_closely for masters in self._all_masters):
-                self._take_writes()
-            self._before_pass()
+            with torch_internals.outside_of_transforms():
+                self._begin_pass(module)
         self._running |= outermost
         stale: list[tuple[Masters, int, View]] = []
         for masters, index, owner in self._inside.get(module, ()):
@@ -183,8 +170,20 @@ class Views:
         if stale:
             # Such graphs may outlive the step, for example when the outputs of a validation are kept.
             self._graphs_in_evaluation |= builds_graphs and any(view == "evaluation" for _, _, view in stale)
-            self._show(stale, module)
+            with torch_internals.outside_of_transforms():
+                self._show(stale, module)
         self._may_wait |= builds_graphs
+
+    def _begin_pass(self, module: nn.Module) -> None:
+        """Notice, before a pass begins, what has happened since the latest one."""
+        self._end_pass()
+        if self._loading is not None:
+            # An exception interrupted the loading.
+            self._end_load()
+        written = any(masters.is_written(index) for masters, index, _ in self._inside.get(module, ()))
+        if written or any(masters.looks_closely for masters in self._all_masters):
+            self._take_writes()
+        self._before_pass()
 
     def _show(self, changes: Sequence[tuple[Masters, int, View]], module: nn.Module) -> None:
         """Change the views of parameters for `module`, which is about to run."""
