@@ -72,11 +72,11 @@ def set_version(tensor: Tensor, version: int) -> None:
     if _SETS_ONE_VERSION:
         _C._autograd._unsafe_set_version_counter(tensor, version)
     else:
-        _C._autograd._unsafe_set_version_counter((tensor,), (version,))
+        _C._autograd._unsafe_set_version_counter([tensor], [version])
 
 
-_SETS_ONE_VERSION = "Sequence" not in _C._autograd._unsafe_set_version_counter.__doc__
-"""In torch 2.6 the function takes one tensor at a time."""
+_SETS_ONE_VERSION = "arg0: torch.Tensor" in _C._autograd._unsafe_set_version_counter.__doc__
+"""In torch 2.6 the function takes one tensor at a time; later a list, in torch 2.8, or any sequence."""
 
 # The stack of hooks that torch.autograd.graph.saved_tensors_hooks pushes: (pack, unpack) for what autograd saves.
 

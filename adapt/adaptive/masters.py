@@ -8,7 +8,7 @@ from torch import Tensor
 
 from adapt import rounding
 from adapt.adaptive.grids import Grids
-from adapt.distributed.sharding import full
+from adapt.distributed.sharding import full, unequal
 from adapt.kernels import Rounding, Treatment, Update
 from adapt.kernels.stream import flat
 from adapt.numerics import Format, LayerFormat
@@ -63,7 +63,7 @@ class FixedPointMasters(Masters):
         """Return the share of each master outside its format's range, float64 [parameters]; 0 in float32."""
         shares = []
         for weight, (scale, step, low, high) in zip(self.weights, self.grids.table.tolist(), strict=True):
-            outside = weight.clamp(low * step, high * step) != weight if scale else torch.zeros_like(weight)
+            outside = unequal(weight.clamp(low * step, high * step), weight) if scale else torch.zeros_like(weight)
             shares.append(full(outside.sum()).double() / max(weight.numel(), 1))
         return torch.stack(shares)
 

@@ -57,6 +57,11 @@ def full(tensors: Tensor | Sequence[Tensor]) -> Tensor | Sequence[Tensor]:
     return tensors.full_tensor() if is_sharded(tensors) else tensors
 
 
+def unequal(left: Tensor, right: Tensor) -> Tensor:
+    """Return where two tensors of one shape differ, bool; torch 2.8 compares sharded ones by == alone."""
+    return (left == right).logical_not()
+
+
 def extremes(tensors: Sequence[Tensor]) -> list[tuple[float, float]]:
     """Return the smallest and largest element of each whole tensor, in one transfer from the device.
 

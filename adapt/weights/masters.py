@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from adapt import rounding, torch_internals
-from adapt.distributed.sharding import ShardedKernels, full, is_sharded, local, sharded_like
+from adapt.distributed.sharding import ShardedKernels, full, is_sharded, local, sharded_like, unequal
 from adapt.kernels import Kernels
 from adapt.kernels.stream import is_dense
 from adapt.layers.view import View
@@ -415,11 +415,11 @@ class Masters(ABC):
 
 def are_replaced(found: Tensor, shown: Tensor) -> bool:
     """Return whether at least half of the found values that are not zero are new, and any is. Waits for the device."""
-    new, filled = found != shown, found != 0
+    new, filled = unequal(found, shown), found != 0
     counts = [float(full(values.sum())) for values in (new, new & filled, filled)]
     return counts[0] > 0 and 2 * counts[1] >= counts[2]
 
 
 def differ(left: Tensor, right: Tensor) -> Tensor:
     """Return whether two tensors differ anywhere, except where the left one is NaN, bool []."""
-    return ((left != right) & (left == left)).any()
+    return (unequal(left, right) & (left == left)).any()
