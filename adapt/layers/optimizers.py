@@ -169,9 +169,3 @@ def optimized(optimizer: Optimizer) -> Iterator[Tensor]:
     """Yield every parameter of the optimizer, group by group."""
     for group in optimizer.param_groups:
         yield from group["params"]
-
-
-def adam_betas(optimizer: Optimizer) -> tuple[float, float] | None:
-    """Return the decays of the gradients' two moments, if this is an optimizer of Adam's kind, else None."""
-    betas = optimizer.param_groups[0].get("betas")
-    return (float(betas[0]), float(betas[1])) if isinstance(betas, tuple | list) and len(betas) == 2 else None

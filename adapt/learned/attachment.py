@@ -105,8 +105,7 @@ def attach_lsq(
     """Train at given bit widths with learned steps (LSQ), the homogeneous case of learned widths.
 
     Steps start at 2·E|x|/√Q_P. Every optimizer step moves them by gradient descent with momentum, at the learning rate
-    of the optimizer's first group, with gradients multiplied by 1/√(numel·Q_P). Under Adam and its kin, which normalise
-    the gradients of weights, Adam moves the weights' steps too, at 1/√Q_P of that rate.
+    of the optimizer's first group, with gradients multiplied by 1/√(numel·Q_P).
 
     Args:
         optimizer, module, calibration, quantize_biases, layers: as in `attach`.

@@ -240,13 +240,6 @@ class FormatTable:
         # The derivative of 2^round(log₂ d) with respect to d, straight through round; 1 if d itself is used.
         return result * (self.used_step / self.step)
 
-    def lsq_scales(self) -> Tensor:
-        """Return 1/√Q_P of LSQ's formats, float64 [F]."""
-        scales = torch.ones(len(self.numel), dtype=torch.float64, device=self.device)
-        for bits, signed, mask in self.lsq_groups():
-            scales[mask] = lsq.bounds(bits, signed=signed)[1] ** -0.5
-        return scales
-
     def ratios(self) -> Tensor:
         """Return the derivative of log₂(q₊/d + 1) with respect to log₂(q₊/d): q₊/(q₊ + d), float64 [F]."""
         return (self.maximum / (self.maximum + self.step)).double()

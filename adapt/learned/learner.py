@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from adapt.engine.engine import Engine
 from adapt.layers.naming import module_site
-from adapt.layers.optimizers import adam_betas, is_scaled
+from adapt.layers.optimizers import is_scaled
 from adapt.learned.calibration import run_batches
 from adapt.learned.options import FixedWidths, LearnedWidths, MaximumRanges, Plan
 from adapt.learned.phases import Phases
@@ -142,7 +142,6 @@ class Learner(Engine):
                 "needs no scaler, or leave the activations in float32 (no activation_budget or activation_bits)"
             )
         self._run.learning_rate = self._schedule.step(self.plan, self.step)
-        self._run.betas = adam_betas(self.optimizer)
         super()._before_update(loss)
 
     @property

@@ -62,7 +62,6 @@ class LearnedRun(Run):
         sizes: the sizes of the formats and their budgets.
         log: figures of the finished phases.
         learning_rate: the rate of the next update of LSQ's steps.
-        betas: the decays of an optimizer of Adam's kind, for that update; None with any other optimizer.
         settled: whether the widths no longer change.
         frozen: whether the formats no longer change.
 
@@ -78,7 +77,6 @@ class LearnedRun(Run):
         self.plan = plan
         self.frozen = self.settled = False
         self.learning_rate = 0.0
-        self.betas: tuple[float, float] | None = None
         self.layers, self.table, self.inputs = self._prepare(layers, module)
         self.sizes = Sizes(self.table, plan.weight_budget, plan.activation_budget, plan.activation_size)
         self.rule: WidthRule | StepRule = StepRule()
@@ -268,7 +266,7 @@ class LearnedRun(Run):
             found = rule.update(plan, table, self.count, at, settled=self.settled)
             self.log.gradients.append(float(found.square().mean().sqrt()))
         elif isinstance(plan, FixedWidths) and isinstance(rule, StepRule):
-            rule.update(plan, table, self.count, self.learning_rate, self.betas)
+            rule.update(plan, table, self.count, self.learning_rate)
         table.sums.zero_()
         self.count = 0
 

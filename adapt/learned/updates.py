@@ -182,33 +182,16 @@ def _octaves(plan: LearnedWidths, step: int, *, free: bool, settled: bool) -> fl
 
 
 class StepRule:
-    """Updates LSQ's steps d by gradient descent with momentum, at the learning rate of the weights.
-
-    Adam moves weights by about its rate, however small their gradients. Gradient descent would leave their steps
-    behind, so Adam moves these too, by about 1/√Q_P of the rate. LSQ's initial step 2·E|w|/√Q_P moves twice as far if
-    every magnitude moves by the rate, but most do not.
-    """
+    """Updates LSQ's steps d by gradient descent with momentum, at the learning rate of the weights."""
 
     def __init__(self) -> None:
         self._velocity: Tensor | None = None
-        self._moments: dict[str, Tensor] = {}
 
-    def update(
-        self, plan: FixedWidths, formats: FormatTable, count: int, rate: float, betas: tuple[float, float] | None = None
-    ) -> None:
-        """Update the steps d by their sums over `count` training steps at this learning rate.
-
-        Args:
-            plan, formats, count, rate: see above.
-            betas: the decays of the moments of gradients, if the optimizer is one of Adam's kind.
-        """
+    def update(self, plan: FixedWidths, formats: FormatTable, count: int, rate: float) -> None:
+        """Update the steps d by their sums over `count` training steps at this learning rate."""
         found = formats.lsq_gradients(count)
         self._velocity = found if self._velocity is None else plan.momentum * self._velocity + found
-        move = self._velocity
-        if betas is not None:
-            is_weight = torch.from_numpy(formats.is_weight).to(found.device)
-            move = torch.where(is_weight, formats.lsq_scales() * self._adam(found, *betas), move)
-        moved = formats.step - rate * move
+        moved = formats.step - rate * self._velocity
         # The gradient does not depend on the size of d: a small d that follows growing weights must not overshoot them.
         jumps = (moved > 2 * formats.step) & formats.follows
         self._velocity = torch.where(jumps, 0.0, self._velocity)
@@ -216,26 +199,14 @@ class StepRule:
         # At most halved: a step that crossed zero would be lost.
         formats.set_steps(torch.maximum(moved, formats.step / 2).to(formats.step))
 
-    def _adam(self, gradient: Tensor, decay: float, decay_of_squares: float) -> Tensor:
-        """Return Adam's direction, m̂/√v̂, of each format, float64 [F]."""
-        names = ("mean", "square", "updates")
-        mean, square, updates = (self._moments.get(name, torch.zeros_like(gradient)) for name in names)
-        mean = decay * mean + (1 - decay) * gradient
-        square = decay_of_squares * square + (1 - decay_of_squares) * gradient.square()
-        updates = updates + 1
-        self._moments = {"mean": mean, "square": square, "updates": updates}
-        spread = (square / (1 - decay_of_squares**updates)).sqrt()
-        return mean / (1 - decay**updates) / spread.clamp(min=1e-30)
-
     def forget(self, formats: Tensor) -> None:
-        """Reset velocity and moments of these formats, a mask [F], because their formats were replaced."""
-        for tensor in self.state_dict(copied=False).values():
-            tensor[formats] = 0
+        """Reset the velocity of these formats, a mask [F], because their formats were replaced."""
+        if self._velocity is not None:
+            self._velocity[formats] = 0
 
-    def state_dict(self, *, copied: bool = True) -> dict[str, Any]:
-        """Return the state to save; `copied` False returns the tensors themselves."""
-        tensors = ({} if self._velocity is None else {"velocity": self._velocity}) | self._moments
-        return {name: tensor.clone() if copied else tensor for name, tensor in tensors.items()}
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state to save."""
+        return {} if self._velocity is None else {"velocity": self._velocity.clone()}
 
     def check_state(self, state: Any, formats: FormatTable) -> None:
         """Check that `load_state_dict` can load this state.
@@ -245,12 +216,10 @@ class StepRule:
         """
         if not isinstance(state, dict):
             raise ValueError(f"the precision state should hold the rule's velocity, got {state!r:.80}")
-        like = torch.empty(len(formats.numel), dtype=torch.float64)
-        moments = ("mean", "square", "updates") if set(state) - {"velocity"} else ()
-        persistence.check_tensors("rule", state, dict.fromkeys(("velocity", *moments) if state else (), like))
+        if state:
+            like = torch.empty(len(formats.numel), dtype=torch.float64)
+            persistence.check_tensors("rule", state, {"velocity": like})
 
     def load_state_dict(self, state: dict[str, Any], formats: FormatTable) -> None:
         """Load what `state_dict` returned, after `check_state` has accepted it."""
-        tensors = {name: tensor.to(formats.device) for name, tensor in state.items()}
-        # Earlier versions had only a velocity, under every optimizer.
-        self._velocity, self._moments = tensors.pop("velocity", None), tensors
+        self._velocity = state["velocity"].to(formats.device) if "velocity" in state else None

@@ -136,6 +136,8 @@ def test_nothing_waits_for_the_device_while_no_layer_can_switch(monkeypatch):
                 controller.observe(loss)
                 optimizer.step()
             scalars = [event for event in profile.events() if event.name == "aten::_local_scalar_dense"]
+            if not step:
+                continue  # whether the weights were replaced since attaching is looked at before the first step
             if (step + 1) % 20:
                 assert not waits
                 assert not scalars

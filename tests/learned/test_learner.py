@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 import adapt
-from adapt.engine import persistence
 from adapt.learned import Budget, Phases, attach, attach_lsq
 from adapt.learned.phases import rate
 from adapt.perfmodel import network_size
@@ -399,51 +398,6 @@ def test_lsq_moves_steps_by_momentum_at_the_optimizers_rate():
         velocity = 0.5 * velocity + expected.item()
         found = learner.steps["head.weight"][0]
         assert found.item() == pytest.approx(max(d.item() - 0.05 * velocity, d.item() / 2), rel=1e-4)
-
-
-@pytest.mark.parametrize("width", [1, 2, 4])
-def test_lsq_moves_weights_steps_by_adam_where_adam_moves_the_weights(width):
-    """And those of activations by momentum: Adam does not move activations by its rate."""
-    model, _ = build()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.8, 0.9))
-    learner = attach_lsq(optimizer, model, [pictures(9)[0]], weight_bits=width, activation_bits=3, per_channel=False)
-    largest = {1: 1, 2: 1, 4: 7}[width]
-    leaf = torch.zeros((), dtype=torch.float64, requires_grad=True)
-    twin = torch.optim.Adam([leaf], lr=1e-3 / math.sqrt(largest), betas=(0.8, 0.9), eps=1e-30)
-    with torch.no_grad():
-        leaf.fill_(learner.steps["head.weight"].item())
-    for step in range(4):
-        d = torch.from_numpy(learner.steps["head.weight"])[0]
-        optimizer.zero_grad()
-        inputs, targets = pictures(step)
-        nn.functional.cross_entropy(model(inputs), targets).backward()
-        gradient, master = model.head.weight.grad.clone(), learner.masters["head.weight"].clone()
-        before = learner.steps["head.input"]
-        optimizer.step()
-        point = d.clone().requires_grad_()
-        (slope,) = torch.autograd.grad(adapt.learned.lsq(master, point, width), point, gradient)
-        leaf.grad = slope.double()
-        twin.step()
-        assert learner.steps["head.weight"].item() == pytest.approx(leaf.item(), rel=1e-4)
-        assert 0 < abs(learner.steps["head.input"] - before).item() < 1e-3
-
-
-def test_an_lsq_run_under_adam_that_was_saved_by_an_earlier_version_goes_on():
-    """It knew no moments, and there a run of this version begins as in its first step."""
-    model, _ = build()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    learner = attach_lsq(optimizer, model, weight_bits=3)
-    train(model, optimizer, 2)
-    state = learner.state_dict()
-    rule = persistence.from_bytes(state["rule"])
-    assert set(rule) == {"velocity", "mean", "square", "updates"}
-    learner.load_state_dict(state | {"rule": persistence.to_bytes({"velocity": rule["velocity"]})})
-    train(model, optimizer, 2)
-    assert persistence.from_bytes(learner.state_dict()["rule"])["updates"].unique().tolist() == [2]
-    with pytest.raises(ValueError, match="'rule' of square"):
-        learner.load_state_dict(
-            state | {"rule": persistence.to_bytes({k: v for k, v in rule.items() if k != "square"})}
-        )
 
 
 def test_lsq_per_tensor_has_one_step():
