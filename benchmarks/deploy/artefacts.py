@@ -18,6 +18,7 @@ from adapt.export import Exported, capture, load, runner, session, to_onnx, veri
 from adapt.export.onnx import program
 from recipes.common import models
 from recipes.common.gpt import CharGPT
+from recipes.common.methods import block
 
 ALPHABET, CONTEXT = 65, 64
 
@@ -60,7 +61,7 @@ def captured(make: Callable[[], nn.Module], batches: Callable[[int], Tensor], bi
     """A network with weights and biases of so many bits and activations of 8, after a few steps of training."""
     torch.manual_seed(0)
     model = make()
-    policy = adapt.MuPPET(steps_per_epoch=10**9, word_lengths=(bits,))  # block floating point that never switches
+    policy = block(bits)
     optimizer = adapt.ASGD(model, lr=0.01, policy=policy, activations=8, quantize_biases=True)
     for step in range(3):
         output = model(batches(32 + step)).flatten(0, -2)

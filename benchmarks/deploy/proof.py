@@ -28,7 +28,7 @@ from adapt.export import IntegerNetwork, capture, load, runner, to_onnx, to_qonn
 from benchmarks.__main__ import RESULTS
 from recipes.common import data, ledger
 from recipes.common.batches import Batches
-from recipes.same_bits.methods import NEVER
+from recipes.common.methods import block
 from recipes.same_bits.start import Start, published
 
 RUNTIMES = ("packed", "ORT", "ORT unoptimised", "integer", "qonnx")
@@ -42,7 +42,7 @@ Logits = Callable[[Tensor], Tensor]
 
 def tuned(start: Start, batches: Batches, bits: int | None, steps: int) -> adapt.ASGD:
     """Return the optimizer whose controller holds the network after some steps; no bits: those of `compact()`."""
-    policy = adapt.AdaPT.compact() if bits is None else adapt.MuPPET(steps_per_epoch=NEVER, word_lengths=(bits,))
+    policy = adapt.AdaPT.compact() if bits is None else block(bits)
     optimizer = adapt.ASGD(start.model, lr=0.01, momentum=0.9, policy=policy, rounding="nearest", activations=8)
     start.model.train()
     for _, (x, y) in zip(range(steps), batches, strict=False):

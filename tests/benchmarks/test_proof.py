@@ -34,7 +34,7 @@ def test_every_form_is_compared_with_logits_that_the_attached_model_computed_onc
         pytest.importorskip(module)
     torch.manual_seed(0)
     layers = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)
-    start = Start("tiny", nn.Sequential(*layers), torch.zeros(3), torch.ones(3))
+    start = Start("tiny", nn.Sequential(*layers), torch.zeros(3), torch.ones(3), natural=True)
     batches = [(torch.randn(8, 3, 9, 9), torch.arange(8) % 3) for _ in range(4)]
     pictures, labels = [x for x, _ in batches], np.concatenate([y.numpy() for _, y in batches])
     fresh = copy.deepcopy(start)

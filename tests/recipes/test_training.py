@@ -131,7 +131,7 @@ def test_plateau_lowers_the_rate_only_when_the_loss_stands_still():
     [
         ({"model": "vgg"}, "model must be one of .*resnet20, .* got 'vgg'"),
         ({"schedule": "cosine"}, "schedule must be one of onecycle, plateau"),
-        ({"method": "muppet9"}, "method must be one of float32, adapt, .*from 2 to 32\\), got 'muppet9'"),
+        ({"method": "muppet9"}, "method must be one of float32, adapt, .*fixed2 … fixed32.*, got 'muppet9'"),
         ({"method": "fixed99"}, "method must be one of .*got 'fixed99'"),
         ({"epochs": 0}, "epochs must be above 0, got 0"),
         ({"lr": float("nan")}, "lr must be above 0, got nan"),
