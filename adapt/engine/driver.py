@@ -193,16 +193,17 @@ class Driver:
         Args:
             loaded: for each of `all_masters`, the indices of the parameters that were just loaded.
         """
-        if self._restored:
-            for masters in self.all_masters:
-                masters.put_back()
         new = [set(indices) for indices in loaded or [()] * len(self.all_masters)]
-        for masters, indices in zip(self.all_masters, new, strict=True):
+        written = [masters.written() for masters in self.all_masters]
+        for masters, indices, found in zip(self.all_masters, new, written, strict=True):
+            if self._restored:
+                found -= masters.put_back(found)
             if self._restored or not self._run.step:
-                indices |= masters.replaced()
+                indices |= masters.replaced(found)
             indices -= {i for i, name in enumerate(masters.names) if name in self._restored}
         # All of them, because refitting overwrites every parameter.
-        written = [masters.take_writes() for masters in self.all_masters]
+        for masters, found in zip(self.all_masters, written, strict=True):
+            masters.take_writes(found)
         if any(new):
             shown = self._views.shown
             self._unfit |= dict.fromkeys(self._run.refit(new))

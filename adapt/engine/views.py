@@ -267,7 +267,7 @@ class Views:
             if place is None:
                 continue
             masters, index = place
-            if masters.holds_write(index):
+            if masters.written([index]):
                 self._take_writes()
             masters.probe()
             saved = state.get(name)

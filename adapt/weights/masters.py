@@ -27,8 +27,9 @@ class Masters(ABC):
     straight-through rule costs nothing. Ŵ is a function of W, the format and, with stochastic rounding, the key of the
     step that wrote it, so every view can be recomputed at any time, bit for bit.
 
-    When other code writes into a parameter in place, or gives it other memory, its master follows: `take_writes`
-    detects the write by the parameter's version and address, and finds the changed elements by comparison with Ŵ.
+    When other code writes into a parameter in place, or gives it other memory, its master follows: `written`
+    detects the write by the parameter's version and address, and `take_writes` finds the changed elements by comparison
+    with Ŵ.
 
     Args:
         parameters: the parameters by name; their present values become the masters.
@@ -152,7 +153,7 @@ class Masters(ABC):
         self._aliases.end(chosen)
         self._require_unmoved(chosen)
         if not rewrite:
-            self.take_writes(chosen)
+            self.take_writes(self.written(chosen))
         if self._substituted:
             self.end_substitution([i for i in chosen if rewrite or self._substituted.get(i) == view])
             chosen = [i for i in chosen if rewrite or self.views[i] != view]
@@ -228,40 +229,46 @@ class Masters(ABC):
                 self.views[i], self.stamps[i] = self._substituted.pop(i), self._stamp(i)
 
     @torch.no_grad()
-    def take_writes(self, indices: Iterable[int] | None = None) -> set[int]:
-        """Take elements that other code wrote into the parameters as masters, and round these parameters again.
+    def written(self, indices: Iterable[int] | None = None) -> set[int]:
+        """Return which of the parameters `indices`, or of all, other code has written into since they were shown.
 
-        Unchanged elements keep their masters. Elements that are restored, as after an evaluation of averaged weights,
-        get the masters that they had after the latest step. Nothing waits for the device, except before the first step
-        and after `probe` has found a write.
-
-        Returns:
-            The indices of the parameters that were written.
+        Nothing waits for the device, except before the first step and after `probe` has found a write.
         """
         chosen = range(len(self.parameters)) if indices is None else indices
-        written = {i for i in chosen if self.is_written(i)}
-        for i in written:
-            self._take_write(i)
-        return written | self._take_hidden(chosen) if self.looks_closely else written
+        found = {i for i in chosen if self.is_written(i)}
+        return found | self._hidden(i for i in chosen if i not in found) if self.looks_closely else found
 
     @torch.no_grad()
-    def replaced(self) -> set[int]:
-        """Return the parameters whose values other code has mostly replaced; waits for the device.
+    def take_writes(self, written: Iterable[int]) -> None:
+        """Take elements that other code wrote into these parameters as masters, and round the parameters again.
+
+        Unchanged elements keep their masters. Elements that are restored, as after an evaluation of averaged weights,
+        get the masters that they had after the latest step.
+        """
+        for i in written:
+            self._take_write(i)
+
+    @torch.no_grad()
+    def replaced(self, written: Iterable[int]) -> set[int]:
+        """Return those of the written parameters whose values are mostly new; waits for the device.
 
         These were initialised, loaded or copied as a whole: most of the values that are not zero are new. So a clamp
         of the outermost values replaces nothing, nor does a pruning mask.
         """
-        found = filter(self.holds_write, range(len(self.parameters)))
-        return {i for i in found if are_replaced(self.parameters[i].detach(), self._expected(i))}
+        return {i for i in written if are_replaced(self.parameters[i].detach(), self._expected(i))}
 
-    def put_back(self) -> None:
+    def put_back(self, written: Iterable[int]) -> set[int]:
         """Show again what other code has overwritten with a view of the same masters, as when it loads a checkpoint.
 
         Without this, those values would become masters. Waits for the device.
+
+        Returns:
+            Those of the written parameters that were overwritten so.
         """
-        for i in range(len(self.parameters)):
-            if self.holds_write(i) and self._is_view(i):
-                self._show_again(i)
+        views = {i for i in written if self._is_view(i)}
+        for i in views:
+            self._show_again(i)
+        return views
 
     @property
     def looks_closely(self) -> bool:
@@ -276,12 +283,6 @@ class Masters(ABC):
         stamp = self.stamps[index]
         return stamp is not None and stamp != self._stamp(index)
 
-    def holds_write(self, index: int) -> bool:
-        """Return whether other code has written into the parameter, looking closely where that is asked for."""
-        if self.looks_closely and self.stamps[index] is not None:
-            return self.is_written(index) or bool(self._differs(index))
-        return self.is_written(index)
-
     def _stamp(self, index: int) -> tuple[int, int]:
         parameter = self.parameters[index]
         return parameter._version, 0 if self.sharded else parameter.data_ptr()
@@ -290,20 +291,19 @@ class Masters(ABC):
     def probe(self) -> None:
         """Look for writes that do not change the version, such as those through `.data`; waits for the device.
 
-        The check is made at most every 16 steps. Once it has found a write, `take_writes` looks for such writes every
-        time.
+        The check is made at most every 16 steps. Once it has found a write, `written` looks for such writes every time.
         """
         if self._steps_unprobed >= _PROBE_EVERY and not self.sharded:
             self._steps_unprobed = 0
-            self.writes_are_hidden |= bool(self._take_hidden(range(len(self.parameters))))
+            hidden = self._hidden(range(len(self.parameters)))
+            self.writes_are_hidden |= bool(hidden)
+            self.take_writes(hidden)
 
-    def _take_hidden(self, indices: Iterable[int]) -> set[int]:
+    def _hidden(self, indices: Iterable[int]) -> set[int]:
+        """Return which of these parameters differ from what they should hold."""
         known = [i for i in indices if self.stamps[i] is not None]
         differ = torch.stack([self._differs(i) for i in known]).tolist() if known else []
-        hidden = {i for i, differs in zip(known, differ, strict=True) if differs}
-        for i in hidden:
-            self._take_write(i)
-        return hidden
+        return {i for i, differs in zip(known, differ, strict=True) if differs}
 
     def _differs(self, index: int) -> Tensor:
         """Return whether the parameter, or a sample of it, differs from its view, bool []."""
