@@ -1,10 +1,11 @@
 """Loops that take the user's optimizer and loss: `pytest -m clients tests/clients/test_plain.py`."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
-import adapt
 from tests.clients import documented
 from tests.clients.witness import check, loader, network, nothing_misleading, rows, same
 from tests.training import Witness
@@ -76,27 +77,39 @@ def test_ignite(tmp_path):
     assert same(model, resumed)
 
 
-@pytest.mark.timeout(1200)  # importing it takes long
-def test_monai():
+def with_monai(epochs, folder, resume_at=None):
     pytest.importorskip("monai.engines")
     pytest.importorskip("ignite")
     from monai.data import DataLoader, Dataset
     from monai.engines import SupervisedTrainer
+    from monai.handlers import CheckpointLoader, CheckpointSaver
 
     inputs, targets = rows().tensors
     data = Dataset([{"image": one, "label": label} for one, label in zip(inputs, targets, strict=True)])
     model, criterion = network(), nn.CrossEntropyLoss()
+    optimizer = sgd(model)
+    names = documented.run(
+        "MONAI", network=model, optimizer=optimizer, criterion=criterion, epochs=epochs,
+        loader=DataLoader(data, batch_size=16), SupervisedTrainer=SupervisedTrainer,
+    )  # fmt: skip
+    witness, trainer = Witness(model, names["controller"]), names["trainer"]
+    saved = {"network": model, "optimizer": optimizer, "trainer": trainer}
+    CheckpointSaver(str(folder), saved, save_interval=1, epoch_level=True).attach(trainer)
+    if resume_at is not None:
+        CheckpointLoader(str(folder / f"checkpoint_epoch={resume_at}.pt"), saved).attach(trainer)
+    trainer.run()
+    return model, names["controller"], witness
+
+
+@pytest.mark.timeout(1200)  # importing it takes long
+def test_monai(tmp_path):
     with nothing_misleading():
-        names = documented.run(
-            "MONAI", network=model, optimizer=sgd(model), criterion=criterion, epochs=4,
-            loader=DataLoader(data, batch_size=16), SupervisedTrainer=SupervisedTrainer,
-        )  # fmt: skip
-    assert names["controller"].step == 64
-    check(names["controller"])
-    with names["controller"].evaluation_weights():
-        for name, form in names["controller"].precisions.items():
-            weight = model.get_parameter(name)
-            assert torch.equal(weight, adapt.quantize(weight, form))
+        model, controller, witness = with_monai(4, tmp_path)
+    assert controller.step == 64
+    check(controller, witness)
+    resumed, again, _ = with_monai(4, tmp_path, resume_at=2)
+    assert again.step == 64
+    assert same(model, resumed)
 
 
 class Convolved(nn.Module):
@@ -130,13 +143,33 @@ def graphs():
 
 def test_torch_geometric():
     pytest.importorskip("torch_geometric")
-    model = Convolved()
+    model, criterion = Convolved(), nn.CrossEntropyLoss()
+    optimizer = sgd(model)
+    given = {"model": model, "optimizer": optimizer, "criterion": criterion}
     with nothing_misleading():
-        names = documented.run(
-            "torch_geometric", model=model, optimizer=sgd(model), criterion=nn.CrossEntropyLoss(), loader=graphs()
-        )
-    assert set(names["controller"].precisions) == {"first.lin.weight", "second.lin.weight"}
-    check(names["controller"])
+        controller = documented.run("torch_geometric", **given, loader=graphs())["controller"]
+        assert set(controller.precisions) == {"first.lin.weight", "second.lin.weight"}
+        saved = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
+        witness = Witness(model, controller)
+        learn(model, optimizer, criterion)
+    check(controller)
+    witness.check(controller.step - 32)
+
+    resumed = Convolved()
+    other = sgd(resumed)
+    documented.run("torch_geometric", model=resumed, optimizer=other, criterion=criterion, loader=[])
+    resumed.load_state_dict(saved[0])
+    other.load_state_dict(saved[1])
+    learn(resumed, other, criterion)
+    assert same(model, resumed)
+
+
+def learn(model, optimizer, criterion):
+    """Train for an epoch."""
+    for batch in graphs():
+        optimizer.zero_grad()
+        criterion(model(batch.x, batch.edge_index, batch.batch), batch.y).backward()
+        optimizer.step()
 
 
 @pytest.mark.timeout(1200)
