@@ -4,6 +4,7 @@
 |-------------------|-----------------------------------------------------------------------------------------|
 | float32           | plain SGD                                                                               |
 | block:k           | block floating point: k bits in every layer, scale from the layer's largest weight      |
+| uniform:k         | k bits in every layer, the scale of least squared error, chosen anew as compact does    |
 | cyclic:k          | `CyclicPrecision`: from 3 bits to k as a cosine, 8 times                                |
 | adapt             | `AdaPT()`, the rules as printed                                                         |
 | compact:k         | `AdaPT.compact(bits=k)`; without k as many bits as the loss asks for                    |
@@ -11,7 +12,8 @@
 | lsq:k             | LSQ: k bits in every layer, a learned step for every output channel                     |
 | lsq-layer:k       | LSQ with a learned step for every layer                                                 |
 | lsq-p2:k          | as lsq, with the power of two nearest to the learned step; likewise lsq-layer-p2:k      |
-| learned:k         | learned widths: k bits on average, 30 % of the steps before learning, 30 % after        |
+| learned:k         | learned widths: k bits on average; the option `phases`, [0.3, 0.4, 0.3], are the shares |
+|                   | of the steps before, in and after learning                                              |
 | aqt:k             | AQT: k bits in weights and inputs of layers, 8 in the first and last layer              |
 
 Activations are float32, except under aqt and where the option `activations` gives their bits: of the layers' inputs
@@ -61,7 +63,7 @@ def attach(
     if method in LSQ:
         return LSQ[method](optimizer, model, calibration, weight_bits=bits, activation_bits=activations, **options)
     if method == "learned":
-        first, last = round(0.3 * steps), round(0.3 * steps)
+        first, _, last = (round(share * steps) for share in options.pop("phases", (0.3, 0.4, 0.3)))
         return adapt.learned.attach(
             optimizer,
             model,
@@ -76,6 +78,7 @@ def attach(
         model,
         POLICIES[method](bits, steps, options),
         rounding="nearest",
+        layer_bits={"*": int(bits)} if method == "uniform" and bits is not None else None,
         seed=settings.seed,
         activations=activations,
         execution=settings.execution,
@@ -102,6 +105,7 @@ def _compact(bits: float | None, steps: int, options: Mapping[str, Any], count: 
 
 POLICIES: dict[str, Callable[..., Policy[Any]]] = {
     "block": _block,
+    "uniform": _compact,
     "cyclic": _cyclic,
     "adapt": _printed,
     "compact": _compact,
