@@ -191,6 +191,30 @@ def small_cnn(classes: int = 10, shape: Shape = (1, 8, 8)) -> nn.Module:
     )
 
 
+class _RowReader(nn.Module):
+    """A GRU that reads a picture row by row, and a dense layer on its last state.
+
+    Args:
+        features: values in a row.
+        state: size of the GRU's state.
+    """
+
+    def __init__(self, features: int, state: int, classes: int) -> None:
+        super().__init__()
+        self.gru = nn.GRU(features, state, batch_first=True)
+        self.head = nn.Linear(state, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[batch, channels, height, width] to [batch, classes]."""
+        rows = x.transpose(1, 2).flatten(2)
+        return self.head(self.gru(rows)[0][:, -1])
+
+
+def gru(classes: int = 10, shape: Shape = (1, 28, 28)) -> nn.Module:
+    """A GRU of 128 units that reads pictures as series of rows. 62 k parameters on 28×28 pictures."""
+    return adapt.tnvs_(_RowReader(shape[0] * shape[2], 128, classes))
+
+
 MODELS: dict[str, Callable[[int, Shape], nn.Module]] = {
     "resnet8": partial(resnet, blocks=1),
     "resnet20": resnet,
@@ -200,4 +224,5 @@ MODELS: dict[str, Callable[[int, Shape], nn.Module]] = {
     "lenet5": lenet5,
     "mlp": mlp,
     "small-cnn": small_cnn,
+    "gru": gru,
 }

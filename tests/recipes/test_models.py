@@ -17,6 +17,7 @@ from recipes.common.models import MODELS
         ("lenet5", (1, 28, 28), 10, 61_706),
         ("mlp", (1, 28, 28), 10, 932_362),
         ("small-cnn", (1, 8, 8), 10, 20_602),
+        ("gru", (1, 28, 28), 10, 61_962),
     ],
 )
 def test_networks_have_the_size_they_state(name, shape, classes, parameters):
@@ -32,7 +33,7 @@ def test_resnet20_has_the_depth_of_its_name():
 @pytest.mark.parametrize("name", MODELS)
 def test_weights_are_initialised_by_tnvs(name):
     shape = {"small-cnn": (1, 8, 8), "mlp": (1, 28, 28)}.get(name, (3, 32, 32))
-    scale = 0.5 if name.startswith(("resnet", "mobilenet")) else 2.0
+    scale = 0.5 if name.startswith(("resnet", "mobilenet", "gru")) else 2.0
     for parameter in MODELS[name](10, shape).parameters():
         if parameter.ndim > 1:
             fan_in = parameter[0].numel()
