@@ -191,7 +191,7 @@ def test_the_command_makes_each_run_once(tmp_path, monkeypatch, capsys):
     ]
     with pytest.raises(SystemExit, match="leave it out to train lenet5 on fashion-mnist first"):
         command_line.main(["block:4", "--start", "a.th", "--data-set", "fashion-mnist", "--model", "lenet5"])
-    with pytest.raises(SystemExit, match="method must be one of float32, block, uniform, .*, got 'blok'"):
+    with pytest.raises(SystemExit, match=r"method must be one of float32, block, uniform, .*, got 'blok'"):
         command_line.main(["blok:4"])
     lines = ledger.read(tmp_path / "a.jsonl")
     assert len(lines) == 4
