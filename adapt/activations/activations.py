@@ -17,7 +17,7 @@ from adapt.activations.hooks import ActivationHooks
 from adapt.activations.ownership import unshared_counts
 from adapt.distributed import ranks
 from adapt.kernels.activation import FROZEN, NOISE, RECORD, SiteTables, activation_kernels
-from adapt.layers.hooks import remove_all
+from adapt.layers.hooks import register_first, remove_all
 from adapt.layers.naming import module_site, owners
 from adapt.layers.products import ACTIVATIONS_STAY, EMBEDDINGS, PRODUCTS, warn_of_others
 from adapt.layers.view import Pin
@@ -132,7 +132,7 @@ class Activations:
             if isinstance(owner, PRODUCTS):
                 handles.append(owner.register_forward_pre_hook(hooks.before, with_kwargs=True))
             # Before any other hook, so that all others see, and may keep, the values that the network continues with.
-            handles.append(owner.register_forward_hook(hooks.after, prepend=True))
+            handles.append(register_first(owner.register_forward_hook, hooks.after))
         self._remove = weakref.finalize(self, remove_all, handles)
 
     def remove(self) -> None:

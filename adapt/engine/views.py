@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from adapt import torch_internals, user_warnings
 from adapt.distributed.sharding import reshard_
 from adapt.engine.fsdp_backward import BackwardViews
-from adapt.layers.hooks import WeakHook, is_drawn, remove_all
+from adapt.layers.hooks import WeakHook, is_drawn, register_first, remove_all
 from adapt.layers.view import Pin, View
 from adapt.weights.masters import Masters
 from adapt.weights.substitutes import keeping_graphs
@@ -76,7 +76,7 @@ class Views:
             ]
             # Modules without a layer are hooked too, because one may be unfrozen or join the optimizer later.
             if any(True for _ in module.parameters()):
-                self._handles.append(module.register_forward_pre_hook(WeakHook(self.before_forward), prepend=True))
+                self._handles.append(register_first(module.register_forward_pre_hook, WeakHook(self.before_forward)))
                 before, after = WeakHook(self._before_load), WeakHook(self._after_load)
                 self._handles.append(module.register_load_state_dict_pre_hook(before))  # type: ignore[no-untyped-call]
                 self._handles.append(module.register_load_state_dict_post_hook(after))  # type: ignore[no-untyped-call]

@@ -11,7 +11,7 @@ from adapt import user_warnings
 from adapt.execution.float32_boundary import Float32Boundary
 from adapt.execution.products import is_native
 from adapt.execution.reduced_layer import ReducedLayer
-from adapt.layers.hooks import remove_all
+from adapt.layers.hooks import register_first, remove_all
 from adapt.layers.products import EMBEDDINGS, PRODUCTS, TransposedLinear, warn_of_others
 from adapt.layers.view import Pin
 from adapt.numerics import Precision
@@ -89,11 +89,11 @@ class Execution:
             if other in owners:
                 continue
             if any(part in owners for part in other.modules()):
-                handles.append(other.register_forward_pre_hook(self._boundary.enter, prepend=True))
+                handles.append(register_first(other.register_forward_pre_hook, self._boundary.enter))
                 # Before all other hooks, so that these see the outermost module's float32 output.
-                handles.append(other.register_forward_hook(self._boundary.leave, prepend=True, always_call=True))
+                handles.append(register_first(other.register_forward_hook, self._boundary.leave, always_call=True))
             if other._parameters and type(other) not in _TAKE_SHORT_TYPES:
-                handles.append(other.register_forward_pre_hook(self._boundary.widen, with_kwargs=True, prepend=True))
+                handles.append(register_first(other.register_forward_pre_hook, self._boundary.widen, with_kwargs=True))
         self._remove = weakref.finalize(self, _restore, handles, [weakref.ref(owner) for owner in owners])
 
     def remove(self) -> None:

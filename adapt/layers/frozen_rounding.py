@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from adapt import torch_internals
-from adapt.layers.hooks import with_input
+from adapt.layers.hooks import register_first, with_input
 from adapt.layers.naming import module_site, owners
 from adapt.numerics import Format
 from adapt.numerics.nearest import TYPES, NearestRounding
@@ -88,7 +88,7 @@ def keep(module: nn.Module, formats: Mapping[str, Format]) -> None:
                 owner.register_forward_pre_hook(rounding.before, with_kwargs=True)
             else:
                 # Before any other hook, so that all others see the values with which the network continues.
-                owner.register_forward_hook(rounding.after, prepend=True)
+                register_first(owner.register_forward_hook, rounding.after)
 
 
 def remove(module: nn.Module) -> dict[str, Format]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 from adapt import call_stack, torch_internals
 
@@ -39,6 +40,28 @@ class WeakHook:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return WeakHook, (None,)
+
+
+def register_first(
+    register: Callable[..., RemovableHandle], hook: Callable[..., Any], **options: Any
+) -> RemovableHandle:
+    """Register a hook of a module before those that the module has, and return its handle.
+
+    torch moves the hook to the front of an OrderedDict, but the dict below keeps the order of insertion, in which
+    Dynamo before torch 2.13 looks up the hooks that it guards. So the hooks are inserted again, in their order.
+
+    Args:
+        register: the module's method that registers the hook.
+        hook: the hook.
+        options: further arguments of `register`.
+    """
+    handle = register(hook, prepend=True, **options)
+    hooks = handle.hooks_dict_ref()
+    assert hooks is not None
+    in_order = list(hooks.items())
+    hooks.clear()
+    hooks.update(in_order)
+    return handle
 
 
 def with_input(args: tuple[Any, ...], kwargs: dict[str, Any] | None, change: Callable[[Any], Any]) -> Any:

@@ -4,8 +4,9 @@ import pickle
 
 import pytest
 import torch
+from torch import nn
 
-from adapt.layers.hooks import WeakHook, with_input
+from adapt.layers.hooks import WeakHook, register_first, with_input
 
 
 class Listener:
@@ -71,3 +72,18 @@ ONE, TWO = torch.ones(2), torch.zeros(2)
 def test_the_input_is_found_among_arguments_and_keywords(args, kwargs, expected):
     found = with_input(args, kwargs, lambda x: -x)
     assert str(found) == str(expected)
+
+
+def test_the_order_of_hooks_is_also_that_of_the_dict_below():
+    module, called = nn.Linear(2, 2), []
+    module.register_forward_pre_hook(lambda *_: called.append("theirs"))
+    handles = [
+        register_first(module.register_forward_pre_hook, lambda *_, name=name: called.append(name)) for name in "ab"
+    ]
+    module(torch.ones(1, 2))
+    assert called == ["b", "a", "theirs"]
+    hooks = module._forward_pre_hooks
+    assert list(dict.keys(hooks)) == list(hooks), "Dynamo before torch 2.13 looks hooks up by their place in the dict"
+    handles[1].remove()
+    module(torch.ones(1, 2))
+    assert called[3:] == ["a", "theirs"]
