@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from adapt.numerics.format import Format
 
 _BLOCK = 2**16
-"""Words that are packed together: a multiple of 8 that stays in the processor's cache."""
+"""The number of words packed at a time: a multiple of 8, small enough for the processor's cache."""
 
 
 def smallest_type(form: Format) -> torch.dtype:
@@ -27,7 +27,7 @@ def pack_words(words: NDArray[np.signedinteger], form: Format) -> bytes:
 
     Channels of one word length and sign follow each other, in order of (word length, sign), each with its words in
     their own order. A word takes its lowest bits in two's complement; one signed bit is 1 for the word 1 and 0 for −1.
-    The stream of every group of channels is filled up to a whole byte.
+    The stream of every group of channels is padded to a whole byte.
 
     Args:
         words: the words of a tensor in its format.
@@ -44,7 +44,7 @@ def unpack_words(packed: bytes, shape: Sequence[int], form: Format) -> NDArray[n
     """Return the words that `pack_words` packed, in a tensor's shape.
 
     Raises:
-        ValueError: the stream is not as long as the words of this shape and format are.
+        ValueError: the stream does not have the length of words of this shape and format.
     """
     size = packed_size(shape, form)
     if len(packed) != size:
@@ -75,7 +75,7 @@ def packed_size(shape: Sequence[int], form: Format) -> int:
 
 
 def _size(count: int, width: int) -> int:
-    """Bytes of so many words: those above 8 bits lie in planes, each of which is filled up to a whole byte."""
+    """Return the bytes that `count` words take: those above 8 bits lie in planes, each padded to a whole byte."""
     whole, rest = divmod(width, 8)
     return whole * count + -(-rest * count // 8)
 
@@ -129,20 +129,20 @@ def _from_codes(codes: NDArray[np.uint32], width: int, signed: bool) -> NDArray[
 
 
 def _groups(form: Format) -> Iterator[tuple[NDArray[np.intp], int, bool]]:
-    """The channels of each (word length, sign)."""
+    """Yield the channels of each (word length, sign)."""
     kinds = np.stack([np.atleast_1d(form.word_length), np.atleast_1d(form.signed)], axis=1)
     for kind in np.unique(kinds, axis=0):
         yield np.flatnonzero((kinds == kind).all(axis=1)), int(kind[0]), bool(kind[1])
 
 
 def _by_channel(words: NDArray[np.signedinteger], form: Format) -> NDArray[np.signedinteger]:
-    """The words as [channels, elements of a channel]."""
+    """Return the words as [channels, elements of a channel]."""
     dimensions, order, channels = _arrangement(words.shape, form)
     return words.reshape(dimensions).transpose(order).reshape(channels, words.size // channels if channels else 0)
 
 
 def _arrangement(shape: Sequence[int], form: Format) -> tuple[list[int], list[int], int]:
-    """How to bring a tensor's channels to the front: the shape to see it in, the order of dimensions, the channels.
+    """How to bring a tensor's channels to the front: the shape to view it in, the order of dimensions, the count.
 
     Raises:
         ValueError: a tensor of this shape does not have the format's channels.

@@ -1,6 +1,6 @@
-"""Form "integer" of an ONNX file: products of words in the place of products of values.
+"""Form "integer" of an ONNX file: products of words instead of products of values.
 
-ONNX Runtime makes them itself of form "qdq". Tools that take a file as it is do not.
+ONNX Runtime derives them from form "qdq" itself; tools that take a file as it is do not.
 """
 
 from typing import Any
@@ -11,26 +11,26 @@ from numpy.typing import NDArray
 from adapt.export.bits import smallest_type
 from adapt.export.exported import Exported
 from adapt.export.onnx_graph import Graph, attribute
+from adapt.layers.naming import joined
 from adapt.layers.products import PRODUCTS
 
 INTEGER_PRODUCTS = ("QLinearConv", "ConvInteger", "MatMulInteger")
 
 
 def check_products(exported: Exported) -> None:
-    """Refuse layers that ONNX has no integer product for.
+    """Refuse layers for which ONNX has no integer product.
 
     Raises:
         ValueError: there is one; the message names it and what fits.
     """
     assert exported.structure is not None
     for path, layer in exported.structure.named_modules():
-        prefix = f"{path}." if path else ""
-        weight = exported.aliases.get(f"{prefix}weight", f"{prefix}weight")
+        weight = exported.name_of(path, "weight")
         if not isinstance(layer, PRODUCTS) or weight not in exported.words:
             continue
-        site = exported.formats.get(f"{prefix}input")
+        site = exported.formats.get(joined(path, "input"))
         problem = (
-            "is a transposed convolution, of which ONNX has no product of integers"
+            "is a transposed convolution, for which ONNX has no product of integers"
             if getattr(layer, "transposed", False)
             else "has inputs that are not rounded: train it with activations=8"
             if site is None
@@ -86,8 +86,7 @@ def _round_product(graph: Graph, conv: Any, x: Any, weight: Any, rounding: Any) 
     inputs = [*x.input, *weight.input, *rounding.input[1:], *_bias(graph, conv)]
     product = helper.make_node("QLinearConv", inputs, list(rounding.output))
     product.attribute.extend(conv.attribute)
-    graph.insert(product, before=conv)
-    graph.graph.node.remove(conv)
+    graph.replace(conv, product)
     graph.graph.node.remove(rounding)
 
 
@@ -117,9 +116,7 @@ def _sum_words(graph: Graph, node: Any, x: Any, weight: Any) -> None:
         helper.make_node("Mul", [x.input[1], spread(step)], [f"{name}.scale"]),
         helper.make_node("Mul", [f"{name}.float32", f"{name}.scale"], [name]),
     ]
-    for made in nodes:
-        graph.insert(made, before=node)
-    graph.graph.node.remove(node)
+    graph.replace(node, *nodes)
 
 
 def _bias(graph: Graph, node: Any) -> list[str]:

@@ -13,8 +13,8 @@ from adapt.export.onnx_graph import Graph, attribute
 def order_means(graph: Graph) -> None:
     """Sum means over all positions in the order in which torch sums them on this processor, where it is known.
 
-    A sum in another order differs in its last bit, which rounding to a few bits now and then makes a whole step of.
-    CumSum adds one after the other.
+    A sum in another order differs in its last bit, which rounding to a few bits occasionally turns into a whole step.
+    CumSum adds one term after the other.
     """
     known = (*graph.graph.input, *graph.graph.value_info)
     sizes = {value.name: [d.dim_value for d in value.type.tensor_type.shape.dim] for value in known}
@@ -36,7 +36,7 @@ def _order_mean(graph: Graph, mean: Any, count: int, order: NDArray[np.int64]) -
     nodes: list[Any] = []
 
     def append(kind: str, constant: str, values: NDArray[Any], **attributes: Any) -> None:
-        """Append an operation on what the last one gave and a constant."""
+        """Append an operation on the latest result and a constant."""
         nonlocal result
         inputs, result = [result, graph.add_constant(f"{name}.{constant}", values)], f"{name}.{len(nodes)}"
         nodes.append(helper.make_node(kind, inputs, [result], **attributes))
@@ -55,6 +55,4 @@ def _order_mean(graph: Graph, mean: Any, count: int, order: NDArray[np.int64]) -
         append("Reshape", "shape", np.array([0, 0] + [1] * graph.constants[mean.input[1]].size))
     append("Div", "count", np.array(count, np.float32))
     nodes[-1].output[0] = name
-    for node in nodes:
-        graph.insert(node, before=mean)
-    graph.graph.node.remove(mean)
+    graph.replace(mean, *nodes)

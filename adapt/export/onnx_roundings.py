@@ -30,13 +30,20 @@ class Rounding:
         return str(self.nodes[-1].output[0])
 
     def keeps(self, other: "Rounding") -> bool:
-        """Whether everything that the other one gives stays as it is."""
+        """Return whether this rounding leaves every result of the other one unchanged."""
         same = np.array_equal(self.step, other.step) and np.array_equal(self.zero, other.zero)
         return same and self.zero.dtype == other.zero.dtype and self.low <= other.low and other.high <= self.high
 
+    def remove(self, graph: Graph, *, instead: str) -> None:
+        """Remove the rounding from a graph; its readers read `instead`."""
+        *inner, last = self.nodes
+        for node in inner:
+            graph.graph.node.remove(node)
+        graph.remove(last, instead=instead)
+
 
 def roundings(graph: Graph) -> list[Rounding]:
-    """Every rounding of a graph, in order."""
+    """Return every rounding of a graph, in order."""
     found = []
     for first in graph.nodes("QuantizeLinear"):
         nodes, (step, zero) = [first], (graph.constants[name] for name in first.input[1:])
@@ -96,10 +103,7 @@ def merge_roundings(graph: Graph) -> None:
     for rounding in roundings(graph):
         before = known.get(rounding.source)
         if before is not None and rounding.keeps(before):
-            *inner, last = rounding.nodes
-            for node in inner:
-                graph.graph.node.remove(node)
-            graph.remove(last, instead=rounding.source)
+            rounding.remove(graph, instead=rounding.source)
         else:
             known[rounding.result] = rounding
 
