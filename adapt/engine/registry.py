@@ -40,7 +40,7 @@ def register(
             begin(engine)
     except BaseException:
         if engine is not None:
-            engine.abort()
+            engine.release("masters")
         before.restore()
         raise
     _engines.add(engine)
