@@ -19,11 +19,7 @@ class Sizes:
     """
 
     def __init__(
-        self,
-        formats: FormatTable,
-        weight_budget: Budget | None,
-        activation_budget: Budget | None,
-        activation_size: str,
+        self, formats: FormatTable, weight_budget: Budget | None, activation_budget: Budget | None, activation_size: str
     ) -> None:
         self._formats, self._activation_size = formats, activation_size
         self.budgets = weight_budget, activation_budget

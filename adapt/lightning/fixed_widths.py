@@ -4,7 +4,8 @@ import os
 from collections.abc import Iterable
 from typing import Any, Unpack
 
-from adapt.learned.options import AqtOptions, FixedWidths, MaximumRanges, StepOptions
+from adapt.learned.keywords import AqtOptions, StepOptions
+from adapt.learned.options import FixedWidths, MaximumRanges
 from adapt.lightning.learner_callback import LearnerCallback
 from adapt.lightning.packages import LightningModule, Trainer
 from adapt.switching.fixed import FOREVER

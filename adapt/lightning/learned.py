@@ -10,7 +10,8 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 from adapt import user_warnings
 from adapt.learned.budget import Budget
 from adapt.learned.distillation import Distillation
-from adapt.learned.options import LearnedWidths, WidthOptions
+from adapt.learned.keywords import WidthOptions
+from adapt.learned.options import LearnedWidths
 from adapt.learned.phases import Phases
 from adapt.lightning.fitting import DistilledTraining, check_phases, in_steps, unfinished_learning
 from adapt.lightning.forward_inputs import network_of

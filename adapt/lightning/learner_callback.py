@@ -37,11 +37,7 @@ class LearnerCallback(PrecisionCallback, Generic[PlanT]):
     _learns_from_gradients = True
 
     def __init__(
-        self,
-        plan: PlanT,
-        *,
-        calibration: int | Iterable[Any] = 8,
-        export: str | os.PathLike[str] | None = None,
+        self, plan: PlanT, *, calibration: int | Iterable[Any] = 8, export: str | os.PathLike[str] | None = None
     ) -> None:
         super().__init__(export)
         if isinstance(calibration, bool) or (isinstance(calibration, int) and calibration < 1):
