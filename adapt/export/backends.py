@@ -85,7 +85,7 @@ def controller_of(source: Any) -> Engine | None:
 
 def _attached(controller: Engine, module: nn.Module | None, paths: Collection[str], inputs: tuple[Any, ...]) -> Outcome:
     if module is None:
-        raise ValueError("the controller was attached to parameters alone, so that there is no model to compare with")
+        raise ValueError("the controller was attached to parameters alone, so there is no model to compare with")
     model = unwrapped(module)
     with controller.evaluation_weights():
         return _observed(model, paths, inputs)

@@ -9,9 +9,6 @@ from numpy.typing import NDArray
 
 from adapt.numerics.format import Format
 
-_BLOCK = 2**16
-"""The number of words packed at a time: a multiple of 8, small enough for the processor's cache."""
-
 
 def smallest_type(form: Format) -> torch.dtype:
     """Return the smallest of int8, int16 and int32 that holds every word of a format."""
@@ -83,37 +80,22 @@ def _size(count: int, width: int) -> int:
 def _pack(codes: NDArray[np.uint32], width: int) -> bytes:
     if width > 8:
         return _pack(codes & np.uint32(0xFF), 8) + _pack(codes >> np.uint32(8), width - 8)
-    if width == 8:
-        return codes.astype(np.uint8).tobytes()
-    parts = []
-    for start in range(0, len(codes), _BLOCK):
-        block = codes[start : start + _BLOCK]
-        # Eight words of w bits are w bytes.
-        eights = np.zeros((-(-len(block) // 8), 8), np.uint64)
-        eights.reshape(-1)[: len(block)] = block
-        joined = np.bitwise_or.reduce(eights << (np.arange(8, dtype=np.uint64) * np.uint64(width)), axis=1)
-        octets = joined.astype("<u8").view(np.uint8).reshape(-1, 8)[:, :width]
-        parts.append(octets.tobytes()[: _size(len(block), width)])
-    return b"".join(parts)
+    octets = codes.astype(np.uint8)
+    if width < 8:
+        bits = np.unpackbits(octets[:, None], axis=1, count=width, bitorder="little")
+        octets = np.packbits(bits, bitorder="little")
+    return octets.tobytes()
 
 
 def _unpack(packed: bytes, count: int, width: int) -> NDArray[np.uint32]:
     if width > 8:
         high: NDArray[np.uint32] = _unpack(packed[count:], count, width - 8) << np.uint32(8)
         return high | _unpack(packed[:count], count, 8)
-    if width == 8:
-        return np.frombuffer(packed, np.uint8).astype(np.uint32)
-    codes = np.empty(-(-count // 8) * 8, np.uint32)
-    eights, shifts = codes.reshape(-1, 8), np.arange(8, dtype=np.uint64) * np.uint64(width)
-    bytes_ = np.frombuffer(packed.ljust(len(eights) * width, b"\0"), np.uint8).reshape(-1, width)
-    for start in range(0, len(eights), _BLOCK // 8):
-        block = bytes_[start : start + _BLOCK // 8]
-        octets = np.zeros((len(block), 8), np.uint8)
-        octets[:, :width] = block
-        joined = octets.view("<u8").astype(np.uint64)
-        eights[start : start + len(block)] = joined >> shifts & np.uint64(2**width - 1)
-    result: NDArray[np.uint32] = codes[:count]
-    return result
+    octets = np.frombuffer(packed, np.uint8)
+    if width < 8:
+        bits = np.unpackbits(octets, count=count * width, bitorder="little").reshape(count, width)
+        octets = np.packbits(bits, axis=1, bitorder="little")[:, 0]
+    return octets.astype(np.uint32)
 
 
 def _codes(words: NDArray[np.int64], width: int, signed: bool) -> NDArray[np.uint32]:

@@ -30,7 +30,7 @@ def add_export(commands: Any) -> None:
         "export",
         help="write a checkpoint's network for a device, and prove that it computes the same",
         description="Write the network of a checkpoint, or of a packed file, for a device. Print its bytes beside "
-        "those of float32, and what came of running it beside the captured network.",
+        "those of float32, and how its outputs compare with those of the captured network.",
     )
     command.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint, or a packed file")
     command.add_argument(

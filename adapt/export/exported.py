@@ -25,8 +25,8 @@ class Exported:
         formats: the format of every tensor in `words` by its name, and of every rounded activation by
             "<module>.input" or "<module>.output".
         tensors: everything else in the module's state_dict: parameters in floating point, and buffers; on the CPU.
-        aliases: other names by which the module knows a tensor of `words` or `tensors`, as of tied weights, each with
-            the name under which it is stored.
+        aliases: other names by which the module knows a tensor of `words` or `tensors`, such as those of tied weights,
+            each with the name under which it is stored.
         structure: the module itself in evaluation mode: plain, without hooks, and without rounding of activations. Its
             parameters hold the words' values. None where a packed file was loaded without a module.
         origin: what made it, as text by name: the version of adapt, the policy.

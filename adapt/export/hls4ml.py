@@ -107,7 +107,7 @@ def check_formats(exported: Exported) -> None:
     for name, form in exported.formats.items():
         if form.fraction_length is None:
             raise ValueError(
-                f"{name} has {form}, and fixed point has powers of two as steps alone: train with adapt.attach, or "
+                f"{name} has {form}, but the steps of fixed point are powers of two: train with adapt.attach, or "
                 "export to ONNX"
             )
         if bool(np.any(form.signed & (form.word_length == 1))):

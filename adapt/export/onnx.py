@@ -33,12 +33,7 @@ NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 def to_onnx(
-    exported: Exported,
-    path: str | os.PathLike[str],
-    inputs: Any,
-    *,
-    form: str = "qdq",
-    batch_norm: str = "exact",
+    exported: Exported, path: str | os.PathLike[str], inputs: Any, *, form: str = "qdq", batch_norm: str = "exact"
 ) -> None:
     """Write a captured network as an ONNX file.
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adapt.export.extras import needs
-from adapt.export.onnx_graph import Graph, attribute
+from adapt.export.onnx_graph import Graph, attribute, make_node
 from adapt.export.onnx_roundings import Rounding, roundings
 
 
@@ -33,7 +33,7 @@ def fold(graph: Graph, inputs: list[NDArray[Any]]) -> None:
 
 
 def fold_norms(graph: Graph) -> int:
-    """Fold every batch normalisation behind a convolution with rounded inputs, and return how many there were."""
+    """Fold every batch normalisation after a convolution with rounded inputs, and return how many there were."""
     found = {rounding.result: rounding for rounding in roundings(graph)}
     return sum(_fold_norm(graph, norm, found) for norm in graph.nodes("BatchNormalization"))
 
@@ -96,15 +96,13 @@ def _bias(graph: Graph, conv: Any) -> Any:
 
 def _dequantize(graph: Graph, conv: Any, index: int, words: NDArray[Any], steps: NDArray[Any]) -> None:
     """Make a convolution read words by channel as its weight (1) or its bias (2)."""
-    from onnx import helper
-
     name = f"{conv.output[0]}.{'weight' if index == 1 else 'bias'}"
     parts = (words, steps, np.zeros(len(steps), words.dtype))
     constants = [
         graph.add_constant(f"{name}.{part}", values)
         for part, values in zip(("words", "step", "zero"), parts, strict=True)
     ]
-    graph.insert(helper.make_node("DequantizeLinear", constants, [f"{name}.values"], axis=0), before=conv)
+    graph.insert(make_node("DequantizeLinear", constants, [f"{name}.values"], axis=0), before=conv)
     _read(conv, index, f"{name}.values")
     graph.find()
 
@@ -164,8 +162,6 @@ def _largest(graph: Graph, names: list[str], inputs: list[NDArray[Any]]) -> dict
 
 def _round_stream(graph: Graph, name: str, largest: float) -> None:
     """Round a tensor to 8 bits, unsigned after a ReLU, which the rounding replaces."""
-    from onnx import helper
-
     writer = graph.writer[name]
     relu = writer if writer.op_type == "Relu" else None
     source = name if relu is None else relu.input[0]
@@ -178,8 +174,8 @@ def _round_stream(graph: Graph, name: str, largest: float) -> None:
     # Layers round their inputs themselves, which is not needed after this rounding.
     again = [rounding for rounding in roundings(graph) if rounding.source == name]
     place = list(graph.graph.node).index(writer) + 1
-    graph.graph.node.insert(place, helper.make_node("QuantizeLinear", [source, *constants], [words]))
-    graph.graph.node.insert(place + 1, helper.make_node("DequantizeLinear", [words, *constants], [values]))
+    graph.graph.node.insert(place, make_node("QuantizeLinear", [source, *constants], [words]))
+    graph.graph.node.insert(place + 1, make_node("DequantizeLinear", [words, *constants], [values]))
     graph.rename_inputs(name, values)
     if relu is not None:
         graph.graph.node.remove(relu)

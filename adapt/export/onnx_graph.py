@@ -1,6 +1,7 @@
 """The graph of an ONNX model, and changes to it after torch has written it: shorter words, fewer operators."""
 
 from collections import defaultdict
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -59,12 +60,12 @@ class Graph:
                     reader.input[index] = after
 
     def insert(self, *nodes: Any, before: Any) -> None:
-        """Put nodes, in this order, in front of another one."""
+        """Insert nodes, in this order, before another one."""
         for node in nodes:
             self.graph.node.insert(list(self.graph.node).index(before), node)
 
     def replace(self, node: Any, *others: Any) -> None:
-        """Put other nodes, in this order, in the place of one."""
+        """Replace one node by others, in this order."""
         self.insert(*others, before=node)
         self.graph.node.remove(node)
 
@@ -96,6 +97,14 @@ class Graph:
         kept = [tensor for tensor in self.graph.initializer if self.readers[tensor.name] or tensor.name in self.outputs]
         del self.graph.initializer[:]
         self.graph.initializer.extend(kept)
+
+
+def make_node(kind: str, inputs: Sequence[str], outputs: Sequence[str], **attributes: Any) -> Any:
+    """Return a new node; attributes that are NumPy types become ONNX's."""
+    from onnx import helper
+
+    types = {n: helper.np_dtype_to_tensor_dtype(np.dtype(v)) for n, v in attributes.items() if isinstance(v, type)}
+    return helper.make_node(kind, inputs, outputs, **{**attributes, **types})
 
 
 def attribute(node: Any, name: str, default: Any) -> Any:
@@ -138,8 +147,6 @@ def keep_float32(graph: Graph) -> None:
 
     Its WeightBiasQuantization silently rounds constant weights and biases between two roundings to integers.
     """
-    from onnx import helper
-
     if not graph.nodes("QuantizeLinear"):
         return
     one = ""
@@ -152,9 +159,9 @@ def keep_float32(graph: Graph) -> None:
                 parts = (("word", np.array(1, np.int8)), ("step", np.float32(1)), ("zero", np.array(0, np.int8)))
                 inputs = [graph.add_constant(f"one.{part}", np.array(value)) for part, value in parts]
                 one = "one"
-                graph.graph.node.insert(0, helper.make_node("DequantizeLinear", inputs, [one]))
+                graph.graph.node.insert(0, make_node("DequantizeLinear", inputs, [one]))
             kept = f"{node.output[0]}.float32_{index}"
-            graph.insert(helper.make_node("Mul", [name, one], [kept]), before=node)
+            graph.insert(make_node("Mul", [name, one], [kept]), before=node)
             node.input[index] = kept
     graph.find()
 
@@ -178,7 +185,6 @@ def shorten_words(graph: Graph) -> None:
     ONNX Runtime folds both when it loads the file. Without the Cast 4 bits never become an integer product.
     """
     import ml_dtypes
-    from onnx import TensorProto, helper
 
     for node in graph.nodes("DequantizeLinear"):
         name = node.input[0]
@@ -193,16 +199,16 @@ def shorten_words(graph: Graph) -> None:
             continue
         short = words // factor if words.min() < -8 or words.max() > 7 else words
         graph.store(name, short.astype(ml_dtypes.int4))
-        cast = partial(helper.make_node, "Cast")
+        cast = partial(make_node, "Cast")
         if short is words:
-            nodes = [cast([name], [f"{name}.int8"], to=TensorProto.INT8)]
+            nodes = [cast([name], [f"{name}.int8"], to=np.int8)]
         else:
             wide, product = f"{name}.int32", f"{name}.multiple"  # no runtime multiplies in 8 bits
             constant = graph.add_constant(f"{name}.factor", np.array(factor, np.int32))
             nodes = [
-                cast([name], [wide], to=TensorProto.INT32),
-                helper.make_node("Mul", [wide, constant], [product]),
-                cast([product], [f"{name}.int8"], to=TensorProto.INT8),
+                cast([name], [wide], to=np.int32),
+                make_node("Mul", [wide, constant], [product]),
+                cast([product], [f"{name}.int8"], to=np.int8),
             ]
         graph.insert(*nodes, before=node)
         node.input[0] = f"{name}.int8"

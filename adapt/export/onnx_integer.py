@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from adapt.export.bits import smallest_type
 from adapt.export.exported import Exported
-from adapt.export.onnx_graph import Graph, attribute
+from adapt.export.onnx_graph import Graph, attribute, make_node
 from adapt.layers.naming import joined
 from adapt.layers.products import PRODUCTS
 
@@ -81,18 +81,14 @@ def product_words(graph: Graph, node: Any) -> tuple[NDArray[Any], NDArray[Any]]:
 
 
 def _round_product(graph: Graph, conv: Any, x: Any, weight: Any, rounding: Any) -> None:
-    from onnx import helper
-
     inputs = [*x.input, *weight.input, *rounding.input[1:], *_bias(graph, conv)]
-    product = helper.make_node("QLinearConv", inputs, list(rounding.output))
+    product = make_node("QLinearConv", inputs, list(rounding.output))
     product.attribute.extend(conv.attribute)
     graph.replace(conv, product)
     graph.graph.node.remove(rounding)
 
 
 def _sum_words(graph: Graph, node: Any, x: Any, weight: Any) -> None:
-    from onnx import TensorProto, helper
-
     name, (words, step, _) = node.output[0], weight.input
     # Along which dimension of the result the output channels lie: the second of a convolution, else the last.
     along = [-1, *[1] * (graph.constants[words].ndim - 2)] if node.op_type == "Conv" else [-1]
@@ -103,18 +99,18 @@ def _sum_words(graph: Graph, node: Any, x: Any, weight: Any) -> None:
 
     if attribute(node, "transB", 0):
         words = graph.add_constant(f"{words}.transposed", np.ascontiguousarray(graph.constants[words].T))
-    product = helper.make_node(
+    product = make_node(
         "ConvInteger" if node.op_type == "Conv" else "MatMulInteger", [x.input[0], words, x.input[2]], [f"{name}.sums"]
     )
     if node.op_type == "Conv":
         product.attribute.extend(node.attribute)
     nodes = [product]
     for bias in _bias(graph, node):
-        nodes.append(helper.make_node("Add", [f"{name}.sums", spread(bias)], [f"{name}.biased"]))
+        nodes.append(make_node("Add", [f"{name}.sums", spread(bias)], [f"{name}.biased"]))
     nodes += [
-        helper.make_node("Cast", [nodes[-1].output[0]], [f"{name}.float32"], to=TensorProto.FLOAT),
-        helper.make_node("Mul", [x.input[1], spread(step)], [f"{name}.scale"]),
-        helper.make_node("Mul", [f"{name}.float32", f"{name}.scale"], [name]),
+        make_node("Cast", [nodes[-1].output[0]], [f"{name}.float32"], to=np.float32),
+        make_node("Mul", [x.input[1], spread(step)], [f"{name}.scale"]),
+        make_node("Mul", [f"{name}.float32", f"{name}.scale"], [name]),
     ]
     graph.replace(node, *nodes)
 

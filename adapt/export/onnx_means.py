@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adapt.export.means import summation_order
-from adapt.export.onnx_graph import Graph, attribute
+from adapt.export.onnx_graph import Graph, attribute, make_node
 
 
 def order_means(graph: Graph) -> None:
@@ -30,8 +30,6 @@ def order_means(graph: Graph) -> None:
 
 
 def _order_mean(graph: Graph, mean: Any, count: int, order: NDArray[np.int64]) -> None:
-    from onnx import helper
-
     name, result = mean.output[0], mean.input[0]
     nodes: list[Any] = []
 
@@ -39,7 +37,7 @@ def _order_mean(graph: Graph, mean: Any, count: int, order: NDArray[np.int64]) -
         """Append an operation on the latest result and a constant."""
         nonlocal result
         inputs, result = [result, graph.add_constant(f"{name}.{constant}", values)], f"{name}.{len(nodes)}"
-        nodes.append(helper.make_node(kind, inputs, [result], **attributes))
+        nodes.append(make_node(kind, inputs, [result], **attributes))
 
     order = order.reshape([size for size in order.shape if size > 1] or [1])
     if np.array_equal(order.ravel(), np.arange(count)):

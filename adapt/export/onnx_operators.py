@@ -25,7 +25,7 @@ def operator(name: str, inputs: tuple[Tensor, ...], like: Tensor, dtype: torch.d
 
 
 class Words(nn.Module):
-    """A parametrisation: the parameter is its integer words behind a DequantizeLinear.
+    """A parametrisation: the parameter is its integer words, followed by a DequantizeLinear.
 
     Args:
         words: the integer words in the shape of the parameter.

@@ -22,11 +22,7 @@ LAYERS = (nn.Linear, ConvNd, TransposedLinear)
 
 
 def store_words(
-    network: nn.Module,
-    exported: Exported,
-    stored: Callable[[Tensor, Format], nn.Module],
-    *,
-    biases: bool = False,
+    network: nn.Module, exported: Exported, stored: Callable[[Tensor, Format], nn.Module], *, biases: bool = False
 ) -> None:
     """Replace every quantised matrix, and optionally the layers' biases, by what `stored` makes of words and format."""
     for name, words in exported.words.items():
@@ -114,7 +110,7 @@ def check_words(model: Any, exported: Exported, *, folded: bool = False) -> None
     opposite sign and other steps.
 
     Raises:
-        ValueError: one is not, as that of a layer which ONNX's own operator takes in float32.
+        ValueError: one is not, because ONNX's operator for its layer takes float32 weights.
     """
     stored = list(_dequantized(model))
     for name, words in exported.words.items():
@@ -124,7 +120,7 @@ def check_words(model: Any, exported: Exported, *, folded: bool = False) -> None
         own, steps = by_channel(words, form.groups).numpy().astype(np.int64), form.step.astype(np.float32)
         if not any(_are_words(found, step, own, steps, folded) for found, step in stored):
             raise ValueError(
-                f"{name} did not become integer words, because the operators of its layer take float32 weights alone: "
+                f"{name} did not become integer words, because the operators of its layer only take float32 weights: "
                 "leave it out of the quantised layers, or save a packed file, which holds every layer"
             )
 

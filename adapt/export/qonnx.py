@@ -27,7 +27,7 @@ QUANT = "qonnx.custom_op.general::Quant"
 def to_qonnx(exported: Exported, path: str | os.PathLike[str], inputs: Any, *, batch_norm: str = "exact") -> None:
     """Write a captured network as a QONNX file, for qonnx, FINN, hls4ml and other readers of Quant operators.
 
-    A weight is stored in float32, behind a Quant of its format that leaves every value as it is, which is QONNX's
+    A weight is stored in float32, followed by a Quant of its format that leaves every value as it is, which is QONNX's
     convention; one Quant rounds each activation. Words may have any number of bits.
 
     Args:
@@ -107,7 +107,7 @@ class Quant(nn.Module):
 
 
 class Quantized(nn.Module):
-    """A parametrisation: the parameter is its values behind a Quant operator."""
+    """A parametrisation: the parameter is its values, followed by a Quant operator."""
 
     values: Tensor
 
