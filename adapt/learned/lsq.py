@@ -27,7 +27,7 @@ def bounds(bits: int, *, signed: bool) -> tuple[int, int]:
 
 
 def check_bits(name: str, bits: object) -> None:
-    """Check that `bits` is a word length of LSQ.
+    """Check that `bits` is a word length that LSQ supports.
 
     Raises:
         ValueError: it is not a whole number from 1 to 8.

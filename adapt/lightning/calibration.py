@@ -1,4 +1,4 @@
-"""What calibrates learned widths: the inputs that forward takes of a training batch, or else whole training steps."""
+"""Inputs to calibrate learned widths: those that forward takes from a training batch, or else whole training steps."""
 
 import contextlib
 import copy
@@ -77,7 +77,7 @@ def _ignored(*args: Any, **kwargs: Any) -> None:
 
 @contextlib.contextmanager
 def _attributes_restored(module: nn.Module) -> Iterator[None]:
-    """Give an object the attributes back that it has now, and its lists and dictionaries what they hold."""
+    """Restore on exit an object's attributes, and the contents of its lists, sets and dictionaries."""
     before = dict(vars(module))
     held = [(one, copy.copy(one)) for one in before.values() if type(one) in (list, dict, set)]
     try:

@@ -1,4 +1,4 @@
-"""LSQ and AQT as one callback more: word lengths are given."""
+"""The callbacks for LSQ and AQT, whose word lengths are given."""
 
 import os
 from collections.abc import Iterable
@@ -26,7 +26,7 @@ class LSQ(LearnerCallback[FixedWidths]):
             and layer_bits, as in `adapt.learned.attach_lsq`.
 
     Raises:
-        TypeError, ValueError: an option does not fit.
+        TypeError, ValueError: an option is invalid.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class AQT(LearnerCallback[MaximumRanges]):
             in `adapt.learned.attach_aqt`.
 
     Raises:
-        TypeError, ValueError: an option does not fit.
+        TypeError, ValueError: an option is invalid.
     """
 
     _learns_from_gradients = False

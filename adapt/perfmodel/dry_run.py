@@ -82,7 +82,7 @@ def _check(model: object) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
-        raise TypeError("model holds a scripted module, whose weights cannot be followed: pass the one it was made of")
+        raise TypeError("model holds a scripted module, whose weights cannot be followed: pass the original")
     for name, parameter in model.named_parameters():
         if nn.parameter.is_lazy(parameter):
             raise ValueError(f"{name} has no shape yet: run one forward pass through the lazy module first")

@@ -1,4 +1,4 @@
-"""What lies in a run's folder: its trace, and whatever was saved beside it."""
+"""The contents of a run's folder: its trace, and whatever was saved beside it."""
 
 import csv
 import importlib.util
@@ -33,7 +33,7 @@ class Run:
     Attributes:
         name: how the user named it.
         trace: what happened.
-        made: what made it, by name.
+        made: its settings, by name.
         operations: multiply-adds per sample by layer, if they were saved.
         widths: word lengths by channel, if they were learned.
         phases: what each phase of learning did.
@@ -55,7 +55,7 @@ class Run:
     packed_bytes: Mapping[str, int] = field(default_factory=dict)
 
     def figures(self) -> Row:
-        """Return all that tables and pages show of the run, as plain numbers, texts and lists.
+        """Return everything that tables and pages show of the run, as plain numbers, texts and lists.
 
         Raises:
             ValueError: the trace has no rows.
@@ -185,7 +185,7 @@ def _newest_first(paths: Iterable[Path]) -> list[Path]:
 
 
 def _from_csv(path: Path) -> Metrics:
-    """Return what a CSVLogger wrote, without what the trace has itself."""
+    """Return what a CSVLogger wrote, except for what the trace contains."""
     found: Metrics = {}
     try:
         with path.open(encoding="utf-8", newline="") as file:
@@ -203,7 +203,7 @@ def _from_csv(path: Path) -> Metrics:
 
 
 def _from_events(folder: Path) -> Metrics:
-    """Return the scalars of TensorBoard's event files in the folder, without what the trace has itself."""
+    """Return the scalars of TensorBoard's event files in the folder, except for what the trace contains."""
     if not any(folder.glob("*tfevents*")) or importlib.util.find_spec("tensorboard") is None:
         return {}
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
