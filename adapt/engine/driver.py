@@ -35,13 +35,9 @@ class Driver:
     """Drives a run through hooks on an optimizer and its modules.
 
     Args:
-        optimizer: the optimizer.
+        optimizer, run: what to drive, and by whose steps.
         module: the module that owns the parameters, if known.
         parameters: the parameters by name.
-        run: what to drive.
-
-    Attributes:
-        optimizer: the optimizer.
     """
 
     def __init__(
@@ -53,10 +49,7 @@ class Driver:
         self._writes = ForeignWrites(run)
         self._views = Views(module, run.pin, self._before_pass, self._take_writes)
         self._steps = Steps(
-            optimizer,
-            before_update=self._before_update,
-            after_update=self._after_update,
-            undo=self._requantize,
+            optimizer, before_update=self._before_update, after_update=self._after_update, undo=self._requantize
         )
         self._first_step = FirstStep(optimizer, *min(self.layers.items(), key=lambda layer: layer[1].numel()))
         self._fused: FusedSGD | None = None
@@ -291,7 +284,7 @@ class Driver:
             if not self._writes.follow_state:
                 user_warnings.warn(
                     "the optimizer's state was saved without a controller: masters and formats stay as they are; only "
-                    "weights that are loaded into the module get new formats",
+                    "weights that are loaded into the module get new formats"
                 )
             return state_dict
         persistence.check_groups(state_dict, optimizer.param_groups)

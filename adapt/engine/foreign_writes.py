@@ -16,7 +16,7 @@ class ForeignWrites:
     way. Layers whose formats came with the optimizer's state keep them.
 
     Args:
-        run: the run.
+        run: whose parameters to follow.
     """
 
     def __init__(self, run: Run) -> None:

@@ -93,7 +93,8 @@ def _present(controller: Engine, model: nn.Module) -> Exported:
     """Capture what the parameters hold now, which must lie on the controller's formats."""
     # A module may hold the optimizer that trains it.
     structure = plain_copy(model, without=(controller, controller.optimizer))
-    return _exported(structure, controller.formats, {"policy": _origin(controller)})
+    decided_by = getattr(controller, "plan", None) or getattr(controller, "policy", None)
+    return _exported(structure, controller.formats, {"policy": repr(decided_by)})
 
 
 def _exported(structure: nn.Module, formats: dict[str, Format], origin: dict[str, str]) -> Exported:
@@ -121,8 +122,3 @@ def _exported(structure: nn.Module, formats: dict[str, Format], origin: dict[str
             tensors[name] = value.detach().clone()
     require_layers(structure, [name for name in formats if name not in words])
     return Exported(words, formats, tensors, aliases, structure, origin)
-
-
-def _origin(controller: Engine) -> str:
-    """Return what decided on the formats, as text."""
-    return repr(getattr(controller, "plan", None) or getattr(controller, "policy", None))

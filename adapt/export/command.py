@@ -99,7 +99,8 @@ def run_export(options: argparse.Namespace) -> None:
         OSError, ValueError, TypeError, ImportError: an argument does not fit, or a file cannot be read or written.
     """
     if options.to == "json":
-        to_json(_formats(options.checkpoint), options.output)
+        source = options.checkpoint
+        to_json(packed.read(source).formats if _is_packed(source) else formats(source), options.output)
         print(f"{options.output}: {_bytes(options.output):,} bytes")
         return
     inputs = _inputs(options)
@@ -124,10 +125,6 @@ def run_export(options: argparse.Namespace) -> None:
     else:
         _check_words(exported, options.output)
         print("all words, formats and tensors are equal when read again; --inputs or --shape compare outputs too")
-
-
-def _formats(path: Path) -> Any:
-    return packed.read(path).formats if _is_packed(path) else formats(path)
 
 
 def _is_packed(path: Path) -> bool:

@@ -91,7 +91,8 @@ class Quant(nn.Module):
         largest = 2.0 ** (form.word_length - self.signed) - 1
         self.narrow = self.signed and bool(np.all(form.low == -largest))
         lowest = -largest - (not self.narrow) if self.signed else 0.0 * largest
-        self.clips = bool(np.any(form.high != largest) or np.any(form.low != lowest)) and not _is_sign(form)
+        is_sign = np.all(form.signed & (form.word_length == 1))
+        self.clips = not is_sign and bool(np.any(form.high != largest) or np.any(form.low != lowest))
         self.bounds = float(np.max(form.minimum)), float(np.min(form.maximum))
         # qonnx takes a single number of bits.
         for name, values in (("step", form.step), ("zero", 0 * form.step)):
@@ -130,7 +131,3 @@ def _along(numbers: NDArray[np.float32], form: Format, shape: Sequence[int]) -> 
         rows = np.repeat(numbers.reshape(form.groups, -1), shape[0] // form.groups, axis=0)
         return rows.reshape(*rows.shape, *[1] * (len(shape) - 2))
     return numbers.reshape([-1 if axis == form.axis else 1 for axis in range(len(shape))])
-
-
-def _is_sign(form: Format) -> bool:
-    return bool(np.all(form.signed & (form.word_length == 1)))

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from adapt.kernels.learned_steps import SUMS, Row
+from adapt.kernels.learned_steps import SUMS
 from adapt.learned import lsq
 from adapt.learned.quantizer import is_sign, limit, range_gradients, range_row, word_length
 from adapt.learned.word_bounds import WordBounds
@@ -151,26 +151,13 @@ class FormatTable:
         """The distance between neighbouring values: d, or the power of two nearest to it; float32 [F]."""
         return lsq.nearest_power_of_two(self.step) if self._power_of_two else self.step
 
-    def lsq_groups(self) -> list[tuple[int, bool, Tensor]]:
-        """Return each pair of width and signedness of LSQ's formats, with the mask of the formats that have it."""
-        assert self.fixed is not None
-        given = torch.from_numpy(self.fixed).to(self.device)
-        return [
-            (bits, signed, (given == bits) & (self.signed == signed))
-            for bits in np.unique(self.fixed).tolist()
-            for signed in (True, False)
-        ]
-
     def _derive(self) -> None:
         """Update the kernels' table and the word lengths from steps, ranges, signs and sizes."""
         if self.fixed is None:
             row = range_row(self.step, self.maximum, self.signed, floor=self.floor)
             self.bits = word_length(self.step, self.maximum, self.signed, floor=self.floor).cpu().numpy()
         else:
-            row = Row(*(torch.empty_like(self.step) for _ in Row._fields))
-            for bits, signed, mask in self.lsq_groups():
-                for column, values in zip(row, lsq.lsq_row(self.used_step, bits, signed=signed), strict=True):
-                    column.copy_(torch.where(mask, values, column))
+            row = lsq.rows(self.used_step, self.fixed, self.signed)
             self.bits = self.fixed.copy()
         # In place, because hooks and NumPy views hold the table.
         self.rows.copy_(torch.stack(list(row), dim=1))
@@ -203,14 +190,11 @@ class FormatTable:
 
     def lsq_gradients(self, count: int) -> Tensor:
         """Return LSQ's gradients with respect to d, with its gradient scale, means over `count` steps; float64 [F]."""
-        *parts, _ = self._mean_sums(count)
-        result = torch.zeros_like(parts[0])
-        numel = torch.from_numpy(self.numel).to(self.device).clamp(min=1).double()
-        for bits, signed, mask in self.lsq_groups():
-            scale = torch.rsqrt(numel * lsq.bounds(bits, signed=signed)[1])
-            result = torch.where(mask, lsq.lsq_gradient(parts, bits, signed=signed) * scale, result)
+        assert self.fixed is not None
+        numel = torch.from_numpy(self.numel).to(self.device).double()
+        found = lsq.scaled_gradients(self._mean_sums(count)[:3], numel, self.fixed, self.signed)
         # The derivative of 2^round(log₂ d) with respect to d, straight through round; 1 if d itself is used.
-        return result * (self.used_step / self.step)
+        return found * (self.used_step / self.step)
 
     def ratios(self) -> Tensor:
         """Return the derivative of log₂(q₊/d + 1) with respect to log₂(q₊/d): q₊/(q₊ + d), float64 [F]."""

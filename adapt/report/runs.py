@@ -117,13 +117,17 @@ def load_run(path: Path, read_packed: ReadPacked | None = None) -> Run:
     folder = file.parent
     described = _described(folder / "run.json")
     beside = described.get("run")
-    counts = described.get("operations")
+    operations = described.get("operations")
+    if isinstance(operations, dict):
+        operations = {n: int(c) for n, c in operations.items() if isinstance(c, int) and 0 <= c < 2**62}
+    else:
+        operations = None
     packed_file, packed_bytes = ("", {}) if read_packed is None else _packed(folder, read_packed)
     return Run(
         name=str(path),
         trace=trace,
         made={**(beside if isinstance(beside, Mapping) else {}), **trace.run},
-        operations={n: int(c) for n, c in counts.items() if _is_count(c)} if isinstance(counts, dict) else None,
+        operations=operations,
         widths=load_widths(folder),
         phases=[entry for entry in described.get("phases", []) if isinstance(entry, dict)],
         formats=_formats(folder, described),
@@ -142,10 +146,6 @@ def _described(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and 0 <= value < 2**62
 
 
 def load_widths(folder: Path) -> Widths | None:
