@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="adapt",
-        description="Training runs at adaptive precision: what happened, and what comes of them.",
+        description="Training runs at adaptive precision: reports, files for devices, and modelled costs.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

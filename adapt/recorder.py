@@ -104,7 +104,9 @@ class Recorder:
             trace = self._controller.trace
             if self._timeline is not None and len(trace):
                 self._write(trace)
-                self._write_channels()
+                if isinstance(self._controller, Learner):
+                    widths = self._controller.widths
+                    self._timeline.write_channels(widths.step, widths.by_channel())
                 if error is None:
                     self._print(trace)
 
@@ -129,11 +131,6 @@ class Recorder:
         }
         with replacing(self.folder / "run.json") as file:
             file.write(json.dumps(described, indent=1, default=str).encode())
-
-    def _write_channels(self) -> None:
-        if isinstance(self._controller, Learner):
-            widths = self._controller.widths
-            self._timeline.write_channels(widths.step, widths.by_channel())
 
     def _print(self, trace: Trace) -> None:
         from adapt.report.text import totals_lines

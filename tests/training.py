@@ -1,5 +1,8 @@
 """Small networks in training, and a witness of the weights that their forward passes saw."""
 
+import contextlib
+
+import pytest
 import torch
 from torch import nn
 
@@ -64,6 +67,19 @@ def train(model, optimizer, steps, first=0, controller=None):
         if controller is not None:
             controller.observe(loss)
         optimizer.step()
+
+
+@contextlib.contextmanager
+def interrupted_update():
+    """Ctrl-C arrives in the update of torch's SGD."""
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.SGD, "_init_group", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            yield
 
 
 def is_on_grid(values, precision):

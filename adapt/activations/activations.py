@@ -26,6 +26,9 @@ from adapt.rounding import Noise
 
 MODES = ("layer", "range")
 
+_FIELDS = ("ranges", "peaks", "drawn")
+"""The tensors of a state, one number for each site."""
+
 _FRESH_OUTPUT = {nn.Linear, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Embedding}
 """Layers whose forward returns a new tensor that nothing else refers to, so that it can be rounded in place."""
 
@@ -114,7 +117,9 @@ class Activations:
         self._words = torch.zeros(count, dtype=torch.int32, device=device)
         self._following = torch.zeros_like(self._words)
         self._otherwise = torch.zeros(count, 4, dtype=torch.float32, device=device)
-        self._streams = tuple(_of_rank(self.names))
+        # Each process draws different noise for its share of the data.
+        rank = torch.distributed.get_rank() if ranks.is_distributed() else 0
+        self._streams = tuple(f"{name}@{rank}" if rank else name for name in self.names)
         self._step = 0
         if old is None:
             warn_of_others(module, layers, (owner for owner, _ in found), ACTIVATIONS_STAY)
@@ -203,14 +208,13 @@ class Activations:
             for name, word, scale in zip(self.names, words, scales, strict=True)
         }
 
+    @property
+    def _state(self) -> dict[str, Tensor]:
+        return dict(zip(_FIELDS, (self._ranges, self._sites.peaks, self._sites.drawn), strict=True))
+
     def state_dict(self) -> dict[str, Any]:
         """Return the observed ranges and the positions in the streams, in plain containers and tensors."""
-        return {
-            "names": list(self.names),
-            "ranges": self._ranges.clone(),
-            "peaks": self._sites.peaks.clone(),
-            "drawn": self._sites.drawn.clone(),
-        }
+        return {"names": list(self.names), **{field: tensor.clone() for field, tensor in self._state.items()}}
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any], *, strict: bool = True) -> None:
@@ -227,13 +231,8 @@ class Activations:
         names = list(state.get("names", ()))
         ours = [i for i, name in enumerate(self.names) if name in names]
         theirs = [names.index(self.names[i]) for i in ours]
-        for field, tensor in (
-            ("ranges", self._ranges),
-            ("peaks", self._sites.peaks),
-            ("drawn", self._sites.drawn),
-        ):
-            if ours:
-                tensor[ours] = state[field][theirs].to(tensor)
+        for field, tensor in self._state.items() if ours else ():
+            tensor[ours] = state[field][theirs].to(tensor)
 
 
 def check_state(state: Mapping[str, Any], names: Sequence[str], *, strict: bool) -> None:
@@ -248,15 +247,9 @@ def check_state(state: Mapping[str, Any], names: Sequence[str], *, strict: bool)
             f"the precision state rounds activations at {len(saved)} places, but this controller at {len(names)}: "
             "attach with the same activations and quantize_errors, or load with strict=False"
         )
-    for field in ("ranges", "peaks", "drawn") if saved else ():
+    for field in _FIELDS if saved else ():
         tensor = state.get(field)
         if not isinstance(tensor, Tensor) or tensor.shape != (len(saved),):
             raise ValueError(
                 f"the precision state's activations should hold {field!r} as [{len(saved)}], got {tensor!r:.80}"
             )
-
-
-def _of_rank(names: Sequence[str]) -> list[str]:
-    """Return the sites' names in the random stream: each process draws different noise for its share of the data."""
-    rank = torch.distributed.get_rank() if ranks.is_distributed() else 0
-    return [f"{name}@{rank}" for name in names] if rank else list(names)

@@ -36,7 +36,8 @@ def start_in_stream(owner: Hashable, site: int, drawn: Tensor) -> Tensor | None:
         site: the site's index.
         drawn: number of elements of its stream that each site has used, int64 [sites].
     """
-    if not is_repeated() and not _may_be_forgotten():
+    # Checkpointing either disables gradients in a pass that it may discard, or hooks the tensors that autograd saves.
+    if not is_repeated() and torch.is_grad_enabled() and not torch_internals.may_have_hooks():
         return None
     start, forgetful = None, []
     for region, repeats in _regions():
@@ -49,11 +50,6 @@ def start_in_stream(owner: Hashable, site: int, drawn: Tensor) -> Tensor | None:
     for region in forgetful:
         region.starts.setdefault((owner, site), []).append(drawn[site].clone() if start is None else start)
     return start
-
-
-def _may_be_forgotten() -> bool:
-    """Return whether checkpointing may discard this pass: it either disables gradients or hooks saved tensors."""
-    return not torch.is_grad_enabled() or torch_internals.may_have_hooks()
 
 
 class _Region:

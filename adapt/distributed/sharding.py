@@ -13,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from adapt.kernels import Kernels, Rounding, Treatment
+from adapt.kernels.stream import OptionalTensors, Tensors
+from adapt.kernels.weights import Kernels, Rounding, Treatment
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
@@ -49,8 +50,8 @@ def local(tensor: Tensor) -> Tensor:
 @overload
 def full(tensors: Tensor) -> Tensor: ...
 @overload
-def full(tensors: Sequence[Tensor]) -> Sequence[Tensor]: ...
-def full(tensors: Tensor | Sequence[Tensor]) -> Tensor | Sequence[Tensor]:
+def full(tensors: Tensors) -> Tensors: ...
+def full(tensors: Tensor | Tensors) -> Tensor | Tensors:
     """Gather a tensor, or each of several, from the pieces of all processes. Every process must call this."""
     if not isinstance(tensors, Tensor):
         return [full(tensor) for tensor in tensors]
@@ -62,7 +63,7 @@ def unequal(left: Tensor, right: Tensor) -> Tensor:
     return (left == right).logical_not()
 
 
-def extremes(tensors: Sequence[Tensor]) -> list[tuple[float, float]]:
+def extremes(tensors: Tensors) -> list[tuple[float, float]]:
     """Return the smallest and largest element of each whole tensor, in one transfer from the device.
 
     They are (∞, −∞) for a tensor without elements, and both NaN if an element is NaN. Every process must call this.
@@ -120,60 +121,42 @@ class ShardedKernels:
     def __init__(self, kernels: Kernels) -> None:
         self._kernels = kernels
 
-    def quantize_(
-        self, sources: Sequence[Tensor], outputs: Sequence[Tensor], rounding: Rounding, figures: Tensor | None = None
-    ) -> None:
+    def quantize_(self, sources: Tensors, outputs: Tensors, rounding: Rounding, figures: Tensor | None = None) -> None:
         self._kernels.quantize_(_shards(sources), _shards(outputs), _with_offsets(rounding, sources), figures)
         if figures is not None:
             _add_up(figures, sources)
 
-    def store_(
-        self, parameters: Sequence[Tensor], masters: Sequence[Tensor], rounding: Rounding, figures: Tensor
-    ) -> None:
+    def store_(self, parameters: Tensors, masters: Tensors, rounding: Rounding, figures: Tensor) -> None:
         self._kernels.store_(_shards(parameters), _shards(masters), _with_offsets(rounding, masters), figures)
         _add_up(figures, masters)
 
-    def squared_norms_(self, tensors: Sequence[Tensor | None], out: Tensor) -> None:
+    def squared_norms_(self, tensors: OptionalTensors, out: Tensor) -> None:
         self._kernels.squared_norms_(_shards(tensors), out)
         _add_up(out, tensors)
 
-    def add_(
-        self,
-        sums: Sequence[Tensor | None],
-        gradients: Sequence[Tensor | None],
-        squared: Tensor,
-        squared_sums: Tensor,
-    ) -> None:
+    def add_(self, sums: OptionalTensors, gradients: OptionalTensors, squared: Tensor, squared_sums: Tensor) -> None:
         self._kernels.add_(_shards(sums), _shards(gradients), squared, squared_sums)
         _add_up(squared_sums, sums)
 
     def accumulate_(
-        self,
-        sums: Sequence[Tensor | None],
-        gradients: Sequence[Tensor | None],
-        squared: Tensor,
-        squared_sums: Tensor,
+        self, sums: OptionalTensors, gradients: OptionalTensors, squared: Tensor, squared_sums: Tensor
     ) -> None:
         # Whether a gradient is finite is only known from the norms of all processes' pieces.
         self.squared_norms_(gradients, squared)
         self.add_(sums, gradients, squared, squared_sums)
 
     def restore_(
-        self,
-        parameters: Sequence[Tensor] | None,
-        masters: Sequence[Tensor],
-        gradients: Sequence[Tensor | None],
-        treatment: Treatment,
+        self, parameters: Tensors | None, masters: Tensors, gradients: OptionalTensors, treatment: Treatment
     ) -> None:
         written = None if parameters is None else _shards(parameters)
         self._kernels.restore_(written, _shards(masters), _shards(gradients), treatment)
 
     def descend_(
         self,
-        parameters: Sequence[Tensor],
-        masters: Sequence[Tensor],
-        gradients: Sequence[Tensor | None],
-        buffers: Sequence[Tensor | None],
+        parameters: Tensors,
+        masters: Tensors,
+        gradients: OptionalTensors,
+        buffers: OptionalTensors,
         treatment: Treatment,
         rates: NDArray[np.floating],
         rounding: Rounding,
@@ -194,7 +177,7 @@ def _axis(tensor: Tensor) -> int | None:
     return next((axis for axis, place in enumerate(placements) if not place.is_replicate()), None)
 
 
-def _with_offsets(rounding: Rounding, tensors: Sequence[Tensor]) -> Rounding:
+def _with_offsets(rounding: Rounding, tensors: Tensors) -> Rounding:
     """Add the offsets of this process's pieces to the random stream's."""
     return rounding._replace(offsets=rounding.offsets + np.array([_offset(tensor) for tensor in tensors], np.int64))
 
@@ -210,7 +193,7 @@ def _offset(tensor: Tensor) -> int:
     return int(first * tensor.stride(0))
 
 
-def _add_up(figures: Tensor, tensors: Sequence[Tensor | None]) -> None:
+def _add_up(figures: Tensor, tensors: OptionalTensors) -> None:
     """Replace the figures [layers, …] of pieces by those of whole layers."""
     for group, indices in _groups(tensors).items():
         part = figures[indices]
@@ -218,7 +201,7 @@ def _add_up(figures: Tensor, tensors: Sequence[Tensor | None]) -> None:
         figures[indices] = part
 
 
-def _groups(tensors: Sequence[Tensor | None]) -> dict[Any, list[int]]:
+def _groups(tensors: OptionalTensors) -> dict[Any, list[int]]:
     """Return the indices of the sharded tensors, by the group of processes that hold their pieces."""
     groups: dict[Any, list[int]] = {}
     for index, tensor in enumerate(tensors):

@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from adapt import user_warnings
 from adapt.engine import persistence
 from adapt.engine.first_step import FirstStep
+from adapt.engine.foreign_writes import ForeignWrites
 from adapt.engine.fused_sgd import FusedSGD
 from adapt.engine.known_parameters import KnownParameters
 from adapt.engine.run import Run
@@ -34,13 +35,9 @@ class Driver:
     """Drives a run through hooks on an optimizer and its modules.
 
     Args:
-        optimizer: the optimizer.
+        optimizer, run: what to drive, and by whose steps.
         module: the module that owns the parameters, if known.
         parameters: the parameters by name.
-        run: what to drive.
-
-    Attributes:
-        optimizer: the optimizer.
     """
 
     def __init__(
@@ -49,24 +46,20 @@ class Driver:
         self.optimizer = optimizer
         self._module, self._run = module, run
         self._parameters = KnownParameters(optimizer, module, parameters)
+        self._writes = ForeignWrites(run)
         self._views = Views(module, run.pin, self._before_pass, self._take_writes)
         self._steps = Steps(
-            optimizer,
-            before_update=self._before_update,
-            after_update=self._after_update,
-            undo=self._requantize,
+            optimizer, before_update=self._before_update, after_update=self._after_update, undo=self._requantize
         )
         self._first_step = FirstStep(optimizer, *min(self.layers.items(), key=lambda layer: layer[1].numel()))
         self._fused: FusedSGD | None = None
-        self._restored: set[str] = set()
-        self._unfit: dict[str, None] = {}
         self._is_blind_known = False
         self._replaced: dict[str, Format] = {}
         self._handles: list[Any] = []
         self._search: Any = None
 
     def attach(self) -> None:
-        """Register the hooks and round the weights. A call that fails must be followed by `abort`."""
+        """Register the hooks and round the weights. If this fails, the caller must `release` the masters."""
         self._handles += self._steps.hook()
         self._handles.append(self.optimizer.register_state_dict_post_hook(self._save_into))
         self._handles.append(self.optimizer.register_load_state_dict_pre_hook(self._load_from))
@@ -150,7 +143,7 @@ class Driver:
         self._views.reshard()
 
     def _before_pass(self) -> None:
-        self._warn_if_unfit()
+        self._writes.warn_if_unfit()
         self._add_new_layers()
 
     def _add_new_layers(self) -> None:
@@ -180,46 +173,8 @@ class Driver:
             self._run.included_frozen |= frozen
             self._add_layers(frozen)
 
-    # Weights that other code writes
-
-    @torch.inference_mode(False)
-    @torch.no_grad()
     def _take_writes(self, loaded: Sequence[Collection[int]] = ()) -> None:
-        """Take what other code wrote into the parameters as masters, and fit formats to weights that are new.
-
-        New weights were loaded into the module, or replaced before the first step in any other way. Layers whose
-        formats came with the optimizer's state keep them.
-
-        Args:
-            loaded: for each of `all_masters`, the indices of the parameters that were just loaded.
-        """
-        new = [set(indices) for indices in loaded or [()] * len(self.all_masters)]
-        written = [masters.written() for masters in self.all_masters]
-        for masters, indices, found in zip(self.all_masters, new, written, strict=True):
-            if self._restored:
-                found -= masters.put_back(found)
-            if self._restored or not self._run.step:
-                indices |= masters.replaced(found)
-            indices -= {i for i, name in enumerate(masters.names) if name in self._restored}
-        # All of them, because refitting overwrites every parameter.
-        for masters, found in zip(self.all_masters, written, strict=True):
-            masters.take_writes(found)
-        if any(new):
-            shown = self._views.shown
-            self._unfit |= dict.fromkeys(self._run.refit(new))
-            self._views.show(shown)
-        elif any(written) and not self._restored:
-            self._unfit |= dict.fromkeys(self._run.misfits(written[0]))
-
-    def _warn_if_unfit(self) -> None:
-        """Warn of loaded weights that keep formats of earlier ones. Not on loading: their own state may follow."""
-        if self._unfit:
-            names, self._unfit = list(self._unfit), {}
-            more = ", …" if len(names) > 4 else ""
-            user_warnings.warn(
-                f"weights were loaded or written after attaching, but the formats of {', '.join(names[:4])}{more} "
-                "still fit the earlier weights: load the weights first, then attach"
-            )
+        self._writes.take(self._views, loaded)
 
     # One step
 
@@ -234,8 +189,8 @@ class Driver:
         if not self._run.losses and isinstance(loss, Tensor | Real):
             self._run.losses.observe(loss)  # type: ignore[arg-type]
         self._take_writes()
-        self._warn_if_unfit()
-        self._restored = set()
+        self._writes.warn_if_unfit()
+        self._writes.begin_step()
         self._add_new_layers()
         unscale(self.optimizer)
         if self._fused is None:
@@ -263,15 +218,8 @@ class Driver:
 
     # The end
 
-    def abort(self) -> None:
-        """Give the weights back and remove the hooks, after attaching has failed.
-
-        The parameters are not read: whatever failed may have been in the middle of writing them.
-        """
-        self._release("masters")
-
-    def _release(self, view: View) -> None:
-        """Set the parameters to this view, and remove the hooks."""
+    def release(self, view: View) -> None:
+        """Make the parameters hold this view, without reading them, and remove the hooks."""
         remove_all(self._handles)
         self._handles.clear()
         for masters in self.all_masters:
@@ -323,8 +271,7 @@ class Driver:
         self._add_new_layers()
         self._add_frozen_layers(state)
         self._run.load_state_dict(state, self._parameters.present, strict=strict)
-        self._restored = {*state["layers"], *state.get("followers", ())}
-        self._unfit = {}
+        self._writes.keep_formats((*state["layers"], *state.get("followers", ())))
         self._steps.forget()
         self._views.reshard()
 
@@ -334,10 +281,10 @@ class Driver:
 
     def _load_from(self, optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
         if persistence.KEY not in state_dict:
-            if not self._restored:
+            if not self._writes.follow_state:
                 user_warnings.warn(
                     "the optimizer's state was saved without a controller: masters and formats stay as they are; only "
-                    "weights that are loaded into the module get new formats",
+                    "weights that are loaded into the module get new formats"
                 )
             return state_dict
         persistence.check_groups(state_dict, optimizer.param_groups)

@@ -197,6 +197,6 @@ class Engine(Driver):
         # If no step was made and the masters are handed back, everything is as before attaching.
         kept = self.formats if keep_activations else self._replaced if view == "masters" and not self.step else {}
         self._take_writes()
-        self._release(view)
+        self.release(view)
         if self._module is not None:
             frozen_rounding.keep(self._module, kept)

@@ -17,9 +17,14 @@ Kind = TypeVar("Kind", bound=Engine)
 _engines: weakref.WeakSet[Engine] = weakref.WeakSet()
 
 
+def engines() -> list[Engine]:
+    """Return all attached engines."""
+    return [engine for engine in list(_engines) if engine.is_attached]
+
+
 def attached(optimizer: Optimizer) -> Engine | None:
     """Return the engine attached to the optimizer, if any."""
-    return next((engine for engine in _attached() if engine.optimizer is optimizer), None)
+    return next((engine for engine in engines() if engine.optimizer is optimizer), None)
 
 
 def register(
@@ -40,7 +45,7 @@ def register(
             begin(engine)
     except BaseException:
         if engine is not None:
-            engine.abort()
+            engine.release("masters")
         before.restore()
         raise
     _engines.add(engine)
@@ -65,10 +70,6 @@ def check_free(optimizer: Optimizer, parameters: Mapping[str, Tensor]) -> None:
             raise ValueError(f"params holds {name}, which another optimizer's controller manages: detach() it first")
 
 
-def _attached() -> list[Engine]:
-    return [engine for engine in list(_engines) if engine.is_attached]
-
-
 def _managed() -> set[int]:
     """Return the ids of all parameters of which an attached engine keeps masters."""
-    return {id(p) for engine in _attached() for masters in engine.all_masters for p in masters.parameters}
+    return {id(p) for engine in engines() for masters in engine.all_masters for p in masters.parameters}

@@ -77,18 +77,18 @@ def _packed(tree: Any, where: str) -> Iterator[Any]:
         elif WEIGHTS_ONLY_KEY in branch:
             yield branch[WEIGHTS_ONLY_KEY]
         elif persistence.is_state(branch):
-            yield from _of_state(branch, where)
+            yield _of_state(branch, where)
         elif persistence.is_state(branch.get(persistence.KEY)):
             waiting.append(branch[persistence.KEY])
         else:
             waiting += branch.values()
 
 
-def _of_state(state: Any, where: str) -> Iterator[Any]:
+def _of_state(state: Any, where: str) -> Any:
     content = state.get(persistence.FORMATS)
     if not isinstance(content, bytes) or not content:
         raise ValueError(
             f"{where} was saved by a version of adapt that did not write the formats into it: resume the run and save "
             "it again"
         )
-    yield persistence.from_bytes(content)
+    return persistence.from_bytes(content)

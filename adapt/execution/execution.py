@@ -62,7 +62,7 @@ class Execution:
         if old is None and not is_native(self._dtype, next(module.parameters()).device):
             user_warnings.warn(
                 f"this processor has no {execution} products with float32 sums: the numbers are those of {execution}, "
-                "but the work is done in float32 and is no faster",
+                "but the work is done in float32 and is no faster"
             )
         # On the host for every device, because formats and kernels are chosen there.
         self._fits = torch.zeros(len(layers), dtype=torch.bool, device="cpu")

@@ -44,13 +44,7 @@ class Geometry(NamedTuple):
         output_padding = module.output_padding
         if module.transposed:
             output_padding = module._output_padding(
-                input,
-                output_size,
-                module.stride,
-                module.padding,
-                module.kernel_size,
-                dimensions,
-                module.dilation,
+                input, output_size, module.stride, module.padding, module.kernel_size, dimensions, module.dilation
             )
         return x, Geometry(
             module.stride, padding, module.dilation, module.transposed, tuple(output_padding), module.groups
@@ -131,11 +125,6 @@ def layout_of(x: Tensor, weight: Tensor) -> torch.memory_format:
     return torch.channels_last if weight.dim() == 4 and either else torch.contiguous_format
 
 
-def _fast_layout(x: Tensor, weight: Tensor) -> torch.memory_format:
-    """Return the layout in which the product is computed fastest."""
-    return torch.contiguous_format if is_small(x, weight) else layout_of(x, weight)
-
-
 def is_small(x: Tensor, weight: Tensor) -> bool:
     """Return whether a layer convolves small images of many channels on the CPU, with more than one tap."""
     return (
@@ -158,6 +147,6 @@ def shortened(
     x_short, weight_short = x.to(dtype), weight.to(dtype)
     if weight.dim() in (2, 4):
         # For matrices too: for an input with gaps, torch adds the bias only after it has rounded the sums.
-        layout = _fast_layout(x, weight)
+        layout = torch.contiguous_format if is_small(x, weight) else layout_of(x, weight)
         x_short, weight_short = (t.contiguous(memory_format=layout) for t in (x_short, weight_short))
     return x_short, weight_short, None if bias is None else bias.to(dtype)

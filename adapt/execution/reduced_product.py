@@ -7,14 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from adapt.execution.products import (
-    Geometry,
-    is_small,
-    layout_of,
-    product,
-    product_gradients,
-    shortened,
-)
+from adapt.execution.products import Geometry, is_small, layout_of, product, product_gradients, shortened
 
 
 class _ReducedProduct(torch.autograd.Function):
@@ -159,18 +152,9 @@ def _backward_operator(
 
 
 @_backward_operator.register_fake
-def _(
-    error: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    fits: Tensor,
-    index: int,
-    dtype: torch.dtype,
-    backward: bool,
-    wanted: Sequence[bool],
-    *parts: Any,
-) -> tuple[Tensor, Tensor, Tensor]:
-    channels = error.shape[-1] if _geometry(*parts) is None else error.shape[1]
+def _(error: Tensor, x: Tensor, weight: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
+    geometry, wanted = _geometry(*others), others[-len(Geometry._fields) - 1]
+    channels = error.shape[-1] if geometry is None else error.shape[1]
     return (
         torch.empty_like(x).contiguous(memory_format=layout_of(x, weight)) if wanted[0] else _nothing(error),
         torch.empty_like(weight) if wanted[1] else _nothing(error),

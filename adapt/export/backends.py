@@ -24,7 +24,7 @@ class Outcome(NamedTuple):
 
     Attributes:
         outputs: the tensors that it returned.
-        layers: what its quantised layers handed on, by their paths and in the order of execution; none where a runtime
+        layers: what its quantised layers returned, by their paths and in the order of execution; empty if the runtime
             does not show them.
     """
 
@@ -33,7 +33,7 @@ class Outcome(NamedTuple):
 
 
 class Attached(NamedTuple):
-    """The trained model and what keeps it, to be run in evaluation."""
+    """The trained model and its controller, to be run in evaluation."""
 
     controller: Engine
     module: nn.Module | None
@@ -46,17 +46,17 @@ OPENERS: dict[str, Callable[[Path, Exported], Any]] = {}
 
 
 def backend(against: Any, exported: Exported) -> Backend:
-    """Return what runs a network.
+    """Return a function that runs a network.
 
     Args:
         against: an artefact by its path, a packed file unless its suffix is in `OPENERS`; an `IntegerNetwork`; a
-            module; a controller, or what has one, for the attached model in evaluation; or a function that takes the
-            inputs and returns the outputs.
+            module; a controller, or an optimizer or callback that has one, for the attached model in evaluation; or a
+            function that takes the inputs and returns the outputs.
         exported: the captured network.
 
     Raises:
         OSError, ValueError: the file cannot be read, or has no architecture.
-        TypeError: it is nothing of the kind.
+        TypeError: `against` is none of these.
     """
     if isinstance(against, str | os.PathLike):
         path = Path(against)
@@ -85,7 +85,7 @@ def controller_of(source: Any) -> Engine | None:
 
 def _attached(controller: Engine, module: nn.Module | None, paths: Collection[str], inputs: tuple[Any, ...]) -> Outcome:
     if module is None:
-        raise ValueError("the controller was attached to parameters alone, so that there is no model to compare with")
+        raise ValueError("the controller was attached to parameters alone, so there is no model to compare with")
     model = unwrapped(module)
     with controller.evaluation_weights():
         return _observed(model, paths, inputs)
@@ -107,13 +107,13 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def _observed(model: nn.Module, paths: Collection[str], inputs: tuple[Any, ...]) -> Outcome:
-    """What a module computes in evaluation mode, and what the modules at these paths return."""
+    """Return what a module computes in evaluation mode, and what the modules at these paths return."""
     layers: dict[str, Tensor] = {}
 
     def watch(path: str) -> Callable[..., None]:
         def look(module: nn.Module, args: Any, output: Any) -> None:
             if isinstance(output, Tensor):
-                # A copy, as what follows may work in place.
+                # Copied, because later layers may work in place.
                 layers[path] = output.detach().cpu().clone()
 
         return look
@@ -129,5 +129,5 @@ def _observed(model: nn.Module, paths: Collection[str], inputs: tuple[Any, ...])
 
 
 def _tensors(outputs: Any) -> list[Tensor]:
-    """The tensors in what a network returned."""
+    """Return the tensors in the outputs of a network."""
     return [torch.as_tensor(leaf).detach().cpu() for leaf in tree_leaves(outputs) if leaf is not None]

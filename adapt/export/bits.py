@@ -9,9 +9,6 @@ from numpy.typing import NDArray
 
 from adapt.numerics.format import Format
 
-_BLOCK = 2**16
-"""Words that are packed together: a multiple of 8 that stays in the processor's cache."""
-
 
 def smallest_type(form: Format) -> torch.dtype:
     """Return the smallest of int8, int16 and int32 that holds every word of a format."""
@@ -27,7 +24,7 @@ def pack_words(words: NDArray[np.signedinteger], form: Format) -> bytes:
 
     Channels of one word length and sign follow each other, in order of (word length, sign), each with its words in
     their own order. A word takes its lowest bits in two's complement; one signed bit is 1 for the word 1 and 0 for −1.
-    The stream of every group of channels is filled up to a whole byte.
+    The stream of every group of channels is padded to a whole byte.
 
     Args:
         words: the words of a tensor in its format.
@@ -44,7 +41,7 @@ def unpack_words(packed: bytes, shape: Sequence[int], form: Format) -> NDArray[n
     """Return the words that `pack_words` packed, in a tensor's shape.
 
     Raises:
-        ValueError: the stream is not as long as the words of this shape and format are.
+        ValueError: the stream does not have the length of words of this shape and format.
     """
     size = packed_size(shape, form)
     if len(packed) != size:
@@ -75,7 +72,7 @@ def packed_size(shape: Sequence[int], form: Format) -> int:
 
 
 def _size(count: int, width: int) -> int:
-    """Bytes of so many words: those above 8 bits lie in planes, each of which is filled up to a whole byte."""
+    """Return the bytes that `count` words take: those above 8 bits lie in planes, each padded to a whole byte."""
     whole, rest = divmod(width, 8)
     return whole * count + -(-rest * count // 8)
 
@@ -83,37 +80,22 @@ def _size(count: int, width: int) -> int:
 def _pack(codes: NDArray[np.uint32], width: int) -> bytes:
     if width > 8:
         return _pack(codes & np.uint32(0xFF), 8) + _pack(codes >> np.uint32(8), width - 8)
-    if width == 8:
-        return codes.astype(np.uint8).tobytes()
-    parts = []
-    for start in range(0, len(codes), _BLOCK):
-        block = codes[start : start + _BLOCK]
-        # Eight words of w bits are w bytes.
-        eights = np.zeros((-(-len(block) // 8), 8), np.uint64)
-        eights.reshape(-1)[: len(block)] = block
-        joined = np.bitwise_or.reduce(eights << (np.arange(8, dtype=np.uint64) * np.uint64(width)), axis=1)
-        octets = joined.astype("<u8").view(np.uint8).reshape(-1, 8)[:, :width]
-        parts.append(octets.tobytes()[: _size(len(block), width)])
-    return b"".join(parts)
+    octets = codes.astype(np.uint8)
+    if width < 8:
+        bits = np.unpackbits(octets[:, None], axis=1, count=width, bitorder="little")
+        octets = np.packbits(bits, bitorder="little")
+    return octets.tobytes()
 
 
 def _unpack(packed: bytes, count: int, width: int) -> NDArray[np.uint32]:
     if width > 8:
         high: NDArray[np.uint32] = _unpack(packed[count:], count, width - 8) << np.uint32(8)
         return high | _unpack(packed[:count], count, 8)
-    if width == 8:
-        return np.frombuffer(packed, np.uint8).astype(np.uint32)
-    codes = np.empty(-(-count // 8) * 8, np.uint32)
-    eights, shifts = codes.reshape(-1, 8), np.arange(8, dtype=np.uint64) * np.uint64(width)
-    bytes_ = np.frombuffer(packed.ljust(len(eights) * width, b"\0"), np.uint8).reshape(-1, width)
-    for start in range(0, len(eights), _BLOCK // 8):
-        block = bytes_[start : start + _BLOCK // 8]
-        octets = np.zeros((len(block), 8), np.uint8)
-        octets[:, :width] = block
-        joined = octets.view("<u8").astype(np.uint64)
-        eights[start : start + len(block)] = joined >> shifts & np.uint64(2**width - 1)
-    result: NDArray[np.uint32] = codes[:count]
-    return result
+    octets = np.frombuffer(packed, np.uint8)
+    if width < 8:
+        bits = np.unpackbits(octets, count=count * width, bitorder="little").reshape(count, width)
+        octets = np.packbits(bits, axis=1, bitorder="little")[:, 0]
+    return octets.astype(np.uint32)
 
 
 def _codes(words: NDArray[np.int64], width: int, signed: bool) -> NDArray[np.uint32]:
@@ -129,20 +111,20 @@ def _from_codes(codes: NDArray[np.uint32], width: int, signed: bool) -> NDArray[
 
 
 def _groups(form: Format) -> Iterator[tuple[NDArray[np.intp], int, bool]]:
-    """The channels of each (word length, sign)."""
+    """Yield the channels of each (word length, sign)."""
     kinds = np.stack([np.atleast_1d(form.word_length), np.atleast_1d(form.signed)], axis=1)
     for kind in np.unique(kinds, axis=0):
         yield np.flatnonzero((kinds == kind).all(axis=1)), int(kind[0]), bool(kind[1])
 
 
 def _by_channel(words: NDArray[np.signedinteger], form: Format) -> NDArray[np.signedinteger]:
-    """The words as [channels, elements of a channel]."""
+    """Return the words as [channels, elements of a channel]."""
     dimensions, order, channels = _arrangement(words.shape, form)
     return words.reshape(dimensions).transpose(order).reshape(channels, words.size // channels if channels else 0)
 
 
 def _arrangement(shape: Sequence[int], form: Format) -> tuple[list[int], list[int], int]:
-    """How to bring a tensor's channels to the front: the shape to see it in, the order of dimensions, the channels.
+    """How to bring a tensor's channels to the front: the shape to view it in, the order of dimensions, the count.
 
     Raises:
         ValueError: a tensor of this shape does not have the format's channels.

@@ -1,4 +1,4 @@
-"""Where every runtime must compute the same, whatever order it adds in: bounds on the sums of layers."""
+"""Bounds on the sums of layers: where they hold, every runtime computes the same, in whatever order it adds."""
 
 from dataclasses import dataclass
 from fractions import Fraction
@@ -11,6 +11,7 @@ from torch import nn
 
 from adapt.export.exported import Exported
 from adapt.export.float32 import SIGNIFICAND
+from adapt.layers.naming import joined
 from adapt.layers.products import PRODUCTS, TransposedLinear
 from adapt.numerics.format import Format
 
@@ -50,20 +51,20 @@ def accumulator_bounds(exported: Exported) -> dict[str, Bound]:
     return {
         path: _bound(path, layer, exported)
         for path, layer in exported.structure.named_modules()
-        if isinstance(layer, PRODUCTS) and _name(exported, path, "weight") in exported.words
+        if isinstance(layer, PRODUCTS) and exported.name_of(path, "weight") in exported.words
     }
 
 
 def _bound(path: str, layer: nn.Module, exported: Exported) -> Bound:
-    weight = _name(exported, path, "weight")
+    weight = exported.name_of(path, "weight")
     form, words = exported.formats[weight], exported.words[weight]
-    inputs = exported.formats.get(f"{path}.input" if path else "input")
+    inputs = exported.formats.get(joined(path, "input"))
     if inputs is None:
         return Bound(path, np.nan, "its inputs are not rounded")
     if form.fraction_length is None or inputs.fraction_length is None:
         return Bound(path, np.nan, "its steps are no powers of two, so that products are rounded")
     bias = getattr(layer, "bias", None)
-    values = None if bias is None else _values(exported, _name(exported, path, "bias"))
+    values = None if bias is None else _values(exported, exported.name_of(path, "bias"))
     sums = _magnitudes(words, layer)
     largest, with_bias = _largest(sums, form, inputs, values)
     bits = float(np.log2(max(with_bias, 1)))
@@ -98,7 +99,7 @@ def _largest(
         largest = max(largest, total * peak)
         if bias is not None:
             added = abs(Fraction(float(bias[index])) * Fraction(2) ** fraction)
-            # In units of 1/denominator all is whole.
+            # In units of 1/denominator, all terms are integers.
             value = (value + added) * added.denominator
         with_bias = max(with_bias, int(value))
     return largest, with_bias
@@ -108,8 +109,3 @@ def _values(exported: Exported, name: str) -> NDArray[np.float64]:
     """A parameter's values, quantised or not."""
     tensor = exported.values(name) if name in exported.words else exported.tensors[name]
     return np.asarray(tensor.double().numpy())
-
-
-def _name(exported: Exported, path: str, parameter: str) -> str:
-    name = f"{path}.{parameter}" if path else parameter
-    return exported.aliases.get(name, name)

@@ -39,8 +39,8 @@ def capture(source: Any, module: nn.Module | None = None, *, inputs: Any = None)
 
     Raises:
         TypeError: the source is of another kind.
-        ValueError: there is no module, or the checkpoint holds no weights of it or no formats; or inputs are given that
-            no attached model can be run on.
+        ValueError: there is no module, or the checkpoint holds no weights of it or no formats; or inputs are given, but
+            there is no attached model to run on them.
         RuntimeError: the captured network differs from the attached one; or the controller was detached, and the
             weights are not those that `detach()` left, rounded to nearest.
         NotImplementedError: weights are spread over processes.
@@ -74,10 +74,10 @@ def capture(source: Any, module: nn.Module | None = None, *, inputs: Any = None)
 
 
 def _left(controller: Engine, model: nn.Module, inputs: Any) -> Exported:
-    """What a detached controller has left: weights rounded to nearest, as after `fit`."""
+    """Capture what `detach` has left: weights rounded to nearest, as after `fit`."""
     if inputs is not None:
         raise ValueError(
-            "the controller was detached, and rounds nothing any more that outputs could be compared with: leave "
+            "the controller was detached and no longer rounds anything, so there are no outputs to compare with: leave "
             "inputs out, or capture before detach()"
         )
     try:
@@ -90,14 +90,15 @@ def _left(controller: Engine, model: nn.Module, inputs: Any) -> Exported:
 
 
 def _present(controller: Engine, model: nn.Module) -> Exported:
-    """What the parameters hold now, which must lie on the controller's formats."""
+    """Capture what the parameters hold now, which must lie on the controller's formats."""
     # A module may hold the optimizer that trains it.
     structure = plain_copy(model, without=(controller, controller.optimizer))
-    return _exported(structure, controller.formats, {"policy": _origin(controller)})
+    decided_by = getattr(controller, "plan", None) or getattr(controller, "policy", None)
+    return _exported(structure, controller.formats, {"policy": repr(decided_by)})
 
 
 def _exported(structure: nn.Module, formats: dict[str, Format], origin: dict[str, str]) -> Exported:
-    """Words and tensors out of a plain module whose quantised parameters lie on their formats' grids.
+    """Capture a plain module whose quantised parameters lie on the grids of their formats.
 
     Raises:
         RuntimeError: one does not.
@@ -121,8 +122,3 @@ def _exported(structure: nn.Module, formats: dict[str, Format], origin: dict[str
             tensors[name] = value.detach().clone()
     require_layers(structure, [name for name in formats if name not in words])
     return Exported(words, formats, tensors, aliases, structure, origin)
-
-
-def _origin(controller: Engine) -> str:
-    """What decided on the formats, in words."""
-    return repr(getattr(controller, "plan", None) or getattr(controller, "policy", None))

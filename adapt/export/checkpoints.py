@@ -38,7 +38,7 @@ def load_into(module: nn.Module, path: str | os.PathLike[str]) -> dict[str, Form
 
 
 def _states(tree: Any) -> Iterator[dict[str, Any]]:
-    """Every mapping from names to tensors in a tree of mappings, outer ones first."""
+    """Yield every mapping from names to tensors in a tree of mappings, outer ones first."""
     if isinstance(tree, Mapping):
         if any(isinstance(value, Tensor) for value in tree.values()):
             names = plain_names(name for name in tree if isinstance(name, str))
@@ -48,7 +48,7 @@ def _states(tree: Any) -> Iterator[dict[str, Any]]:
 
 
 def _prefixes(state: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
-    """What stands before all of the expected names in a state, the shortest first."""
+    """Return the prefixes that all expected names have in a state, the shortest first."""
     first = next(iter(expected), "")
     ends = {name.removesuffix(first) for name in state if name == first or name.endswith(f".{first}")}
     return sorted((p for p in ends if all(p + name in state for name in expected)), key=len)

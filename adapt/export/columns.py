@@ -14,13 +14,12 @@ from adapt.numerics.packing import pack, unpack
 _COLUMNS = {"step": "<f4", "word_length": "<u1", "signed": "<u1", "low": "<i8", "high": "<i8"}
 """The columns of formats with channels, in this order, and NumPy's types of their numbers."""
 
-
 _LARGEST_RATIO = 1024
-"""How many times longer than its compressed form the columns may be; otherwise they stay as they are."""
+"""The largest ratio by which columns are compressed; beyond it they are stored as they are."""
 
 
 def packed_formats(formats: Mapping[str, Format]) -> tuple[dict[str, Any], bytes]:
-    """Return formats as JSON can hold them, in few letters, and the columns of those that have channels."""
+    """Return formats compactly as JSON can hold them, and the columns of those that have channels."""
     packed: dict[str, Any] = {}
     with_channels = [form for form in formats.values() if form.axis is not None]
     for name, form in formats.items():
@@ -40,7 +39,7 @@ def packed_formats(formats: Mapping[str, Format]) -> tuple[dict[str, Any], bytes
 
 
 def _fixed_point(form: Format) -> Precision | None:
-    """The ⟨WL, FL⟩ that a format is, if it is one."""
+    """Return the ⟨WL, FL⟩ that equals a format, if there is one."""
     if form.fraction_length is None or not form.word_length >= 2:
         return None
     precision = Precision(int(form.word_length), int(form.fraction_length))

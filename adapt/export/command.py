@@ -30,7 +30,7 @@ def add_export(commands: Any) -> None:
         "export",
         help="write a checkpoint's network for a device, and prove that it computes the same",
         description="Write the network of a checkpoint, or of a packed file, for a device. Print its bytes beside "
-        "those of float32, and what came of running it beside the captured network.",
+        "those of float32, and how its outputs compare with those of the captured network.",
     )
     command.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint, or a packed file")
     command.add_argument(
@@ -99,7 +99,8 @@ def run_export(options: argparse.Namespace) -> None:
         OSError, ValueError, TypeError, ImportError: an argument does not fit, or a file cannot be read or written.
     """
     if options.to == "json":
-        to_json(_formats(options.checkpoint), options.output)
+        source = options.checkpoint
+        to_json(packed.read(source).formats if _is_packed(source) else formats(source), options.output)
         print(f"{options.output}: {_bytes(options.output):,} bytes")
         return
     inputs = _inputs(options)
@@ -124,10 +125,6 @@ def run_export(options: argparse.Namespace) -> None:
     else:
         _check_words(exported, options.output)
         print("all words, formats and tensors are equal when read again; --inputs or --shape compare outputs too")
-
-
-def _formats(path: Path) -> Any:
-    return packed.read(path).formats if _is_packed(path) else formats(path)
 
 
 def _is_packed(path: Path) -> bool:

@@ -44,7 +44,7 @@ def describe_packed(contents: Contents, stored: Mapping[str, tuple[str, int]], s
 
 
 def entropy(words: torch.Tensor) -> float:
-    """Return the bits that a word takes at least, on average, if words are stored one by one: −Σ p·log₂ p."""
+    """Return the fewest bits that a word can take on average, if words are coded one by one: −Σ p·log₂ p."""
     _, counts = np.unique(words.numpy(), return_counts=True)
     shares = counts / max(words.numel(), 1)
     return float(-(shares * np.log2(shares)).sum())

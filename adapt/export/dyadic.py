@@ -44,7 +44,7 @@ class Dyadic:
         return torch.ldexp(self.mantissa.double(), self.exponent).float()
 
     def each(self, operation: Callable[[Tensor], Tensor]) -> "Dyadic":
-        """Return the numbers elsewhere: the result of an operation that only moves elements, or puts zeros in."""
+        """Apply an operation that only moves elements or inserts zeros."""
         return Dyadic(operation(self.mantissa), operation(self.exponent) if self.exponent.ndim else self.exponent)
 
     def spread(self) -> "Dyadic":
@@ -133,7 +133,7 @@ def divide(a: Dyadic, n: int) -> Dyadic:
     """Return float32's a/n."""
     room = 61 - SIGNIFICAND
     quotient = (a.mantissa.abs() << room) // n
-    # The lowest bit says whether something is left.
+    # The lowest bit says whether there is a remainder.
     quotient = quotient | ((quotient * n != a.mantissa.abs() << room).long())
     return nearest_float(quotient * a.mantissa.sign(), a.exponent - room)
 
@@ -149,7 +149,7 @@ def total(a: Dyadic, dimensions: list[int], *, keepdim: bool) -> Dyadic:
 
 
 def order(a: Dyadic) -> Tensor:
-    """Return whole numbers that are ordered as the numbers are, and different where these are."""
+    """Return integers in the same order as the numbers, equal only where the numbers are."""
     length = bit_length(a.mantissa)
     magnitude = (a.exponent + length + 2**10 << SIGNIFICAND) + (a.mantissa.abs() << (SIGNIFICAND - length).clamp(min=0))
     return torch.where(a.mantissa == 0, 0, magnitude * a.mantissa.sign())

@@ -1,4 +1,4 @@
-"""How the words of a tensor take the fewest bytes: in their own bits, or compressed by zstd."""
+"""Encode the words of a tensor in the fewest bytes: in their own bits, or compressed by zstd."""
 
 import math
 from collections.abc import Sequence
@@ -13,14 +13,13 @@ from adapt.export.extras import needs
 from adapt.numerics.format import Format
 
 LARGEST_RATIO = 256
-"""Words that are smaller than this share of themselves are not compressed further, so that a small file cannot unpack
-to any size."""
+"""The largest ratio by which words are compressed, so that a small file cannot unpack to any size."""
 
 _LEVELS = (1, 19)
-"""zstd's levels to try. The first is better where words differ much, as it looks for no repetitions."""
+"""zstd's levels to try. The first is better for varied words, because it does not look for repetitions."""
 
 _LARGE = 2**24
-"""Bytes from which the slow level is left out."""
+"""The slow level is left out from this many bytes on."""
 
 
 def encoded(words: NDArray[np.signedinteger], form: Format) -> tuple[str, bytes]:
@@ -49,7 +48,7 @@ def decoded(content: bytes, encoding: str, shape: Sequence[int], form: Format) -
         words = np.ascontiguousarray(parts.T).view(f"<i{dtype.itemsize}").reshape(shape).astype(np.int32)
     tensor = torch.from_numpy(words).to(dtype)
     if not torch.equal(form.integers(form.values(tensor)), tensor.int()):
-        raise ValueError(f"there are words that are none of {form}")
+        raise ValueError(f"it holds words that are not of {form}")
     return tensor
 
 
@@ -61,7 +60,7 @@ def planes(words: NDArray[np.signedinteger]) -> bytes:
 
 
 def compressed(content: bytes) -> bytes:
-    """Return bytes as the smaller of zstd's frames at several levels."""
+    """Compress bytes by zstd at several levels, and return the smallest frame."""
     zstandard = needs("zstandard", "export")
     levels = _LEVELS if len(content) < _LARGE else _LEVELS[:1]
     frames: list[bytes] = [zstandard.ZstdCompressor(level=level).compress(content) for level in levels]
@@ -72,7 +71,7 @@ def content_size(content: bytes) -> int:
     """Return how many bytes a frame of zstd says that it unpacks to.
 
     Raises:
-        ValueError: it does not say so, or is none.
+        ValueError: it does not say, or is not a frame.
     """
     zstandard = needs("zstandard", "export")
     try:

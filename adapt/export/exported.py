@@ -9,12 +9,13 @@ from torch import Tensor, nn
 
 from adapt.export import packed
 from adapt.export.rounding import Rounding, add_rounding, keep_unfused
+from adapt.layers.naming import joined
 from adapt.numerics.format import Format
 
 
 @dataclass(frozen=True, eq=False)
 class Exported:
-    """A trained network, captured: what every quantised tensor is in integers, and all that the rest needs.
+    """A captured network: every quantised tensor as integers, and everything else that the network needs.
 
     It refers to no controller, optimizer or training code, and can be copied and pickled.
 
@@ -24,8 +25,8 @@ class Exported:
         formats: the format of every tensor in `words` by its name, and of every rounded activation by
             "<module>.input" or "<module>.output".
         tensors: everything else in the module's state_dict: parameters in floating point, and buffers; on the CPU.
-        aliases: other names by which the module knows a tensor of `words` or `tensors`, as of tied weights, each with
-            the name under which it is stored.
+        aliases: other names by which the module knows a tensor of `words` or `tensors`, such as those of tied weights,
+            each with the name under which it is stored.
         structure: the module itself in evaluation mode: plain, without hooks, and without rounding of activations. Its
             parameters hold the words' values. None where a packed file was loaded without a module.
         origin: what made it, as text by name: the version of adapt, the policy.
@@ -57,6 +58,11 @@ class Exported:
         words = sum(4 * tensor.numel() for tensor in self.words.values())
         return words + sum(tensor.nbytes for tensor in self.tensors.values())
 
+    def name_of(self, path: str, parameter: str) -> str:
+        """Return the name under which the parameter of the module at this path is stored."""
+        name = joined(path, parameter)
+        return self.aliases.get(name, name)
+
     def values(self, name: str) -> Tensor:
         """Return a quantised parameter's values, word·step, as float32 on the CPU."""
         values: Tensor = self.formats[name].values(self.words[name])
@@ -71,10 +77,10 @@ class Exported:
         moved, pickled, deep-copied, and exported by `torch.export`.
 
         Args:
-            rounding: makes what rounds the activations of a format.
+            rounding: returns the module that rounds activations to a format.
 
         Raises:
-            ValueError: a packed file was loaded without a module, which alone has the architecture.
+            ValueError: a packed file was loaded without a module, so the architecture is unknown.
         """
         if self.structure is None:
             raise ValueError(

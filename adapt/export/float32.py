@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 
-def _as_it_is(
+def _uncompiled(
     function: Callable[..., Any], *, fastmath: Collection[str] = (), inline: str = "never"
 ) -> Callable[..., Any]:
     return function
@@ -17,7 +17,7 @@ def _as_it_is(
 try:
     from adapt.kernels.numba_.compiler import compiled
 except ImportError:
-    compiled = _as_it_is  # Numba's compiler is turned off: the same functions run, if slowly.
+    compiled = _uncompiled  # Numba's compiler is turned off: the same functions run, only slowly.
 
 
 SIGNIFICAND = 24
@@ -27,8 +27,8 @@ LOWEST = -149
 """The exponent of the smallest float32 number above zero."""
 
 _ROOM = 60
-"""Bits of a sum that are kept, from the highest one of its larger term on. What lies below them is not lost: the lowest
-bit that is kept says that there is something."""
+"""The number of bits of a sum that are kept, from the highest bit of its larger term on. What lies below them is not
+lost: the lowest bit that is kept says that there is something."""
 
 
 @compiled

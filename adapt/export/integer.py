@@ -1,4 +1,4 @@
-"""Running a captured network in whole numbers alone: exact products and sums, and shifts. A literal reference."""
+"""Run a captured network in integers alone: exact products and sums, and shifts. A literal reference."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -44,10 +44,10 @@ class IntegerNetwork:
         self._programs: dict[tuple[torch.Size, ...], _Program] = {}
 
     def __call__(self, *inputs: Tensor) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """Return the outputs, float32, and what each quantised layer hands on, by its path.
+        """Return the outputs, float32, and what each quantised layer returns, by its path.
 
         Raises:
-            NotImplementedError: the network has an operation that is not known here.
+            NotImplementedError: the network has an operation without an integer reference.
             ValueError: the sums of a layer do not fit 24 bits, or its inputs lie on no common grid.
         """
         shapes = tuple(x.shape for x in inputs)
@@ -105,7 +105,7 @@ def _numbers(tensor: Tensor) -> Any:
 
 
 def _paths(node: torch.fx.Node) -> set[str]:
-    """The modules within which a node was traced."""
+    """Return the paths of the modules within which a node was traced."""
     return {path.removeprefix("L['self'].") for path, _ in node.meta.get("nn_module_stack", {}).values()}
 
 

@@ -75,10 +75,6 @@ def fuses() -> bool:
     return bool(F.batch_norm(x, torch.zeros(1), one, 1 + 2.0**-12 * one, offset, eps=0.0) != 0)
 
 
-def _relu(x: Dyadic) -> Dyadic:
-    return Dyadic(x.mantissa.clamp(min=0), x.exponent)
-
-
 def _clamp(x: Dyadic, low: float | None = None, high: float | None = None) -> Dyadic:
     if not x.exponent.any() and all(end is None or end == int(end) for end in (low, high)):
         # Words, which are whole numbers already, saturate at the ends of their range.
@@ -203,7 +199,7 @@ OPERATIONS: Mapping[str, Callable[..., Any]] = {
     "conv_transpose2d": _product(F.conv_transpose2d),
     "conv_transpose3d": _product(F.conv_transpose3d),
     "_native_batch_norm_legit_no_training": _batch_norm,
-    "relu": _relu,
+    "relu": lambda x: Dyadic(x.mantissa.clamp(min=0), x.exponent),
     "relu6": lambda x: _clamp(x, 0, 6),
     "hardtanh": lambda x, low=-1, high=1: _clamp(x, low, high),
     "clamp": _clamp,

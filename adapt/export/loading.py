@@ -23,8 +23,8 @@ def load(path: str | os.PathLike[str], module: nn.Module | None = None) -> Expor
     Raises:
         ModuleNotFoundError: safetensors or zstandard are missing: pip install 'adapt-precision[export]'.
         OSError: the file cannot be opened.
-        ValueError: it is truncated, damaged, altered, of a later version or no packed file; or it is of another network
-            than the module.
+        ValueError: it is truncated, damaged, altered, of a later version or no packed file; or it belongs to another
+            network than the module.
     """
     contents = packed.read(path)
     exported = Exported(contents.words, contents.formats, contents.tensors, contents.aliases, origin=contents.origin)

@@ -63,6 +63,6 @@ def _vectorised(count: int, lanes: int) -> NDArray[np.int64]:
     order = np.full((steps, max(len(blocks), 1), _ACCUMULATORS if rows else 1, single + lanes), count)
     for index, block in enumerate(blocks):
         order[: len(block), index, : block.shape[1], single:] = block[:, :, None] * lanes + np.arange(lanes)
-    # Positions that fill no vector are added up first, and the lanes to them.
+    # Positions left over from whole vectors are added up first, then the lanes.
     order[0, 0, 0, :single] = np.arange(vectors * lanes, count)
     return order if vectors else order[..., :single]

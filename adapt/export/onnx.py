@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,17 +33,12 @@ NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 def to_onnx(
-    exported: Exported,
-    path: str | os.PathLike[str],
-    inputs: Any,
-    *,
-    form: str = "qdq",
-    batch_norm: str = "exact",
+    exported: Exported, path: str | os.PathLike[str], inputs: Any, *, form: str = "qdq", batch_norm: str = "exact"
 ) -> None:
     """Write a captured network as an ONNX file.
 
     Weights are stored as integer words in 4, 8, 16 or 32 bits and one DequantizeLinear each. Every value is the word
-    times its step, which is asserted of the file that was written. The first dimension of the inputs, and so the batch,
+    times its step, which is checked in the written file. The first dimension of the inputs, and so the batch,
     is free where the network allows it.
 
     Form "qdq" rounds activations by QuantizeLinear and DequantizeLinear, from which ONNX Runtime and others make
@@ -51,7 +47,7 @@ def to_onnx(
     activations by arithmetic in float32, which holds every format, and is as exact but no faster than float32.
 
     Biases that lie on the grid of input step × weight step are stored in 32 bits on that grid; others are added behind
-    the layer in float32, because ONNX Runtime would round them to it without a word.
+    the layer in float32, because ONNX Runtime would silently round them to that grid.
 
     Args:
         exported: the captured network.
@@ -59,7 +55,7 @@ def to_onnx(
         inputs: an example of the network's input, a tensor or a tuple of forward's positional arguments.
         form: "qdq", "weights" or "integer".
         batch_norm: "exact" computes batch normalisation and means over all positions as torch does, to the last bit;
-            "operator" leaves them as one operator each, which is faster, but rounds otherwise. "folded", in the forms
+            "operator" leaves them as one operator each, which is faster, but rounds differently. "folded", in the forms
             "qdq" and "integer", takes the factors of batch normalisations into the steps of the convolutions before
             them, and rounds what flows between layers in 8 bits, by its range on `inputs`, which should be a few dozen
             examples: the fastest, but no longer the network that was trained. How far its outputs are from it is
@@ -68,7 +64,7 @@ def to_onnx(
     Raises:
         ModuleNotFoundError: onnx, onnxscript or torch.onnx.ops, which torch 2.8 brings, are missing: pip install
             'adapt-precision[onnx]'.
-        ValueError: the form is unknown, or does not hold a format; the message names the layer.
+        ValueError: the form is unknown, or cannot represent a format; the message names the layer.
         OSError: the folder does not exist or cannot be written.
     """
     onnx = needs("onnx", "onnx")
@@ -85,7 +81,7 @@ def to_onnx(
         check_products(exported)
     network = exported.module(rounding=Rounding if form == "weights" else LinearQuantization)
     if batch_norm == "exact":
-        exact_norms(network)
+        replace_norms(network, BatchNorm)
     store_words(network, exported, lambda words, form: Words(words, form.step, form.axis, form.groups))
     if form != "weights":
         store_biases(network, exported)
@@ -132,7 +128,7 @@ def _deviation(exported: Exported, path: str | os.PathLike[str], inputs: tuple[A
 
 def program(network: nn.Module, inputs: tuple[Any, ...], *, free_batch: bool = True) -> Any:
     """Return the network as torch's exporter writes it, as an ONNX model of any batch or of that of the inputs."""
-    # torch takes a size of 1 for a constant.
+    # torch treats a size of 1 as a constant.
     tensors = [isinstance(x, Tensor) and x.ndim > 0 and free_batch for x in inputs]
     several = tuple(torch.cat([x, x]) if free and len(x) == 1 else x for x, free in zip(inputs, tensors, strict=True))
     batch = tuple({0: torch.export.Dim.AUTO} if free else None for free in tensors)
@@ -164,14 +160,9 @@ def check_activations(exported: Exported) -> None:
             raise ValueError(f"{name} {problem}, or export with form='weights', which rounds in float32")
 
 
-def exact_norms(network: nn.Module) -> None:
-    """Put `BatchNorm` in the place of batch normalisations."""
+def replace_norms(network: nn.Module, make: Callable[[nn.Module], nn.Module]) -> None:
+    """Replace the batch normalisations of a network by what `make` returns for each."""
     for path, norm in list(network.named_modules()):
         if isinstance(norm, NORMS) and norm.running_var is not None:
-            replace(network, path, BatchNorm(norm))
-
-
-def replace(network: nn.Module, path: str, module: nn.Module) -> None:
-    """Put a module at this path, with the hooks of what was there gone."""
-    parent, _, name = path.rpartition(".")
-    setattr(network.get_submodule(parent), name, module)
+            parent, _, name = path.rpartition(".")
+            setattr(network.get_submodule(parent), name, make(norm))

@@ -1,7 +1,7 @@
-"""Folding batch normalisation into the words' steps, for products that stay in integers from layer to layer.
+"""Fold batch normalisation into the words' steps, so that products stay in integers from layer to layer.
 
-Words stay what they were, but each channel's step takes in the factor of its normalisation, so that what follows is
-rounded in other places than in training.
+The words do not change, but each channel's step absorbs the factor of its normalisation, so values are rounded in other
+places than in training.
 """
 
 from typing import Any
@@ -10,14 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adapt.export.extras import needs
-from adapt.export.onnx_graph import Graph, attribute
+from adapt.export.onnx_graph import Graph, attribute, make_node
 from adapt.export.onnx_roundings import Rounding, roundings
 
 
 def fold(graph: Graph, inputs: list[NDArray[Any]]) -> None:
     """Fold batch normalisations into convolutions, and round what flows between in 8 bits.
 
-    What no layer rounds itself, as the sums of a residual network, gets the range that it has on these inputs.
+    Tensors that no layer rounds, such as the sums of a residual network, get the range that they have on these inputs.
 
     Args:
         graph: the network, whose convolutions and batch normalisations are operators.
@@ -33,7 +33,7 @@ def fold(graph: Graph, inputs: list[NDArray[Any]]) -> None:
 
 
 def fold_norms(graph: Graph) -> int:
-    """Fold every batch normalisation behind a convolution with rounded inputs, and return how many there were."""
+    """Fold every batch normalisation after a convolution with rounded inputs, and return how many there were."""
     found = {rounding.result: rounding for rounding in roundings(graph)}
     return sum(_fold_norm(graph, norm, found) for norm in graph.nodes("BatchNormalization"))
 
@@ -95,16 +95,14 @@ def _bias(graph: Graph, conv: Any) -> Any:
 
 
 def _dequantize(graph: Graph, conv: Any, index: int, words: NDArray[Any], steps: NDArray[Any]) -> None:
-    """Let a convolution read words by channel as its weight (1) or its bias (2)."""
-    from onnx import helper
-
+    """Make a convolution read words by channel as its weight (1) or its bias (2)."""
     name = f"{conv.output[0]}.{'weight' if index == 1 else 'bias'}"
     parts = (words, steps, np.zeros(len(steps), words.dtype))
     constants = [
         graph.add_constant(f"{name}.{part}", values)
         for part, values in zip(("words", "step", "zero"), parts, strict=True)
     ]
-    graph.insert(helper.make_node("DequantizeLinear", constants, [f"{name}.values"], axis=0), before=conv)
+    graph.insert(make_node("DequantizeLinear", constants, [f"{name}.values"], axis=0), before=conv)
     _read(conv, index, f"{name}.values")
     graph.find()
 
@@ -116,7 +114,7 @@ def _read(conv: Any, index: int, name: str) -> None:
 
 
 def _streams(graph: Graph) -> list[str]:
-    """Tensors in float32 between layers, behind the ReLU where there is one, in order."""
+    """Return the float32 tensors between layers, after the ReLU where there is one, in order."""
     names = []
     for node in graph.graph.node:
         constant = any(name in graph.constants for name in node.input)
@@ -133,9 +131,9 @@ def _streams(graph: Graph) -> list[str]:
 
 
 def _use_unsigned_words(graph: Graph) -> None:
-    """Round what a ReLU returns in unsigned words of the same step, whose smallest is the ReLU's own end.
+    """Round the output of a ReLU to unsigned words of the same step, whose smallest value is 0, and drop the ReLU.
 
-    They reach twice as high as the signed ones did, which need a Clip in place of the ReLU.
+    They reach twice as high as signed words, which would need a Clip in place of the ReLU.
     """
     for rounding in roundings(graph):
         relu, (quantize, *clips, dequantize) = graph.writer.get(rounding.source), rounding.nodes
@@ -147,7 +145,7 @@ def _use_unsigned_words(graph: Graph) -> None:
 
 
 def _largest(graph: Graph, names: list[str], inputs: list[NDArray[Any]]) -> dict[str, float]:
-    """The largest magnitude of each tensor on these inputs."""
+    """Return the largest magnitude of each tensor on these inputs."""
     from onnx import ModelProto, helper
 
     runtime = needs("onnxruntime", "onnx")
@@ -163,9 +161,7 @@ def _largest(graph: Graph, names: list[str], inputs: list[NDArray[Any]]) -> dict
 
 
 def _round_stream(graph: Graph, name: str, largest: float) -> None:
-    """Round a tensor in 8 bits, unsigned behind a ReLU, which that takes the place of."""
-    from onnx import helper
-
+    """Round a tensor to 8 bits, unsigned after a ReLU, which the rounding replaces."""
     writer = graph.writer[name]
     relu = writer if writer.op_type == "Relu" else None
     source = name if relu is None else relu.input[0]
@@ -175,20 +171,14 @@ def _round_stream(graph: Graph, name: str, largest: float) -> None:
         graph.add_constant(f"{name}.{part}", np.array(value)) for part, value in (("step", step), ("zero", zero))
     ]
     words, values = f"{name}.words", f"{name}.rounded"
-    # Layers round their inputs anew; behind this rounding that is left out.
+    # Layers round their inputs themselves, which is not needed after this rounding.
     again = [rounding for rounding in roundings(graph) if rounding.source == name]
     place = list(graph.graph.node).index(writer) + 1
-    graph.graph.node.insert(place, helper.make_node("QuantizeLinear", [source, *constants], [words]))
-    graph.graph.node.insert(place + 1, helper.make_node("DequantizeLinear", [words, *constants], [values]))
-    for reader in graph.readers[name]:
-        for index, read in enumerate(reader.input):
-            if read == name:
-                reader.input[index] = values
+    graph.graph.node.insert(place, make_node("QuantizeLinear", [source, *constants], [words]))
+    graph.graph.node.insert(place + 1, make_node("DequantizeLinear", [words, *constants], [values]))
+    graph.rename_inputs(name, values)
     if relu is not None:
         graph.graph.node.remove(relu)
     graph.find()
     for rounding in again:
-        *inner, last = rounding.nodes
-        for node in inner:
-            graph.graph.node.remove(node)
-        graph.remove(last, instead=values)
+        rounding.remove(graph, instead=values)

@@ -1,6 +1,7 @@
-"""What is done to an ONNX file after torch has written it: words in their own bits, fewer operators, no metadata."""
+"""The graph of an ONNX model, and changes to it after torch has written it: shorter words, fewer operators."""
 
 from collections import defaultdict
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -21,7 +22,7 @@ class Graph:
         self.find()
 
     def find(self) -> None:
-        """Look again who writes and reads what."""
+        """Find out again which nodes write and read each tensor."""
         self.writer = {name: node for node in self.graph.node for name in node.output}
         self.readers: dict[str, list[Any]] = defaultdict(list)
         for node in self.graph.node:
@@ -30,33 +31,50 @@ class Graph:
         self.outputs = {value.name for value in self.graph.output}
 
     def nodes(self, kind: str) -> list[Any]:
-        """The nodes of one kind, in their order."""
+        """Return the nodes of one kind, in their order."""
         return [node for node in self.graph.node if node.op_type == kind]
 
     def only_reader(self, name: str) -> Any:
-        """The single node that reads a tensor, or None where there are more, or the network's own output is read."""
+        """Return the only node that reads a tensor; None if there are several, or if the tensor is an output."""
         readers = self.readers[name]
         return readers[0] if len(readers) == 1 and name not in self.outputs else None
 
     def remove(self, node: Any, *, instead: str) -> None:
-        """Take a node of one output away; what read it reads `instead`."""
+        """Remove a node of one output; its readers read `instead`."""
         (output,) = node.output
         if output in self.outputs:
-            # The name of the network's output stays.
-            for name in [instead]:
-                writer = self.writer[name]
-                writer.output[list(writer.output).index(name)] = output
-                for reader in self.readers[name]:
-                    _rename(reader, name, output)
+            # The network's output keeps its name, so what `instead` names is renamed.
+            writer = self.writer[instead]
+            writer.output[list(writer.output).index(instead)] = output
+            self.rename_inputs(instead, output)
         else:
-            for reader in self.readers[output]:
-                _rename(reader, output, instead)
+            self.rename_inputs(output, instead)
         self.graph.node.remove(node)
         self.find()
 
-    def insert(self, node: Any, *, before: Any) -> None:
-        """Put a node in front of another one."""
-        self.graph.node.insert(list(self.graph.node).index(before), node)
+    def rename_inputs(self, before: str, after: str) -> None:
+        """Let the nodes that read the tensor `before` read `after`."""
+        for reader in self.readers[before]:
+            for index, name in enumerate(reader.input):
+                if name == before:
+                    reader.input[index] = after
+
+    def insert(self, *nodes: Any, before: Any) -> None:
+        """Insert nodes, in this order, before another one."""
+        for node in nodes:
+            self.graph.node.insert(list(self.graph.node).index(before), node)
+
+    def replace(self, node: Any, *others: Any) -> None:
+        """Replace one node by others, in this order."""
+        self.insert(*others, before=node)
+        self.graph.node.remove(node)
+
+    def store(self, name: str, values: NDArray[Any]) -> None:
+        """Replace the stored values of a constant; `constants` keeps those that were read."""
+        from onnx import numpy_helper
+
+        (tensor,) = (tensor for tensor in self.graph.initializer if tensor.name == name)
+        tensor.CopyFrom(numpy_helper.from_array(values, name))
 
     def add_constant(self, name: str, values: NDArray[Any]) -> str:
         """Store a constant under this name, or a free one like it, and return the name."""
@@ -81,21 +99,23 @@ class Graph:
         self.graph.initializer.extend(kept)
 
 
-def _rename(node: Any, before: str, after: str) -> None:
-    for index, name in enumerate(node.input):
-        if name == before:
-            node.input[index] = after
+def make_node(kind: str, inputs: Sequence[str], outputs: Sequence[str], **attributes: Any) -> Any:
+    """Return a new node; attributes that are NumPy types become ONNX's."""
+    from onnx import helper
+
+    types = {n: helper.np_dtype_to_tensor_dtype(np.dtype(v)) for n, v in attributes.items() if isinstance(v, type)}
+    return helper.make_node(kind, inputs, outputs, **{**attributes, **types})
 
 
 def attribute(node: Any, name: str, default: Any) -> Any:
-    """The value of a node's attribute."""
+    """Return the value of a node's attribute."""
     from onnx import helper
 
     return next((helper.get_attribute_value(found) for found in node.attribute if found.name == name), default)
 
 
 def strip_metadata(model: Any) -> None:
-    """Remove what the exporter notes about the Python that it came from, which can outweigh the words."""
+    """Remove the exporter's notes about the Python code, which can outweigh the words."""
     del model.metadata_props[:]
     del model.graph.metadata_props[:]
     del model.graph.value_info[:]
@@ -107,8 +127,6 @@ def strip_metadata(model: Any) -> None:
 
 def transpose_weights(graph: Graph) -> None:
     """Store the words of a matrix as they are read, instead of transposing their values: DQ – Transpose becomes DQ."""
-    from onnx import numpy_helper
-
     for node in graph.nodes("Transpose"):
         dequantize = graph.writer.get(node.input[0])
         if dequantize is None or dequantize.op_type != "DequantizeLinear" or dequantize.input[0] not in graph.constants:
@@ -116,9 +134,7 @@ def transpose_weights(graph: Graph) -> None:
         words, axes = graph.constants[dequantize.input[0]], list(attribute(node, "perm", [1, 0]))
         if words.ndim != 2 or graph.only_reader(node.input[0]) is None:
             continue
-        for tensor in graph.graph.initializer:
-            if tensor.name == dequantize.input[0]:
-                tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(words.T), tensor.name))
+        graph.store(dequantize.input[0], np.ascontiguousarray(words.T))
         graph.constants[dequantize.input[0]] = words.T
         for found in dequantize.attribute:
             if found.name == "axis":
@@ -129,10 +145,8 @@ def transpose_weights(graph: Graph) -> None:
 def keep_float32(graph: Graph) -> None:
     """Multiply weights that stay in float32 by a 1 that ONNX Runtime does not fold.
 
-    Its WeightBiasQuantization rounds constant weights and biases between two roundings to integers without a word.
+    Its WeightBiasQuantization silently rounds constant weights and biases between two roundings to integers.
     """
-    from onnx import helper
-
     if not graph.nodes("QuantizeLinear"):
         return
     one = ""
@@ -145,9 +159,9 @@ def keep_float32(graph: Graph) -> None:
                 parts = (("word", np.array(1, np.int8)), ("step", np.float32(1)), ("zero", np.array(0, np.int8)))
                 inputs = [graph.add_constant(f"one.{part}", np.array(value)) for part, value in parts]
                 one = "one"
-                graph.graph.node.insert(0, helper.make_node("DequantizeLinear", inputs, [one]))
+                graph.graph.node.insert(0, make_node("DequantizeLinear", inputs, [one]))
             kept = f"{node.output[0]}.float32_{index}"
-            graph.insert(helper.make_node("Mul", [name, one], [kept]), before=node)
+            graph.insert(make_node("Mul", [name, one], [kept]), before=node)
             node.input[index] = kept
     graph.find()
 
@@ -166,12 +180,11 @@ def separate_zeros(graph: Graph) -> None:
 
 
 def shorten_words(graph: Graph) -> None:
-    """Store int8 words that need no more in 4 bits, behind a Cast, and those that are multiples of them behind a Mul.
+    """Store int8 words in 4 bits where these suffice, followed by a Cast, or by a Mul if all words share a factor.
 
     ONNX Runtime folds both when it loads the file. Without the Cast 4 bits never become an integer product.
     """
     import ml_dtypes
-    from onnx import TensorProto, helper, numpy_helper
 
     for node in graph.nodes("DequantizeLinear"):
         name = node.input[0]
@@ -185,21 +198,18 @@ def shorten_words(graph: Graph) -> None:
         if words.min() < -8 * factor or words.max() > 7 * factor:
             continue
         short = words // factor if words.min() < -8 or words.max() > 7 else words
-        for tensor in graph.graph.initializer:
-            if tensor.name == name:
-                tensor.CopyFrom(numpy_helper.from_array(short.astype(ml_dtypes.int4), name))
-        cast = partial(helper.make_node, "Cast")
+        graph.store(name, short.astype(ml_dtypes.int4))
+        cast = partial(make_node, "Cast")
         if short is words:
-            nodes = [cast([name], [f"{name}.int8"], to=TensorProto.INT8)]
+            nodes = [cast([name], [f"{name}.int8"], to=np.int8)]
         else:
             wide, product = f"{name}.int32", f"{name}.multiple"  # no runtime multiplies in 8 bits
             constant = graph.add_constant(f"{name}.factor", np.array(factor, np.int32))
             nodes = [
-                cast([name], [wide], to=TensorProto.INT32),
-                helper.make_node("Mul", [wide, constant], [product]),
-                cast([product], [f"{name}.int8"], to=TensorProto.INT8),
+                cast([name], [wide], to=np.int32),
+                make_node("Mul", [wide, constant], [product]),
+                cast([product], [f"{name}.int8"], to=np.int8),
             ]
-        for made in nodes:
-            graph.insert(made, before=node)
+        graph.insert(*nodes, before=node)
         node.input[0] = f"{name}.int8"
     graph.find()

@@ -1,6 +1,6 @@
-"""Form "integer" of an ONNX file: products of words in the place of products of values.
+"""Form "integer" of an ONNX file: products of words instead of products of values.
 
-ONNX Runtime makes them itself of form "qdq". Tools that take a file as it is do not.
+ONNX Runtime derives them from form "qdq" itself; tools that take a file as it is do not.
 """
 
 from typing import Any
@@ -10,27 +10,27 @@ from numpy.typing import NDArray
 
 from adapt.export.bits import smallest_type
 from adapt.export.exported import Exported
-from adapt.export.onnx_graph import Graph, attribute
+from adapt.export.onnx_graph import Graph, attribute, make_node
+from adapt.layers.naming import joined
 from adapt.layers.products import PRODUCTS
 
 INTEGER_PRODUCTS = ("QLinearConv", "ConvInteger", "MatMulInteger")
 
 
 def check_products(exported: Exported) -> None:
-    """Refuse layers that ONNX has no integer product for.
+    """Refuse layers for which ONNX has no integer product.
 
     Raises:
         ValueError: there is one; the message names it and what fits.
     """
     assert exported.structure is not None
     for path, layer in exported.structure.named_modules():
-        prefix = f"{path}." if path else ""
-        weight = exported.aliases.get(f"{prefix}weight", f"{prefix}weight")
+        weight = exported.name_of(path, "weight")
         if not isinstance(layer, PRODUCTS) or weight not in exported.words:
             continue
-        site = exported.formats.get(f"{prefix}input")
+        site = exported.formats.get(joined(path, "input"))
         problem = (
-            "is a transposed convolution, of which ONNX has no product of integers"
+            "is a transposed convolution, for which ONNX has no product of integers"
             if getattr(layer, "transposed", False)
             else "has inputs that are not rounded: train it with activations=8"
             if site is None
@@ -81,19 +81,14 @@ def product_words(graph: Graph, node: Any) -> tuple[NDArray[Any], NDArray[Any]]:
 
 
 def _round_product(graph: Graph, conv: Any, x: Any, weight: Any, rounding: Any) -> None:
-    from onnx import helper
-
     inputs = [*x.input, *weight.input, *rounding.input[1:], *_bias(graph, conv)]
-    product = helper.make_node("QLinearConv", inputs, list(rounding.output))
+    product = make_node("QLinearConv", inputs, list(rounding.output))
     product.attribute.extend(conv.attribute)
-    graph.insert(product, before=conv)
-    graph.graph.node.remove(conv)
+    graph.replace(conv, product)
     graph.graph.node.remove(rounding)
 
 
 def _sum_words(graph: Graph, node: Any, x: Any, weight: Any) -> None:
-    from onnx import TensorProto, helper
-
     name, (words, step, _) = node.output[0], weight.input
     # Along which dimension of the result the output channels lie: the second of a convolution, else the last.
     along = [-1, *[1] * (graph.constants[words].ndim - 2)] if node.op_type == "Conv" else [-1]
@@ -104,22 +99,20 @@ def _sum_words(graph: Graph, node: Any, x: Any, weight: Any) -> None:
 
     if attribute(node, "transB", 0):
         words = graph.add_constant(f"{words}.transposed", np.ascontiguousarray(graph.constants[words].T))
-    product = helper.make_node(
+    product = make_node(
         "ConvInteger" if node.op_type == "Conv" else "MatMulInteger", [x.input[0], words, x.input[2]], [f"{name}.sums"]
     )
     if node.op_type == "Conv":
         product.attribute.extend(node.attribute)
     nodes = [product]
     for bias in _bias(graph, node):
-        nodes.append(helper.make_node("Add", [f"{name}.sums", spread(bias)], [f"{name}.biased"]))
+        nodes.append(make_node("Add", [f"{name}.sums", spread(bias)], [f"{name}.biased"]))
     nodes += [
-        helper.make_node("Cast", [nodes[-1].output[0]], [f"{name}.float32"], to=TensorProto.FLOAT),
-        helper.make_node("Mul", [x.input[1], spread(step)], [f"{name}.scale"]),
-        helper.make_node("Mul", [f"{name}.float32", f"{name}.scale"], [name]),
+        make_node("Cast", [nodes[-1].output[0]], [f"{name}.float32"], to=np.float32),
+        make_node("Mul", [x.input[1], spread(step)], [f"{name}.scale"]),
+        make_node("Mul", [f"{name}.float32", f"{name}.scale"], [name]),
     ]
-    for made in nodes:
-        graph.insert(made, before=node)
-    graph.graph.node.remove(node)
+    graph.replace(node, *nodes)
 
 
 def _bias(graph: Graph, node: Any) -> list[str]:

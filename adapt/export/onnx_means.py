@@ -7,14 +7,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adapt.export.means import summation_order
-from adapt.export.onnx_graph import Graph, attribute
+from adapt.export.onnx_graph import Graph, attribute, make_node
 
 
 def order_means(graph: Graph) -> None:
     """Sum means over all positions in the order in which torch sums them on this processor, where it is known.
 
-    A sum in another order differs in its last bit, which rounding to a few bits now and then makes a whole step of.
-    CumSum adds one after the other.
+    A sum in another order differs in its last bit, which rounding to a few bits occasionally turns into a whole step.
+    CumSum adds one term after the other.
     """
     known = (*graph.graph.input, *graph.graph.value_info)
     sizes = {value.name: [d.dim_value for d in value.type.tensor_type.shape.dim] for value in known}
@@ -30,16 +30,14 @@ def order_means(graph: Graph) -> None:
 
 
 def _order_mean(graph: Graph, mean: Any, count: int, order: NDArray[np.int64]) -> None:
-    from onnx import helper
-
     name, result = mean.output[0], mean.input[0]
     nodes: list[Any] = []
 
     def append(kind: str, constant: str, values: NDArray[Any], **attributes: Any) -> None:
-        """Append an operation on what the last one gave and a constant."""
+        """Append an operation on the latest result and a constant."""
         nonlocal result
         inputs, result = [result, graph.add_constant(f"{name}.{constant}", values)], f"{name}.{len(nodes)}"
-        nodes.append(helper.make_node(kind, inputs, [result], **attributes))
+        nodes.append(make_node(kind, inputs, [result], **attributes))
 
     order = order.reshape([size for size in order.shape if size > 1] or [1])
     if np.array_equal(order.ravel(), np.arange(count)):
@@ -55,6 +53,4 @@ def _order_mean(graph: Graph, mean: Any, count: int, order: NDArray[np.int64]) -
         append("Reshape", "shape", np.array([0, 0] + [1] * graph.constants[mean.input[1]].size))
     append("Div", "count", np.array(count, np.float32))
     nodes[-1].output[0] = name
-    for node in nodes:
-        graph.insert(node, before=mean)
-    graph.graph.node.remove(mean)
+    graph.replace(mean, *nodes)

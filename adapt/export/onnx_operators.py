@@ -1,6 +1,6 @@
 """Parts of a network that `torch.onnx.export` turns into exactly the operators that we choose.
 
-They stand in a copy of the network while it is exported; during the export torch needs their shapes alone.
+They replace modules in a copy of the network that is exported; then torch only needs the shapes of their results.
 """
 
 from typing import Any
@@ -25,7 +25,7 @@ def operator(name: str, inputs: tuple[Tensor, ...], like: Tensor, dtype: torch.d
 
 
 class Words(nn.Module):
-    """A parametrisation: the parameter is its integer words behind a DequantizeLinear.
+    """A parametrisation: the parameter is its integer words, followed by a DequantizeLinear.
 
     Args:
         words: the integer words in the shape of the parameter.
@@ -47,7 +47,7 @@ class Words(nn.Module):
         self.register_buffer("zero", torch.zeros(self.step.shape, dtype=words.dtype))
 
     def refine(self, factor: int) -> None:
-        """Express the same values in steps that are so many times finer; words and steps stay exact."""
+        """Express the same values in steps that are `factor` times finer; words and steps stay exact."""
         self.words, self.step = self.words * factor, self.step / factor
 
     def forward(self, original: Tensor) -> Tensor:
@@ -123,9 +123,9 @@ class AddedBias(nn.Module):
 class BatchNorm(nn.Module):
     """Batch normalisation in evaluation as torch computes it: x·α + β, rounded once.
 
-    torch's kernel uses fused multiply-adds, while ONNX's BatchNormalization of float32 rounds twice and so moves a
-    value over a rounding threshold now and then. float64 holds the product of two float32 numbers. α and β are asked
-    of torch, which computes them from γ, β, μ and σ² in an order of its own; the operator gets mean 0 and variance 1.
+    torch's kernel uses fused multiply-adds, while ONNX's BatchNormalization of float32 rounds twice and so occasionally
+    moves a value across a rounding threshold. float64 holds the product of two float32 numbers. α and β come from
+    torch, which computes them from γ, β, μ and σ² in an order of its own; the operator gets mean 0 and variance 1.
 
     Args:
         norm: a BatchNorm1d, BatchNorm2d or BatchNorm3d with running statistics.

@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adapt.export.onnx_graph import Graph
+from adapt.export.onnx_graph import Graph, make_node
 
 
 @dataclass(frozen=True)
 class Rounding:
-    """A QuantizeLinear, a Clip of its words where there is one, and the DequantizeLinear behind them."""
+    """A QuantizeLinear, a Clip of its words where there is one, and the DequantizeLinear after them."""
 
     nodes: list[Any]
     step: NDArray[Any]
@@ -30,13 +30,20 @@ class Rounding:
         return str(self.nodes[-1].output[0])
 
     def keeps(self, other: "Rounding") -> bool:
-        """Whether everything that the other one gives stays as it is."""
+        """Return whether this rounding leaves every result of the other one unchanged."""
         same = np.array_equal(self.step, other.step) and np.array_equal(self.zero, other.zero)
         return same and self.zero.dtype == other.zero.dtype and self.low <= other.low and other.high <= self.high
 
+    def remove(self, graph: Graph, *, instead: str) -> None:
+        """Remove the rounding from a graph; its readers read `instead`."""
+        *inner, last = self.nodes
+        for node in inner:
+            graph.graph.node.remove(node)
+        graph.remove(last, instead=instead)
+
 
 def roundings(graph: Graph) -> list[Rounding]:
-    """Every rounding of a graph, in order."""
+    """Return every rounding of a graph, in order."""
     found = []
     for first in graph.nodes("QuantizeLinear"):
         nodes, (step, zero) = [first], (graph.constants[name] for name in first.input[1:])
@@ -53,15 +60,13 @@ def roundings(graph: Graph) -> list[Rounding]:
 
 def clip(graph: Graph, rounding: Rounding, low: int, high: int) -> None:
     """Clip a rounding's words to this range."""
-    from onnx import helper
-
     quantize, *clips, dequantize = rounding.nodes
     words = quantize.output[0]
     ends = [
         graph.add_constant(f"{words}.{name}", np.array(word, rounding.zero.dtype))
         for name, word in (("low", low), ("high", high))
     ]
-    node = helper.make_node("Clip", [words, *ends], [f"{words}.clipped"])
+    node = make_node("Clip", [words, *ends], [f"{words}.clipped"])
     graph.insert(node, before=dequantize)
     dequantize.input[0] = node.output[0]
     for old in clips:
@@ -72,7 +77,7 @@ def clip(graph: Graph, rounding: Rounding, low: int, high: int) -> None:
 def absorb_relus(graph: Graph) -> None:
     """Clip words at zero instead of applying ReLU to values, which would keep the products around it in float32.
 
-    A ReLU behind a rounding, or in front of it, sets the same words to zero.
+    A ReLU after a rounding, or before it, sets the same words to zero.
     """
     for rounding in roundings(graph):
         if rounding.zero.dtype != np.uint8:
@@ -96,10 +101,7 @@ def merge_roundings(graph: Graph) -> None:
     for rounding in roundings(graph):
         before = known.get(rounding.source)
         if before is not None and rounding.keeps(before):
-            *inner, last = rounding.nodes
-            for node in inner:
-                graph.graph.node.remove(node)
-            graph.remove(last, instead=rounding.source)
+            rounding.remove(graph, instead=rounding.source)
         else:
             known[rounding.result] = rounding
 

@@ -13,6 +13,7 @@ from adapt.export.exported import Exported
 from adapt.export.onnx_integer import INTEGER_PRODUCTS, product_words
 from adapt.export.onnx_operators import AddedBias, Words, by_channel
 from adapt.export.rounding import INPUT, OUTPUT, add_rounding
+from adapt.layers.naming import joined
 from adapt.layers.products import TransposedLinear
 from adapt.numerics.format import Format
 from adapt.torch_internals import ConvNd
@@ -21,13 +22,9 @@ LAYERS = (nn.Linear, ConvNd, TransposedLinear)
 
 
 def store_words(
-    network: nn.Module,
-    exported: Exported,
-    stored: Callable[[Tensor, Format], nn.Module],
-    *,
-    biases: bool = False,
+    network: nn.Module, exported: Exported, stored: Callable[[Tensor, Format], nn.Module], *, biases: bool = False
 ) -> None:
-    """Let every quantised matrix, and on demand the layers' biases, be what `stored` makes of words and format."""
+    """Replace every quantised matrix, and optionally the layers' biases, by what `stored` makes of words and format."""
     for name, words in exported.words.items():
         form = exported.formats[name]
         path, _, leaf = name.rpartition(".")
@@ -38,12 +35,12 @@ def store_words(
 
 
 def store_biases(network: nn.Module, exported: Exported) -> None:
-    """Let every bias be a word of 32 bits times input step × weight step, or be added behind its layer.
+    """Replace every bias by words of 32 bits times input step × weight step, or add it after its layer.
 
     A bias that lies on a finer grid of powers of two gets it from weights in finer steps, whose words are a multiple of
     the layer's own, as long as they have 8 bits.
     """
-    for path, layer in list(network.named_modules()):
+    for path, layer in list[tuple[str, Any]](network.named_modules()):
         bias, plain = layer._parameters.get("bias"), _plain(exported, path)
         if bias is None or not isinstance(plain, LAYERS):
             continue
@@ -52,31 +49,26 @@ def store_biases(network: nn.Module, exported: Exported) -> None:
         found = ((factor, _whole(bias, steps / factor)) for factor in factors)
         factor, words = next(((factor, words) for factor, words in found if words is not None), (1, None))
         if words is None:
-            # transformers' Conv1D cannot do without.
+            # transformers' Conv1D needs a bias.
             keeps = isinstance(plain, TransposedLinear)
             layer._parameters["bias"] = nn.Parameter(torch.zeros_like(bias)) if keeps else None
-            add_behind(layer, AddedBias(bias.detach().view(-1, *[1] * _positions(plain))))
+            add_behind(layer, AddedBias(bias.detach().view(-1, *[1] * (layer.weight.ndim - 2))))
             continue
         axis = None if np.ndim(steps) == 0 else 0
         if factor > 1:
-            _stored(layer).refine(factor)
+            layer.parametrizations.weight[0].refine(factor)
         parametrize.register_parametrization(layer, "bias", Words(words, steps / factor, axis), unsafe=True)
 
 
-def _plain(exported: Exported, path: str) -> nn.Module | None:
-    """A layer as the captured network has it, of which its copy that rounds is no longer recognised."""
+def _plain(exported: Exported, path: str) -> Any:
+    """Return the layer in the captured network; the class of its copy, which rounds, is no longer recognised."""
     assert exported.structure is not None
     return next((layer for name, layer in exported.structure.named_modules() if name == path), None)
 
 
-def _stored(layer: Any) -> Any:
-    """The words of a layer's weight."""
-    return layer.parametrizations.weight[0]
-
-
-def _factors(layer: nn.Module) -> list[int]:
-    """By which powers of two the words of a layer's weight can be multiplied and still be words of 8 bits."""
-    words = _stored(layer).words
+def _factors(layer: Any) -> list[int]:
+    """Return the powers of two by which the words of a layer's weight can be multiplied and still have 8 bits."""
+    words = layer.parametrizations.weight[0].words
     if words.dtype != torch.int8:
         return [1]
     low, high = int(words.min()), int(words.max())
@@ -84,7 +76,7 @@ def _factors(layer: nn.Module) -> list[int]:
 
 
 def add_behind(layer: nn.Module, module: nn.Module) -> None:
-    """Let a module follow a layer, in front of what rounds the layer's output."""
+    """Run a module after a layer, before the rounding of the layer's output."""
     rounding = layer._modules.get(OUTPUT)
     if rounding is not None or INPUT in layer._modules:
         layer._modules[OUTPUT] = module if rounding is None else nn.Sequential(module, rounding)
@@ -92,13 +84,9 @@ def add_behind(layer: nn.Module, module: nn.Module) -> None:
         add_rounding(layer, output=module)
 
 
-def _positions(layer: Any) -> int:
-    return int(layer.weight.ndim) - 2
-
-
 def _product_steps(exported: Exported, path: str, layer: nn.Module) -> Any:
     """Input step × weight step, [] or by output channel, where both are known and float32 holds it; else None."""
-    site, form = (exported.formats.get(f"{path}.{end}" if path else end) for end in ("input", "weight"))
+    site, form = (exported.formats.get(joined(path, end)) for end in ("input", "weight"))
     if site is None or form is None:
         return None
     is_transposed = getattr(layer, "transposed", False) or isinstance(layer, TransposedLinear)
@@ -122,7 +110,7 @@ def check_words(model: Any, exported: Exported, *, folded: bool = False) -> None
     opposite sign and other steps.
 
     Raises:
-        ValueError: one is not, as that of a layer which ONNX's own operator takes in float32.
+        ValueError: one is not, because ONNX's operator for its layer takes float32 weights.
     """
     stored = list(_dequantized(model))
     for name, words in exported.words.items():
@@ -132,7 +120,7 @@ def check_words(model: Any, exported: Exported, *, folded: bool = False) -> None
         own, steps = by_channel(words, form.groups).numpy().astype(np.int64), form.step.astype(np.float32)
         if not any(_are_words(found, step, own, steps, folded) for found, step in stored):
             raise ValueError(
-                f"{name} did not become integer words, because the operators of its layer take float32 weights alone: "
+                f"{name} did not become integer words, because the operators of its layer only take float32 weights: "
                 "leave it out of the quantised layers, or save a packed file, which holds every layer"
             )
 

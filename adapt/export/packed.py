@@ -79,7 +79,7 @@ def write(contents: Contents, path: str | os.PathLike[str]) -> None:
 
 
 def joined(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> bytes:
-    """Return a packed file of a header and of the tensors that it is about."""
+    """Return a packed file of a header and the tensors that it describes."""
     safetensors = needs("safetensors.torch", "export")
     words = header.get("words", {})
     small = {name: tensor for name, tensor in tensors.items() if name not in words and tensor.nbytes <= _SMALL_SIZE}

@@ -15,9 +15,9 @@ from adapt.arguments import check_option
 from adapt.export import onnx_graph
 from adapt.export.exported import Exported
 from adapt.export.extras import needs
-from adapt.export.onnx import exact_norms, program
+from adapt.export.onnx import program, replace_norms
 from adapt.export.onnx_means import order_means
-from adapt.export.onnx_operators import operator
+from adapt.export.onnx_operators import BatchNorm, operator
 from adapt.export.onnx_words import store_words
 from adapt.numerics.format import Format
 
@@ -25,9 +25,9 @@ QUANT = "qonnx.custom_op.general::Quant"
 
 
 def to_qonnx(exported: Exported, path: str | os.PathLike[str], inputs: Any, *, batch_norm: str = "exact") -> None:
-    """Write a captured network as a QONNX file, for qonnx, FINN, hls4ml and what else reads Quant operators.
+    """Write a captured network as a QONNX file, for qonnx, FINN, hls4ml and other readers of Quant operators.
 
-    A weight is stored in float32, behind a Quant of its format that leaves every value as it is, which is QONNX's
+    A weight is stored in float32, followed by a Quant of its format that leaves every value as it is, which is QONNX's
     convention; one Quant rounds each activation. Words may have any number of bits.
 
     Args:
@@ -36,7 +36,7 @@ def to_qonnx(exported: Exported, path: str | os.PathLike[str], inputs: Any, *, b
         inputs: an example of the network's input, a tensor or a tuple of forward's positional arguments. The file takes
             inputs of its shape and no other, as QONNX's tools demand.
         batch_norm: "exact" computes batch normalisation and means over all positions as torch does, to the last bit;
-            "operator" leaves them as one operator each, which other tools understand, but which rounds otherwise.
+            "operator" leaves them as one operator each, which other tools understand, but which round differently.
 
     Raises:
         ModuleNotFoundError: onnx or onnxscript are missing: pip install 'adapt-precision[fpga]'.
@@ -44,25 +44,25 @@ def to_qonnx(exported: Exported, path: str | os.PathLike[str], inputs: Any, *, b
         OSError: the folder does not exist or cannot be written.
     """
     check_option("batch_norm", batch_norm, ("exact", "operator"))
-    write(exported, Path(path), inputs, norms=exact_norms if batch_norm == "exact" else None)
+    write(exported, Path(path), inputs, norm=BatchNorm if batch_norm == "exact" else None)
 
 
-def write(exported: Exported, path: Path, inputs: Any, *, norms: Callable[[nn.Module], None] | None = None) -> None:
-    """Write a QONNX file; `norms` puts something else in the place of a network's batch normalisations."""
+def write(exported: Exported, path: Path, inputs: Any, *, norm: Callable[[nn.Module], nn.Module] | None = None) -> None:
+    """Write a QONNX file; `norm` returns the replacement of each batch normalisation."""
     onnx = needs("onnx", "fpga")
     needs("onnx.shape_inference", "fpga")
     needs("onnxscript", "fpga")
     needs("torch.onnx.ops", "fpga")
     network = exported.module(rounding=Quant)
-    if norms is not None:
-        norms(network)
+    if norm is not None:
+        replace_norms(network, norm)
     store_words(network, exported, lambda words, form: Quantized(form.values(words), form), biases=True)
     model = program(network, inputs if isinstance(inputs, tuple) else (inputs,), free_batch=False)
     graph = onnx_graph.Graph(model)
-    if norms is exact_norms:
+    if norm is BatchNorm:
         order_means(graph)
     graph.drop_unread()
-    # qonnx runs nothing whose shapes it does not know, and ONNX's own inference does not know Quant.
+    # qonnx only runs nodes whose shapes it knows, and ONNX's own inference does not know Quant.
     shapes = list(model.graph.value_info)
     onnx_graph.strip_metadata(model)
     model.graph.value_info.extend(shapes)
@@ -91,9 +91,10 @@ class Quant(nn.Module):
         largest = 2.0 ** (form.word_length - self.signed) - 1
         self.narrow = self.signed and bool(np.all(form.low == -largest))
         lowest = -largest - (not self.narrow) if self.signed else 0.0 * largest
-        self.clips = bool(np.any(form.high != largest) or np.any(form.low != lowest)) and not _is_sign(form)
+        is_sign = np.all(form.signed & (form.word_length == 1))
+        self.clips = not is_sign and bool(np.any(form.high != largest) or np.any(form.low != lowest))
         self.bounds = float(np.max(form.minimum)), float(np.min(form.maximum))
-        # qonnx takes one number of bits alone.
+        # qonnx takes a single number of bits.
         for name, values in (("step", form.step), ("zero", 0 * form.step)):
             self.register_buffer(name, torch.from_numpy(_along(np.array(values, np.float32), form, shape)))
         self.register_buffer("bits", torch.tensor(float(np.max(form.word_length))))
@@ -107,7 +108,7 @@ class Quant(nn.Module):
 
 
 class Quantized(nn.Module):
-    """A parametrisation: the parameter is its values behind a Quant operator."""
+    """A parametrisation: the parameter is its values, followed by a Quant operator."""
 
     values: Tensor
 
@@ -130,7 +131,3 @@ def _along(numbers: NDArray[np.float32], form: Format, shape: Sequence[int]) -> 
         rows = np.repeat(numbers.reshape(form.groups, -1), shape[0] // form.groups, axis=0)
         return rows.reshape(*rows.shape, *[1] * (len(shape) - 2))
     return numbers.reshape([-1 if axis == form.axis else 1 for axis in range(len(shape))])
-
-
-def _is_sign(form: Format) -> bool:
-    return bool(np.all(form.signed & (form.word_length == 1)))

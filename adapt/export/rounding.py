@@ -69,7 +69,7 @@ def add_rounding(layer: nn.Module, *, input: nn.Module | None = None, output: nn
     The layer keeps its attributes and the names in its state_dict, and stays an instance of its class.
 
     Raises:
-        NotImplementedError: someone has replaced the layer's forward.
+        NotImplementedError: the layer's forward was replaced.
     """
     if "forward" in layer.__dict__:
         raise NotImplementedError(

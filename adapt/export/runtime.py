@@ -17,7 +17,7 @@ from adapt.export.extras import needs
 def session(path: str | os.PathLike[str], *, optimized: bool = True, threads: int = 1) -> Any:
     """Open an ONNX file in ONNX Runtime on the CPU, so that it computes what the file says.
 
-    Two options keep it to that: files that round no activation are run without fusing their DequantizeLinear, which
+    Two options ensure this: files that round no activation are run without fusing their DequantizeLinear, which
     could round activations to 8 bits, and processors without VNNI get products that do not saturate.
 
     Args:

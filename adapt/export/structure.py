@@ -13,7 +13,7 @@ from adapt.export.exported import Exported
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
-    """Return the module itself, without what torch.compile and DistributedDataParallel put around it.
+    """Return the module itself, without the wrappers of torch.compile and DistributedDataParallel.
 
     Raises:
         TypeError: it is no module.
@@ -28,7 +28,7 @@ def unwrapped(module: nn.Module) -> nn.Module:
 
 
 def plain_copy(module: nn.Module, *, without: Iterable[object] = ()) -> nn.Module:
-    """Return a copy on the CPU in evaluation mode, without the hooks and forwards that training puts on modules.
+    """Return a copy on the CPU in evaluation mode, without the hooks and forwards that training adds to modules.
 
     Args:
         module: the module.
@@ -102,7 +102,7 @@ def _require_same(present: dict[str, Any], state: dict[str, Tensor]) -> None:
 
 
 def require_layers(structure: nn.Module, sites: Iterable[str]) -> None:
-    """Refuse formats of activations of layers that the module does not have.
+    """Refuse formats of the activations of layers that the module does not have.
 
     Raises:
         ValueError: there is no such layer.

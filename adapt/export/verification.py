@@ -1,4 +1,4 @@
-"""Comparing a captured network with another runtime, output by output, and saying where equality is guaranteed."""
+"""Compare a captured network with another runtime, output by output, and say where equality is guaranteed."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -103,7 +103,7 @@ def _differ(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _step(output: Tensor, layers: Mapping[str, Tensor], exported: Exported) -> float | None:
-    """The step of an output that a layer has rounded."""
+    """Return the step of an output that a layer has rounded; None if none has."""
     for path, form in exported.sites.items():
         layer, _, end = path.rpartition(".")
         value = layers.get(layer)
@@ -122,7 +122,7 @@ def _difference(x: Tensor, y: Tensor, step: float | None) -> float:
 
 
 def _place(x: Tensor) -> Tensor:
-    """The number of each float32 value in their order."""
+    """Return the position of each value among the float32 numbers in ascending order."""
     bits = x.float().contiguous().view(torch.int32).long()
     return torch.where(bits < 0, -(bits & 0x7FFFFFFF), bits)
 
@@ -134,5 +134,5 @@ def _first(a: Outcome, b: Outcome) -> str:
         if x.shape != y.shape or bool(_differ(x, y).any()):
             return path
     if any(bool(_differ(x, y).any()) for x, y in zip(a.outputs, b.outputs, strict=True)):
-        return f"what is behind {both[-1]}" if both else "a layer that cannot be told"
+        return f"something after {both[-1]}" if both else "an unknown layer"
     return ""

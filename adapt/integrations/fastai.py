@@ -13,8 +13,8 @@ from adapt.switching.policy import Policy
 class AdaptivePrecisionCallback(Callback):  # type: ignore[misc]
     """Trains the model of a fastai Learner whose `opt_func` makes an `OptimWrapper` of a torch optimizer.
 
-    Later calls of `fit` go on with the same controller as long as the Learner keeps its optimizer. `learn.save` takes
-    what it remembers along; to go on from that in a new Learner, call `learn.create_opt()` and `attach()` before
+    Later calls of `fit` continue with the same controller as long as the Learner keeps its optimizer. `learn.save`
+    includes its state; to resume from it in a new Learner, call `learn.create_opt()` and `attach()` before
     `learn.load`.
 
     Args:

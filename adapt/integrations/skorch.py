@@ -13,7 +13,7 @@ from adapt.switching.policy import Policy
 class AdaptivePrecision(skorch.callbacks.Callback):  # type: ignore[misc]
     """Trains the module of a skorch NeuralNet: `NeuralNet(…, callbacks=[AdaptivePrecision(policy)])`.
 
-    `net.save_params(f_params=…, f_optimizer=…)` saves what the run remembers with the optimizer. Load it into a net
+    `net.save_params(f_params=…, f_optimizer=…)` saves the run's state with the optimizer's. Load it into a net
     whose training has begun, or call `net.initialize()` and `attach(net)` first.
 
     Args:

@@ -23,7 +23,7 @@ class AdaptivePrecisionCallback(TrainerCallback):  # type: ignore[misc]
 
     When training begins the optimizer is attached to; when it ends the model keeps its quantised weights. The loss is
     the one that the model returns: with `label_smoothing_factor` or `compute_loss_func` it returns none, and none is
-    observed. What the run remembers is saved with the optimizer, so `train(resume_from_checkpoint=…)` is exact, and
+    observed. The run's state is saved with the optimizer's, so `train(resume_from_checkpoint=…)` is exact, and
     `load_best_model_at_end` brings back the formats with which the best model was measured.
 
     Args:
@@ -43,7 +43,7 @@ class AdaptivePrecisionCallback(TrainerCallback):  # type: ignore[misc]
         self._handles: list[Any] = []
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Attach, and go on from the checkpoint that the Trainer has loaded.
+        """Attach, and resume from the checkpoint that the Trainer has loaded.
 
         Raises:
             ValueError: the checkpoint was saved without this callback, or is not found.
@@ -73,7 +73,7 @@ class AdaptivePrecisionCallback(TrainerCallback):  # type: ignore[misc]
         saved = _optimizer_state(Path(given))
         if persistence.KEY not in saved:
             raise ValueError(
-                f"the training goes on from step {state.global_step}, but {Path(given, OPTIMIZER_NAME)} "
+                f"the training resumes from step {state.global_step}, but {Path(given, OPTIMIZER_NAME)} "
                 f"{'was saved without this callback' if saved else 'does not exist'}: give the checkpoint's folder as "
                 "AdaptivePrecisionCallback(resume_from=…), or begin a new training"
             )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from adapt.kernels import family_module
+from adapt.kernels.stream import OptionalTensors, Tensors
 
 
 class Layout(NamedTuple):
@@ -36,15 +37,13 @@ class ChannelKernels(Protocol):
     `rows` is float32 [formats, 5] on the device, the table of `adapt.kernels.learned_steps`.
     """
 
-    def quantize_(
-        self, sources: Sequence[Tensor], outputs: Sequence[Tensor], rows: Tensor, layouts: Sequence[Layout]
-    ) -> None:
+    def quantize_(self, sources: Tensors, outputs: Tensors, rows: Tensor, layouts: Sequence[Layout]) -> None:
         """outputs[i] ← Q(sources[i]). An output may be its own source."""
 
     def back_(
         self,
-        gradients: Sequence[Tensor | None],
-        masters: Sequence[Tensor],
+        gradients: OptionalTensors,
+        masters: Tensors,
         squared: Tensor,
         rows: Tensor,
         layouts: Sequence[Layout],

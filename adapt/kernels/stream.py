@@ -24,6 +24,10 @@ FIRST_MULTIPLIER = 0x7FEB352D
 SECOND_MULTIPLIER = 0x846CA68B
 UNIFORM_STEP = 2.0**-24
 
+Tensors = Sequence[Tensor]
+OptionalTensors = Sequence[Tensor | None]
+"""Tensors, one for each layer; None where there is none."""
+
 
 def flat(tensor: Tensor) -> Tensor:
     """Return the elements of a dense tensor as a vector in memory order, sharing its memory."""
@@ -48,7 +52,7 @@ def _relevant_strides(tensor: Tensor) -> list[tuple[int, int]]:
     return [(stride, size) for stride, size in zip(tensor.stride(), tensor.shape, strict=True) if size != 1]
 
 
-def require_layout(dtype: torch.dtype | None, /, **lists: Sequence[Tensor | None]) -> tuple[int, ...]:
+def require_layout(dtype: torch.dtype | None, /, **lists: OptionalTensors) -> tuple[int, ...]:
     """Check that lists of tensors can be traversed together, in memory order.
 
     Args:
@@ -63,7 +67,7 @@ def require_layout(dtype: torch.dtype | None, /, **lists: Sequence[Tensor | None
         TypeError: the kernels do not accept an element type.
     """
     (name, reference), *others = lists.items()
-    first = cast(Sequence[Tensor], reference)
+    first = cast(Tensors, reference)
     sizes, strides = tuple(map(Tensor.numel, first)), list(map(Tensor.stride, first))
     if not all(map(Tensor.is_contiguous, first)):
         for index, leader in enumerate(first):
@@ -95,17 +99,17 @@ def require_layout(dtype: torch.dtype | None, /, **lists: Sequence[Tensor | None
     return sizes
 
 
-def present(*lists: Sequence[Tensor | None]) -> Sequence[Tensor]:
+def present(*lists: OptionalTensors) -> Tensors:
     """Merge lists that may lack tensors: return, for every index, the first tensor found there, or an empty one."""
     for tensors in lists:
         if all(tensor is not None for tensor in tensors):
-            return cast(Sequence[Tensor], tensors)
+            return cast(Tensors, tensors)
     found = [next((tensor for tensor in tensors if tensor is not None), None) for tensors in zip(*lists, strict=True)]
     device = next((tensor.device for tensor in found if tensor is not None), None)
     return [torch.empty(0, device=device) if tensor is None else tensor for tensor in found]
 
 
-def set_missing(tensors: Sequence[Tensor | None], norms: Tensor) -> None:
+def set_missing(tensors: OptionalTensors, norms: Tensor) -> None:
     """norms[i] ← NaN for missing tensors."""
     missing = [i for i, tensor in enumerate(tensors) if tensor is None]
     if missing:

@@ -38,7 +38,7 @@ def owners(module: nn.Module, kinds: tuple[type[nn.Module], ...], weights: Conta
     for path, owner in module.named_modules():
         weight = owner._parameters.get("weight")
         if isinstance(owner, kinds) and weight is not None and id(weight) in weights:
-            yield plain[f"{path}.weight" if path else "weight"], owner
+            yield plain[joined(path, "weight")], owner
 
 
 def named(params: Parameters) -> dict[str, Tensor]:
@@ -93,8 +93,13 @@ def _flattened(params: Iterable[object]) -> Iterator[object]:
         yield from zip(entry["param_names"], members, strict=True) if "param_names" in entry else members
 
 
+def joined(path: str, name: str) -> str:
+    """Return "conv1.weight" for the module "conv1" and the name "weight"; the outermost module has the path ""."""
+    return f"{path}.{name}" if path else name
+
+
 def module_site(site: str) -> str:
     """Return "conv1.input" for the site "conv1.weight.input", which is named after its layer's weight."""
     weight, _, kind = site.rpartition(".")
     path, _, _ = weight.rpartition(".")
-    return f"{path}.{kind}" if path else kind
+    return joined(path, kind)

@@ -28,7 +28,7 @@ PRODUCTS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED_CONVOLUTIONS
 """Modules whose forward pass multiplies its input by the weight, and whose activations can therefore be rounded."""
 
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
-"""Modules that look rows of the weight up, without a product."""
+"""Modules that look up rows of the weight, without a product."""
 
 ACTIVATIONS_STAY = (
     "activations of {} stay float32, because what these modules compute inside cannot be reached: only their weights "

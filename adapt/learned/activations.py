@@ -4,6 +4,7 @@ import weakref
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -11,10 +12,22 @@ from adapt.layers.hooks import is_drawn, remove_all, require_plain, with_input
 from adapt.layers.naming import owners
 from adapt.layers.products import ACTIVATIONS_STAY, EMBEDDINGS, PRODUCTS, warn_of_others
 from adapt.layers.view import Pin
-from adapt.learned.calibration import percentile
 from adapt.learned.format_table import FormatTable
 from adapt.learned.straight_through import Quantizer
 from adapt.numerics.nearest import TYPES
+
+PERCENTILE = 99.99
+"""Percentage of an activation's magnitudes within its initial range."""
+
+
+def percentile(x: Tensor) -> float:
+    """Return the 99.99th percentile of |x| over the finite elements; 0 if there is none."""
+    magnitudes = x.detach().abs().flatten().float().cpu().numpy()
+    magnitudes = magnitudes[np.isfinite(magnitudes)]
+    if not magnitudes.size:
+        return 0.0
+    place = min(int(np.ceil(magnitudes.size * PERCENTILE / 100)), magnitudes.size) - 1
+    return float(np.partition(magnitudes, place)[place])
 
 
 class SiteStatistics:

@@ -16,7 +16,7 @@ SMALLEST, LARGEST = 2.0**-100, 2.0**100
 
 
 def check_width(name: str, bits: object) -> None:
-    """Check that `bits` is a word length of AQT. One bit could only represent 0.
+    """Check that `bits` is a word length that AQT supports. One bit could only represent 0.
 
     Raises:
         ValueError: it is not a whole number from 2 to 8.

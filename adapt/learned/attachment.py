@@ -14,16 +14,9 @@ from adapt.layers.naming import module_site, named
 from adapt.layers.optimizers import check_optimizer
 from adapt.learned.aqt_run import AqtRun
 from adapt.learned.budget import Budget
+from adapt.learned.keywords import AqtOptions, AttachOptions, LsqOptions
 from adapt.learned.learner import Learner
-from adapt.learned.options import (
-    AqtOptions,
-    AttachOptions,
-    FixedWidths,
-    LearnedWidths,
-    LsqOptions,
-    MaximumRanges,
-    Plan,
-)
+from adapt.learned.options import FixedWidths, LearnedWidths, MaximumRanges, Plan
 from adapt.learned.phases import Phases
 from adapt.learned.run import LearnedRun
 

@@ -2,16 +2,13 @@
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from adapt.learned.activations import SiteStatistics
 from adapt.perfmodel.inputs import samples_of, tensors_in
-
-PERCENTILE = 99.99
-"""Percentage of an activation's magnitudes within its initial range."""
 
 _CANDIDATES = torch.linspace(0.3, 1.0, 29)
 
@@ -19,16 +16,6 @@ _CANDIDATES = torch.linspace(0.3, 1.0, 29)
 def gaussian_range(mean: Tensor, deviation: Tensor) -> Tensor:
     """Return q₊ = max|μ ± 3σ| per channel: Gaussian calibration (Schaefer et al. 3)."""
     return mean.abs() + 3 * deviation
-
-
-def percentile(x: Tensor) -> float:
-    """Return the 99.99th percentile of |x| over the finite elements; 0 if there is none."""
-    magnitudes = x.detach().abs().flatten().float().cpu().numpy()
-    magnitudes = magnitudes[np.isfinite(magnitudes)]
-    if not magnitudes.size:
-        return 0.0
-    place = min(int(np.ceil(magnitudes.size * PERCENTILE / 100)), magnitudes.size) - 1
-    return float(np.partition(magnitudes, place)[place])
 
 
 def best_range(values: Tensor, maximum: Tensor, top: Tensor) -> Tensor:
@@ -57,26 +44,17 @@ def best_range(values: Tensor, maximum: Tensor, top: Tensor) -> Tensor:
     return torch.where(top > 0, chosen, magnitudes.mean(1))
 
 
-class Collector(Protocol):
-    """What collects statistics of one input while batches run."""
-
-    samples: int
-
-
-CollectorT = TypeVar("CollectorT", bound=Collector)
-
-
 def run_batches(
-    module: nn.Module, batches: Iterable[Any], collect: Callable[[], Sequence[CollectorT]], device: torch.device
-) -> Sequence[CollectorT]:
-    """Run calibration batches through a module, and return what collected statistics meanwhile.
+    module: nn.Module, batches: Iterable[Any], collect: Callable[[], Sequence[SiteStatistics]], device: torch.device
+) -> Sequence[SiteStatistics]:
+    """Run calibration batches through a module, and return the statistics that were collected.
 
     Buffers and random states are restored.
 
     Args:
         module: the module, in its present mode.
         batches: each a tensor, or a tuple of the positional arguments of the module's forward.
-        collect: begins to collect statistics, and returns what collects those of each input.
+        collect: begins to collect statistics, and returns those of each input, which grow.
         device: where the tensors are moved.
 
     Raises:
@@ -86,14 +64,14 @@ def run_batches(
         raise TypeError(f"calibration must be batches, got one tensor of shape {tuple(batches.shape)}: pass [batch]")
     if not isinstance(batches, Iterable):
         raise TypeError(f"calibration must be batches, got {batches!r}: give a few, each as forward takes it")
-    collectors, empty = collect(), True
+    statistics, empty = collect(), True
     with _state_restored(module), torch.no_grad():
         for batch in batches:
             arguments = batch if isinstance(batch, tuple) else (batch,)
             arguments = tuple(x.to(device) if isinstance(x, Tensor) else x for x in arguments)
             samples, empty = _samples(arguments), False
-            for collector in collectors:
-                collector.samples = samples
+            for one in statistics:
+                one.samples = samples
             try:
                 # Running the compiled module would only cause another compilation.
                 getattr(module, "_orig_mod", module)(*arguments)
@@ -106,7 +84,7 @@ def run_batches(
                 ) from error
     if empty:
         raise ValueError("calibration has no batch: give a few, each as the module's forward takes it")
-    return collectors
+    return statistics
 
 
 def _samples(inputs: tuple[Any, ...]) -> int:

@@ -8,9 +8,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from adapt.kernels.learned_steps import SUMS, Row
+from adapt.kernels.learned_steps import SUMS
 from adapt.learned import lsq
 from adapt.learned.quantizer import is_sign, limit, range_gradients, range_row, word_length
+from adapt.learned.word_bounds import WordBounds
 from adapt.numerics import LONGEST_WORD, Format
 
 STEPS = {"weight": (2.0**-12, 1.0), "activation": (2.0**-12, 8.0)}
@@ -73,17 +74,14 @@ class FormatTable:
         self.rows = torch.zeros(count, 5, device=device)
         self.sums = torch.zeros(count, SUMS, dtype=torch.float64, device=device)
         self.bits = np.full(count, floor, np.int64)
-        self.bound(np.full(count, floor, np.int64), np.full(count, LONGEST_WORD, np.int64))
         bounds = np.array([STEPS["weight" if i < weights else "activation"] for i in range(count)], np.float32)
         self._lowest, self._highest = torch.from_numpy(bounds.reshape(-1, 2)).to(device).unbind(1)
+        self.bound(np.full(count, floor, np.int64), np.full(count, LONGEST_WORD, np.int64))
 
     def bound(self, lowest: NDArray[np.int64], highest: NDArray[np.int64]) -> None:
         """Keep learned word lengths within these bounds, int64 [F], from the next `set` on."""
         self.lowest, self.highest = lowest, highest
-        self._is_bounded = bool((lowest > self.floor).any() or (highest < LONGEST_WORD).any())
-        # Copied now, because `set` runs in every update and should not copy to the device.
-        self._word_bounds = tuple(torch.from_numpy(bits).to(self.device) for bits in (lowest, highest))
-        self._may_be_one = self._word_bounds[0] <= 1
+        self._words = WordBounds(lowest, highest, self.signed, (self._lowest, self._highest), floor=self.floor)
 
     @property
     def is_pinned(self) -> NDArray[np.bool_]:
@@ -114,44 +112,15 @@ class FormatTable:
         At d = q₊ a word has two signed bits: −d, 0, d. With floor 1 the d of a signed format may grow to 4·q₊; beyond
         2·q₊ the values are ±q₊, which do not depend on d, so d has no other bound.
         """
-        self.maximum.copy_(maximum.clamp(*RANGES))
-        if self._is_bounded:
-            self._confine_maximum()
+        self.maximum.copy_(self._words.with_room(maximum.clamp(*RANGES)))
         most = torch.where(self.signed, 4.0, 1.0) * self.maximum if self.floor == 1 else self.maximum
-        self.step.copy_(torch.minimum(step.clamp(self._lowest, self._highest_steps(step, self.maximum)), most))
-        if self._is_bounded:
-            self._confine_step()
+        step = torch.minimum(step.clamp(self._lowest, self._highest_steps(step, self.maximum)), most)
+        self.step.copy_(self._words.fitted(step, self.maximum))
         self._derive()
-
-    def _confine_maximum(self) -> None:
-        """Move q₊ where the bounds of d would keep a word length from reaching its own bounds."""
-        least, most, is_raised, is_lowered, one = self._limits()
-        maximum = torch.where(is_raised, self.maximum.clamp(min=least * self._lowest), self.maximum)
-        self.maximum.copy_(torch.where(is_lowered & ~one, maximum.clamp(max=most * self._highest), maximum))
-
-    def _confine_step(self) -> None:
-        """Move d so that the word lengths are within their bounds.
-
-        A word at its upper bound gets no finer step; one at its lower bound is fully used: d = q₊/(2^(b−1) − 1).
-        """
-        least, most, is_raised, is_lowered, one = self._limits()
-        step = torch.where(is_raised, torch.minimum(self.step, self.maximum / least.clamp(min=1)), self.step)
-        step = torch.where(is_lowered, torch.maximum(step, self.maximum / most.clamp(min=1)), step)
-        self.step.copy_(torch.where(one, 4 * self.maximum, step))
-
-    def _limits(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Return what the bounds of the word lengths imply, [F] each.
-
-        These are the largest multiples of the step at the lower and the upper bound, whether the format has a lower and
-        an upper bound, and whether the upper bound is one signed bit.
-        """
-        low, high = self._word_bounds
-        least, most = (limit(bits, self.signed) for bits in (low, high))
-        return least, most, low > self.floor, high < LONGEST_WORD, (high == 1) & self.signed
 
     def _highest_steps(self, step: Tensor, maximum: Tensor) -> Tensor:
         """Return the upper bounds of d; infinite for formats of one signed bit, if their bounds allow one."""
-        is_one = is_sign(step, maximum, self.signed, self.floor) & self._may_be_one
+        is_one = is_sign(step, maximum, self.signed, self.floor) & self._words.allow_one
         return torch.where(is_one, torch.inf, self._highest)
 
     @torch.no_grad()
@@ -182,26 +151,13 @@ class FormatTable:
         """The distance between neighbouring values: d, or the power of two nearest to it; float32 [F]."""
         return lsq.nearest_power_of_two(self.step) if self._power_of_two else self.step
 
-    def lsq_groups(self) -> list[tuple[int, bool, Tensor]]:
-        """Return each pair of width and signedness of LSQ's formats, with the mask of the formats that have it."""
-        assert self.fixed is not None
-        given = torch.from_numpy(self.fixed).to(self.device)
-        return [
-            (bits, signed, (given == bits) & (self.signed == signed))
-            for bits in np.unique(self.fixed).tolist()
-            for signed in (True, False)
-        ]
-
     def _derive(self) -> None:
         """Update the kernels' table and the word lengths from steps, ranges, signs and sizes."""
         if self.fixed is None:
             row = range_row(self.step, self.maximum, self.signed, floor=self.floor)
             self.bits = word_length(self.step, self.maximum, self.signed, floor=self.floor).cpu().numpy()
         else:
-            row = Row(*(torch.empty_like(self.step) for _ in Row._fields))
-            for bits, signed, mask in self.lsq_groups():
-                for column, values in zip(row, lsq.lsq_row(self.used_step, bits, signed=signed), strict=True):
-                    column.copy_(torch.where(mask, values, column))
+            row = lsq.rows(self.used_step, self.fixed, self.signed)
             self.bits = self.fixed.copy()
         # In place, because hooks and NumPy views hold the table.
         self.rows.copy_(torch.stack(list(row), dim=1))
@@ -221,24 +177,24 @@ class FormatTable:
         step = torch.where(top > 0, within / top.clamp(min=1), 4 * within)
         self.set(torch.where(wanted, step, self.step), torch.where(wanted, within, self.maximum))
 
+    def _mean_sums(self, count: int) -> tuple[Tensor, ...]:
+        """Return the four gradient sums as means over `count` steps, 0 where they are not finite; float64 [F] each."""
+        return (self.sums / max(count, 1)).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).unbind(1)
+
     def figures(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return the gradients with respect to log₂ d and log₂ q₊, and Σg², means over `count` steps; float64 [F]."""
-        sums = (self.sums / max(count, 1)).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+        *parts, energy = self._mean_sums(count)
         step, maximum = self.step.double(), self.maximum.double()
-        back = range_gradients(tuple(sums[:, :3].unbind(1)), step, maximum, self.signed, floor=self.floor)
-        return LN2 * step * back[0], LN2 * maximum * back[1], sums[:, 3]
+        back = range_gradients(parts, step, maximum, self.signed, floor=self.floor)
+        return LN2 * step * back[0], LN2 * maximum * back[1], energy
 
     def lsq_gradients(self, count: int) -> Tensor:
         """Return LSQ's gradients with respect to d, with its gradient scale, means over `count` steps; float64 [F]."""
-        sums = (self.sums / max(count, 1)).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
-        parts = tuple(sums[:, :3].unbind(1))
-        result = torch.zeros_like(parts[0])
-        numel = torch.from_numpy(self.numel).to(self.device).clamp(min=1).double()
-        for bits, signed, mask in self.lsq_groups():
-            scale = torch.rsqrt(numel * lsq.bounds(bits, signed=signed)[1])
-            result = torch.where(mask, lsq.lsq_gradient(parts, bits, signed=signed) * scale, result)
+        assert self.fixed is not None
+        numel = torch.from_numpy(self.numel).to(self.device).double()
+        found = lsq.scaled_gradients(self._mean_sums(count)[:3], numel, self.fixed, self.signed)
         # The derivative of 2^round(log₂ d) with respect to d, straight through round; 1 if d itself is used.
-        return result * (self.used_step / self.step)
+        return found * (self.used_step / self.step)
 
     def ratios(self) -> Tensor:
         """Return the derivative of log₂(q₊/d + 1) with respect to log₂(q₊/d): q₊/(q₊ + d), float64 [F]."""

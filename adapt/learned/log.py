@@ -96,7 +96,7 @@ class Log:
             user_warnings.warn(
                 "no bit width moved in learning by its gradient (root mean square to log₂ of steps and ranges: "
                 f"{self._gradient:.3g}); any changes in the log come from the cut to the budgets: give the phase more "
-                "steps, a smaller update_every, or a higher width_rate or beta",
+                "steps, a smaller update_every, or a higher width_rate or beta"
             )
 
 

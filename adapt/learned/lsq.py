@@ -1,9 +1,11 @@
 """Rounding with a learned step at a given word length (LSQ; complexity–precision trade-off, eq. 3–5)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from adapt.arguments import check_option, is_whole
@@ -27,7 +29,7 @@ def bounds(bits: int, *, signed: bool) -> tuple[int, int]:
 
 
 def check_bits(name: str, bits: object) -> None:
-    """Check that `bits` is a word length of LSQ.
+    """Check that `bits` is a word length that LSQ supports.
 
     Raises:
         ValueError: it is not a whole number from 1 to 8.
@@ -54,7 +56,39 @@ def nearest_power_of_two(step: Tensor) -> Tensor:
     return torch.where(mantissa < math.sqrt(0.5), below, 2 * below)
 
 
-def lsq_row(step: Tensor, bits: int, *, signed: bool) -> Row:
+def rows(step: Tensor, bits: NDArray[np.int64], signed: Tensor) -> Row:
+    """Return the kernels' row for formats with steps d, [F], of given word lengths and signs."""
+    found = Row(*(torch.empty_like(step) for _ in Row._fields))
+    for width, sign, mask in _groups(bits, signed):
+        for column, values in zip(found, _row(step, width, signed=sign), strict=True):
+            column.copy_(torch.where(mask, values, column))
+    return found
+
+
+def scaled_gradients(sums: Sequence[Tensor], numel: Tensor, bits: NDArray[np.int64], signed: Tensor) -> Tensor:
+    """Return the gradients of steps d, with the gradient scale, from the kernels' first three sums, [F] each.
+
+    Args:
+        sums: the sums, float64.
+        numel: how many elements have each format, float64.
+        bits, signed: the formats' word lengths and signs.
+    """
+    found = torch.zeros_like(sums[0])
+    for width, sign, mask in _groups(bits, signed):
+        scale = torch.rsqrt(numel.clamp(min=1) * bounds(width, signed=sign)[1])
+        found = torch.where(mask, _gradient(sums, width, signed=sign) * scale, found)
+    return found
+
+
+def _groups(bits: NDArray[np.int64], signed: Tensor) -> Iterator[tuple[int, bool, Tensor]]:
+    """Yield each pair of word length and sign, with the mask of the formats that have it, bool [F]."""
+    given = torch.from_numpy(bits).to(signed.device)
+    for width in np.unique(bits).tolist():
+        for sign in (True, False):
+            yield width, sign, (given == width) & (signed == sign)
+
+
+def _row(step: Tensor, bits: int, *, signed: bool) -> Row:
     """Return the kernels' row for formats of `bits` bits with step d; one signed bit has the levels ±d."""
     low, high = bounds(bits, signed=signed)
     if signed and bits == 1:
@@ -64,7 +98,7 @@ def lsq_row(step: Tensor, bits: int, *, signed: bool) -> Row:
     return Row(1 / step, step, low * whole, high * whole, 0 * whole)
 
 
-def lsq_gradient(sums: Sequence[Tensor], bits: int, *, signed: bool) -> Tensor:
+def _gradient(sums: Sequence[Tensor], bits: int, *, signed: bool) -> Tensor:
     """Compute LSQ eq. 5 (without the gradient scale) from the kernels' first three sums."""
     to_step, above, below = sums
     low, high = bounds(bits, signed=signed)

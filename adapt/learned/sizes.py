@@ -28,17 +28,15 @@ class Sizes:
         self._formats, self._activation_size = formats, activation_size
         self.budgets = weight_budget, activation_budget
 
+    def _split(self, values: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the values of the weights' formats, and those of the activations'."""
+        return values[: self._formats.weights], values[self._formats.weights :]
+
     @property
     def loads(self) -> tuple[Load, Load]:
         """The element counts of the weights' and the activations' formats."""
-        numel, first = self._formats.numel, self._formats.weights
-        return Load("weight", numel[:first]), Load("activation", numel[first:], self._activation_size)
-
-    @property
-    def _bits(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The word lengths of the weights' and of the activations' formats."""
-        bits, first = self._formats.bits, self._formats.weights
-        return bits[:first], bits[first:]
+        weights, activations = self._split(self._formats.numel)
+        return Load("weight", weights), Load("activation", activations, self._activation_size)
 
     @property
     def targets(self) -> tuple[float, float]:
@@ -52,30 +50,28 @@ class Sizes:
     @property
     def kilobytes(self) -> tuple[float, float]:
         """Weights and activations in kB."""
-        weights, activations = self.loads
-        bits = self._bits
-        return weights.size(bits[0]), activations.size(bits[1])
+        bits = self._split(self._formats.bits)
+        weights, activations = (load.size(own) for load, own in zip(self.loads, bits, strict=True))
+        return weights, activations
 
     @property
     def averages(self) -> tuple[float, float]:
         """The average word length of weights and of activations; NaN if there are none."""
-        bits, numel, first = self._formats.bits, self._formats.numel, self._formats.weights
+        parts = zip(self._split(self._formats.bits), self._split(self._formats.numel), strict=True)
         weights, activations = (
-            float(bits[part] @ numel[part] / numel[part].sum()) if numel[part].sum() else float("nan")
-            for part in (slice(0, first), slice(first, None))
+            float(bits @ numel / numel.sum()) if numel.sum() else float("nan") for bits, numel in parts
         )
         return weights, activations
 
     def penalty(self, beta: float | None) -> float:
         """Return the two penalties of eq. 2 at the full β; None stands for the default β."""
-        return sum(
-            (
-                penalty(load.excess(bits, target), beta_of(beta, target))
-                for load, bits, target in zip(self.loads, self._bits, self.targets, strict=True)
-                if np.isfinite(target)
-            ),
-            start=0.0,
+        parts = zip(self.loads, self._split(self._formats.bits), self.targets, strict=True)
+        terms = (
+            penalty(load.excess(bits, target), beta_of(beta, target))
+            for load, bits, target in parts
+            if np.isfinite(target)
         )
+        return sum(terms, start=0.0)
 
     def check(self, budgets: Sequence[Budget | None]) -> None:
         """Check that these budgets, of the weights or of both, can be met.
@@ -83,7 +79,6 @@ class Sizes:
         Raises:
             ValueError: one cannot, even with the fewest bits.
         """
-        lowest, first = self._formats.lowest, self._formats.weights
-        for budget, load, fewest in zip(budgets, self.loads, (lowest[:first], lowest[first:]), strict=False):
+        for budget, load, fewest in zip(budgets, self.loads, self._split(self._formats.lowest), strict=False):
             if budget is not None:
                 load.check(budget, fewest)

@@ -19,7 +19,7 @@ class AdaptivePrecision(PrecisionCallback):
 
     When fit starts, before the sanity check and before a checkpoint is restored, a controller is attached to every
     optimizer that has layers, whose present weights become the float32 masters. When fit ends, or fails, it is
-    detached: the module keeps the masters rounded to nearest and goes on rounding its activations to nearest, so that
+    detached: the module keeps the masters rounded to nearest and keeps rounding its activations to nearest, so that
     `trainer.test` sees the network that was validated within fit; a copy or pickle of the module rounds them too. If
     there was no step, the module is as it was. Another fit starts afresh from these weights. Forward passes of training
     see weights rounded as `rounding` says; validation and checkpoints see the masters rounded to nearest.
@@ -27,7 +27,7 @@ class AdaptivePrecision(PrecisionCallback):
     An optimizer with a controller of its own, such as `adapt.ASGD`, keeps it. The callback's settings do not apply to
     it, and a warning says so if any were given. It is detached like the others.
 
-    The policy sees the losses that Lightning's backward is called with, the divisor of accumulation and AMP's scale
+    The policy sees the losses that Lightning's backward is called with, with accumulation's divisor and AMP's scale
     undone. With several optimizers (manual optimization), a loss belongs to those whose gradients its backward pass
     changed.
 
@@ -43,7 +43,7 @@ class AdaptivePrecision(PrecisionCallback):
     so on, by the LightningModule's names where those of several optimizers are not unique. A TensorBoard logger gets
     pictures too, and points only where a value changes. A logger with a local folder gets `trace.npz` there, or
     `trace_0.npz` and so on with several optimizers, for `adapt report`.
-    Every logger gets what makes the run, `trace.run`, as the hyperparameter "adapt" beside the module's own, and a
+    Every logger gets the settings of the run, `trace.run`, as the hyperparameter "adapt" beside the module's own, and a
     TensorBoard logger as hyperparameters and as the text adapt/run, unless the trainer logs no hyperparameters.
 
     A policy that must know the optimizer steps of an epoch, such as `adapt.MuPPET()`, is told when training starts.
@@ -54,7 +54,7 @@ class AdaptivePrecision(PrecisionCallback):
     `StochasticWeightAveraging`, and optimizers that evaluate the loss several times in a step (LBFGS) are refused.
 
     Args:
-        log_internals: log by layer how AdaPT decides too: lookback, resolution and diversity.
+        log_internals: also log, by layer, what AdaPT decides from: lookback, resolution and diversity.
         export: where to write the network of the best checkpoint as a packed file when fit ends, as by
             `adapt.export.capture(checkpoint, module).save(export)`; None writes none. Needs the extra "export".
         policy, l1, l2, options: as in `adapt.attach` (rounding, seed, layers, layer_bits, activations, …).

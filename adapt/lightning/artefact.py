@@ -18,13 +18,13 @@ def check_artefact(path: str | os.PathLike[str] | None, trainer: Trainer) -> Non
     if path is None or trainer.fast_dev_run:  # type: ignore[attr-defined]
         return
     if trainer.checkpoint_callback is None:
-        raise ValueError(f"export={str(path)!r} is written of the best checkpoint: give the trainer a ModelCheckpoint")
+        raise ValueError(f"export={str(path)!r} is made from the best checkpoint: give the trainer a ModelCheckpoint")
     if not Path(path).parent.is_dir():
-        raise ValueError(f"export={str(path)!r} needs a folder that is there: make {Path(path).parent} first")
+        raise ValueError(f"export={str(path)!r} needs an existing folder: create {Path(path).parent} first")
 
 
 def write_artefact(path: str | os.PathLike[str], trainer: Trainer, module: LightningModule) -> None:
-    """Write the packed file of the best checkpoint. Where that fails, fit ends nevertheless, and a warning says why."""
+    """Write the packed file of the best checkpoint. If that fails, fit ends normally, and a warning says why."""
     best = getattr(trainer.checkpoint_callback, "best_model_path", "")
     if not trainer.is_global_zero or trainer.fast_dev_run:  # type: ignore[attr-defined]
         return

@@ -29,12 +29,12 @@ class BeforeAveraging(Callback):
         self.means: list[tuple[Tensor, Tensor]] = []
 
     def on_train_batch_end(self, *args: Any) -> None:
-        """Show the masters, which averaging takes in here."""
+        """Show the masters, which averaging reads here."""
         for controller in self.controllers:
             self.shown.enter_context(controller.master_weights())
 
     def on_train_epoch_end(self, *args: Any) -> None:
-        """Show the masters: averaging may take them in once an epoch instead."""
+        """Show the masters: averaging may read them once an epoch instead."""
         self.on_train_batch_end()
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -61,7 +61,7 @@ class AfterAveraging(Callback):
         self.before = before
 
     def on_train_batch_end(self, *args: Any) -> None:
-        """Hide the masters, which averaging has taken in."""
+        """Hide the masters, which averaging has read."""
         self.before.shown.close()
 
     def on_train_epoch_end(self, *args: Any) -> None:
@@ -82,7 +82,7 @@ class AfterAveraging(Callback):
 
     @torch.no_grad()
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Round the mean that averaging has put into the checkpoint, as it is evaluated, and keep it beside."""
+        """Round the mean that averaging has put into the checkpoint, as it is evaluated, and keep the mean too."""
         saved, means = checkpoint["state_dict"], checkpoint.setdefault(MEAN, {})
         names: defaultdict[Tensor, list[str]] = defaultdict(list)
         for name, parameter in pl_module.named_parameters(remove_duplicate=False):

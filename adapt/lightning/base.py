@@ -122,7 +122,7 @@ class PrecisionCallback(Callback):
         strategy.save_checkpoint = save_checkpoint  # type: ignore[method-assign]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Give the loggers what makes the run, which is complete by now."""
+        """Give the loggers the settings of the run, which are complete by now."""
         self._reports.describe(trainer, pl_module, self.controllers)
 
     # One step
@@ -132,7 +132,7 @@ class PrecisionCallback(Callback):
         self._reports.begin(trainer, pl_module, batch)
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        """Note the loss, the accumulation's divisor and AMP's scale undone. No other hook is given this tensor."""
+        """Note the loss, with accumulation's divisor and AMP's scale undone. No other hook is given this tensor."""
         loss = loss.detach()
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         if scaler is not None:
@@ -147,7 +147,7 @@ class PrecisionCallback(Callback):
         self._losses.after_backward()
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Show the losses behind the coming step: Lightning calls this when all its gradients are there."""
+        """Show the losses of the coming step: Lightning calls this when all its gradients are there."""
         self._losses.before_step(optimizer)
 
     def on_train_batch_end(

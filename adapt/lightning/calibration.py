@@ -1,4 +1,4 @@
-"""What calibrates learned widths: the inputs that forward takes of a training batch, or else whole training steps."""
+"""Inputs to calibrate learned widths: those that forward takes from a training batch, or else whole training steps."""
 
 import contextlib
 import copy
@@ -64,20 +64,16 @@ class TrainingSteps(nn.Module):
         module = self.module
         with _attributes_restored(module):
             for name in ("log", "log_dict"):
-                vars(module)[name] = _ignored
+                vars(module)[name] = lambda *args, **kwargs: None
             module.training_step(*((batch, index) if self._indexed else (batch,)))
         for part in module.modules():
             if isinstance(part, Metric):
                 part.reset()
 
 
-def _ignored(*args: Any, **kwargs: Any) -> None:
-    pass
-
-
 @contextlib.contextmanager
 def _attributes_restored(module: nn.Module) -> Iterator[None]:
-    """Give an object the attributes back that it has now, and its lists and dictionaries what they hold."""
+    """Restore on exit an object's attributes, and the contents of its lists, sets and dictionaries."""
     before = dict(vars(module))
     held = [(one, copy.copy(one)) for one in before.values() if type(one) in (list, dict, set)]
     try:

@@ -15,7 +15,7 @@ from adapt.lightning.packages import LightningModule
 
 
 def check_phases(phases: Any) -> tuple[float, float, float]:
-    """Three shares that sum to 1, or three numbers of epochs.
+    """Return phases that are three shares which sum to 1, or three numbers of epochs.
 
     Raises:
         TypeError, ValueError: they are neither.
@@ -34,15 +34,15 @@ def check_phases(phases: Any) -> tuple[float, float, float]:
 
 
 def in_steps(phases: tuple[float, float, float], steps: int, epochs: int | None) -> Phases:
-    """The phases of a training of so many optimizer steps.
+    """Return the phases of a training of this many optimizer steps.
 
     Args:
-        phases: of `check_phases`.
+        phases: from `check_phases`.
         steps: optimizer steps.
         epochs: epochs of the trainer; None where they do not matter.
 
     Raises:
-        ValueError: the training has other epochs than the phases.
+        ValueError: the trainer's epochs are not those of the phases.
     """
     whole = all(isinstance(phase, int) for phase in phases)
     total = sum(phases)
@@ -56,7 +56,7 @@ def in_steps(phases: tuple[float, float, float], steps: int, epochs: int | None)
 
 
 def unfinished_learning(learner: Learner) -> str:
-    """What to say of a training that ends now; nothing if it made no step or its widths were brought to the budgets."""
+    """Return a warning about a training that ends now; "" if it made no step, or its widths were cut to the budgets."""
     plan, size = learner.plan, learner.size._asdict()
     assert isinstance(plan, LearnedWidths)
     if not 0 < learner.step < plan.phases.settling:
@@ -69,8 +69,8 @@ def unfinished_learning(learner: Learner) -> str:
             sizes.append(f"{what}s have {size[f'{what}_{unit}']:.4g} {unit} of {given:.4g}")
     return (
         f"training ended in {learner.phase}, after {learner.step} steps, before learning brought the widths to the "
-        f"budgets in step {plan.phases.settling}, so {' and '.join(sizes)}: train on to there, or begin with phases "
-        "that end sooner"
+        f"budgets in step {plan.phases.settling}, so {' and '.join(sizes)}: train on until then, or use phases that "
+        "end sooner"
     )
 
 
@@ -78,8 +78,8 @@ class DistilledTraining:
     """Makes training_step return the loss of a distillation, until `end`.
 
     Args:
-        pl_module: whose training_step it is.
-        network: whose forward returns the student's logits within it.
+        pl_module: the module whose training_step to replace.
+        network: the module whose forward returns the student's logits in training_step.
         distillation: the teacher, moved to the module's device.
     """
 
@@ -103,7 +103,7 @@ class DistilledTraining:
         pl_module.training_step = training_step  # type: ignore[method-assign]
 
     def end(self) -> None:
-        """Let training_step be what it was."""
+        """Restore training_step."""
         self._handle.remove()
         vars(self._module).pop("training_step", None)
 

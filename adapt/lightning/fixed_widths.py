@@ -1,10 +1,11 @@
-"""LSQ and AQT as one callback more: word lengths are given."""
+"""The callbacks for LSQ and AQT, whose word lengths are given."""
 
 import os
 from collections.abc import Iterable
 from typing import Any, Unpack
 
-from adapt.learned.options import AqtOptions, FixedWidths, MaximumRanges, StepOptions
+from adapt.learned.keywords import AqtOptions, StepOptions
+from adapt.learned.options import FixedWidths, MaximumRanges
 from adapt.lightning.learner_callback import LearnerCallback
 from adapt.lightning.packages import LightningModule, Trainer
 from adapt.switching.fixed import FOREVER
@@ -25,7 +26,7 @@ class LSQ(LearnerCallback[FixedWidths]):
             and layer_bits, as in `adapt.learned.attach_lsq`.
 
     Raises:
-        TypeError, ValueError: an option does not fit.
+        TypeError, ValueError: an option is invalid.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class AQT(LearnerCallback[MaximumRanges]):
             in `adapt.learned.attach_aqt`.
 
     Raises:
-        TypeError, ValueError: an option does not fit.
+        TypeError, ValueError: an option is invalid.
     """
 
     _learns_from_gradients = False

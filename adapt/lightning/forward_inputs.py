@@ -24,7 +24,7 @@ def network_of(pl_module: LightningModule) -> nn.Module:
     if len(children) != 1:
         raise ValueError(
             f"{type(pl_module).__name__} has no forward and {len(children)} submodules with parameters: define "
-            "forward, as calibration runs it"
+            "forward, which calibration runs"
         )
     return children[0]
 

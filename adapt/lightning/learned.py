@@ -1,4 +1,4 @@
-"""Learned bit widths as one callback more: three phases that share the trainer's epochs."""
+"""The callback for learned bit widths: three phases share the trainer's epochs."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -10,7 +10,8 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 from adapt import user_warnings
 from adapt.learned.budget import Budget
 from adapt.learned.distillation import Distillation
-from adapt.learned.options import LearnedWidths, WidthOptions
+from adapt.learned.keywords import WidthOptions
+from adapt.learned.options import LearnedWidths
 from adapt.learned.phases import Phases
 from adapt.lightning.fitting import DistilledTraining, check_phases, in_steps, unfinished_learning
 from adapt.lightning.forward_inputs import network_of
@@ -25,24 +26,24 @@ class LearnedBitwidth(LearnerCallback[LearnedWidths]):
     Nothing in the module changes. When fit starts, before the sanity check and before a checkpoint is restored, the
     module's one optimizer is attached to (see `adapt.learned.attach`); when training starts, a few of its batches
     calibrate the activations. The phases share the trainer's steps, and at the end the module keeps its quantised
-    weights and goes on rounding its activations: `trainer.test` sees the network that was validated within fit, and so
+    weights and keeps rounding its activations: `trainer.test` sees the network that was validated within fit, and so
     does a copy or pickle of the module. Resuming by `fit(ckpt_path=…)` is exact, because everything is saved in the
     optimizer's state.
 
     Where configure_optimizers returns a scheduler, the learning rate is the scheduler's; otherwise it rises and falls
     as a cosine in each phase, with the optimizer's rate as the peak.
 
-    Logged, and so fit to be monitored: adapt/mean_word_length, adapt/nonzero, adapt/size_ratio and adapt/memory_ratio
+    Logged and available for monitoring: adapt/mean_word_length, adapt/nonzero, adapt/size_ratio, adapt/memory_ratio,
     as by `AdaptivePrecision`; also adapt/weight_bits, adapt/activation_bits, adapt/weight_kilobytes,
     adapt/activation_kilobytes and adapt/penalty. Every logger gets the mean word length of each tensor as
     `adapt_layers/word_length/<tensor>`. What each phase did, and by how much learning missed the budgets, is reported
     when it ends and stays in `learner.log`. A TensorBoard logger gets pictures, by layer and by channel; the folder of
-    a logger that has one gets `trace.npz` and `widths.npz`; what makes the run is logged as by `AdaptivePrecision`.
+    a logger that has one gets `trace.npz` and `widths.npz`; the settings are logged as by `AdaptivePrecision`.
 
     The steps of manual optimization and of a `GradientAccumulationScheduler` do not follow from epochs: give the
-    trainer `max_steps` alone. A training that ends before the budgets are met is warned about.
+    trainer `max_steps` alone. If training ends before the budgets are met, a warning says so.
 
-    Refused are several optimizers, half precision with a scaler, finders of learning rate and batch size, and what
+    It refuses several optimizers, half precision with a scaler, finders of learning rate and batch size, and what
     `AdaptivePrecision` refuses.
 
     Args:
@@ -131,7 +132,7 @@ class LearnedBitwidth(LearnerCallback[LearnedWidths]):
         super().on_exception(trainer, pl_module, exception)
 
     def _warn_if_unfinished(self, trainer: Trainer) -> None:
-        """Say so where training ends too early."""
+        """Warn if training ends too early."""
         if trainer.is_global_zero and self._attached() and (message := unfinished_learning(self.learner)):
             user_warnings.warn(message)
 

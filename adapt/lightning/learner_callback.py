@@ -37,11 +37,7 @@ class LearnerCallback(PrecisionCallback, Generic[PlanT]):
     _learns_from_gradients = True
 
     def __init__(
-        self,
-        plan: PlanT,
-        *,
-        calibration: int | Iterable[Any] = 8,
-        export: str | os.PathLike[str] | None = None,
+        self, plan: PlanT, *, calibration: int | Iterable[Any] = 8, export: str | os.PathLike[str] | None = None
     ) -> None:
         super().__init__(export)
         if isinstance(calibration, bool) or (isinstance(calibration, int) and calibration < 1):
@@ -86,7 +82,7 @@ class LearnerCallback(PrecisionCallback, Generic[PlanT]):
         if finders:
             raise NotImplementedError(
                 f"{type(finders[0]).__name__} would learn formats in each of its trials, and change the rates at which "
-                f"they are learned: let it look with a trainer without {name}, and give the module what it finds"
+                f"they are learned: run it in a trainer without {name}, and give its result to the module"
             )
         if self._learns_from_gradients and getattr(trainer.precision_plugin, "scaler", None) is not None:
             raise NotImplementedError(
@@ -119,7 +115,7 @@ class LearnerCallback(PrecisionCallback, Generic[PlanT]):
         super().on_train_start(trainer, pl_module)
 
     def _begin_training(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Calibrate unless the run goes on from a checkpoint."""
+        """Calibrate, unless the run resumes from a checkpoint."""
         if not self.learner.is_calibrated:
             given = self._calibration
             self.learner.calibrate(

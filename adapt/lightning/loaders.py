@@ -1,4 +1,4 @@
-"""Read training batches ahead of the fit without moving its loaders on."""
+"""Read training batches ahead of the fit, without advancing its loaders."""
 
 import contextlib
 from collections.abc import Iterator
@@ -68,14 +68,14 @@ def _state_restored(loader: Any) -> Iterator[None]:
 
 
 def _parts(loader: Any) -> list[Any]:
-    """Return the parts of a loader that reading may move on."""
+    """Return the parts of a loader that reading may advance."""
     sampler = getattr(loader, "batch_sampler", None)
     rest = [sampler, getattr(sampler, "sampler", None), getattr(loader, "sampler", None)]
     return [loader, getattr(loader, "dataset", None), *rest]
 
 
 def _has_state(part: Any) -> bool:
-    """Return whether its position can be saved and restored. That of a torch loader lies in its iterators."""
+    """Return whether a part's position can be saved and restored; a torch loader keeps it in its iterators."""
     able = hasattr(part, "state_dict") and hasattr(part, "load_state_dict")
     return able and not isinstance(part, DataLoader)
 

@@ -1,4 +1,4 @@
-"""What is logged, drawn and saved of a run: figures, layers' values, timelines and files."""
+"""What is logged, drawn and saved for a run: figures, layers' values, timelines and files."""
 
 import importlib.util
 import math

@@ -51,7 +51,7 @@ def _import_all() -> tuple[str, ...]:
 
 
 PACKAGES = _import_all()
-"""The packages that are there: one or both."""
+"""The installed packages, one or both."""
 
 
 def classes(*names: str) -> tuple[type[Any], ...]:

@@ -23,7 +23,7 @@ class Reports:
     """Logs at the trainer's logging steps, and draws and saves at the ends. Only then does it wait for the device.
 
     Args:
-        internals: whether loggers get what says how AdaPT decides too.
+        internals: whether loggers also get what AdaPT decides from.
     """
 
     _bar: Collection[str] = ("adapt/mean_word_length",)
@@ -39,9 +39,9 @@ class Reports:
         self._draw_after = 0.0
 
     def describe(self, trainer: Trainer, pl_module: LightningModule, controllers: Sequence[Engine]) -> None:
-        """Give the loggers what makes the run as hyperparameters: they are known when training starts.
+        """Give the loggers the settings of the run as hyperparameters: they are known when training starts.
 
-        A hyperparameter of the module's or the data module's own stays, if it is called "adapt" too. TensorBoard shows
+        A hyperparameter "adapt" of the module or the data module stays as it is. TensorBoard shows
         the first hyperparameters that it is given, which are the module's, but every text.
         """
         if not trainer.loggers:

@@ -53,8 +53,8 @@ def dry_run(
     while isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
         model = model.module
     attempts: tuple[tuple[Callable[[Tensor], Tensor], AbstractContextManager[Any]], ...] = (
-        (_on_meta, torch.device("meta")),
-        (_cloned, nullcontext()),
+        (lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype, device="meta"), torch.device("meta")),
+        (lambda tensor: tensor.detach().clone(), nullcontext()),
     )
     failure: Exception | None = None
     for copy_tensor, device in attempts:
@@ -82,18 +82,10 @@ def _check(model: object) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
-        raise TypeError("model holds a scripted module, whose weights cannot be followed: pass the one it was made of")
+        raise TypeError("model holds a scripted module, whose weights cannot be followed: pass the original")
     for name, parameter in model.named_parameters():
         if nn.parameter.is_lazy(parameter):
             raise ValueError(f"{name} has no shape yet: run one forward pass through the lazy module first")
-
-
-def _on_meta(tensor: Tensor) -> Tensor:
-    return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
-
-
-def _cloned(tensor: Tensor) -> Tensor:
-    return tensor.detach().clone()
 
 
 class _OriginalReachedError(RuntimeError):

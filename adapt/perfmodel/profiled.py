@@ -5,15 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from adapt.arguments import number
-from adapt.perfmodel.checked_arrays import (
-    FLOAT32_BITS,
-    Array,
-    ArrayLike,
-    Operations,
-    amount,
-    as_operations,
-    as_rows,
-)
+from adapt.perfmodel.checked_arrays import FLOAT32_BITS, Array, ArrayLike, Operations, amount, as_operations, as_rows
 from adapt.perfmodel.hardware import HardwareProfile
 from adapt.perfmodel.layers import Layer
 
@@ -73,12 +65,7 @@ def profiled_training_speedup(
 
 
 def layer_latency(
-    layer: Layer,
-    profile: HardwareProfile,
-    weight_bits: float,
-    activation_bits: float,
-    *,
-    batch_size: int = 1,
+    layer: Layer, profile: HardwareProfile, weight_bits: float, activation_bits: float, *, batch_size: int = 1
 ) -> float:
     """Return the modelled seconds of one layer: its measured cost, or else the roofline.
 

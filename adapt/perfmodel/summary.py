@@ -19,37 +19,30 @@ class TraceLike(Protocol):
     @property
     def layers(self) -> tuple[str, ...]:
         """Weight names, in column order."""
-        ...
 
     @property
     def numel(self) -> NDArray[np.int64]:
         """Weights of each layer [layers]."""
-        ...
 
     @property
     def step(self) -> NDArray[np.int64]:
         """Optimizer step of each row [rows]."""
-        ...
 
     @property
     def word_length(self) -> NDArray[np.int16]:
         """Bits [rows, layers]."""
-        ...
 
     @property
     def nonzero(self) -> NDArray[np.float32]:
         """Share of weights that are not zero [rows, layers]."""
-        ...
 
     @property
     def lookback(self) -> NDArray[np.float32]:
         """Gradients in a full window [rows, layers]; 0 if there is no window."""
-        ...
 
     @property
     def resolution(self) -> NDArray[np.int32]:
         """Histogram bins [rows, layers]; 0 if there is no histogram."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -156,11 +149,7 @@ class RunningSummary:
         mean_bits = self._bits / rows
         return Summary(
             training_speedup=self._training_speedup(
-                self._counts,
-                mean_bits,
-                1.0,
-                overhead=self._overhead / rows,
-                steps=self._steps or _steps(trace.step),
+                self._counts, mean_bits, 1.0, overhead=self._overhead / rows, steps=self._steps or _steps(trace.step)
             ),
             inference_speedup=inference_speedup(self._counts, lengths, shares),
             size_ratio=size_ratio(lengths, shares, numel),

@@ -38,8 +38,8 @@ def add_profile(commands: Any, figures: Figures) -> None:
         "profile",
         help="model what a network costs on a machine, layer by layer",
         description="Print a network's model card: every layer's multiply-adds, sizes, widths and share of the cost, "
-        "and what the whole gains on a machine, idealised, profiled and bounded by memory. Nothing of it is measured, "
-        "unless the machine was, with --measure.",
+        "and what the whole gains on a machine, idealised, profiled and bounded by memory. Nothing is measured, "
+        "except the machine with --measure.",
     )
     command.add_argument(
         "model",
@@ -58,7 +58,7 @@ def add_profile(commands: Any, figures: Figures) -> None:
     )
     widths = command.add_mutually_exclusive_group()
     widths.add_argument("--trace", type=Path, metavar="RUN", help="take the widths from a trace, or from its folder")
-    widths.add_argument("--bits", type=float, default=8, metavar="B", help="or give all weights so many (default: 8)")
+    widths.add_argument("--bits", type=float, default=8, metavar="B", help="or give all weights this many (default: 8)")
     command.add_argument(
         "--activation-bits", type=float, metavar="B", help="bits of the activations (default: as many as the weights)"
     )
@@ -69,7 +69,7 @@ def add_profile(commands: Any, figures: Figures) -> None:
         help=f"the machine: a TOML file, or one of {', '.join(machines())} (default: a100)",
     )
     command.add_argument(
-        "--measure", action="store_true", help="measure this processor, in a minute, and take it as the machine"
+        "--measure", action="store_true", help="measure this processor, which takes a minute, and use it as the machine"
     )
     command.add_argument(
         "-o", "--output", type=Path, default=Path("cpu.toml"), help="where --measure writes to (default: cpu.toml)"

@@ -77,7 +77,7 @@ def summary(card: Card) -> dict[str, str]:
         figures["speedup of training"] = (
             f"idealised {_times(training['idealised_speedup'])}, profiled {_times(training['profiled_speedup'])}"
         )
-    return {**figures, "source": card["source"] or "not said"}
+    return {**figures, "source": card["source"] or "not given"}
 
 
 def _times(ratio: float | None) -> str:

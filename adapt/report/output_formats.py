@@ -42,7 +42,7 @@ def as_json(runs: Sequence[Row]) -> str:
 
 
 def as_csv(runs: Sequence[Row]) -> str:
-    """Return a line for every layer of every run. What is not known is an empty cell."""
+    """Return a line for every layer of every run. Unknown figures are empty cells."""
     out = io.StringIO()
     names = ["run", *dict.fromkeys(name for run in runs for row in run["layers"] for name in row)]
     writer = csv.DictWriter(out, names, lineterminator="\n")
@@ -93,6 +93,6 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _escaped(value: object) -> str:
-    """Return text that neither Markdown nor HTML takes for its own."""
+    """Return a value as text in which nothing is markup for Markdown or HTML."""
     text = " ".join(str(value).split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return "".join(f"\\{c}" if c in "\\`*|[]" else c for c in text)

@@ -1,4 +1,4 @@
-"""One self-contained HTML page over several runs: it loads nothing, and works without a network.
+"""One self-contained HTML page about several runs: it loads nothing, and works without a network.
 
 Everything that comes from a run travels as JSON in which no character can end a script, and the page's own script shows
 it as text, never as HTML. The page's content security policy forbids every other script and every connection.
@@ -26,19 +26,19 @@ from adapt.trace.description import flat
 from adapt.trace.display import thinned
 
 COLUMNS = 1000
-"""Steps that a heat map of formats shows at most; where formats change more rarely, it shows every change."""
+"""The most steps in a heat map of formats; if fewer steps change a format, it shows each of them."""
 
 _POINTS = 300
-"""Steps that other curves show at most."""
+"""The most steps in other curves."""
 
 _MOVES = 20
-"""Moves of each layer that the page lists, the latest."""
+"""How many of each layer's latest moves the page lists."""
 
 _SCRIPTS = ("dom.js", "charts.js", "heatmap.js", "tables.js", "layers.js", "page.js")
 
 
 def as_html(runs: Sequence[Run]) -> str:
-    """Return the page over the runs, in the order given.
+    """Return the page about the runs, in the order given.
 
     Raises:
         ValueError: a trace has no rows.
@@ -55,7 +55,7 @@ def as_html(runs: Sequence[Run]) -> str:
     html = (folder / "page.html").read_text(encoding="utf-8")
     style = (folder / "page.css").read_text(encoding="utf-8")
     script = "\n".join((folder / name).read_text(encoding="utf-8") for name in _SCRIPTS)
-    # The data comes last, so that nothing in it is taken for a place to fill.
+    # The data comes last, so that nothing in it is mistaken for a place to fill.
     for place, text in (
         ("{style}", style),
         ("{script}", script),
@@ -68,7 +68,7 @@ def as_html(runs: Sequence[Run]) -> str:
 
 
 def _hash(text: str) -> str:
-    """Return what a content security policy calls a text that it allows."""
+    """Return how a content security policy names a text that it allows."""
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 
@@ -84,7 +84,7 @@ def _labels(names: Sequence[str]) -> list[str]:
 
 
 def _content(run: Run) -> Row:
-    """Return what the page shows of a run."""
+    """Return what the page shows about a run."""
     trace = run.trace
     few = thinned(0, len(trace), _POINTS)
     return run.figures() | {

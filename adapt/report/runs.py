@@ -1,4 +1,4 @@
-"""What lies in a run's folder: its trace, and whatever was saved beside it."""
+"""The contents of a run's folder: its trace, and whatever was saved beside it."""
 
 import csv
 import importlib.util
@@ -33,7 +33,7 @@ class Run:
     Attributes:
         name: how the user named it.
         trace: what happened.
-        made: what made it, by name.
+        made: its settings, by name.
         operations: multiply-adds per sample by layer, if they were saved.
         widths: word lengths by channel, if they were learned.
         phases: what each phase of learning did.
@@ -55,7 +55,7 @@ class Run:
     packed_bytes: Mapping[str, int] = field(default_factory=dict)
 
     def figures(self) -> Row:
-        """Return all that tables and pages show of the run, as plain numbers, texts and lists.
+        """Return everything that tables and pages show of the run, as plain numbers, texts and lists.
 
         Raises:
             ValueError: the trace has no rows.
@@ -117,13 +117,17 @@ def load_run(path: Path, read_packed: ReadPacked | None = None) -> Run:
     folder = file.parent
     described = _described(folder / "run.json")
     beside = described.get("run")
-    counts = described.get("operations")
+    operations = described.get("operations")
+    if isinstance(operations, dict):
+        operations = {n: int(c) for n, c in operations.items() if isinstance(c, int) and 0 <= c < 2**62}
+    else:
+        operations = None
     packed_file, packed_bytes = ("", {}) if read_packed is None else _packed(folder, read_packed)
     return Run(
         name=str(path),
         trace=trace,
         made={**(beside if isinstance(beside, Mapping) else {}), **trace.run},
-        operations={n: int(c) for n, c in counts.items() if _is_count(c)} if isinstance(counts, dict) else None,
+        operations=operations,
         widths=load_widths(folder),
         phases=[entry for entry in described.get("phases", []) if isinstance(entry, dict)],
         formats=_formats(folder, described),
@@ -142,10 +146,6 @@ def _described(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and 0 <= value < 2**62
 
 
 def load_widths(folder: Path) -> Widths | None:
@@ -185,7 +185,7 @@ def _newest_first(paths: Iterable[Path]) -> list[Path]:
 
 
 def _from_csv(path: Path) -> Metrics:
-    """Return what a CSVLogger wrote, without what the trace has itself."""
+    """Return what a CSVLogger wrote, except for what the trace contains."""
     found: Metrics = {}
     try:
         with path.open(encoding="utf-8", newline="") as file:
@@ -203,7 +203,7 @@ def _from_csv(path: Path) -> Metrics:
 
 
 def _from_events(folder: Path) -> Metrics:
-    """Return the scalars of TensorBoard's event files in the folder, without what the trace has itself."""
+    """Return the scalars of TensorBoard's event files in the folder, except for what the trace contains."""
     if not any(folder.glob("*tfevents*")) or importlib.util.find_spec("tensorboard") is None:
         return {}
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

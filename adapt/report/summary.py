@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adapt.perfmodel.ratios import inference_speedup, memory_ratio, size_ratio
+from adapt.perfmodel.ratios import inference_speedup
 from adapt.switching.pushup import STRATEGIES
-from adapt.trace import Trace
-from adapt.trace.display import word_lengths
+from adapt.trace import Trace, display
 from adapt.trace.widths import Widths
 
 Row = dict[str, Any]
@@ -29,17 +28,9 @@ def totals(trace: Trace) -> dict[str, float]:
         ValueError: the trace has no rows.
     """
     check_rows(trace)
-    weights = trace.numel / trace.numel.sum()
-    nonzero = trace.nonzero @ weights
-    word_length = trace.mean_word_length()
-    return {
-        "run_mean_word_length": float(word_length.mean()),
-        "mean_word_length": float(word_length[-1]),
-        "run_nonzero": float(nonzero.mean()),
-        "nonzero": float(nonzero[-1]),
-        "size_ratio": float(size_ratio(trace.word_length[-1:], trace.nonzero[-1:], trace.numel)),
-        "memory_ratio": float(memory_ratio(trace.word_length, trace.nonzero, trace.numel)),
-    }
+    by_row = display.totals(trace)
+    means = {f"run_{name}": float(by_row[name].mean()) for name in ("mean_word_length", "nonzero")}
+    return means | {name: float(values[-1]) for name, values in by_row.items()}
 
 
 def summary(trace: Trace, operations: Mapping[str, int] | None = None, widths: Widths | None = None) -> list[Row]:
@@ -65,7 +56,7 @@ def summary(trace: Trace, operations: Mapping[str, int] | None = None, widths: W
         ValueError: the trace has no rows.
     """
     check_rows(trace)
-    last, switches = word_lengths(trace, widths)[-1], trace.switches()
+    last, switches = display.word_lengths(trace, widths)[-1], trace.switches()
     change = np.zeros(switches.shape, np.int16)
     change[1:] = np.diff(trace.word_length, axis=0)
     cost = None if operations is None else trace.nonzero[-1] * last * [operations.get(n, 0) for n in trace.layers]
@@ -104,8 +95,8 @@ def summary(trace: Trace, operations: Mapping[str, int] | None = None, widths: W
 
 def overall(trace: Trace, rows: list[Row], operations: Mapping[str, int] | None = None) -> Row:
     """Return the figures of the whole network: those of `totals`, and sums over the rows of `summary`."""
-    counts = None if operations is None else [operations.get(name, 0) for name in trace.layers]
-    known = counts is not None and any(counts)
+    counts = [operations.get(name, 0) for name in trace.layers] if operations else []
+    speedup = inference_speedup(counts, trace.word_length[-1:], trace.nonzero[-1:]) if any(counts) else math.inf
     size, before = sum(row["bytes"] for row in rows), sum(row["float32_bytes"] for row in rows)
     figures = totals(trace)
     figures["mean_word_length"] = sum(r["word_length_last"] * r["weights"] for r in rows) / int(trace.numel.sum())
@@ -118,9 +109,7 @@ def overall(trace: Trace, rows: list[Row], operations: Mapping[str, int] | None 
         "float32_bytes": before,
         "moves": sum(row["moves"] for row in rows),
         **figures,
-        "modelled_inference_speedup": _finite(inference_speedup(counts, trace.word_length[-1:], trace.nonzero[-1:]))
-        if known and counts is not None
-        else None,
+        "modelled_inference_speedup": speedup if math.isfinite(speedup) else None,
         "strategies": _strategies(trace),
     }
 
@@ -149,7 +138,3 @@ def check_rows(trace: Trace) -> None:
 def _median(values: NDArray[Any]) -> float | None:
     finite = values[np.isfinite(values)]
     return float(np.median(finite)) if len(finite) else None
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

@@ -13,14 +13,14 @@ from adapt.trace import Trace
 from adapt.trace.widths import Widths
 
 _WIDTH = 100
-"""Characters of a line of what made the run."""
+"""The most characters in a line of the run's settings."""
 
 
 def table(trace: Trace, widths: Widths | None = None) -> str:
     """Return a line per layer: word length, fraction length, share of non-zeros and the policy's own columns.
 
-    Each is given at the start, on average and at the end. The figures of the whole network and what made the run
-    follow below.
+    Each is given at the start, on average and at the end. The figures of the whole network and the settings of the
+    run follow below.
 
     Args:
         trace: what happened.
@@ -84,7 +84,7 @@ def totals_lines(trace: Trace, widths: Widths | None = None) -> list[str]:
 
 
 def _made_lines(trace: Trace) -> list[str]:
-    """Return what made the run, in lines under one name."""
+    """Return the settings of the run as lines under one name."""
     made = textwrap.wrap(one_line(trace.run), _WIDTH)
     return [f"{'' if index else 'made by':<17}{line}" for index, line in enumerate(made)]
 

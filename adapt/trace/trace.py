@@ -3,7 +3,6 @@
 # Annotations are not evaluated, so that help() shows ArrayLike instead of its definition.
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Self
@@ -11,7 +10,6 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from adapt.numerics import HIGHEST_FRACTION, LONGEST_WORD, LOWEST_FRACTION
 from adapt.trace import archive, description
 from adapt.trace.archived import Archived
 from adapt.trace.columns import (
@@ -23,15 +21,16 @@ from adapt.trace.columns import (
     packed_column,
     unpacked_column,
 )
+from adapt.trace.standard_columns import STANDARD_COLUMNS, StandardColumns
 
 VERSION = 3
-"""1: exactly the seven columns below. 2: every column is described in the file. 3: also the settings of the run."""
+"""1: exactly the first seven standard columns. 2: the file describes every column. 3: and the settings of the run."""
 
 _RUN = "run.json"
 """The member of a file with the settings of the run; no column can have this name."""
 
 
-class Trace(Archived):
+class Trace(StandardColumns, Archived):
     """The formats of every layer over a training run. A row describes the state after one optimizer step.
 
     Row i belongs to optimizer step `trace.step[i]` and describes the formats and the quantised weights that the next
@@ -55,46 +54,6 @@ class Trace(Archived):
 
     _version, _unreadable = VERSION, "is not a readable trace"
 
-    # The table of columns, from which everything else follows: `append`, the file, the loggers.
-    word_length = Column(np.int16, 1, LONGEST_WORD, float32=32, doc="WL, bits")
-    fraction_length = Column(
-        np.int16, LOWEST_FRACTION, HIGHEST_FRACTION, float32=0, doc="FL, bits; 0 where the layer runs in float32"
-    )
-    nonzero = Column(np.float32, 0, 1, float32=1, doc="Share of the quantised weights that are not zero, 0 to 1")
-    lookback = Column(
-        np.float32, 0, 2**31, float32=0, default=0, doc="Gradients in a full window (not yet rounded up); 0 without one"
-    )
-    resolution = Column(np.int32, 0, 2**31 - 1, float32=0, default=0, doc="Histogram bins; 0 without a histogram")
-    diversity = Column(
-        np.float32,
-        0,
-        math.inf,
-        float32=math.inf,
-        default=math.inf,
-        doc="AdaPT eq. 3, Δs of the current window; ∞ where the window has no direction",
-    )
-    divergence = Column(
-        np.float32,
-        -1e-6,  # a sum of many logarithms may end a rounding error below zero
-        1e9,
-        float32=math.nan,
-        default=math.nan,
-        nan=True,
-        doc="AdaPT eq. 1, bits, at the layer's last switch; NaN before its first one",
-    )
-    strategy = Column(
-        np.int8, 0, 3, float32=0, default=0, doc="AdaPT's push-up strategy: 1 min, 2 mean, 3 max; 0 without"
-    )
-    rounding_cost = Column(
-        np.float32,
-        -math.inf,
-        math.inf,
-        float32=math.nan,
-        default=math.nan,
-        nan=True,
-        doc="By how much rounding the layer raised the loss in its last window, to first order; NaN if not measured",
-    )
-
     def __init__(
         self, layers: Sequence[str], numel: ArrayLike, columns: Mapping[str, Column[Any]] | None = None
     ) -> None:
@@ -105,8 +64,9 @@ class Trace(Archived):
         self.run: dict[str, Any] = {}
         self._rows = 0
         self._steps = np.empty(0, dtype=np.int64)
-        self._columns = dict(_COLUMNS)
-        self._values = {name: np.empty((0, len(self._layers)), column.dtype) for name, column in _COLUMNS.items()}
+        self._columns = dict(STANDARD_COLUMNS)
+        empty = 0, len(self._layers)
+        self._values = {name: np.empty(empty, column.dtype) for name, column in STANDARD_COLUMNS.items()}
         self.add_columns(columns or {})
 
     @property
@@ -132,7 +92,7 @@ class Trace(Archived):
     @property
     def own_columns(self) -> Mapping[str, Column[Any]]:
         """The columns that the policy added."""
-        return MappingProxyType({name: c for name, c in self._columns.items() if name not in _COLUMNS})
+        return MappingProxyType({name: c for name, c in self._columns.items() if name not in STANDARD_COLUMNS})
 
     def __getitem__(self, name: str) -> NDArray[Any]:
         """Return a column by its name, [rows, layers].
@@ -214,13 +174,12 @@ class Trace(Archived):
         added = {}
         for name, column in columns.items():
             check_policy_column(name, column)
-            if name in _COLUMNS:
+            if name in STANDARD_COLUMNS:
                 raise ValueError(f"a policy's column must have a new name: every trace has a column {name}")
             shape = (self._rows, len(self._layers))
             there = self[name] if name in self._values else np.full(shape, column.default)
             values = column.checked(name, there, ((), (), shape))
-            added[name] = np.empty((len(self._steps), len(self._layers)), column.dtype)
-            added[name][: self._rows] = values
+            added[name] = np.resize(values.astype(column.dtype), (len(self._steps), len(self._layers)))
         self._columns |= columns
         self._values |= added
 
@@ -274,13 +233,13 @@ class Trace(Archived):
             archive.check({"columns": content["columns"]}, {"columns": layout["columns"]})
             described = dict(map(unpacked_column, content["columns"]))
         else:
-            described = {name: column for name, column in _COLUMNS.items() if name in content}
-        required = {name: column for name, column in _COLUMNS.items() if column.default is None}
+            described = {name: column for name, column in STANDARD_COLUMNS.items() if name in content}
+        required = {name: column for name, column in STANDARD_COLUMNS.items() if column.default is None}
         # Known columns use their present definition, whatever the file says.
-        stored = required | {name: _COLUMNS.get(name, column) for name, column in described.items()}
+        stored = required | {name: STANDARD_COLUMNS.get(name, column) for name, column in described.items()}
         layout |= {name: (np.dtype(column.dtype), ("rows", "layers")) for name, column in stored.items()}
         archive.check(content, layout)
-        own = {name: column for name, column in stored.items() if name not in _COLUMNS}
+        own = {name: column for name, column in stored.items() if name not in STANDARD_COLUMNS}
         trace = cls(content["layers"], content["numel"], own)
         trace.append(content["step"], **{name: content[name] for name in stored})
         trace.run = description.unpacked(content[_RUN]) if _RUN in content else {}
@@ -289,21 +248,11 @@ class Trace(Archived):
     def _reserve(self, rows: int) -> None:
         """Make room for this many rows. Growing by half makes the cost per row independent of the run's length."""
         capacity = len(self._steps)
-        if rows <= capacity:
-            return
-        capacity = max(rows, capacity + capacity // 2, 64)
-        for name, values in self._values.items():
-            grown = np.empty((capacity, values.shape[1]), dtype=values.dtype)
-            grown[: self._rows] = values[: self._rows]
-            self._values[name] = grown
-        steps = np.empty(capacity, dtype=self._steps.dtype)
-        steps[: self._rows] = self._steps[: self._rows]
-        self._steps = steps
-
-
-_COLUMNS: Mapping[str, Column[Any]] = {
-    name: column for name, column in vars(Trace).items() if isinstance(column, Column)
-}
+        if rows > capacity:
+            capacity = max(rows, capacity + capacity // 2, 64)
+            self._steps = np.resize(self._steps[: self._rows], capacity)
+            for name, values in self._values.items():
+                self._values[name] = np.resize(values[: self._rows], (capacity, len(self._layers)))
 
 
 def _read_only(array: NDArray[Any]) -> NDArray[Any]:

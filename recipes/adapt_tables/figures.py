@@ -76,7 +76,7 @@ def draw(experiments: Sequence[Experiment], folder: Path, out: Path) -> list[Pat
         folder: the folder to which the lines' `trace` is relative.
     """
     chosen: dict[str, Experiment] = {}
-    for experiment in sorted(experiments, key=_preference):
+    for experiment in sorted(experiments, key=preference):
         if _traced(experiment, folder):
             chosen.setdefault(experiment.key[1], experiment)
     figures = {
@@ -151,7 +151,7 @@ def _traced(experiment: Experiment, folder: Path) -> dict[str, tuple[ledger.Line
     return found
 
 
-def _preference(experiment: Experiment) -> tuple[int, int]:
+def preference(experiment: Experiment) -> tuple[int, int]:
     """Sort key: CIFAR-100 as in the paper's figures, CIFAR-10, then others; for one data set the longest schedule."""
     order = ["cifar100", *(name for name in DATA_SETS if name != "cifar100")]
     return order.index(experiment.key[0]), -experiment.settings["epochs"]

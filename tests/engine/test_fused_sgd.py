@@ -9,7 +9,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 import adapt
 from adapt.adaptive.masters import FixedPointMasters
-from tests.training import CLIMBING, RESTLESS, copies, loss_of, net, train
+from tests.training import CLIMBING, RESTLESS, copies, interrupted_update, loss_of, net, train
 
 # Powers of two, so that products are exact and it does not matter which of them torch fuses with a sum.
 EXACT = {
@@ -368,18 +368,13 @@ def test_a_scaler_that_skips_a_fused_step_skips_it_here(taken):
     assert len(taken) == 2
 
 
-def test_an_update_of_the_rest_that_fails_leaves_the_layers_updated_and_on_their_grids(monkeypatch, taken):
+def test_an_update_of_the_rest_that_fails_leaves_the_layers_updated_and_on_their_grids(taken):
     model, optimizer, controller = run({"lr": 0.05, "momentum": 0.9}, steps=3)
     loss_of(model, 3).backward()
     controller.observe(1.0)
 
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(torch.optim.SGD, "_init_group", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            optimizer.step()
+    with interrupted_update():
+        optimizer.step()
     masters = copies(controller.masters)
     for name, precision in controller.precisions.items():
         weight = model.get_parameter(name)

@@ -14,7 +14,7 @@ pytest.importorskip("onnxscript")
 pytest.importorskip("qonnx")
 pytest.importorskip("hls4ml")
 
-from adapt.export import hls4ml, verify
+from adapt.export import hls4ml, hls4ml_types, verify
 from adapt.export.onnx_graph import Graph
 
 ROWS = torch.randn(5000, 12, generator=torch.Generator().manual_seed(1))
@@ -51,12 +51,12 @@ class Residual(nn.Module):
     ],
 )
 def test_the_type_of_a_range_is_the_shortest_that_holds_it(values, name):
-    assert str(hls4ml.Range(*values)) == name
+    assert str(hls4ml_types.Range(*values)) == name
 
 
 def test_types_hold_the_largest_sums():
     exported = captured(mlp(), weights=5, activations=8)
-    types = hls4ml.precisions(Graph(hls4ml.simplified(exported, ROWS[:1]).model))
+    types = hls4ml_types.precisions(Graph(hls4ml.simplified(exported, ROWS[:1]).model))
     assert types["global_in"] == {"result": "fixed<8,3,RND_CONV,SAT>"}
     largest = 4.0 * exported.values("0.weight").abs().sum(1).max()
     width, integer = map(int, types["MatMul_0"]["accum"].removeprefix("fixed<").removesuffix(">").split(","))

@@ -115,7 +115,7 @@ def test_outputs_without_a_format_differ_by_units_in_the_last_place():
     module = exported.module()
     found = verify(exported, run.inputs, lambda x: torch.nextafter(module(x), torch.tensor(torch.inf)))
     assert (found.differing, found.largest, found.unit) == (50, 1, "ulp")
-    assert found.first == "a layer that cannot be told"
+    assert found.first == "an unknown layer"
 
 
 def test_other_shapes_and_things_are_refused():

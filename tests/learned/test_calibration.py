@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from adapt.learned.calibration import best_range, gaussian_range, percentile
+from adapt.learned.activations import percentile
+from adapt.learned.calibration import best_range, gaussian_range
 
 
 def test_weights_get_the_mean_and_three_deviations():

@@ -26,7 +26,7 @@ def test_thousands_of_rows_and_channels_are_drawn():
 
 
 def test_nothing_to_draw_is_refused():
-    with pytest.raises(ValueError, match="no word lengths yet"):
+    with pytest.raises(ValueError, match="no rows yet"):
         channel_heatmap(STEPS[:0], BITS[:0], "w")
 
 

@@ -230,6 +230,21 @@ def same(found, expected):
     return found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
 
 
+def in_a_plain_loop(**options):
+    """The controller of three epochs without Lightning, with these options."""
+    module = Classifier()
+    optimizer = sgd(module)
+    controller = adapt.attach(optimizer, module, RESTLESS, **options)
+    for _ in range(3):
+        for inputs, targets in loader():
+            optimizer.zero_grad()
+            loss = F.cross_entropy(module(inputs), targets)
+            loss.backward()
+            controller.observe(loss)
+            optimizer.step()
+    return controller
+
+
 def assert_same_run(first, second):
     """Two controllers came to the same masters, formats and trace, bit for bit."""
     assert first.precisions == second.precisions
@@ -250,10 +265,10 @@ def remember_attached():
     """Note the controllers that are attached now: what an earlier test left behind is none of the next one's."""
     gc.collect()
     _attached_before.clear()
-    _attached_before.update(registry._attached())
+    _attached_before.update(registry.engines())
 
 
 def assert_nothing_attached():
     """No controller is attached that was not when the test began."""
     gc.collect()
-    assert not set(registry._attached()) - set(_attached_before)
+    assert not set(registry.engines()) - set(_attached_before)

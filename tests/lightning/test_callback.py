@@ -26,6 +26,7 @@ from tests.lightning.modules import (
     assert_same_run,
     data,
     fit,
+    in_a_plain_loop,
     loader,
     precision,
     same,
@@ -501,19 +502,7 @@ def test_activations_and_errors(mode):
     fit(module, callback, val_check_interval=2)
     witness.check("sanity_check", "train", "validate")
     assert callback.controller.activation_precisions
-
-    plain = Classifier()
-    optimizer = sgd(plain)
-    controller = adapt.attach(optimizer, plain, RESTLESS, activations=mode, quantize_errors=True)
-    plain.train()
-    for _ in range(3):
-        for inputs, targets in loader():
-            optimizer.zero_grad()
-            loss = F.cross_entropy(plain(inputs), targets)
-            loss.backward()
-            controller.observe(loss)
-            optimizer.step()
-    assert_same_run(callback.controller, controller)
+    assert_same_run(callback.controller, in_a_plain_loop(activations=mode, quantize_errors=True))
 
 
 EXECUTION = {"execution": "bfloat16", "execution_backward": False}
@@ -546,18 +535,7 @@ class TestExecution:
     def test_gives_the_run_of_the_plain_loop(self, averages):
         others = [EMAWeightAveraging(decay=0.9)] if averages else []
         callback, _ = fit(Classifier(), precision(**EXECUTION), *others, val_check_interval=2)
-        plain = Classifier()
-        optimizer = sgd(plain)
-        controller = adapt.attach(optimizer, plain, RESTLESS, **EXECUTION)
-        plain.train()
-        for _ in range(3):
-            for inputs, targets in loader():
-                optimizer.zero_grad()
-                loss = F.cross_entropy(plain(inputs), targets)
-                loss.backward()
-                controller.observe(loss)
-                optimizer.step()
-        assert_same_run(callback.controller, controller)
+        assert_same_run(callback.controller, in_a_plain_loop(**EXECUTION))
         simulated, _ = fit(Classifier(), val_check_interval=2)
         assert not same(simulated.controller.masters, callback.controller.masters)
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import adapt
-from tests.training import RESTLESS, copies, is_on_grid, loss_of, net, train
+from tests.training import RESTLESS, copies, interrupted_update, is_on_grid, loss_of, net, train
 
 OPTIMIZERS = {
     "sgd": (torch.optim.SGD, {"lr": 0.05, "momentum": 0.9, "nesterov": True, "weight_decay": 1e-3}),
@@ -73,20 +73,15 @@ def test_a_graph_from_before_the_step_cannot_go_backward_after_it():
 
 
 @pytest.mark.parametrize("then", ["forward", "half a forward", "step", "detach", "master_weights", "load"])
-def test_after_an_update_that_was_cut_short_parameters_have_their_own_memory_again(monkeypatch, then):
+def test_after_an_update_that_was_cut_short_parameters_have_their_own_memory_again(then):
     model, optimizer, controller = run(torch.optim.SGD, {"lr": 0.05, "momentum": 0.9}, steps=3)
     layers = {name: p for name, p in model.named_parameters() if name in controller.masters}
     memory = {name: p.data_ptr() for name, p in layers.items()}
     loss_of(model, 3).backward()
     controller.observe(1.0)
 
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(torch.optim.SGD, "_init_group", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            optimizer.step()
+    with interrupted_update():
+        optimizer.step()
     if then == "forward":
         loss_of(model, 3)
     elif then == "half a forward":

@@ -26,7 +26,7 @@ from adapt.kernels.numba_.learned_steps import (
     round_block,
     round_columns,
 )
-from adapt.kernels.stream import require_layout
+from adapt.kernels.stream import OptionalTensors, Tensors, require_layout
 
 
 @lru_cache(maxsize=64)
@@ -112,7 +112,7 @@ def _back_pass(
                     g[:] = held[:numel]
 
 
-def quantize_(sources: Sequence[Tensor], outputs: Sequence[Tensor], rows: Tensor, layouts: Sequence[Layout]) -> None:
+def quantize_(sources: Tensors, outputs: Tensors, rows: Tensor, layouts: Sequence[Layout]) -> None:
     sizes = require_layout(torch.float32, sources=sources, outputs=outputs)
     addresses = addresses_of(sources, outputs)
     run(_quantize_pass, _chunks(sizes, tuple(layouts)), *addresses, *_tables(rows, layouts))
@@ -120,8 +120,8 @@ def quantize_(sources: Sequence[Tensor], outputs: Sequence[Tensor], rows: Tensor
 
 
 def back_(
-    gradients: Sequence[Tensor | None],
-    masters: Sequence[Tensor],
+    gradients: OptionalTensors,
+    masters: Tensors,
     squared: Tensor,
     rows: Tensor,
     layouts: Sequence[Layout],

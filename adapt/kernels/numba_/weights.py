@@ -3,7 +3,7 @@
 `adapt.kernels.Kernels` documents the functions, `adapt.kernels.numba_.chunks` how memory is traversed.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from adapt.kernels import Rounding, Treatment
 from adapt.kernels.numba_.chunks import Chunks, addresses_of, chunks_of, run, threads_for
 from adapt.kernels.numba_.sums import accumulate_pass, add_pass, add_up, norm_pass
 from adapt.kernels.numba_.weights_device import descend_pass, quantize_pass, restore_pass, store_pass
-from adapt.kernels.stream import present, require_layout, set_missing
+from adapt.kernels.stream import OptionalTensors, Tensors, present, require_layout, set_missing
+from adapt.kernels.weights import Rounding, Treatment
 
 
 def _measure(out: Tensor, kernel: Callable[..., None], chunks: Chunks, *arguments: Any) -> None:
@@ -40,9 +40,7 @@ def _tables(rounding: Rounding) -> tuple[Any, ...]:
 _NOTHING = np.empty((0, 3))
 
 
-def quantize_(
-    sources: Sequence[Tensor], outputs: Sequence[Tensor], rounding: Rounding, figures: Tensor | None = None
-) -> None:
+def quantize_(sources: Tensors, outputs: Tensors, rounding: Rounding, figures: Tensor | None = None) -> None:
     chunks = chunks_of(require_layout(torch.float32, sources=sources, outputs=outputs))
     arguments = *addresses_of(sources, outputs), *_tables(rounding)
     if figures is None:
@@ -52,35 +50,25 @@ def quantize_(
     increment_version(outputs)
 
 
-def store_(parameters: Sequence[Tensor], masters: Sequence[Tensor], rounding: Rounding, figures: Tensor) -> None:
+def store_(parameters: Tensors, masters: Tensors, rounding: Rounding, figures: Tensor) -> None:
     chunks = chunks_of(require_layout(torch.float32, parameters=parameters, masters=masters))
     _measure(figures, store_pass, chunks, *addresses_of(parameters, masters), *_tables(rounding))
     increment_version(parameters)
 
 
-def squared_norms_(tensors: Sequence[Tensor | None], out: Tensor) -> None:
+def squared_norms_(tensors: OptionalTensors, out: Tensor) -> None:
     chunks = chunks_of(require_layout(torch.float32, present=present(tensors), tensors=tensors))
     _measure(out, norm_pass, chunks, *addresses_of(tensors))
     set_missing(tensors, out)
 
 
-def add_(
-    sums: Sequence[Tensor | None],
-    gradients: Sequence[Tensor | None],
-    squared: Tensor,
-    squared_sums: Tensor,
-) -> None:
+def add_(sums: OptionalTensors, gradients: OptionalTensors, squared: Tensor, squared_sums: Tensor) -> None:
     lists = {"present": present(sums, gradients), "sums": sums, "gradients": gradients}
     chunks = chunks_of(require_layout(torch.float32, **lists))
     _measure(squared_sums, add_pass, chunks, *addresses_of(sums, gradients), squared.numpy())
 
 
-def accumulate_(
-    sums: Sequence[Tensor | None],
-    gradients: Sequence[Tensor | None],
-    squared: Tensor,
-    squared_sums: Tensor,
-) -> None:
+def accumulate_(sums: OptionalTensors, gradients: OptionalTensors, squared: Tensor, squared_sums: Tensor) -> None:
     lists = {"present": present(sums, gradients), "sums": sums, "gradients": gradients}
     chunks = chunks_of(require_layout(torch.float32, **lists))
     if threads_for(chunks) > 1:
@@ -92,12 +80,7 @@ def accumulate_(
     set_missing(gradients, squared)
 
 
-def restore_(
-    parameters: Sequence[Tensor] | None,
-    masters: Sequence[Tensor],
-    gradients: Sequence[Tensor | None],
-    treatment: Treatment,
-) -> None:
+def restore_(parameters: Tensors | None, masters: Tensors, gradients: OptionalTensors, treatment: Treatment) -> None:
     written = [None] * len(masters) if parameters is None else parameters
     chunks = chunks_of(require_layout(torch.float32, masters=masters, parameters=written, gradients=gradients))
     run(restore_pass, chunks, *addresses_of(written, masters, gradients), *_treatment(treatment))
@@ -107,10 +90,10 @@ def restore_(
 
 
 def descend_(
-    parameters: Sequence[Tensor],
-    masters: Sequence[Tensor],
-    gradients: Sequence[Tensor | None],
-    buffers: Sequence[Tensor | None],
+    parameters: Tensors,
+    masters: Tensors,
+    gradients: OptionalTensors,
+    buffers: OptionalTensors,
     treatment: Treatment,
     rates: NDArray[np.floating],
     rounding: Rounding,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from adapt.kernels.channels import Layout
 from adapt.kernels.learned_steps import SCALINGS, Row, partials, rounded
-from adapt.kernels.stream import flat, require_layout
+from adapt.kernels.stream import OptionalTensors, Tensors, flat, require_layout
 
 
 def _split(tensor: Tensor, layout: Layout) -> Tensor:
@@ -30,7 +30,7 @@ def _broadcast(table: Tensor, layout: Layout) -> Tensor:
 
 
 @torch.no_grad()
-def quantize_(sources: Sequence[Tensor], outputs: Sequence[Tensor], rows: Tensor, layouts: Sequence[Layout]) -> None:
+def quantize_(sources: Tensors, outputs: Tensors, rows: Tensor, layouts: Sequence[Layout]) -> None:
     require_layout(torch.float32, sources=sources, outputs=outputs)
     for source, output, layout in zip(sources, outputs, layouts, strict=True):
         if source.numel():
@@ -39,8 +39,8 @@ def quantize_(sources: Sequence[Tensor], outputs: Sequence[Tensor], rows: Tensor
 
 @torch.no_grad()
 def back_(
-    gradients: Sequence[Tensor | None],
-    masters: Sequence[Tensor],
+    gradients: OptionalTensors,
+    masters: Tensors,
     squared: Tensor,
     rows: Tensor,
     layouts: Sequence[Layout],

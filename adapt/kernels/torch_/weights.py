@@ -4,15 +4,23 @@
 """
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from adapt.kernels import Rounding, Treatment, in_two_passes
-from adapt.kernels.stream import FIRST_MULTIPLIER, SECOND_MULTIPLIER, UNIFORM_STEP, flat, present, require_layout
+from adapt.kernels.stream import (
+    FIRST_MULTIPLIER,
+    SECOND_MULTIPLIER,
+    UNIFORM_STEP,
+    OptionalTensors,
+    Tensors,
+    flat,
+    present,
+    require_layout,
+)
+from adapt.kernels.weights import Rounding, Treatment
 
 
 def uniform(numel: int, key: int, offset: int, *, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -51,9 +59,7 @@ def rounded(x: Tensor, grid: NDArray[np.floating], key: int, offset: int, stocha
 
 
 @torch.no_grad()
-def quantize_(
-    sources: Sequence[Tensor], outputs: Sequence[Tensor], rounding: Rounding, figures: Tensor | None = None
-) -> None:
+def quantize_(sources: Tensors, outputs: Tensors, rounding: Rounding, figures: Tensor | None = None) -> None:
     require_layout(None, sources=sources, outputs=outputs)
     for i, (source, output) in enumerate(zip(sources, outputs, strict=True)):
         key, offset = int(rounding.keys[i]), int(rounding.offsets[i])
@@ -66,7 +72,7 @@ def quantize_(
 
 
 @torch.no_grad()
-def store_(parameters: Sequence[Tensor], masters: Sequence[Tensor], rounding: Rounding, figures: Tensor) -> None:
+def store_(parameters: Tensors, masters: Tensors, rounding: Rounding, figures: Tensor) -> None:
     require_layout(None, parameters=parameters, masters=masters)
     for parameter, master in zip(parameters, masters, strict=True):
         master.copy_(parameter)
@@ -74,19 +80,14 @@ def store_(parameters: Sequence[Tensor], masters: Sequence[Tensor], rounding: Ro
 
 
 @torch.no_grad()
-def squared_norms_(tensors: Sequence[Tensor | None], out: Tensor) -> None:
+def squared_norms_(tensors: OptionalTensors, out: Tensor) -> None:
     require_layout(None, present=present(tensors), tensors=tensors)
     for i, tensor in enumerate(tensors):
         out[i] = math.nan if tensor is None else _squared_norm(tensor)
 
 
 @torch.no_grad()
-def add_(
-    sums: Sequence[Tensor | None],
-    gradients: Sequence[Tensor | None],
-    squared: Tensor,
-    squared_sums: Tensor,
-) -> None:
+def add_(sums: OptionalTensors, gradients: OptionalTensors, squared: Tensor, squared_sums: Tensor) -> None:
     require_layout(None, present=present(sums, gradients), sums=sums, gradients=gradients)
     for i, (total, gradient) in enumerate(zip(sums, gradients, strict=True)):
         if total is not None and gradient is not None:
@@ -94,16 +95,13 @@ def add_(
         squared_sums[i] = 0 if total is None else _squared_norm(total)
 
 
-accumulate_ = in_two_passes(squared_norms_, add_)
+def accumulate_(sums: OptionalTensors, gradients: OptionalTensors, squared: Tensor, squared_sums: Tensor) -> None:
+    squared_norms_(gradients, squared)
+    add_(sums, gradients, squared, squared_sums)
 
 
 @torch.no_grad()
-def restore_(
-    parameters: Sequence[Tensor] | None,
-    masters: Sequence[Tensor],
-    gradients: Sequence[Tensor | None],
-    treatment: Treatment,
-) -> None:
+def restore_(parameters: Tensors | None, masters: Tensors, gradients: OptionalTensors, treatment: Treatment) -> None:
     written = [None] * len(masters) if parameters is None else parameters
     require_layout(None, masters=masters, parameters=written, gradients=gradients)
     factors = _factors(treatment)
@@ -116,10 +114,10 @@ def restore_(
 
 @torch.no_grad()
 def descend_(
-    parameters: Sequence[Tensor],
-    masters: Sequence[Tensor],
-    gradients: Sequence[Tensor | None],
-    buffers: Sequence[Tensor | None],
+    parameters: Tensors,
+    masters: Tensors,
+    gradients: OptionalTensors,
+    buffers: OptionalTensors,
     treatment: Treatment,
     rates: NDArray[np.floating],
     rounding: Rounding,

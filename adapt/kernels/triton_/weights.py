@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from adapt.kernels import Rounding, Treatment, in_two_passes
-from adapt.kernels.stream import present, require_layout, set_missing
+from adapt.kernels.stream import OptionalTensors, Tensors, present, require_layout, set_missing
 from adapt.kernels.triton_.weights_device import (
     add_pass,
     add_up,
@@ -29,6 +28,7 @@ from adapt.kernels.triton_.weights_device import (
     restore_pass,
     store_pass,
 )
+from adapt.kernels.weights import Rounding, Treatment
 
 BLOCK = 2048
 
@@ -52,9 +52,9 @@ def _blocks(sizes: tuple[int, ...], device: torch.device) -> _Blocks:
 
 def _run(
     kernel: Any,
-    tensors: Mapping[str, Sequence[Tensor | None]],
+    tensors: Mapping[str, OptionalTensors],
     columns: Sequence[NDArray[np.int64]],
-    arguments: Sequence[Tensor] = (),
+    arguments: Tensors = (),
     out: Tensor | None = None,
     **constants: bool,
 ) -> None:
@@ -101,44 +101,34 @@ def _bits(values: Any) -> NDArray[np.int64]:
     return np.array(values, np.float32, order="C").view(np.int64)
 
 
-def quantize_(
-    sources: Sequence[Tensor], outputs: Sequence[Tensor], rounding: Rounding, figures: Tensor | None = None
-) -> None:
+def quantize_(sources: Tensors, outputs: Tensors, rounding: Rounding, figures: Tensor | None = None) -> None:
     tensors = {"sources": sources, "outputs": outputs}
     _run(quantize_pass, tensors, _rounding_columns(rounding), out=figures, STOCHASTIC=rounding.stochastic)
     increment_version(outputs)
 
 
-def store_(parameters: Sequence[Tensor], masters: Sequence[Tensor], rounding: Rounding, figures: Tensor) -> None:
+def store_(parameters: Tensors, masters: Tensors, rounding: Rounding, figures: Tensor) -> None:
     tensors = {"parameters": parameters, "masters": masters}
     _run(store_pass, tensors, _rounding_columns(rounding), out=figures, STOCHASTIC=rounding.stochastic)
     increment_version(parameters)
 
 
-def squared_norms_(tensors: Sequence[Tensor | None], out: Tensor) -> None:
+def squared_norms_(tensors: OptionalTensors, out: Tensor) -> None:
     _run(norm_pass, {"present": present(tensors), "tensors": tensors}, [], out=out)
     set_missing(tensors, out)
 
 
-def add_(
-    sums: Sequence[Tensor | None],
-    gradients: Sequence[Tensor | None],
-    squared: Tensor,
-    squared_sums: Tensor,
-) -> None:
+def add_(sums: OptionalTensors, gradients: OptionalTensors, squared: Tensor, squared_sums: Tensor) -> None:
     tensors = {"present": present(sums, gradients), "sums": sums, "gradients": gradients}
     _run(add_pass, tensors, [], [squared.contiguous()], squared_sums)
 
 
-accumulate_ = in_two_passes(squared_norms_, add_)
+def accumulate_(sums: OptionalTensors, gradients: OptionalTensors, squared: Tensor, squared_sums: Tensor) -> None:
+    squared_norms_(gradients, squared)
+    add_(sums, gradients, squared, squared_sums)
 
 
-def restore_(
-    parameters: Sequence[Tensor] | None,
-    masters: Sequence[Tensor],
-    gradients: Sequence[Tensor | None],
-    treatment: Treatment,
-) -> None:
+def restore_(parameters: Tensors | None, masters: Tensors, gradients: OptionalTensors, treatment: Treatment) -> None:
     written = [None] * len(masters) if parameters is None else parameters
     tensors = {"masters": masters, "parameters": written, "gradients": gradients}
     squared = treatment.squared.contiguous()
@@ -149,10 +139,10 @@ def restore_(
 
 
 def descend_(
-    parameters: Sequence[Tensor],
-    masters: Sequence[Tensor],
-    gradients: Sequence[Tensor | None],
-    buffers: Sequence[Tensor | None],
+    parameters: Tensors,
+    masters: Tensors,
+    gradients: OptionalTensors,
+    buffers: OptionalTensors,
     treatment: Treatment,
     rates: NDArray[np.floating],
     rounding: Rounding,

@@ -32,7 +32,7 @@ def test_cifar100_and_longer_schedules_are_preferred(tmp_path):
     for i, run in enumerate(runs):
         run["trace"] = f"traces/{i}.npz"
     store(tmp_path, *runs)
-    ordered = sorted(gather(tmp_path), key=figures._preference)
+    ordered = sorted(gather(tmp_path), key=figures.preference)
     assert [(experiment.key[0], experiment.settings["epochs"]) for experiment in ordered] == [
         ("cifar100", 1), ("cifar10", 3), ("cifar10", 2),
     ]  # fmt: skip

@@ -1,10 +1,8 @@
-"""Test your own policy: `check_policy` finds common mistakes and says how to fix them."""
+"""Run a policy in a simulated training, and raise at its first mistake."""
 
 import copy
-import io
-from collections.abc import Iterator, Sequence
-from dataclasses import fields, is_dataclass
-from typing import Any, overload
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,16 +11,15 @@ from torch import Tensor
 
 from adapt.adaptive import attachment
 from adapt.arguments import is_whole
-from adapt.numerics import BlockFloat, Precision
 from adapt.switching.policy import Observation, Policy, State, columns_of
-from adapt.switching.saved_state import pack, unpack
-from adapt.trace import Column, Trace
+from adapt.testing.states import check_state, equal, require
+from adapt.trace.standard_columns import STANDARD_COLUMNS
 
 SHAPES = ((8, 3), (4, 2, 3, 3), (1, 16))
 """The layers of the simulated training: a matrix, a convolution and a layer of another size."""
 
 _FLAGS = tuple(name for name, member in vars(Policy).items() if isinstance(member, property))
-_RECORDED = {name for name, column in vars(Trace).items() if isinstance(column, Column) and column.default is not None}
+_RECORDED = {name for name, column in STANDARD_COLUMNS.items() if column.default is not None}
 
 
 def check_policy(policy: Policy[Any], *, steps: int = 250) -> None:
@@ -46,24 +43,19 @@ def check_policy(policy: Policy[Any], *, steps: int = 250) -> None:
     name = type(policy).__name__
     for flag in _FLAGS:
         value = getattr(policy, flag)
-        _require(isinstance(value, bool), f"{name}.{flag} must be True or False, got {value!r}")
+        require(isinstance(value, bool), f"{name}.{flag} must be True or False, got {value!r}")
     hyperparameters = copy.deepcopy(getattr(policy, "__dict__", {}))
     first = _Run(policy).train(steps)
-    _require(
-        _equal(hyperparameters, getattr(policy, "__dict__", {})),
+    require(
+        equal(hyperparameters, getattr(policy, "__dict__", {})),
         f"{name} changes its own attributes while it trains: keep what it remembers in a dataclass derived from State, "
         "because one policy may serve several runs and only the state is saved",
     )
-    _require(
-        _equal(first, _Run(policy).train(steps)),
+    require(
+        equal(first, _Run(policy).train(steps)),
         f"{name} decides differently in a second run on the same steps: keep all that it remembers in the State that "
         "it returns, nowhere else, and draw no random numbers",
     )
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise AssertionError(message)
 
 
 class _Run:
@@ -81,13 +73,13 @@ class _Run:
         policy, name = self._policy, self._name
         given = copy.deepcopy(self._weights)
         state = policy.start(self._weights)
-        _require(_equal(given, self._weights), f"{name}.start changes the weights in place: work on a copy")
-        self._check_state("start", state)
-        self._check_state("start", policy.start(self._weights[:1]), layers=1)
+        require(equal(given, self._weights), f"{name}.start changes the weights in place: work on a copy")
+        check_state(f"{name}.start", state, len(SHAPES))
+        check_state(f"{name}.start", policy.start(self._weights[:1]), 1)
         states, quiet_until = [state], 0
         for step in range(1, steps + 1):
             patience = policy.patience(state)
-            _require(
+            require(
                 is_whole(patience) and patience >= 0,
                 f"{name}.patience must return a whole number of steps ≥ 0, got {patience!r}: return 0 if the very next "
                 "step may switch a layer",
@@ -117,18 +109,18 @@ class _Run:
             raise AssertionError(
                 f"{name}.advance raised {type(error).__name__} in step {step}, in which {situation}: {error}"
             ) from error
-        _require(
-            _equal(_contents(before), _contents(state)),
+        require(
+            equal(before, state),
             f"{name}.advance changes the state that it is given: return a new one by dataclasses.replace, and write "
             "`array = array + 1`, not `array += 1`",
         )
         for field, value in seen.items():
-            _require(
-                _equal(value, vars(observation)[field]),
+            require(
+                equal(value, vars(observation)[field]),
                 f"{name}.advance changes observation.{field} in place: it belongs to the training, so work on a copy",
             )
-        self._check_state("advance", after)
-        _require(
+        check_state(f"{name}.advance", after, len(SHAPES))
+        require(
             type(after) is type(state),
             f"{name}.advance returns a {type(after).__name__}, but start a {type(state).__name__}: return the same "
             "class by dataclasses.replace",
@@ -180,75 +172,18 @@ class _Run:
                 "number of steps before the next one that may switch, and 0 if you cannot know it"
             )
 
-    def _check_state(self, method: str, state: Any, layers: int = len(SHAPES)) -> None:
-        """Refuse anything but a state of this many layers that survives a checkpoint."""
-        where = f"{self._name}.{method}"
-        hint = ": is a `return` missing?" if state is None else ": return adapt.switching.policy.State or a subclass"
-        _require(isinstance(state, State), f"{where} must return a State, got {state!r:.80}{hint}")
-        formats = state.formats
-        _require(isinstance(formats, tuple), f"{where} must return formats as a tuple, got {formats!r:.80}")
-        for form in formats:
-            hint = f": write adapt.Precision{form!r}" if isinstance(form, tuple) and len(form) == 2 else ""
-            _require(
-                form is None or isinstance(form, Precision | BlockFloat),
-                f"{where} returns {form!r:.80} as a format, but a format is an adapt.Precision, a BlockFloat or None "
-                f"for float32{hint}",
-            )
-        _require(
-            len(formats) == layers,
-            f"{where} returns {len(formats)} formats for {layers} layers: return one for each, in the layers' order",
-        )
-        known = {field.name for field in fields(state)}
-        _require(
-            not (extra := sorted(set(vars(state)) - known)) and is_dataclass(type(state)),
-            f"the state of {where} has {', '.join(extra)}, which is not a field and would not be saved: declare it in "
-            "a class derived from State with @dataclass(frozen=True)",
-        )
-        for name in known - {"formats"}:
-            value = getattr(state, name)
-            if isinstance(value, np.ndarray):
-                _require(
-                    value.shape[:1] == (layers,),
-                    f"{name} in the state of {where} has shape {value.shape}: an array must have one item for each of "
-                    f"{layers} layers, and anything that belongs to no layer must be a number, a string or a tuple",
-                )
-        counts: Any = state.gradients
-        _require(
-            isinstance(counts, np.ndarray) and counts.dtype == np.int64 and counts.shape == (layers,),
-            f"gradients in the state of {where} must be an int64 array of {layers} counts, got {counts!r:.80}",
-        )
-        self._check_saved(where, state, layers)
-
-    def _check_saved(self, where: str, state: State, layers: int) -> None:
-        for field in fields(state):
-            try:
-                packed, file = pack(state), io.BytesIO()
-                torch.save(packed[field.name], file)
-                file.seek(0)
-                read = torch.load(file, weights_only=True)
-                same = _equal(_contents(unpack({**packed, field.name: read}, state, layers)), _contents(state))
-            except Exception as error:
-                same, reason = False, f" ({' '.join(str(error).split()):.120})"
-            else:
-                reason = ""
-            _require(
-                same,
-                f"{field.name} in the state of {where} does not come back from a checkpoint{reason}: keep NumPy arrays "
-                "[layers], numbers, strings, or tuples of numbers or strings",
-            )
-
     def _check_record(self, state: State) -> None:
         record = self._policy.record(state)
         where = f"{self._name}.record"
-        _require(isinstance(record, dict), f"{where} must return a dict of arrays, or {{}}, got {record!r:.80}")
+        require(isinstance(record, dict), f"{where} must return a dict of arrays, or {{}}, got {record!r:.80}")
         unknown = sorted(set(record) - _RECORDED - set(columns_of(self._policy)))
-        _require(
+        require(
             not unknown,
             f"{where} returns {', '.join(unknown)}, which is no column of the trace: declare it in `columns`, a "
             "mapping from names to adapt.trace.Column",
         )
         for name, values in record.items():
-            _require(
+            require(
                 np.shape(values) == (len(SHAPES),),
                 f"{where} returns {name} in the shape {np.shape(values)}: return one number for each layer",
             )
@@ -260,48 +195,18 @@ class _Hidden(Sequence[Any]):
     def __init__(self, policy: str) -> None:
         self._policy = policy
 
-    def measure(self) -> NDArray[np.float64]:
-        """Refuse to measure."""
-        self._refuse()
-        raise AssertionError
-
     def __len__(self) -> int:
         return len(SHAPES)
 
-    @overload
-    def __getitem__(self, index: int) -> Any: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Any]: ...
-    def __getitem__(self, index: int | slice) -> Any:
-        self._refuse()
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Hidden)
 
-    def __iter__(self) -> Iterator[Any]:
-        self._refuse()
-        return iter(())
-
-    def _refuse(self) -> None:
+    def __getitem__(self, index: Any) -> Any:
         raise AssertionError(
             f"{self._policy}.advance reads weights, sums, windows or saturation in a step for which patience had ruled "
             "out a switch: they are those of a later step, so read them only where a layer may switch"
         )
 
-
-def _contents(state: State) -> dict[str, Any]:
-    return dict(vars(state))
-
-
-def _equal(a: Any, b: Any) -> bool:
-    """Return whether two values are deeply equal; NaN equals NaN."""
-    if isinstance(a, Tensor):
-        return isinstance(b, Tensor) and torch.equal(a, b)
-    if isinstance(a, np.ndarray):
-        return isinstance(b, np.ndarray) and a.dtype == b.dtype and np.array_equal(a, b, equal_nan=a.dtype.kind == "f")
-    if isinstance(a, State):
-        return type(a) is type(b) and _equal(_contents(a), _contents(b))
-    if isinstance(a, dict):
-        return isinstance(b, dict) and a.keys() == b.keys() and all(_equal(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return type(a) is type(b) and len(a) == len(b) and all(map(_equal, a, b))
-    if isinstance(a, _Hidden) or callable(a):
-        return True
-    return bool(a == b) or (a != a and b != b)
+    def measure(self) -> NDArray[np.float64]:
+        """Refuse to measure."""
+        return np.array(list(self))
