@@ -97,8 +97,8 @@ def attach_lsq(
 ) -> Learner:
     """Train at given bit widths with learned steps (LSQ), the homogeneous case of learned widths.
 
-    Steps start at 2·E|x|/√Q_P. Every optimizer step moves them by gradient descent with momentum, at the learning rate
-    of the optimizer's first group, with gradients multiplied by 1/√(numel·Q_P).
+    Steps start at 2·E|x|/√Q_P. Every optimizer step moves each by gradient descent with momentum, at the learning rate
+    of the optimizer's first group, with gradients multiplied by 1/√(numel·Q_P), but by at most a twentieth of its size.
 
     Args:
         optimizer, module, calibration, quantize_biases, layers: as in `attach`.

@@ -20,6 +20,10 @@ TRAVEL, LARGEST_MOVE = 12.0, 0.5
 SETTLING_TRAVEL = 2.0
 """The octaves that d and q₊ can move together in a phase in which widths stay."""
 
+LARGEST_CHANGE = 0.05
+"""The largest share of itself that an update adds to or takes from LSQ's d. Its gradient sums over a channel, so that
+at few bits and high rates d would swing ever more widely, from nearly zero to several times the weights."""
+
 MEAN, SQUARE = 0.5, 0.9
 """Decay per update of the running means of gradients and of their squares; small, because there are few updates."""
 
@@ -192,12 +196,10 @@ class StepRule:
         found = formats.lsq_gradients(count)
         self._velocity = found if self._velocity is None else plan.momentum * self._velocity + found
         moved = formats.step - rate * self._velocity
-        # The gradient does not depend on the size of d: a small d that follows growing weights must not overshoot them.
-        jumps = (moved > 2 * formats.step) & formats.follows
-        self._velocity = torch.where(jumps, 0.0, self._velocity)
-        moved = torch.where(jumps, 2 * formats.step, moved)
-        # At most halved: a step that crossed zero would be lost.
-        formats.set_steps(torch.maximum(moved, formats.step / 2).to(formats.step))
+        confined = moved.clamp((1 - LARGEST_CHANGE) * formats.step, (1 + LARGEST_CHANGE) * formats.step)
+        # A velocity that d cannot follow would otherwise grow unseen, and then carry d far too low or too high.
+        self._velocity = torch.where(moved == confined, self._velocity, 0.0)
+        formats.set_steps(confined.to(formats.step))
 
     def forget(self, formats: Tensor) -> None:
         """Reset the velocity of these formats, a mask [F], because their formats were replaced."""

@@ -131,6 +131,27 @@ def test_weights_and_steps_of_lsq_do_not_run_away_together(bits, seed):
     assert max(float(form.step.max()) for form in learner.formats.values()) < 4
 
 
+@pytest.mark.parametrize(
+    ("make", "rate", "momentum", "options"),
+    [
+        (adapters, 0.1, 0.9, {"weight_bits": 1}),
+        (adapters, 0.1, 0.0, {"weight_bits": 1, "power_of_two": True, "per_channel": False}),
+        (head(0.0), 0.3, 0.9, {"weight_bits": 1, "power_of_two": True}),
+        pytest.param(adapters, 0.1, 0.9, {"weight_bits": 2}, marks=pytest.mark.long),
+        pytest.param(adapters, 0.1, 0.9, {"weight_bits": 2, "power_of_two": True}, marks=pytest.mark.long),
+        pytest.param(head(0.0), 0.3, 0.9, {"weight_bits": 1}, marks=pytest.mark.long),
+        pytest.param(head(0.1), 0.3, 0.9, {"weight_bits": 1, "power_of_two": True}, marks=pytest.mark.long),
+        pytest.param(head(0.1), 0.3, 0.9, {"weight_bits": 2, "power_of_two": True}, marks=pytest.mark.long),
+    ],
+)
+def test_steps_of_few_bits_do_not_swing_ever_more_widely(make, rate, momentum, options):
+    """While an update could halve d, and double it or more, the losses reached 2 to 10^24 times the first; float32's
+    stay below it."""
+    optimizer = functools.partial(torch.optim.SGD, lr=rate, momentum=momentum)
+    found, _ = losses(make, optimizer, functools.partial(attach_lsq, **options), 300)
+    assert max(found) < 2 * found[0]
+
+
 def test_following_goes_on_after_resuming_bit_for_bit():
     def make(seed):
         torch.manual_seed(seed)
