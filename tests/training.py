@@ -1,6 +1,7 @@
 """Small networks in training, and a witness of the weights that their forward passes saw."""
 
 import contextlib
+import io
 
 import pytest
 import torch
@@ -67,6 +68,14 @@ def train(model, optimizer, steps, first=0, controller=None):
         if controller is not None:
             controller.observe(loss)
         optimizer.step()
+
+
+def through_a_file(state):
+    """The state as a checkpoint brings it back."""
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from adapt.engine import persistence
 from adapt.kernels.learned_steps import SUMS
 from adapt.learned import lsq
 from adapt.learned.quantizer import is_sign, limit, range_gradients, range_row, word_length
@@ -238,16 +239,10 @@ class FormatTable:
         """
         likes = self.state_dict()
         del likes["follows"]
+        persistence.check_tensors("formats", state if isinstance(state, dict) else {}, likes)
         # Optional, because the first versions did not save it.
-        if isinstance(state, dict) and type(state.get("follows", False)) is not bool:
+        if type(state.get("follows", False)) is not bool:
             raise ValueError(f"the state of the formats should hold 'follows' as bool, got {state['follows']!r:.80}")
-        for name, like in likes.items():
-            value = state.get(name) if isinstance(state, dict) else None
-            if not isinstance(value, Tensor) or value.shape != like.shape or value.dtype != like.dtype:
-                raise ValueError(
-                    f"the state of the formats should hold {name!r} as {like.dtype} {list(like.shape)}, "
-                    f"got {value!r:.80}"
-                )
         numbers = torch.cat([state["step"], state["maximum"]])
         if not bool(((numbers > 0) & numbers.isfinite()).all() and (state["numel"] >= 0).all()):
             raise ValueError("the state of the formats should hold finite steps and ranges above 0")

@@ -2,7 +2,6 @@
 
 import copy
 import gc
-import io
 import pickle
 from dataclasses import dataclass
 
@@ -17,7 +16,7 @@ from adapt import Precision
 from adapt.kernels import set_backend
 from adapt.switching.policy import State
 from tests.references import activations as reference
-from tests.training import RESTLESS, Conv1D, assembled, is_on_grid, net, train
+from tests.training import RESTLESS, Conv1D, assembled, is_on_grid, net, through_a_file, train
 
 EIGHT_FOUR = adapt.Fixed(Precision(8, 4))
 SHORT = adapt.Fixed(Precision(4, 2))
@@ -450,9 +449,7 @@ def test_a_resumed_run_is_the_same_run(mode):
     train(straight, optimizer, 9, controller=controller)
     first, optimizer_one, controller_one = assembled(**options)
     train(first, optimizer_one, 4, controller=controller_one)
-    file = io.BytesIO()
-    torch.save({"model": first.state_dict(), "optimizer": optimizer_one.state_dict()}, file)
-    saved = torch.load(io.BytesIO(file.getvalue()), weights_only=True)
+    saved = through_a_file({"model": first.state_dict(), "optimizer": optimizer_one.state_dict()})
     second, optimizer_two, controller_two = assembled(net(seed=9), **options)
     second.load_state_dict(saved["model"])
     optimizer_two.load_state_dict(saved["optimizer"])

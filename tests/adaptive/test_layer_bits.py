@@ -1,6 +1,5 @@
 """Bits by hand beside bits by policy: no layer leaves its bounds, whatever decides, and a resumed run keeps them."""
 
-import io
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +11,7 @@ from torch import nn
 
 import adapt
 from adapt.engine.persistence import to_bytes
-from tests.training import CLIMBING, RESTLESS, assembled, batch, net, train
+from tests.training import CLIMBING, RESTLESS, assembled, batch, net, through_a_file, train
 
 COMPACT = adapt.AdaPT.compact(lookback=(2, 4))
 POLICIES = {
@@ -87,20 +86,16 @@ def test_compact_counts_what_is_pinned():
         assembled(net(), replace(COMPACT, bits=4), layer_bits={"*": 5})
 
 
-def saved(optimizer):
-    file = io.BytesIO()
-    torch.save(optimizer.state_dict(), file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
-
-
 @pytest.mark.covering(1)
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("again", [PINS, None])
 def test_a_resumed_run_keeps_its_bounds_bit_for_bit(policy, again):
     model, optimizer, controller = assembled(policy=POLICIES[policy], layer_bits=PINS)
     train(model, optimizer, 9, controller=controller)
-    state, weights = saved(optimizer), {name: value.clone() for name, value in model.state_dict().items()}
+    state, weights = (
+        through_a_file(optimizer.state_dict()),
+        {name: value.clone() for name, value in model.state_dict().items()},
+    )
     train(model, optimizer, 9, first=9, controller=controller)
 
     resumed, its_optimizer, its_controller = assembled(net(5), POLICIES[policy], layer_bits=again)
@@ -118,7 +113,7 @@ def test_a_resumed_run_may_have_other_bounds():
     train(model, optimizer, 9, controller=controller)
     for given_bits, bits in (({"0": 9}, 9), ({}, controller.state_dict()["state"]["formats"][0][0])):
         _, its_optimizer, its_controller = assembled(policy=RESTLESS, layer_bits=given_bits)
-        its_optimizer.load_state_dict(saved(optimizer))
+        its_optimizer.load_state_dict(through_a_file(optimizer.state_dict()))
         assert its_controller.formats["0.weight"].word_length == bits
 
 
@@ -126,7 +121,7 @@ def test_bounds_in_a_damaged_state_are_refused():
     model, optimizer, controller = assembled(policy=RESTLESS, layer_bits=PINS)
     train(model, optimizer, 2, controller=controller)
     for damaged in (b"", 3, to_bytes({"0": 99}), to_bytes([1])):
-        state = saved(optimizer)
+        state = through_a_file(optimizer.state_dict())
         state["adapt"]["layer_bits"] = damaged
         _, its_optimizer, _ = assembled(policy=RESTLESS)
         with pytest.raises(ValueError, match=r"precision state|layer_bits"):

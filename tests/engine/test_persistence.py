@@ -1,7 +1,6 @@
 """What is saved and loaded: weights into masters, states of the optimizer, refusals that change nothing, copies."""
 
 import copy
-import io
 import pickle
 
 import numpy as np
@@ -13,7 +12,18 @@ import adapt
 from adapt import learned
 from adapt.engine import persistence
 from adapt.engine.persistence import KEY
-from tests.training import CLIMBING, RESTLESS, assembled, batch, copies, is_on_grid, loss_of, net, train
+from tests.training import (
+    CLIMBING,
+    RESTLESS,
+    assembled,
+    batch,
+    copies,
+    is_on_grid,
+    loss_of,
+    net,
+    through_a_file,
+    train,
+)
 
 
 def trained(steps=7, seed=0, **options):
@@ -22,13 +32,6 @@ def trained(steps=7, seed=0, **options):
     controller = adapt.attach(optimizer, model, RESTLESS, **options)
     train(model, optimizer, steps, controller=controller)
     return model, optimizer, controller
-
-
-def through_a_file(state):
-    file = io.BytesIO()
-    torch.save(state, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
 
 
 def picture(model, optimizer, controller):

@@ -169,7 +169,7 @@ def foreign(field):
         (lambda s: s["names"].pop(), "of another network"),
         (lambda s: s.update(step="3"), "should hold 'step' as int"),
         (lambda s: s["masters"].pop("head.weight"), "'masters' of head.weight"),
-        (lambda s: s["formats"].pop("step"), "state of the formats should hold 'step'"),
+        (lambda s: s["formats"].pop("step"), "should hold 'formats' of step"),
         (lambda s: s["formats"]["step"].zero_(), "above 0"),
         (lambda s: s["formats"]["maximum"].fill_(torch.inf), "finite"),
         (lambda s: s["formats"].update(follows=1), "'follows' as bool"),

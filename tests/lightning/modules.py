@@ -169,6 +169,16 @@ def trainer(*callbacks, **options):
     return lightning.Trainer(accelerator="cpu", callbacks=list(callbacks), **options)
 
 
+class WithData(Classifier):
+    """Brings its own loader, whose batches a finder can change."""
+
+    def train_dataloader(self):
+        return loader(BATCHES * 4 // self.batch_size, self.batch_size)
+
+    def val_dataloader(self):
+        return loader(2, self.batch_size)
+
+
 def precision(policy=RESTLESS, **options):
     """The callback, with rules that switch within a few steps."""
     return AdaptivePrecision(policy, **options)

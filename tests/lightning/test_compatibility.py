@@ -24,6 +24,7 @@ from tests.lightning.modules import (
     RELEASE,
     Adversaries,
     Classifier,
+    WithData,
     Witness,
     assert_nothing_attached,
     assert_same_run,
@@ -36,16 +37,6 @@ from tests.lightning.modules import (
 )
 from tests.processes import python
 from tests.training import is_on_grid
-
-
-class WithData(Classifier):
-    """Brings its own loader, whose batches a finder can change."""
-
-    def train_dataloader(self):
-        return loader(BATCHES * 4 // self.batch_size, self.batch_size)
-
-    def val_dataloader(self):
-        return loader(2, self.batch_size)
 
 
 class TestFinders:

@@ -16,6 +16,7 @@ from tests.lightning.modules import (
     Adversaries,
     Classifier,
     ResumableLoader,
+    WithData,
     assert_nothing_attached,
     assert_same_run,
     data,
@@ -94,13 +95,6 @@ def test_what_the_user_said_is_kept():
 
 
 def test_a_finder_of_batch_sizes_may_change_the_length():
-    class WithData(Classifier):
-        def train_dataloader(self):
-            return loader(BATCHES * 4 // self.batch_size, self.batch_size)
-
-        def val_dataloader(self):
-            return loader(2, self.batch_size)
-
     module, callback = WithData(), precision(SWIFT)
     finder = BatchSizeFinder(steps_per_trial=1, init_val=2, max_trials=3)
     run = trainer(callback, finder, max_epochs=2)

@@ -1,6 +1,5 @@
 """A run that was stopped and resumed is the run that was not: the same weights, formats and trace, bit for bit."""
 
-import io
 import os
 import random
 import signal
@@ -13,16 +12,10 @@ import adapt
 from tests.processes import started
 from tests.reliability import runs
 from tests.reliability.runs import SETTINGS, Run, switches
+from tests.training import through_a_file
 
 torch.set_num_threads(1)
 MICRO_BATCHES = 40
-
-
-def through_a_file(state):
-    file = io.BytesIO()
-    torch.save(state, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
 
 
 @pytest.mark.parametrize("every", [9, pytest.param(1, marks=pytest.mark.long)])

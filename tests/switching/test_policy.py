@@ -1,7 +1,6 @@
 """States of policies: carried to other layers, packed for a file, unpacked from one that may be wrong."""
 
 import dataclasses
-import io
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,6 +13,7 @@ from adapt.numerics import Precision
 from adapt.switching.adapt import AdaPT, AdaPTState
 from adapt.switching.policy import State
 from adapt.switching.saved_state import carry, pack, unpack
+from tests.training import through_a_file
 
 FORMATS = st.builds(Precision, st.integers(2, 32), st.integers(-20, 40))
 NUMBERS = st.floats(0, 1e6)
@@ -60,10 +60,7 @@ def fresh(layers):
 
 @given(states())
 def test_a_packed_state_comes_back_from_a_file(state):
-    file = io.BytesIO()
-    torch.save(pack(state), file)
-    file.seek(0)
-    assert same(unpack(torch.load(file, weights_only=True), fresh(1), len(state.formats)), state)
+    assert same(unpack(through_a_file(pack(state)), fresh(1), len(state.formats)), state)
 
 
 @given(states(), st.data())
