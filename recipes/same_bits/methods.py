@@ -8,6 +8,7 @@
 | cyclic:k          | `CyclicPrecision`: from 3 bits to k as a cosine, 8 times                                |
 | adapt             | `AdaPT()`, the rules as printed                                                         |
 | compact:k         | `AdaPT.compact(bits=k)`; without k as many bits as the loss asks for                    |
+| compact-channels:k| `AdaPT.compact(bits=k, channels=True)`: a fraction length for every output channel        |
 | compact-entropy:k | `AdaPT.compact(bits=k, count="entropy")`: k bits of entropy per weight                  |
 | lsq:k             | LSQ: k bits in every layer, a learned step for every output channel                     |
 | lsq-layer:k       | LSQ with a learned step for every layer                                                 |
@@ -54,7 +55,7 @@ def attach(
         if bits is not None or options:
             raise ValueError(f"float32 takes neither bits nor options, got {bits!r} and {options}")
         return None
-    if bits is None and method not in ("adapt", "compact"):
+    if bits is None and method not in ("adapt", "compact", "compact-channels"):
         raise ValueError(f"{method} needs the bits of every layer, such as {method}:4")
     activations = options.pop("activations", None)
     if method == "aqt":
@@ -99,8 +100,10 @@ def _printed(bits: None, steps: int, options: Mapping[str, Any]) -> Policy[Any]:
     return adapt.AdaPT(**options)
 
 
-def _compact(bits: float | None, steps: int, options: Mapping[str, Any], count: Count = "words") -> Policy[Any]:
-    return adapt.AdaPT.compact(bits=bits, count=count, **options)
+def _compact(
+    bits: float | None, steps: int, options: Mapping[str, Any], count: Count = "words", channels: bool = False
+) -> Policy[Any]:
+    return adapt.AdaPT.compact(bits=bits, count=count, channels=channels, **options)
 
 
 POLICIES: dict[str, Callable[..., Policy[Any]]] = {
@@ -109,6 +112,7 @@ POLICIES: dict[str, Callable[..., Policy[Any]]] = {
     "cyclic": _cyclic,
     "adapt": _printed,
     "compact": _compact,
+    "compact-channels": partial(_compact, channels=True),
     "compact-entropy": partial(_compact, count="entropy"),
 }
 LSQ = {

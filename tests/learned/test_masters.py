@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from adapt.layers.channels import channels_of
 from adapt.learned import quantize
-from adapt.learned.masters import channels_of
 from tests.learned.networks import Convolutional, Reader, gradient_sums, gradients_of_formats, learning, train
 
 
