@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from adapt.kernels.channels import Layout
-from adapt.layers.products import EMBEDDINGS, TRANSPOSED_CONVOLUTIONS
+from adapt.layers.products import EMBEDDINGS, TRANSPOSED_CONVOLUTIONS, TransposedLinear
 
 
 @dataclass(frozen=True)
@@ -73,9 +73,9 @@ class Channels:
 def channels_of(weight: Tensor, owner: nn.Module | None, *, per_channel: bool = True) -> Channels:
     """Return the output channels of a weight.
 
-    These are the rows of a linear layer, convolution, recurrent gate or projection, and the columns of an embedding. A
-    transposed convolution has its output channels in the second dimension, separately for each group. A bias is one
-    channel, and so is every weight if `per_channel` is False.
+    These are the rows of a linear layer, convolution, recurrent gate or projection, and the columns of an embedding and
+    of transformers' `Conv1D`. A transposed convolution has its output channels in the second dimension, separately for
+    each group. A bias is one channel, and so is every weight if `per_channel` is False.
 
     Args:
         weight: the parameter.
@@ -84,7 +84,7 @@ def channels_of(weight: Tensor, owner: nn.Module | None, *, per_channel: bool = 
     ones = [1] * weight.ndim
     if weight.ndim < 2 or not per_channel or not weight.numel():
         return Channels(1, tuple(ones))
-    if isinstance(owner, EMBEDDINGS):
+    if isinstance(owner, (*EMBEDDINGS, TransposedLinear)):
         return Channels(1, (1, weight.shape[1]))
     if isinstance(owner, TRANSPOSED_CONVOLUTIONS):
         shape = (weight.shape[1], *ones[2:])
