@@ -15,13 +15,7 @@ errors and, near a minimum, quadruples their cost, so with a margin of four word
 
 
 def rounding_cost(
-    sum_of_gradients: Tensor,
-    gradients: int,
-    weights: Tensor,
-    precision: FixedPoint,
-    *,
-    l1: float = 0.0,
-    l2: float = 0.0,
+    sum_of_gradients: Tensor, gradients: int, weights: Tensor, precision: FixedPoint, *, l1: float = 0, l2: float = 0
 ) -> float:
     """Return ⟨ΣG/n + α·sign(W) + β·W, Q(W) − W⟩, the first-order fall of the loss if weights moved from Q(W) to W.
 
@@ -48,13 +42,7 @@ def rounding_cost(
 
 
 def largest_cost(
-    sum_of_gradients: Tensor,
-    gradients: int,
-    weights: Tensor,
-    precision: FixedPoint,
-    *,
-    l1: float = 0.0,
-    l2: float = 0.0,
+    sum_of_gradients: Tensor, gradients: int, weights: Tensor, precision: FixedPoint, *, l1: float = 0, l2: float = 0
 ) -> float:
     """Return ‖ΣG/n + α·sign(W) + β·W‖₂·‖Q(W) − W‖₂, which bounds `rounding_cost` (Cauchy and Schwarz).
 
@@ -64,13 +52,7 @@ def largest_cost(
 
 
 def rounding_costs(
-    sum_of_gradients: Tensor,
-    gradients: int,
-    weights: Tensor,
-    precision: FixedPoint,
-    *,
-    l1: float = 0.0,
-    l2: float = 0.0,
+    sum_of_gradients: Tensor, gradients: int, weights: Tensor, precision: FixedPoint, *, l1: float = 0, l2: float = 0
 ) -> tuple[float, float]:
     """Return `rounding_cost` and `largest_cost`, for which the weights are quantised only once.
 
