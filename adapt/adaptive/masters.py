@@ -94,6 +94,20 @@ class FixedPointMasters(Masters):
                     "whose formats these are"
                 )
 
+    def check_table(self, table: Mapping[str, object]) -> None:
+        """Check that the channels of a table's formats lie where those of the parameters do.
+
+        Raises:
+            ValueError: some do not, as if the table is that of a module, and the parameters came without it.
+        """
+        for name, channels in zip(self.names, self._channels, strict=True):
+            form, place = table.get(name), (channels.axis, channels.split)
+            if isinstance(form, Format) and form.axis is not None and (form.axis, form.groups) != place:
+                raise ValueError(
+                    f"the channels of {name} lie along dimension {form.axis} in its format, but here along dimension "
+                    f"{channels.axis}: attach with the module whose formats these are"
+                )
+
     def saturated(self) -> Tensor:
         """Return the share of each master outside its format's range, float64 [parameters]; 0 in float32."""
         shares = []

@@ -30,6 +30,7 @@ from adapt.numerics import LONGEST_WORD, SHORTEST_WORD, Bounds, FixedPoint, Form
 from adapt.rounding import Noise
 from adapt.switching.bounds import ALL
 from adapt.switching.configuration import to_dict
+from adapt.switching.fixed import Fixed
 from adapt.switching.policy import Policy, check_bounds, columns_of, for_layers
 from adapt.switching.saved_state import carry, pack
 from adapt.trace import Trace
@@ -82,6 +83,8 @@ class AdaptiveRun(Run):
         # The initial state, which also is the template that a loaded state must match.
         self._fresh = for_layers(policy, self.layers.names).start(self.layers.shown_to(policy))
         self.layers.check_formats(self._fresh.formats)
+        if isinstance(policy, Fixed) and isinstance(policy.precision, Mapping):
+            self.layers.check_table(policy.precision)
         self.layer_bits = options.layer_bits
         check_bounds(policy, self._bounds, self.layers.numel.tolist())
         self.decisions.start(self._fresh, self._bounds, Trace(self.layers.names, self.layers.numel, columns_of(policy)))

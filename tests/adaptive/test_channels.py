@@ -263,3 +263,13 @@ def test_steps_of_lsq_by_channel_that_are_powers_of_two_can_be_trained_with():
 def test_a_table_for_other_channels_is_refused_by_name():
     with pytest.raises(ValueError, match=r"0.weight has 8 output channels, but its format is ⟨4, 3 to 5⟩ in 6"):
         assembled(net(), adapt.Fixed({"0.weight": ChannelPrecision(4, (3, *[5] * 5)), "2.weight": None}))
+
+
+def test_a_table_for_channels_that_lie_elsewhere_is_refused_by_name():
+    model = nn.Sequential(nn.Embedding(8, 8))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    table = adapt.attach(optimizer, model, CHANNELS).formats
+    other = dict(nn.Sequential(nn.Embedding(8, 8)).named_parameters())
+    optimizer = torch.optim.SGD(other.values(), lr=0.1)
+    with pytest.raises(ValueError, match=r"0.weight lie along dimension 1 in its format, but here along dimension 0:"):
+        adapt.attach(optimizer, other.items(), adapt.Fixed(table))
