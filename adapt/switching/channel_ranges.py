@@ -1,7 +1,7 @@
 """A fraction length for every output channel, of least squared error. A layer's weights are [channels, elements].
 
-Channels of one layer often differ in size by a factor of ten, and normalisation makes them equally important. With one
-step for all, small channels are left with few of the values of a short word.
+The channels of a layer differ in size, and a normalisation after it makes them equally important. With one step for
+all, the smaller ones are left with few of the values of a word, and the largest ones are clipped.
 """
 
 from collections.abc import Sequence
