@@ -12,7 +12,7 @@ from typing import Any, TypeGuard
 
 from torch import Tensor
 
-from adapt.numerics import Precision
+from adapt.numerics import ChannelPrecision, FixedPoint, Precision
 
 
 def number(name: str, value: Any) -> float:
@@ -95,6 +95,15 @@ def precision(name: str, value: Any) -> Precision:
     if not isinstance(value, Precision):
         raise TypeError(f"{name} must be an adapt.Precision, got {value!r}")
     return value
+
+
+def fixed_point(name: str, value: Any) -> FixedPoint:
+    """Return a Precision or a ChannelPrecision.
+
+    Raises:
+        TypeError: the value is something else.
+    """
+    return value if isinstance(value, ChannelPrecision) else precision(name, value)
 
 
 def is_whole(value: object) -> TypeGuard[int]:

@@ -15,7 +15,7 @@ from adapt import arguments, torch_internals
 from adapt.kernels import Rounding, backend, set_backend
 from adapt.kernels.stream import is_dense
 from adapt.kernels.torch_ import weights as torch_
-from adapt.numerics import Precision, largest_held
+from adapt.numerics import ChannelPrecision, FixedPoint, Format, Precision, largest_held
 
 __all__ = ["Noise", "backend", "grid", "quantize", "set_backend", "stream_keys"]
 
@@ -72,6 +72,11 @@ def quantize(
     operands = x.detach(), precision.word_length, precision.fraction_length, halves
     opaque = torch.compiler.is_compiling() or torch_internals.is_transformed(x)
     return torch.ops.adapt.quantize(*operands) if opaque else _quantize(*operands)
+
+
+def nearest(x: Tensor, form: FixedPoint) -> Tensor:
+    """Round to nearest; the channels of a `ChannelPrecision` lie along dimension 0 of x."""
+    return Format.of(form).quantize(x) if isinstance(form, ChannelPrecision) else quantize(x, form)
 
 
 def _quantize(x: Tensor, word_length: int, fraction_length: int, halves: Tensor | None) -> Tensor:

@@ -22,6 +22,7 @@ EIGHT = adapt.Precision(8, 6)
         adapt.AdaPT(lookback=(2, 5), push_up="diversity"),
         adapt.AdaPT.compact(),
         adapt.AdaPT.compact(bits=4),
+        adapt.AdaPT.compact(bits=4, channels=True),
         adapt.Fixed(EIGHT),
         adapt.MuPPET(steps_per_epoch=5),
         adapt.CyclicPrecision(200, cycles=4),

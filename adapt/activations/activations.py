@@ -21,7 +21,7 @@ from adapt.layers.hooks import register_first, remove_all
 from adapt.layers.naming import module_site, owners
 from adapt.layers.products import ACTIVATIONS_STAY, EMBEDDINGS, PRODUCTS, warn_of_others
 from adapt.layers.view import Pin
-from adapt.numerics import BlockFloat, Format, LayerFormat, Precision
+from adapt.numerics import BlockFloat, ChannelPrecision, Format, LayerFormat, Precision
 from adapt.rounding import Noise
 
 MODES = ("layer", "range")
@@ -46,7 +46,9 @@ class Activations:
     1 % in a step that does not reach it.
 
     Before the first step "range" rounds like "layer". In that step these stay float32: errors, activations with one WL
-    for all layers, and activations of layers in block floating point, whose scale belongs to each tensor. Errors always
+    for all layers, and activations of layers in block floating point, whose scale belongs to each tensor, or with a
+    fraction length for every output channel, which says nothing of activations: in every mode they follow their range.
+    Errors always
     follow their range, with the layer's WL or the one for all layers. A layer in float32 keeps float32 activations in
     every mode.
 
@@ -148,7 +150,7 @@ class Activations:
         """Set the layers' formats; they take effect with the next `update_formats`."""
         chosen = [formats[leader] for leader in self._leaders]
         words = np.array([0 if form is None else self._word or form.word_length for form in chosen], np.int32)
-        blocks = np.array([isinstance(form, BlockFloat) for form in chosen])
+        blocks = np.array([isinstance(form, BlockFloat | ChannelPrecision) for form in chosen])
         rows = np.stack([rounding.grid(form if isinstance(form, Precision) else None) for form in chosen])
         rows[self._errors | (self._word is not None)] = 0
         self._words.copy_(torch.from_numpy(words))

@@ -98,7 +98,7 @@ def attach(
     check_patterns(settings.layer_bits or {}, choice.candidates(parameters, settings.layers))
 
     def make() -> Controller:
-        return Controller(optimizer, module, parameters, AdaptiveRun(policy, settings, layers))
+        return Controller(optimizer, module, parameters, AdaptiveRun(policy, settings, layers, module))
 
     return registry.register(optimizer, module, make)
 

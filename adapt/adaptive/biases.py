@@ -6,7 +6,7 @@ from typing import Any
 from adapt.adaptive.masters import FixedPointMasters
 from adapt.distributed.sharding import extremes
 from adapt.engine import persistence
-from adapt.numerics import BlockFloat, LayerFormat, Precision, pack_formats, unpack_formats
+from adapt.numerics import BlockFloat, FixedPoint, LayerFormat, pack_formats, unpack_formats
 
 
 class Biases:
@@ -34,7 +34,7 @@ class Biases:
         found = extremes([self.masters.weights[i] for i in indices]) if indices else []
         for i, ends in zip(indices, found, strict=True):
             form = formats[self._leaders[i]]
-            self._formats[i] = BlockFloat(form.word_length).precision(*ends) if isinstance(form, Precision) else form
+            self._formats[i] = BlockFloat(form.word_length).precision(*ends) if isinstance(form, FixedPoint) else form
         self.masters.set_formats(self._formats)
 
     def state_dict(self) -> dict[str, Any]:

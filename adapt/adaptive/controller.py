@@ -9,7 +9,7 @@ from torch import Tensor
 from adapt.adaptive.run import AdaptiveRun
 from adapt.distributed.sharding import full
 from adapt.engine.engine import Engine
-from adapt.numerics import LONGEST_WORD, Precision
+from adapt.numerics import LONGEST_WORD, FixedPoint, Precision
 from adapt.switching.policy import Policy
 
 
@@ -40,8 +40,9 @@ class Controller(Engine):
         self._run.change_policy(policy)
 
     @property
-    def precisions(self) -> dict[str, Precision]:
-        """The format of every layer by the weight's name; None for a layer in float32.
+    def precisions(self) -> dict[str, FixedPoint]:
+        """The format of every layer by the weight's name; None for a layer in float32. With a fraction length for every
+        output channel, it is an `adapt.numerics.ChannelPrecision`.
 
         For block floating point, this is the fixed-point format of the layer's current weights.
         """

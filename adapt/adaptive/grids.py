@@ -8,7 +8,7 @@ from torch import Tensor
 
 from adapt import rounding
 from adapt.distributed.sharding import extremes
-from adapt.numerics import BlockFloat, LayerFormat, Precision
+from adapt.numerics import BlockFloat, FixedPoint, LayerFormat
 
 
 class Grids:
@@ -22,8 +22,9 @@ class Grids:
 
     Attributes:
         precisions: the fixed-point formats of the masters' latest rounding; None for float32.
-        fraction_lengths: bits behind the binary point, int64 [parameters]; 0 in float32.
-        table: a row of `adapt.rounding.grid` for each parameter, float32 [parameters, 4].
+        fraction_lengths: bits behind the binary point, int64 [parameters]; 0 in float32, and the smallest of a layer
+            with a fraction length for every channel.
+        table: a row of `adapt.rounding.grid` for each parameter, float32 [parameters, 4], with these fraction lengths.
     """
 
     def __init__(self, formats: Sequence[LayerFormat], weights: Sequence[Tensor]) -> None:
@@ -34,7 +35,7 @@ class Grids:
     @property
     def is_fixed(self) -> bool:
         """Whether every parameter is in fixed point, so that no grid depends on the values."""
-        return all(isinstance(form, Precision) for form in self._formats)
+        return all(isinstance(form, FixedPoint) for form in self._formats)
 
     def fit(self, indices: Sequence[int], tensors: Sequence[Tensor]) -> None:
         """Fit block floating point to these tensors, the present or next values of the parameters' masters."""
@@ -46,9 +47,9 @@ class Grids:
         """Return the table's rows for tensors that are not the masters, in the formats of the parameters `indices`."""
         if not self._in_blocks:
             return self.table[indices]
-        return np.stack([rounding.grid(precision) for precision in self._resolved(indices, tensors)])
+        return _table(self._resolved(indices, tensors))
 
-    def _resolved(self, indices: Sequence[int], tensors: Sequence[Tensor]) -> list[Precision | None]:
+    def _resolved(self, indices: Sequence[int], tensors: Sequence[Tensor]) -> list[FixedPoint | None]:
         """Return the fixed-point formats that the formats of the parameters `indices` give these tensors."""
         formats = [self._formats[i] for i in indices]
         blocks = [(at, form) for at, form in enumerate(formats) if isinstance(form, BlockFloat)]
@@ -57,7 +58,11 @@ class Grids:
             formats[at] = form.precision(*ends)
         return formats  # type: ignore[return-value]
 
-    def _set(self, precisions: Sequence[Precision | None]) -> None:
+    def _set(self, precisions: Sequence[FixedPoint | None]) -> None:
         self.precisions = tuple(precisions)
         self.fraction_lengths = np.array([0 if p is None else p.fraction_length for p in precisions], np.int64)
-        self.table = np.stack([rounding.grid(precision) for precision in precisions])
+        self.table = _table(precisions)
+
+
+def _table(precisions: Sequence[FixedPoint | None]) -> NDArray[np.floating]:
+    return np.stack([rounding.grid(None if precision is None else precision.widest) for precision in precisions])

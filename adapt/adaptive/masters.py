@@ -1,18 +1,23 @@
 """Masters of weights in formats that a policy chooses: fixed point, block floating point, or float32."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from adapt import rounding
+from adapt.adaptive.channelwise import Shift, round_by_channel, shift
 from adapt.adaptive.grids import Grids
-from adapt.distributed.sharding import full, unequal
+from adapt.distributed.sharding import FullTensors, full, local, unequal
 from adapt.kernels import Rounding, Treatment, Update
 from adapt.kernels.stream import flat
-from adapt.numerics import Format, LayerFormat
+from adapt.layers.channels import ByChannel, Channels
+from adapt.numerics import ChannelPrecision, Format, LayerFormat
 from adapt.rounding import Noise
+from adapt.switching.policy import Policy
 from adapt.weights.masters import Masters, differ
 
 _SAMPLE = 4096
@@ -20,12 +25,13 @@ _SAMPLE = 4096
 
 
 class FixedPointMasters(Masters):
-    """W and Ŵ of parameters that each have one format.
+    """W and Ŵ of parameters that each have one format, or one word length and a fraction length for every channel.
 
     Args:
         parameters: the parameters by name; their present values become the masters.
         noise: how training rounds; evaluation rounds to nearest.
         old: earlier masters, whose tensors are taken over for parameters in both.
+        channels: where the output channels of each parameter lie; None if no format will have channels.
 
     Attributes:
         grids: the grids to which the parameters are rounded.
@@ -36,8 +42,15 @@ class FixedPointMasters(Masters):
         ValueError: a parameter's memory has gaps or overlaps.
     """
 
-    def __init__(self, parameters: Mapping[str, Tensor], noise: Noise, old: "FixedPointMasters | None" = None) -> None:
+    def __init__(
+        self,
+        parameters: Mapping[str, Tensor],
+        noise: Noise,
+        old: "FixedPointMasters | None" = None,
+        channels: Sequence[Channels] | None = None,
+    ) -> None:
         super().__init__(parameters, old)
+        self._channels = channels or [Channels(1, (1,) * weight.ndim) for weight in self.weights]
         self._noise = noise
         self.figures = torch.zeros(len(self.parameters), 3, dtype=torch.float64, device=self.device)
         self._offsets = np.zeros(len(self.parameters), np.int64)
@@ -56,20 +69,65 @@ class FixedPointMasters(Masters):
     @property
     def formats(self) -> dict[str, Format]:
         """The format of each parameter by name; parameters in float32 are left out."""
-        pairs = zip(self.names, self.grids.precisions, strict=True)
-        return {name: Format.of(precision) for name, precision in pairs if precision is not None}
+        rows = zip(self.names, self.grids.precisions, self._channels, strict=True)
+        return {
+            name: Format.of(precision, channels.axis or 0, channels.split)
+            for name, precision, channels in rows
+            if precision is not None
+        }
+
+    def shown_to(self, policy: Policy[Any], tensors: Sequence[Any] | None = None) -> Sequence[Tensor]:
+        """Return whole weights, or other tensors laid out like them, on access, as a policy wants to see them."""
+        whole = FullTensors(self.weights if tensors is None else tensors)
+        return ByChannel(whole, self._channels) if getattr(policy, "channels", False) else whole
+
+    def check_formats(self, formats: Sequence[LayerFormat]) -> None:
+        """Check that formats with channels have one fraction length for each channel of their parameter.
+
+        Raises:
+            ValueError: one does not.
+        """
+        for name, channels, form in zip(self.names, self._channels, formats, strict=True):
+            if isinstance(form, ChannelPrecision) and len(form.fraction_lengths) != channels.count:
+                raise ValueError(
+                    f"{name} has {channels.count} output channels, but its format is {form}: attach with the module "
+                    "whose formats these are"
+                )
+
+    def check_table(self, table: Mapping[str, object]) -> None:
+        """Check that the channels of a table's formats lie where those of the parameters do.
+
+        Raises:
+            ValueError: some do not, as if the table is that of a module, and the parameters came without it.
+        """
+        for name, channels in zip(self.names, self._channels, strict=True):
+            form, place = table.get(name), (channels.axis, channels.split)
+            if isinstance(form, Format) and form.axis is not None and (form.axis, form.groups) != place:
+                raise ValueError(
+                    f"the channels of {name} lie along dimension {form.axis} in its format, but here along dimension "
+                    f"{channels.axis}: attach with the module whose formats these are"
+                )
 
     def saturated(self) -> Tensor:
         """Return the share of each master outside its format's range, float64 [parameters]; 0 in float32."""
         shares = []
-        for weight, (scale, step, low, high) in zip(self.weights, self.grids.table.tolist(), strict=True):
+        rows = zip(self.weights, self.grids.table.tolist(), self._shifts, strict=True)
+        for weight, (scale, step, low, high), by_channel in rows:
+            if by_channel is not None:
+                weight = weight.clone()
+                local(weight).mul_(by_channel.up)
             outside = unequal(weight.clamp(low * step, high * step), weight) if scale else torch.zeros_like(weight)
             shares.append(full(outside.sum()).double() / max(weight.numel(), 1))
         return torch.stack(shares)
 
     def set_formats(self, formats: Sequence[LayerFormat]) -> None:
         """Round to these formats, one per parameter, from now on; the parameters change with the next `store`."""
+        self.check_formats(formats)
         self.grids = Grids(formats, self.weights)
+        self._shifts: list[Shift | None] = [
+            shift(form, channels, weight) if isinstance(form, ChannelPrecision) else None
+            for form, channels, weight in zip(formats, self._channels, self.weights, strict=True)
+        ]
 
     def accumulate(
         self,
@@ -103,8 +161,8 @@ class FixedPointMasters(Masters):
         active = [i for i, gradient in enumerate(gradients) if gradient is not None]
         tensors = [gradient for gradient in gradients if gradient is not None]
         keys = rounding.stream_keys(self._noise.seed, step, [f"{self.names[i]}.grad" for i in active])
-        grids = self.grids.of(active, tensors)
-        kernels.quantize_(tensors, tensors, Rounding(grids, keys, self._offsets[active], stochastic=True))
+        how = Rounding(self.grids.of(active, tensors), keys, self._offsets[active], stochastic=True)
+        self._quantize(active, tensors, tensors, how)
         kernels.squared_norms_(gradients, squared)
         squared.copy_(torch.where(torch.isfinite(raw), squared, raw))
         kernels.add_(totals, gradients, squared, squared_sums)
@@ -131,12 +189,14 @@ class FixedPointMasters(Masters):
     def store(self, step: int) -> None:
         """W ← p and p ← Q(W) with the random key of `step`, and measure Ŵ and W, all in one pass."""
         self.grids.fit(range(len(self.parameters)), self.parameters)
-        how = self._begin(step)
+        how, parameters, weights = self._begin(step), self.parameters, self.weights
+        everything = range(len(parameters))
         if self._aliases:
-            self._aliases.end(range(len(self.parameters)), updated=True)
-            self._kernels.quantize_(self.weights, self.parameters, how, self.figures)
+            self._aliases.end(everything, updated=True)
+            self._quantize(everything, weights, parameters, how, self.figures)
         else:
-            self._kernels.store_(self.parameters, self.weights, how, self.figures)
+            run = partial(self._kernels.store_, parameters, weights)
+            round_by_channel(run, parameters, how, self._shifts, self._kernels, self.figures)
         self._record_step()
 
     def descend(self, gradients: Sequence[Tensor | None], treatment: Treatment, update: Update, step: int) -> None:
@@ -150,23 +210,23 @@ class FixedPointMasters(Masters):
             update: the update's rates and buffers.
             step: the step whose random key to round with.
         """
-        self._kernels.descend_(
+        run = partial(
+            self._kernels.descend_,
             self.parameters,
             self.weights,
             gradients,
             update.buffers,
             treatment,
             update.rates,
-            self._begin(step),
-            self.figures,
         )
+        round_by_channel(run, self.parameters, self._begin(step), self._shifts, self._kernels, self.figures)
         self._record_step()
 
     @torch.no_grad()
     def round_parameters(self) -> None:
-        grids = self.grids.of(range(len(self.parameters)), self.parameters)
-        how = Rounding(grids, self._keys, self._offsets, stochastic=False)
-        self._kernels.quantize_(self.parameters, self.parameters, how)
+        everything = range(len(self.parameters))
+        how = Rounding(self.grids.of(everything, self.parameters), self._keys, self._offsets, stochastic=False)
+        self._quantize(everything, self.parameters, self.parameters, how)
         self._forget_views()
 
     def _begin(self, step: int) -> Rounding:
@@ -178,10 +238,12 @@ class FixedPointMasters(Masters):
         weight, figures = self.weights[index], self.figures.new_empty(1, 3)
         self.grids.fit([index], [weight])
         how = self._rounding([index], stochastic=self.is_stochastic)
-        self._kernels.quantize_([weight], [torch.empty_like(weight)], how, figures)
+        self._quantize([index], [weight], [torch.empty_like(weight)], how, figures)
         self.figures[index] = figures[0]
 
     def _differs(self, index: int) -> Tensor:
+        if self._shifts[index] is not None:
+            return super()._differs(index)
         held = flat(self.parameters[index].detach())[:_SAMPLE]
         shown = flat(self.weights[index])[:_SAMPLE]
         if self.views[index] != "masters":
@@ -197,4 +259,16 @@ class FixedPointMasters(Masters):
 
     def _round(self, indices: Sequence[int], outputs: Sequence[Tensor], *, stochastic: bool) -> None:
         how = self._rounding(indices, stochastic=stochastic)
-        self._kernels.quantize_([self.weights[i] for i in indices], outputs, how)
+        self._quantize(indices, [self.weights[i] for i in indices], outputs, how)
+
+    def _quantize(
+        self,
+        indices: Sequence[int],
+        sources: Sequence[Tensor],
+        outputs: Sequence[Tensor],
+        how: Rounding,
+        figures: Tensor | None = None,
+    ) -> None:
+        """outputs ← Q(sources) in the formats of the parameters `indices`, and the figures unless they are None."""
+        run = partial(self._kernels.quantize_, sources, outputs)
+        round_by_channel(run, outputs, how, [self._shifts[i] for i in indices], self._kernels, figures)

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from adapt.adaptive.masters import FixedPointMasters
-from adapt.distributed.sharding import FullTensors
 from adapt.engine.persistence import FORMATS, check_kinds, check_tensors, check_version, from_bytes, upgraded
 from adapt.switching.policy import Policy, State, columns_of, for_layers
 from adapt.switching.saved_state import carry, unpack
@@ -71,7 +70,7 @@ def read(state: Any, policy: Policy[Any], fresh: State, masters: FixedPointMaste
     places = {i: old_names.index(name) for i, name in enumerate(names) if name in old_names}
     if len(places) < len(names):
         # A state with all layers replaces everything, so the weights, which may not even be finite, are not looked at.
-        fresh = for_layers(policy, names).start(FullTensors(masters.weights))
+        fresh = for_layers(policy, names).start(masters.shown_to(policy))
     if policy.keeps_gradients:
         _check_windows(fields["windows"], dict(zip(old_names, old.gradients.tolist(), strict=True)))
     # A layer that joined late comes last in the run that was saved, but maybe not here.
@@ -82,7 +81,9 @@ def read(state: Any, policy: Policy[Any], fresh: State, masters: FixedPointMaste
         trace = trace.reordered(names)
     if len(trace) and trace.step[-1] > fields["step"]:
         raise ValueError(f"the precision state is of step {fields['step']}, but its trace goes to {trace.step[-1]}")
-    return Saved(fields, places, carry(old, fresh, places), trace)
+    policy_state = carry(old, fresh, places)
+    masters.check_formats(policy_state.formats)
+    return Saved(fields, places, policy_state, trace)
 
 
 def _check(state: Any, *, policy: str, weights: Mapping[str, Tensor], sums: bool, strict: bool) -> None:

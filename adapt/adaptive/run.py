@@ -17,18 +17,20 @@ from adapt.adaptive.masters import FixedPointMasters
 from adapt.adaptive.options import Settings
 from adapt.adaptive.persistence import read
 from adapt.adaptive.windows import Windows
-from adapt.distributed.sharding import FullTensors, full
+from adapt.distributed.sharding import full
 from adapt.engine import persistence
 from adapt.engine.fused_sgd import TakeOver
 from adapt.engine.run import HookedPart, Run
 from adapt.execution import Execution
 from adapt.kernels import Treatment
 from adapt.layers import choice
+from adapt.layers.channels import channels_by_layer
 from adapt.layers.layer_bits import bounds_of
-from adapt.numerics import LONGEST_WORD, SHORTEST_WORD, Bounds, Format, Precision
+from adapt.numerics import LONGEST_WORD, SHORTEST_WORD, Bounds, FixedPoint, Format
 from adapt.rounding import Noise
 from adapt.switching.bounds import ALL
 from adapt.switching.configuration import to_dict
+from adapt.switching.fixed import Fixed
 from adapt.switching.policy import Policy, check_bounds, columns_of, for_layers
 from adapt.switching.saved_state import carry, pack
 from adapt.trace import Trace
@@ -46,6 +48,7 @@ class AdaptiveRun(Run):
         policy: chooses the formats.
         options: the options of `adapt.attach`.
         layers: the layers by name; their present values become the masters.
+        module: the module that owns them, if known: it decides where their output channels lie.
 
     Attributes:
         options: as given. After loading a state, seed and rounding are those of `noise`.
@@ -62,11 +65,14 @@ class AdaptiveRun(Run):
 
     fuses_sgd = True
 
-    def __init__(self, policy: Policy[Any], options: Settings, layers: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self, policy: Policy[Any], options: Settings, layers: Mapping[str, Tensor], module: nn.Module | None = None
+    ) -> None:
         super().__init__(options.layers)
         self.options = options
         self.noise = Noise(options.seed, stochastic=options.rounding == "stochastic")
-        self.layers = FixedPointMasters(layers, self.noise)
+        self._module = module
+        self.layers = FixedPointMasters(layers, self.noise, channels=channels_by_layer(layers, module))
         self.windows = Windows(sums=policy.sums_gradients)
         self.windows.begin(self.layers.weights)
         self.biases: Biases | None = None
@@ -75,7 +81,10 @@ class AdaptiveRun(Run):
         self.decisions = Decisions(policy, self.layers.device, trace_every=options.trace_every)
         self._saturation: list[Tensor] = []
         # The initial state, which also is the template that a loaded state must match.
-        self._fresh = for_layers(policy, self.layers.names).start(FullTensors(self.layers.weights))
+        self._fresh = for_layers(policy, self.layers.names).start(self.layers.shown_to(policy))
+        self.layers.check_formats(self._fresh.formats)
+        if isinstance(policy, Fixed) and isinstance(policy.precision, Mapping):
+            self.layers.check_table(policy.precision)
         self.layer_bits = options.layer_bits
         check_bounds(policy, self._bounds, self.layers.numel.tolist())
         self.decisions.start(self._fresh, self._bounds, Trace(self.layers.names, self.layers.numel, columns_of(policy)))
@@ -122,11 +131,11 @@ class AdaptiveRun(Run):
         old, trace, skipped = self.layers, self.trace, self.decisions.skipped
         self._saturation.clear()
         count = len(old.names)
-        self.layers = FixedPointMasters(layers, self.noise, old)
+        self.layers = FixedPointMasters(layers, self.noise, old, channels_by_layer(layers, self._module))
         self.windows.begin(self.layers.weights[count:])
         if len(layers) > count:
             trace.add_layers(self.layers.names[count:], self.layers.numel[count:])
-        self._fresh = policy.start(FullTensors(self.layers.weights))
+        self._fresh = policy.start(self.layers.shown_to(policy))
         state = carry(self.decisions.state, self._fresh, {i: i for i in range(count)})
         self.decisions.start(state, self._bounds, trace)
         self.decisions.skipped[: len(skipped)] = skipped
@@ -174,11 +183,11 @@ class AdaptiveRun(Run):
         """
         decisions, masters = self.decisions, self.layers
         self.flush()
-        fixed = [i for i in sorted(new[0]) if isinstance(decisions.formats[i], Precision)]
+        fixed = [i for i in sorted(new[0]) if isinstance(decisions.formats[i], FixedPoint)]
         sound = [i for i in fixed if bool(torch.isfinite(full(masters.weights[i])).all())]
         if sound:
             decisions.close_row(masters.nonzeros.cpu().numpy(), masters.grids.fraction_lengths)
-            decisions.restart(sound, FullTensors(masters.weights))
+            decisions.restart(sound, masters.shown_to(decisions.policy))
             self.windows.clear(sound)
             self._set_formats(sound)
         if self.biases is not None and len(new) > 1:
@@ -276,10 +285,10 @@ class AdaptiveRun(Run):
 
     def flush(self) -> None:
         """Show the policy the waiting steps, and carry out what it decides."""
-        before = self.decisions.formats
+        before, policy = self.decisions.formats, self.decisions.policy
         ended = self.decisions.replay(
-            FullTensors(self.layers.weights),
-            FullTensors(self.windows.sums),
+            self.layers.shown_to(policy),
+            self.layers.shown_to(policy, self.windows.sums),
             self.windows.gradients,
             self.l1_of_layers,
             self.options.l2,

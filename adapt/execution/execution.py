@@ -14,7 +14,7 @@ from adapt.execution.reduced_layer import ReducedLayer
 from adapt.layers.hooks import register_first, remove_all
 from adapt.layers.products import EMBEDDINGS, PRODUCTS, TransposedLinear, warn_of_others
 from adapt.layers.view import Pin
-from adapt.numerics import Precision
+from adapt.numerics import FixedPoint, Format
 
 EXECUTIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -57,7 +57,7 @@ class Execution:
         if old is not None:
             old.remove()
         self._dtype = EXECUTIONS[execution]
-        self._precisions: tuple[Precision | None, ...] = (None,) * len(layers)
+        self._precisions: tuple[FixedPoint | None, ...] = (None,) * len(layers)
         self._pin = pin
         if old is None and not is_native(self._dtype, next(module.parameters()).device):
             user_warnings.warn(
@@ -100,7 +100,7 @@ class Execution:
         """Restore the layers' own forward and remove the hooks."""
         self._remove()
 
-    def set_formats(self, precisions: Sequence[Precision | None]) -> None:
+    def set_formats(self, precisions: Sequence[FixedPoint | None]) -> None:
         """From now on, choose the types by these formats of the layers."""
         if tuple(precisions) != self._precisions:
             self._precisions = tuple(precisions)
@@ -113,14 +113,15 @@ class Execution:
         self._fits.copy_(torch.tensor(fits, device="cpu"))
 
 
-def fits_into(precision: Precision, dtype: torch.dtype) -> bool:
+def fits_into(precision: FixedPoint, dtype: torch.dtype) -> bool:
     """Return whether every value of a format is a value of bfloat16 or float16, so that it can run in that type."""
     if precision.word_length > _LONGEST_WORD[dtype]:
         return False
     # bfloat16 has float32's exponents, which hold every format.
     information = torch.finfo(dtype)
     smallest = information.smallest_normal * information.eps
-    return dtype == torch.bfloat16 or (precision.step >= smallest and -precision.minimum <= information.max)
+    form = Format.of(precision)
+    return dtype == torch.bfloat16 or bool(form.step.min() >= smallest and -form.minimum.min() <= information.max)
 
 
 def _can_run(module: nn.Module) -> bool:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from adapt import user_warnings
 from adapt.distributed import ranks
 from adapt.distributed.sharding import is_sharded
+from adapt.layers.channels import channels_by_layer
 from adapt.layers.layer_bits import bounds_of
 from adapt.layers.naming import module_site
 from adapt.layers.view import Pin
@@ -18,7 +19,7 @@ from adapt.learned.budget import LONGEST
 from adapt.learned.calibration import gaussian_range
 from adapt.learned.format_table import FormatTable
 from adapt.learned.lsq import initial_step
-from adapt.learned.masters import LearnedMasters, channels_of
+from adapt.learned.masters import LearnedMasters
 from adapt.learned.options import FixedWidths, LearnedWidths, Plan
 from adapt.learned.range_growth import begins_small, growth, has_grown, outgrown
 from adapt.numerics import LONGEST_WORD
@@ -57,11 +58,7 @@ def prepare(
             )
         if not bool(torch.isfinite(weight).all()):
             raise ValueError(f"{name} holds values that are not finite, to which no step or range can be fitted")
-    owners: dict[int, nn.Module] = {}
-    for part in module.modules():
-        for parameter in part.parameters(recurse=False):
-            owners.setdefault(id(parameter), part)
-    channels = [channels_of(w, owners.get(id(w)), per_channel=plan.per_channel) for w in layers.values()]
+    channels = channels_by_layer(layers, module, per_channel=plan.per_channel)
     counts = [c.count for c in channels]
     sites = InputQuantizers(module, {id(w): n for n, w in layers.items()}, pin) if plan.with_activations else None
     names = () if sites is None else sites.names

@@ -1,85 +1,16 @@
 """Masters that are rounded channel by channel, and the gradients of their steps and ranges."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from adapt.kernels.channels import Layout, channel_kernels
+from adapt.kernels.channels import channel_kernels
 from adapt.kernels.learned_steps import SCALINGS
-from adapt.layers.products import EMBEDDINGS, TRANSPOSED_CONVOLUTIONS
+from adapt.layers.channels import Channels
 from adapt.learned.format_table import FormatTable
 from adapt.numerics import Format
 from adapt.weights.masters import Masters
-
-
-@dataclass(frozen=True)
-class Channels:
-    """Where a weight's output channels lie: how to view the weight, and the shape in which formats broadcast with it.
-
-    Attributes:
-        split: the number of parts into which to split the first dimension; 1 leaves it whole.
-        formats: the shape of the channels' formats, which broadcasts with the view.
-    """
-
-    split: int
-    formats: tuple[int, ...]
-
-    @property
-    def count(self) -> int:
-        """The number of channels."""
-        return int(torch.Size(self.formats).numel())
-
-    @property
-    def axis(self) -> int | None:
-        """The dimension of the weight along which the channels lie; None if there is only one channel."""
-        if self.count == 1:
-            return None
-        return 1 if self.split > 1 else next(i for i, size in enumerate(self.formats) if size > 1)
-
-    @property
-    def summed(self) -> list[int]:
-        """The dimensions of the view that lie within a channel."""
-        return [i for i, size in enumerate(self.formats) if size == 1]
-
-    def layout(self, weight: Tensor, first: int) -> Layout:
-        """Return where the channels lie in the weight's memory; `first` is the table row of the first channel."""
-        if self.count == 1:
-            return Layout(first, max(weight.numel(), 1), 1, max(weight.numel(), 1), 1)
-        # If the first dimension is split, it holds the groups, and the channels lie in the next dimension.
-        along = self.axis
-        assert along is not None
-        stride, size = weight.stride(along), weight.shape[along]
-        if self.split == 1:
-            return Layout(first, stride, size, stride * size, 1)
-        return Layout(first, stride, size, weight.stride(0) * (weight.shape[0] // self.split), self.split)
-
-    def view(self, weight: Tensor) -> Tensor:
-        """Return a view of the weight with which its channels' formats broadcast."""
-        return weight.unflatten(0, (self.split, -1)) if self.split > 1 else weight  # type: ignore[no-untyped-call]
-
-
-def channels_of(weight: Tensor, owner: nn.Module | None, *, per_channel: bool = True) -> Channels:
-    """Return the output channels of a weight.
-
-    These are the rows of a linear layer, convolution, recurrent gate or projection, and the columns of an embedding. A
-    transposed convolution has its output channels in the second dimension, separately for each group. A bias is one
-    channel, and so is every weight if `per_channel` is False.
-
-    Args:
-        weight: the parameter.
-        owner: the module that has it, if known.
-    """
-    ones = [1] * weight.ndim
-    if weight.ndim < 2 or not per_channel or not weight.numel():
-        return Channels(1, tuple(ones))
-    if isinstance(owner, EMBEDDINGS):
-        return Channels(1, (1, weight.shape[1]))
-    if isinstance(owner, TRANSPOSED_CONVOLUTIONS):
-        shape = (weight.shape[1], *ones[2:])
-        return Channels(owner.groups, (owner.groups, 1, *shape) if owner.groups > 1 else (1, *shape))
-    return Channels(1, (weight.shape[0], *ones[1:]))
 
 
 class LearnedMasters(Masters):
@@ -178,11 +109,8 @@ class LearnedMasters(Masters):
         return float(error / energy.clamp(min=1e-300))
 
     def rows(self, i: int) -> Tensor:
-        """Return a copy of a master as [channels, elements of a channel]."""
-        channels = self.channels[i]
-        view = channels.view(self.weights[i])
-        kept = [d for d in range(view.ndim) if d not in channels.summed]
-        return view.permute(*kept, *channels.summed).reshape(channels.count, -1)
+        """Return a master as [channels, elements of a channel]."""
+        return self.channels[i].rows(self.weights[i])
 
     @torch.no_grad()
     def _round(self, indices: Sequence[int], outputs: Sequence[Tensor], *, stochastic: bool) -> None:

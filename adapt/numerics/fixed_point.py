@@ -45,6 +45,11 @@ class Precision:
             object.__setattr__(self, name, value)
 
     @property
+    def widest(self) -> "Precision":
+        """The format itself: see `ChannelPrecision.widest`."""
+        return self
+
+    @property
     def integer_length(self) -> int:
         """IL = WL − FL: bits before the binary point, including the sign. May be negative."""
         return self.word_length - self.fraction_length

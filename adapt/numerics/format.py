@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from adapt.numerics.channel_precision import ChannelPrecision, FixedPoint
 from adapt.numerics.fixed_point import Precision, largest_held
 
 _WORKING = {torch.float64: torch.float64}
@@ -67,15 +68,21 @@ class Format:
             raise ValueError(f"high must be a word of {self.word_length} bits and at least 0, got {self.high}")
 
     @classmethod
-    def of(cls, precision: Precision) -> Self:
-        """Return the `Format` of a tensor in fixed point ⟨WL, FL⟩."""
-        half = 2 ** (precision.word_length - 1)
+    def of(cls, precision: FixedPoint, axis: int = 0, groups: int = 1) -> Self:
+        """Return the `Format` of a tensor in fixed point; the channels of a `ChannelPrecision` lie along `axis`."""
+        if has_channels := isinstance(precision, ChannelPrecision):
+            fractions = np.array(precision.fraction_lengths, np.float64)
+        else:
+            fractions = np.array(precision.fraction_length, np.float64)
+        half = np.full(fractions.shape, 2 ** (precision.word_length - 1))
         return cls(
-            word_length=np.array(precision.word_length),
-            step=np.array(precision.step),
-            signed=np.array(True),
-            low=np.array(-half),
-            high=np.array(half - 1),
+            word_length=np.full(fractions.shape, precision.word_length),
+            step=np.exp2(-fractions),
+            signed=np.full(fractions.shape, True),
+            low=-half,
+            high=half - 1,
+            axis=axis if has_channels else None,
+            groups=groups if has_channels else 1,
         )
 
     @property
@@ -95,24 +102,27 @@ class Format:
         return np.asarray(1 - exponent, np.int64) if (mantissa == 0.5).all() else None
 
     @property
-    def precision(self) -> Precision:
-        """The fixed-point format ⟨WL, FL⟩ with the same values: the inverse of `of`.
+    def precision(self) -> FixedPoint:
+        """The fixed-point format with the same values: the inverse of `of`.
 
         Raises:
-            ValueError: there is none, because the format has channels, a step that is not a power of two, no sign, or a
-                range other than that of the whole word.
+            ValueError: there is none, because a step is not a power of two, channels have different word lengths, there
+                is no sign, or a range is not that of the whole word.
         """
-        if self.axis is not None:
+        words, fractions = np.unique(self.word_length), self.fraction_length
+        if words.size > 1:
+            raise ValueError(f"its channels have words of {words[0]} to {words[-1]} bits, but a layer has one length")
+        if fractions is None:
+            steps = f"step {self.step} is not a power" if self.axis is None else "channels' steps are not all powers"
+            raise ValueError(f"its {steps} of two, unlike those of ⟨WL, FL⟩")
+        word, lengths = int(words[0]), fractions.tolist()
+        found = Precision(word, lengths) if self.axis is None else ChannelPrecision(word, tuple(lengths))
+        whole = Format.of(found, self.axis or 0, self.groups)
+        if whole != self:
+            kind = "signed" if self.signed.all() else "unsigned"
             raise ValueError(
-                f"it has {self.word_length.size} channels with their own formats, but ⟨WL, FL⟩ is one for all"
-            )
-        if self.fraction_length is None:
-            raise ValueError(f"its step {self.step} is not a power of two, unlike that of ⟨WL, FL⟩")
-        found = Precision(int(self.word_length), int(self.fraction_length))
-        if Format.of(found) != self:
-            raise ValueError(
-                f"its {'signed' if self.signed else 'unsigned'} words go from {self.low} to {self.high}, but those of "
-                f"{found} from {Format.of(found).low} to {Format.of(found).high}"
+                f"its {kind} words go from {self.low} to {self.high}, but those of {found} from {whole.low} to "
+                f"{whole.high}"
             )
         return found
 

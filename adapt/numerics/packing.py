@@ -8,23 +8,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adapt.numerics.block_float import BlockFloat
+from adapt.numerics.channel_precision import ChannelPrecision, FixedPoint
 from adapt.numerics.fixed_point import Precision
 from adapt.numerics.format import Format
 
-LayerFormat = Precision | BlockFloat | None
+LayerFormat = FixedPoint | BlockFloat | None
 """A policy's choice for a layer: fixed point, block floating point, or None for float32."""
 
 
 def pack_formats(formats: Iterable[LayerFormat]) -> list[Any]:
-    """Return each layer's format as [word length, fraction length], ["block", word length] or None."""
-    return [
-        None
-        if f is None
-        else ["block", f.word_length]
-        if isinstance(f, BlockFloat)
-        else [f.word_length, f.fraction_length]
-        for f in formats
-    ]
+    """Return each layer's format as plain data.
+
+    These are [word length, fraction length], [word length, [fraction length of each channel]], ["block", word length]
+    or None.
+    """
+    return [None if form is None else _packed(form) for form in formats]
+
+
+def _packed(form: FixedPoint | BlockFloat) -> list[Any]:
+    if isinstance(form, BlockFloat):
+        return ["block", form.word_length]
+    if isinstance(form, ChannelPrecision):
+        return [form.word_length, list(form.fraction_lengths)]
+    return [form.word_length, form.fraction_length]
 
 
 def unpack_formats(packed: Iterable[Any]) -> tuple[LayerFormat, ...]:
@@ -37,19 +43,22 @@ def unpack_formats(packed: Iterable[Any]) -> tuple[LayerFormat, ...]:
     for item in packed:
         if item is None:
             formats.append(None)
-        elif not isinstance(item, list) or len(item) != 2 or type(item[1]) is not int:
-            raise ValueError(_BADLY_PACKED.format(item))
-        elif item[0] == "block":
-            formats.append(BlockFloat(item[1]))
-        elif type(item[0]) is int:
-            formats.append(Precision(*item))
+            continue
+        first, second = item if isinstance(item, list) and len(item) == 2 else (None, None)
+        if first == "block" and type(second) is int:
+            formats.append(BlockFloat(second))
+        elif type(first) is int and type(second) is int:
+            formats.append(Precision(first, second))
+        elif type(first) is int and isinstance(second, list) and all(type(length) is int for length in second):
+            formats.append(ChannelPrecision(first, tuple(second)))
         else:
             raise ValueError(_BADLY_PACKED.format(item))
     return tuple(formats)
 
 
 _BADLY_PACKED = (
-    'a format should be packed as [word length, fraction length], ["block", word length] or None, got {!r:.80}'
+    "a format should be packed as [word length, fraction length], [word length, [fraction length of each channel]], "
+    '["block", word length] or None, got {!r:.80}'
 )
 
 

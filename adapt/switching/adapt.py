@@ -11,11 +11,12 @@ from torch import Tensor
 
 from adapt import arguments
 from adapt.arguments import check_flags, check_option, is_number, is_whole
-from adapt.numerics import SHORTEST_WORD, Bounds, LayerFormat, Precision
+from adapt.numerics import SHORTEST_WORD, Bounds, FixedPoint, LayerFormat, Precision
 from adapt.switching import choices, compact
 from adapt.switching.adapt_state import AdaPTState
 from adapt.switching.allocation import WORDS, best_ranges, sample
 from adapt.switching.bounds import fixed_point, within
+from adapt.switching.channel_ranges import best_channel_ranges, channel_format, sampled
 from adapt.switching.divergence import checked_values
 from adapt.switching.diversity import diversity
 from adapt.switching.entropy import first_step
@@ -44,6 +45,7 @@ class Overrides(TypedDict, total=False):
     loss_tolerance: float
     bits: float | None
     count: choices.Count
+    channels: bool
 
 
 class Window(NamedTuple):
@@ -77,6 +79,8 @@ class AdaPT:
             loss decide.
         count: what `bits` counts: "words", as stored by hardware, or their "entropy", as in compressed files. With
             "entropy" only steps are chosen, in words so long that no weight is clipped.
+        channels: with "loss", whether every output channel of a layer gets its own fraction length, of least squared
+            error; the layer has one word length. Hardware shifts each channel's sums by another number of bits.
 
     Raises:
         TypeError, ValueError: a hyperparameter is invalid.
@@ -94,6 +98,7 @@ class AdaPT:
     loss_tolerance: float = 0.001
     bits: float | None = None
     count: choices.Count = "words"
+    channels: bool = False
 
     sums_gradients = True
     samples_gradients = False
@@ -109,11 +114,16 @@ class AdaPT:
             raise ValueError(f"lookback_momentum must be a number between 0 and 1, got {self.lookback_momentum!r}")
         if not is_number(self.kl_tolerance) or not 0 <= self.kl_tolerance < math.inf:
             raise ValueError(f"kl_tolerance must be a finite number of bits ≥ 0, got {self.kl_tolerance!r}")
-        check_flags(self, "normalize_gradients", "quantize_gradients")
+        check_flags(self, "normalize_gradients", "quantize_gradients", "channels")
         check_option("push_up", self.push_up, get_args(PushUp))
         check_option("count", self.count, get_args(choices.Count))
         if self.count == "entropy" and self.bits is None:
             raise ValueError('count="entropy" needs a budget, such as bits=3, got bits=None')
+        if self.channels and (self.push_up != "loss" or self.count == "entropy"):
+            raise ValueError(
+                'channels=True needs push_up="loss" and count="words", got '
+                f"push_up={self.push_up!r} and count={self.count!r}: use AdaPT.compact(channels=True)"
+            )
         if self.bits is not None:
             least = 0 if self.count == "entropy" else SHORTEST_WORD
             if not (is_number(self.bits) and self.bits > 0 and least <= self.bits <= WORDS[-1]):
@@ -130,7 +140,8 @@ class AdaPT:
         """Return the policy that wastes no bits: layers gain and lose bits as in the paper, at a fifth of its bits.
 
         `compact(bits=4)` trains with 4 bits per weight on average; `compact()` uses as many as the loss requires;
-        `compact(bits=3, count="entropy")` spends 3 bits per weight of an entropy-coded file. Train with
+        `compact(bits=3, count="entropy")` spends 3 bits per weight of an entropy-coded file;
+        `compact(bits=4, channels=True)` gives every output channel its own fraction length. Train with
         `rounding="nearest"`, because evaluated and exported weights are rounded to nearest too. These rules replace the
         paper's (`adapt.switching.compact`):
 
@@ -193,7 +204,7 @@ class AdaPT:
         layers = len(weights)
         if self.initial is not None:
             # Weights are not read here, because reading gathers those that are sharded over processes.
-            formats = (self.initial,) * layers
+            formats: tuple[FixedPoint, ...] = (self.initial,) * layers
         else:
             formats = tuple(self._first(weights[layer]) for layer in range(layers))
         return AdaPTState(
@@ -242,6 +253,7 @@ class AdaPT:
                 bits=self.bits,
                 tolerance=self.loss_tolerance,
                 count=self.count,
+                channels=self.channels,
             )
         strategy, losses = self._strategy(state, observation.loss)
         formats = state.formats
@@ -294,13 +306,15 @@ class AdaPT:
         strategy = next_strategy(state.strategy, loss, state.losses[-window:])
         return strategy, (*state.losses, loss)[-self.lookback[1] :]
 
-    def _first(self, weights: Tensor) -> Precision:
+    def _first(self, weights: Tensor) -> FixedPoint:
         if self.push_up != "loss":
             return push_down(weights, resolution=self.resolution[0], tolerance=self.kl_tolerance)
         checked_values(weights, "weights")
         if self.bits is not None and self.count == "entropy":
             return first_step(weights, self.bits)
         word_length = EIGHT_BITS.word_length if self.bits is None else int(self.bits)
+        if self.channels:
+            return channel_format(word_length, best_channel_ranges(sampled(weights), [word_length])[0])
         return best_ranges(sample(weights), [word_length])[0][0]
 
     def _switch(
@@ -311,9 +325,9 @@ class AdaPT:
         if self.push_up == "suggestion":
             return push_up(lowest, window.diversity, window.strategy, self.buffer_bits), given_up
         current = fixed_point(within(current, observation.bounds[window.layer]), weights)
-        assert isinstance(current, Precision)  # AdaPT never leaves fixed point
+        assert isinstance(current, FixedPoint)  # AdaPT never leaves fixed point
         kept = observation.windows[window.layer]
-        return push_up_by_diversity(lowest, current, kept, buffer_bits=self.buffer_bits), given_up
+        return push_up_by_diversity(lowest, current.widest, kept, buffer_bits=self.buffer_bits), given_up
 
     def record(self, state: AdaPTState) -> dict[str, NDArray[Any]]:
         """Return the trace's columns of algorithm 2; of `compact`, the rounding cost in place of the strategy."""

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adapt.arguments import check_option
-from adapt.numerics import Precision
+from adapt.numerics import FixedPoint
 from adapt.switching.policy import State
 from adapt.switching.pushup import STRATEGIES
 
@@ -48,5 +48,5 @@ class AdaPTState(State):
                 f"diversity and divergence of AdaPT's state must be at least 1 and 0, got {self.diversity} and "
                 f"{self.divergence}"
             )
-        if set(map(type, self.formats)) - {Precision}:
+        if not all(isinstance(form, FixedPoint) for form in self.formats):
             raise ValueError("formats must be fixed point for every layer: AdaPT never leaves it for float32")

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from adapt import arguments
 from adapt.kernels.counting import extremes
-from adapt.numerics import HIGHEST_FRACTION, SHORTEST_WORD, LayerFormat, Precision, block_precision
-from adapt.rounding import quantize
+from adapt.numerics import HIGHEST_FRACTION, SHORTEST_WORD, FixedPoint, LayerFormat, Precision, block_precision
+from adapt.rounding import nearest
 
 WORDS = range(SHORTEST_WORD, 17)
 """The word lengths that are considered, in bits."""
@@ -32,16 +32,18 @@ HYSTERESIS = 1.5
 from which training must recover, so formats that are about equally good must not alternate."""
 
 
-def squared_error(weights: Tensor, precision: Precision) -> float:
+def squared_error(weights: Tensor, precision: FixedPoint) -> float:
     """Return Σ(Q(W) − W)²/n, the mean squared error of rounding to nearest; 0 for an empty tensor.
+
+    The channels of a `ChannelPrecision` lie along dimension 0 of the weights.
 
     Raises:
         TypeError: weights is not a floating-point tensor, or precision not a Precision.
     """
-    weights, precision = arguments.tensor("weights", weights), arguments.precision("precision", precision)
+    weights, precision = arguments.tensor("weights", weights), arguments.fixed_point("precision", precision)
     if not weights.numel():
         return 0.0
-    error = quantize(weights, precision).sub_(weights)
+    error = nearest(weights, precision).sub_(weights)
     return float(torch.linalg.vector_norm(error, dtype=torch.float64)) ** 2 / weights.numel()
 
 

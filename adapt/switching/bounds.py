@@ -3,7 +3,16 @@
 from torch import Tensor
 
 from adapt.kernels.counting import extremes
-from adapt.numerics import HIGHEST_FRACTION, LONGEST_WORD, SHORTEST_WORD, BlockFloat, Bounds, LayerFormat, Precision
+from adapt.numerics import (
+    HIGHEST_FRACTION,
+    LONGEST_WORD,
+    SHORTEST_WORD,
+    BlockFloat,
+    Bounds,
+    ChannelPrecision,
+    LayerFormat,
+    Precision,
+)
 
 ALL: Bounds = (SHORTEST_WORD, LONGEST_WORD)
 """The bounds of a layer whose word length the policy alone decides."""
@@ -28,6 +37,9 @@ def within(form: LayerFormat, bounds: Bounds) -> LayerFormat:
         return form
     if isinstance(form, Precision):
         return Precision(low, min(form.fraction_length + low - word_length, HIGHEST_FRACTION))
+    if isinstance(form, ChannelPrecision):
+        longer = (min(length + low - word_length, HIGHEST_FRACTION) for length in form.fraction_lengths)
+        return ChannelPrecision(low, tuple(longer))
     return BlockFloat(low)
 
 

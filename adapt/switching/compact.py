@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from adapt.numerics import Bounds, LayerFormat, Precision
+from adapt.numerics import Bounds, ChannelPrecision, FixedPoint, LayerFormat
 from adapt.switching.adapt_state import AdaPTState
 from adapt.switching.allocation import allocate
 from adapt.switching.bounds import fixed_point
@@ -48,6 +48,7 @@ def advance(
     bits: float | None,
     tolerance: float,
     count: Count = "words",
+    channels: bool = False,
 ) -> AdaPTState:
     """Return the state after one step.
 
@@ -59,7 +60,7 @@ def advance(
         state: the policy's state.
         observation: the step.
         lookback: gradients in the first and in the longest window.
-        bits, tolerance, count: as in `switched`.
+        bits, tolerance, count, channels: as in `switched`.
     """
     seen, formats, losses = observation.seen, state.formats, state.losses
     gradients = state.gradients + seen
@@ -75,7 +76,9 @@ def advance(
         outgrown = seen & (getattr(observation, "saturated", np.zeros(len(seen))) > OUTGROWN)
         ended = gradients > 0 if full else outgrown
         judged = Windows(np.flatnonzero(ended & observation.sound), gradients, sum_of_norms, losses)
-        formats, rounding_cost[judged.layers] = switched(formats, judged, observation, bits, tolerance, count)
+        formats, rounding_cost[judged.layers] = switched(
+            formats, judged, observation, bits, tolerance, count, channels=channels
+        )
         windows = np.minimum(2 * windows, lookback[1]) if full else windows
         gradients, sum_of_norms = np.where(ended, 0, gradients), np.where(ended, 0.0, sum_of_norms)
     return replace(
@@ -113,6 +116,8 @@ def switched(
     bits: float | None,
     tolerance: float,
     count: Count = "words",
+    *,
+    channels: bool = False,
 ) -> tuple[tuple[LayerFormat, ...], list[float]]:
     """Return the formats after these windows, and the `rounding_cost` of each layer whose window ended. These layers
     share the bits that the others leave, each within the observation's bounds.
@@ -128,6 +133,8 @@ def switched(
         tolerance: share of the loss, above 0.
         count: what `bits` counts: "words", whose lengths are chosen with ranges of least squared error, or the
             "entropy" of words of unbounded range (`adapt.switching.entropy`).
+        channels: whether every output channel gets its own fraction length (`adapt.switching.channel_ranges`); then the
+            observation's weights and sums are [channels, elements].
     """
     moving = windows.layers.tolist()
     if not moving:
@@ -136,12 +143,14 @@ def switched(
     for layer, chosen_form in enumerate(observation.confined(formats)):
         weights = observation.weights[layer]  # Read once, because reading gathers sharded weights.
         form = fixed_point(chosen_form, weights)
+        if isinstance(form, ChannelPrecision) and not channels:
+            form = form.widest  # The run began with channels.
         numel.append(weights.numel())
         if layer not in moving:
             kept += weights.numel() * bits_taken(weights, form, count) if bits is not None else 0.0
         else:
-            tables[layer] = choices(weights, form, count, observation.bounds[layer])
-            assert isinstance(form, Precision)  # AdaPT never leaves fixed point
+            tables[layer] = choices(weights, form, count, observation.bounds[layer], channels=channels)
+            assert isinstance(form, FixedPoint)  # AdaPT never leaves fixed point
             sums, gradients = observation.sums[layer], int(windows.gradients[layer])
             l1, l2 = float(observation.l1[layer]), observation.l2
             cost, most = rounding_costs(sums, gradients, weights, form, l1=l1, l2=l2)

@@ -5,7 +5,7 @@ from dataclasses import MISSING, fields, is_dataclass
 from typing import Any
 
 import adapt
-from adapt.numerics import BlockFloat, LayerFormat, Precision
+from adapt.numerics import BlockFloat, ChannelPrecision, LayerFormat, Precision
 from adapt.switching.adapt import AdaPT
 from adapt.switching.cyclic import CyclicPrecision
 from adapt.switching.fixed import Fixed
@@ -15,6 +15,8 @@ from adapt.trace.description import plain
 
 POLICIES: dict[str, type[Any]] = {policy.__name__: policy for policy in (AdaPT, CyclicPrecision, Fixed, MuPPET)}
 """The policies of this package by name."""
+
+_KINDS = Precision, ChannelPrecision, BlockFloat
 
 
 def to_dict(policy: Policy[Any]) -> dict[str, Any]:
@@ -58,7 +60,7 @@ def _formats(name: str, value: Mapping[str, Any]) -> LayerFormat | dict[str, Lay
     """Return the format, or table of formats, described by plain data."""
     if all(part is None or isinstance(part, Mapping) for part in value.values()):
         return {
-            layer: None if form is None else _format(f"{name} of {layer}", form, Precision, BlockFloat)
+            layer: None if form is None else _format(f"{name} of {layer}", form, *_KINDS)
             for layer, form in value.items()
         }
     only: LayerFormat = _format(name, value, Precision)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from adapt.arguments import check_flags
-from adapt.numerics import BlockFloat, Format, LayerFormat, Precision
+from adapt.numerics import BlockFloat, FixedPoint, Format, LayerFormat, Precision
 from adapt.switching.policy import Observation, State
 
 FOREVER = 2**62
@@ -23,8 +23,8 @@ class Fixed:
     `adapt.formats("formats.json")`. Entries for anything but layers, such as activations, are ignored.
 
     Args:
-        precision: a `Precision`, or formats by name: `Precision`, block floating point, a `Format` from
-            `adapt.formats`, or None for a layer in float32.
+        precision: a `Precision`, or formats by name: `Precision`, `ChannelPrecision`, block floating point, a `Format`
+            from `adapt.formats`, or None for a layer in float32.
         normalize_gradients: divide each layer's gradient by its norm before the update.
         quantize_gradients: quantise each layer's gradient stochastically in the layer's format too.
 
@@ -44,7 +44,7 @@ class Fixed:
     def __post_init__(self) -> None:
         if isinstance(self.precision, Mapping):
             for name, form in self.precision.items():
-                if not isinstance(name, str) or not isinstance(form, Format | Precision | BlockFloat | None):
+                if not isinstance(name, str) or not isinstance(form, Format | FixedPoint | BlockFloat | None):
                     raise TypeError(f"precision must map names to formats, got {form!r:.200} for {name!r:.80}")
             object.__setattr__(self, "precision", dict(self.precision))
         elif not isinstance(self.precision, Precision):

@@ -93,7 +93,8 @@ class Policy(Protocol[S]):
     are saved with it and appear in the loggers, TensorBoard and `adapt report`. `check_bounds(bounds, sizes)` raises
     ValueError if the policy cannot keep to the bounds of the layers' words, such as [(8, 8), (2, 32)], for layers with
     these numbers of weights. `for_layers(names)`, for a policy that treats layers by name, returns the policy for these
-    layers in this order.
+    layers in this order. With `channels = True` the policy sees the weights and sums of each layer as [channels,
+    elements of a channel], output channels first, and may choose a `ChannelPrecision`.
     """
 
     @property

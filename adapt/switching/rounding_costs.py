@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from adapt import arguments
-from adapt.numerics import Precision
-from adapt.rounding import quantize
+from adapt.numerics import FixedPoint
+from adapt.rounding import nearest
 
 MARGIN = 8.0
 """Factor by which the cost must lie below the tolerance before a bit is given up. One bit less doubles the rounding
@@ -15,7 +15,7 @@ errors and, near a minimum, quadruples their cost, so with a margin of four word
 
 
 def rounding_cost(
-    sum_of_gradients: Tensor, gradients: int, weights: Tensor, precision: Precision, *, l1: float = 0.0, l2: float = 0.0
+    sum_of_gradients: Tensor, gradients: int, weights: Tensor, precision: FixedPoint, *, l1: float = 0, l2: float = 0
 ) -> float:
     """Return ⟨ΣG/n + α·sign(W) + β·W, Q(W) − W⟩, the first-order fall of the loss if weights moved from Q(W) to W.
 
@@ -27,7 +27,8 @@ def rounding_cost(
         sum_of_gradients: ΣG over the window, without penalties, in the weights' shape.
         gradients: n, the number of gradients, at least 1.
         weights: the layer's master weights.
-        precision: the layer's format during the window; rounding is to nearest.
+        precision: the layer's format during the window; rounding is to nearest. The channels of a `ChannelPrecision`
+            lie along dimension 0 of the weights.
         l1, l2: the penalties' coefficients α and β.
 
     Returns:
@@ -41,7 +42,7 @@ def rounding_cost(
 
 
 def largest_cost(
-    sum_of_gradients: Tensor, gradients: int, weights: Tensor, precision: Precision, *, l1: float = 0.0, l2: float = 0.0
+    sum_of_gradients: Tensor, gradients: int, weights: Tensor, precision: FixedPoint, *, l1: float = 0, l2: float = 0
 ) -> float:
     """Return ‖ΣG/n + α·sign(W) + β·W‖₂·‖Q(W) − W‖₂, which bounds `rounding_cost` (Cauchy and Schwarz).
 
@@ -51,16 +52,16 @@ def largest_cost(
 
 
 def rounding_costs(
-    sum_of_gradients: Tensor, gradients: int, weights: Tensor, precision: Precision, *, l1: float = 0.0, l2: float = 0.0
+    sum_of_gradients: Tensor, gradients: int, weights: Tensor, precision: FixedPoint, *, l1: float = 0, l2: float = 0
 ) -> tuple[float, float]:
     """Return `rounding_cost` and `largest_cost`, for which the weights are quantised only once.
 
     Arguments and errors are those of `rounding_cost`.
     """
-    precision = arguments.precision("precision", precision)
+    precision = arguments.fixed_point("precision", precision)
     if arguments.whole("gradients", gradients) < 1:
         raise ValueError(f"gradients must be at least 1, got {gradients}: a window has some")
-    error = quantize(weights, precision).sub_(weights)
+    error = nearest(weights, precision).sub_(weights)
     pull = sum_of_gradients / gradients
     if l1:
         pull.add_(weights.sign(), alpha=l1)

@@ -64,8 +64,10 @@ class _Run:
     def __init__(self, policy: Policy[Any]) -> None:
         self._policy, self._name = policy, type(policy).__name__
         self._generator = torch.Generator().manual_seed(0)
-        self._weights = [0.3 * torch.randn(shape, generator=self._generator) for shape in SHAPES]
-        self._sums = [torch.zeros(shape) for shape in SHAPES]
+        weights = [0.3 * torch.randn(shape, generator=self._generator) for shape in SHAPES]
+        by_channel = getattr(policy, "channels", False)
+        self._weights = [weight.flatten(1) for weight in weights] if by_channel else weights
+        self._sums = [torch.zeros_like(weight) for weight in self._weights]
         self._windows: list[list[Tensor]] = [[] for _ in SHAPES]
 
     def train(self, steps: int) -> list[State]:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adapt.numerics import BlockFloat, Precision
+from adapt.numerics import BlockFloat, FixedPoint
 from adapt.switching.policy import State
 from adapt.switching.saved_state import pack, unpack
 
@@ -32,7 +32,7 @@ def check_state(where: str, state: Any, layers: int) -> None:
     for form in formats:
         hint = f": write adapt.Precision{form!r}" if isinstance(form, tuple) and len(form) == 2 else ""
         require(
-            form is None or isinstance(form, Precision | BlockFloat),
+            form is None or isinstance(form, FixedPoint | BlockFloat),
             f"{where} returns {form!r:.80} as a format, but a format is an adapt.Precision, a BlockFloat or None "
             f"for float32{hint}",
         )

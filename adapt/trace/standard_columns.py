@@ -15,7 +15,11 @@ class StandardColumns:
 
     word_length = Column(np.int16, 1, LONGEST_WORD, float32=32, doc="WL, bits")
     fraction_length = Column(
-        np.int16, LOWEST_FRACTION, HIGHEST_FRACTION, float32=0, doc="FL, bits; 0 where the layer runs in float32"
+        np.int16,
+        LOWEST_FRACTION,
+        HIGHEST_FRACTION,
+        float32=0,
+        doc="FL, bits; 0 where the layer runs in float32; the smallest where every channel has its own",
     )
     nonzero = Column(np.float32, 0, 1, float32=1, doc="Share of the quantised weights that are not zero, 0 to 1")
     lookback = Column(

@@ -1,20 +1,21 @@
 """The ways of spending bits that the recipe compares, by name; all round to nearest.
 
-| name              | what it is                                                                              |
-|-------------------|-----------------------------------------------------------------------------------------|
-| float32           | plain SGD                                                                               |
-| block:k           | block floating point: k bits in every layer, scale from the layer's largest weight      |
-| uniform:k         | k bits in every layer, the scale of least squared error, chosen anew as compact does    |
-| cyclic:k          | `CyclicPrecision`: from 3 bits to k as a cosine, 8 times                                |
-| adapt             | `AdaPT()`, the rules as printed                                                         |
-| compact:k         | `AdaPT.compact(bits=k)`; without k as many bits as the loss asks for                    |
-| compact-entropy:k | `AdaPT.compact(bits=k, count="entropy")`: k bits of entropy per weight                  |
-| lsq:k             | LSQ: k bits in every layer, a learned step for every output channel                     |
-| lsq-layer:k       | LSQ with a learned step for every layer                                                 |
-| lsq-p2:k          | as lsq, with the power of two nearest to the learned step; likewise lsq-layer-p2:k      |
-| learned:k         | learned widths: k bits on average; the option `phases`, [0.3, 0.4, 0.3], are the shares |
-|                   | of the steps before, in and after learning                                              |
-| aqt:k             | AQT: k bits in weights and inputs of layers, 8 in the first and last layer              |
+| name               | what it is                                                                              |
+|--------------------|-----------------------------------------------------------------------------------------|
+| float32            | plain SGD                                                                               |
+| block:k            | block floating point: k bits in every layer, scale from the layer's largest weight      |
+| uniform:k          | k bits in every layer, the scale of least squared error, chosen anew as compact does    |
+| cyclic:k           | `CyclicPrecision`: from 3 bits to k as a cosine, 8 times                                |
+| adapt              | `AdaPT()`, the rules as printed                                                         |
+| compact:k          | `AdaPT.compact(bits=k)`; without k as many bits as the loss asks for                    |
+| compact-channels:k | `AdaPT.compact(bits=k, channels=True)`: a fraction length for every output channel      |
+| compact-entropy:k  | `AdaPT.compact(bits=k, count="entropy")`: k bits of entropy per weight                  |
+| lsq:k              | LSQ: k bits in every layer, a learned step for every output channel                     |
+| lsq-layer:k        | LSQ with a learned step for every layer                                                 |
+| lsq-p2:k           | as lsq, with the power of two nearest to the learned step; likewise lsq-layer-p2:k      |
+| learned:k          | learned widths: k bits on average; the option `phases`, [0.3, 0.4, 0.3], are the shares |
+|                    | of the steps before, in and after learning                                              |
+| aqt:k              | AQT: k bits in weights and inputs of layers, 8 in the first and last layer              |
 
 Activations are float32, except under aqt and where the option `activations` gives their bits: of the layers' inputs
 under lsq and learned, with learned steps, and of inputs and outputs under the policies, in the range that is observed.
@@ -54,7 +55,7 @@ def attach(
         if bits is not None or options:
             raise ValueError(f"float32 takes neither bits nor options, got {bits!r} and {options}")
         return None
-    if bits is None and method not in ("adapt", "compact"):
+    if bits is None and method not in ("adapt", "compact", "compact-channels"):
         raise ValueError(f"{method} needs the bits of every layer, such as {method}:4")
     activations = options.pop("activations", None)
     if method == "aqt":
@@ -99,8 +100,10 @@ def _printed(bits: None, steps: int, options: Mapping[str, Any]) -> Policy[Any]:
     return adapt.AdaPT(**options)
 
 
-def _compact(bits: float | None, steps: int, options: Mapping[str, Any], count: Count = "words") -> Policy[Any]:
-    return adapt.AdaPT.compact(bits=bits, count=count, **options)
+def _compact(
+    bits: float | None, steps: int, options: Mapping[str, Any], count: Count = "words", channels: bool = False
+) -> Policy[Any]:
+    return adapt.AdaPT.compact(bits=bits, count=count, **{"channels": channels, **options})
 
 
 POLICIES: dict[str, Callable[..., Policy[Any]]] = {
@@ -109,6 +112,7 @@ POLICIES: dict[str, Callable[..., Policy[Any]]] = {
     "cyclic": _cyclic,
     "adapt": _printed,
     "compact": _compact,
+    "compact-channels": partial(_compact, channels=True),
     "compact-entropy": partial(_compact, count="entropy"),
 }
 LSQ = {

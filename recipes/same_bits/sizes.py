@@ -32,6 +32,16 @@ def dense_bytes(lengths: Iterable[Tensor]) -> int:
     return sum(-(-int(layer.sum()) // 8) for layer in lengths)
 
 
+def step_bytes(form: Format) -> int:
+    """Return the bytes that the steps of a layer's channels take: one for a shift, four for a float32 number each.
+
+    The single step of a layer without channels is not counted.
+    """
+    if form.axis is None:
+        return 0
+    return form.step.size * (1 if form.fraction_length is not None else 4)
+
+
 def entropy_bytes(words: Iterable[Tensor]) -> float:
     """Return Σ n_l·H_l/8, H_l being the entropy in bits of the words of layer l: the bytes that an ideal entropy coder
     with a table for each layer needs, without the tables."""

@@ -106,7 +106,8 @@ def measured(controller: Controller) -> dict[str, Any]:
 
     Returns:
         bits: mean word length at the end.
-        dense_bytes, entropy_bytes, entropy_bits: see `recipes.same_bits.sizes`; the last is per weight.
+        dense_bytes, entropy_bytes, entropy_bits: see `recipes.same_bits.sizes`; the first includes `step_bytes`, and
+            the last is per weight.
         formats: [word length, fraction length] of each layer at the end, where a policy chose them.
         bits_trained: mean word length over all steps, likewise.
         changes: how many layers changed their format in each tenth of the run, likewise.
@@ -117,7 +118,7 @@ def measured(controller: Controller) -> dict[str, Any]:
     entropy = sizes.entropy_bytes(words.values())
     figures = {
         "bits": sizes.mean_bits(lengths.values()),
-        "dense_bytes": sizes.dense_bytes(lengths.values()),
+        "dense_bytes": sizes.dense_bytes(lengths.values()) + sum(sizes.step_bytes(formats[name]) for name in masters),
         "entropy_bytes": round(entropy),
         "entropy_bits": 8 * entropy / sum(master.numel() for master in masters.values()),
     }

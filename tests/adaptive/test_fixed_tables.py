@@ -97,7 +97,7 @@ def test_what_cannot_be_trained_is_refused_by_name(tmp_path):
     assert table == learner.formats
     model, optimizer = networks.build()
     with pytest.raises(
-        ValueError, match=r"first.weight cannot be trained in its format: it has 8 channels with their own formats"
+        ValueError, match=r"first.weight cannot be trained in its format: its channels' steps are not all powers of two"
     ):
         adapt.attach(optimizer, model, adapt.Fixed(table))
     for wrong in (8, {"0.weight": 8}, {0: adapt.Precision(6, 5)}, None, BlockFloat):

@@ -8,6 +8,7 @@ falls a step aside.
 import pytest
 import torch
 
+import adapt
 from adapt.export import IntegerNetwork, capture, runner, to_onnx, to_qonnx, verify
 from tests.export.networks import (
     Residual,
@@ -25,6 +26,9 @@ from tests.export.synthetic import outputs_of
 RUNS = {
     "biases": lambda kind: adaptive(kind, activations=7, quantize_biases=True),
     "float32 biases": lambda kind: adaptive(kind, activations=8),
+    "channels": lambda kind: adaptive(
+        kind, adapt.AdaPT.compact(bits=5, channels=True, lookback=(1, 2)), activations=8, layer_bits={"*": (2, 8)}
+    ),
     "powers of two": lambda kind: with_lsq(kind, power_of_two=True),
     "a power of two": lambda kind: with_lsq(kind, power_of_two=True, per_channel=False),
     "LSQ": with_lsq,
@@ -35,7 +39,12 @@ FREE = ("LSQ", "widths", "AQT")
 """Runs whose steps are no powers of two."""
 
 KINDS = (Residual, Transposed, Separable, TransposedWeights)
-FIRST = {(Separable, "biases"), (Transposed, "powers of two"), (TransposedWeights, "float32 biases")}
+FIRST = {
+    (Separable, "biases"),
+    (Transposed, "powers of two"),
+    (TransposedWeights, "float32 biases"),
+    (Residual, "channels"),
+}
 """What is fast to see; the others take a minute or two together."""
 
 

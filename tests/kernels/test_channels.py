@@ -9,7 +9,7 @@ from adapt.kernels.learned_steps import SCALINGS
 from adapt.kernels.numba_ import channels as channels_numba
 from adapt.kernels.torch_ import channels as channels_torch
 from adapt.kernels.torch_ import learned_steps as learned_torch
-from adapt.learned.masters import channels_of
+from adapt.layers.channels import channels_of
 
 EWGS = SCALINGS.index("ewgs")
 

@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from adapt.layers.channels import channels_of
 from adapt.learned import quantize
-from adapt.learned.masters import channels_of
 from tests.learned.networks import Convolutional, Reader, gradient_sums, gradients_of_formats, learning, train
+from tests.training import Conv1D
 
 
 @pytest.mark.parametrize(
@@ -21,6 +22,7 @@ from tests.learned.networks import Convolutional, Reader, gradient_sums, gradien
         (nn.ConvTranspose2d(4, 6, 3, groups=2), 6),
         (nn.ConvTranspose1d(6, 6, 3, groups=6), 6),
         (nn.Embedding(10, 4), 4),
+        (Conv1D(7, 5), 7),
         (nn.LSTM(3, 5).requires_grad_(), None),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else str(value),
@@ -37,7 +39,8 @@ def test_channels_are_those_of_the_output(owner, count):
         return
     # Each format acts on what makes one output channel, and on nothing else.
     kernel = weight.shape[2:]
-    x = torch.randn(1, owner.in_features) if isinstance(owner, nn.Linear) else None
+    inputs = {nn.Linear: "in_features", Conv1D: "nx"}.get(type(owner))
+    x = torch.randn(1, getattr(owner, inputs)) if inputs else None
     if x is None:
         x = torch.randn(1, owner.in_channels, *(9 for _ in kernel))
     owner.bias.data.zero_()

@@ -106,8 +106,8 @@ def test_any_entry_is_a_format_or_refused_by_name(entry):
     ("form", "message"),
     [
         (
-            Format([8, 8], [0.5, 0.5], [True, True], [-128, -128], [127, 127], 0),
-            "it has 2 channels with their own formats",
+            Format([8, 4], [0.5, 0.5], [True, True], [-128, -8], [127, 7], 0),
+            "its channels have words of 4 to 8 bits, but a layer has one length",
         ),
         (Format(8, 0.3125, True, -128, 127), "its step 0.3125 is not a power of two"),
         (Format(8, 0.5, False, 0, 255), "its unsigned words go from 0 to 255, but those of ⟨8, 1⟩ from -128 to 127"),

@@ -198,8 +198,8 @@ def squared_error(weights, word_length, fraction_length):
     return total / len(values) if values else Fraction(0)
 
 
-def best_range(weights, word_length, shortest=-200):
-    """From the longest range that any weight asks for, a bit less at a time while the squared error falls."""
+def range_of(weights, word_length):
+    """The finest FL whose range holds every weight, saturating by at most half a step."""
     values = [Fraction(float(weight)) for weight in np.ravel(weights)]
     half = Fraction(2) ** (word_length - 1)
     fraction_length = 126
@@ -207,9 +207,12 @@ def best_range(weights, word_length, shortest=-200):
         not -half - Fraction(1, 2) <= v * Fraction(2) ** fraction_length <= half - Fraction(1, 2) for v in values
     ):
         fraction_length -= 1
-    if not any(values):
-        fraction_length = word_length - 1
-    fraction_length = max(fraction_length, shortest)
+    return fraction_length if any(values) else word_length - 1
+
+
+def best_range(weights, word_length, shortest=-200):
+    """From the longest range that any weight asks for, a bit less at a time while the squared error falls."""
+    fraction_length = max(range_of(weights, word_length), shortest)
     error = squared_error(weights, word_length, fraction_length)
     while error > 0 and fraction_length < 126:
         finer = squared_error(weights, word_length, fraction_length + 1)
@@ -231,6 +234,38 @@ def errors_by_word(weights, current):
         if error <= table[word_length][1]:
             table[word_length] = fraction_length, error
     return table
+
+
+def best_channel_ranges(channels, words):
+    """Word length → [(FL, Σ(Q(w) − w)²) of each channel]; a channel of zeros is held like the whole layer."""
+    layer = [weight for channel in channels for weight in channel]
+    table, shortest = {}, [-200] * len(channels)
+    for word_length in words:
+        table[word_length] = []
+        for c, channel in enumerate(channels):
+            if any(channel):
+                fraction_length, _ = best_range(channel, word_length, shortest[c])
+            else:
+                fraction_length = max(range_of(layer, word_length), shortest[c])
+            shortest[c] = fraction_length
+            error = squared_error(channel, word_length, fraction_length) * len(channel)
+            table[word_length].append((fraction_length, error))
+    return table
+
+
+def errors_by_channel(channels, current):
+    """Word length → ([FL of each channel], mean squared error), present formats judged as in `errors_by_word`."""
+    word_length, present = current
+    found = {}
+    for word, row in best_channel_ranges(channels, range(2, 17)).items():
+        if word == word_length:
+            for c, (channel, fraction_length) in enumerate(zip(channels, present, strict=True)):
+                error = squared_error(channel, word, fraction_length) * len(channel) * 2 / 3
+                if error <= row[c][1]:
+                    row[c] = fraction_length, error
+        total = sum(error for _, error in row)
+        found[word] = [length for length, _ in row], total / sum(map(len, channels))
+    return found
 
 
 def allocate(costs, prices, budget):

@@ -42,6 +42,10 @@ SETTINGS = {
         adapt.MuPPET(2, (4, 8, 12, 14, 16), 2, 1, threshold=(0.0, 0.0, 0.0), quantize_gradients=True),
         {"quantize_biases": True},
     ),
+    "channels": (
+        adapt.AdaPT.compact(channels=True, lookback=(1, 3), loss_tolerance=0.01, quantize_gradients=True),
+        {"quantize_biases": True, "l1": 1e-4},
+    ),
 }
 
 COMPACT = {"compact": (adapt.AdaPT.compact(), {"quantize_biases": True, "rounding": "nearest"})}

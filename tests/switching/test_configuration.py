@@ -13,13 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import adapt
-from adapt.numerics import BlockFloat, Format
+from adapt.numerics import BlockFloat, ChannelPrecision, Format
 from adapt.switching import from_dict, to_dict
 from adapt.switching.adapt import Overrides
 from adapt.switching.configuration import POLICIES
 
 precisions = st.builds(adapt.Precision, st.integers(2, 32), st.integers(-126, 126))
 blocks = st.builds(BlockFloat, st.integers(2, 32))
+channels = st.builds(ChannelPrecision, st.integers(2, 32), st.lists(st.integers(-60, 60), min_size=1).map(tuple))
+formats = st.none() | precisions | blocks | channels
 bounds = st.tuples(st.integers(1, 50), st.integers(50, 10_000))
 shares = st.floats(0, 1)
 flags = st.booleans()
@@ -28,9 +30,9 @@ policies = st.one_of(
         adapt.AdaPT, st.none() | precisions, st.integers(0, 30), bounds, bounds, shares, shares, flags, flags,
         st.sampled_from(["suggestion", "diversity"]),
     ),
-    st.builds(adapt.AdaPT.compact, bits=st.floats(2, 16), lookback=bounds),
+    st.builds(adapt.AdaPT.compact, bits=st.floats(2, 16), lookback=bounds, channels=flags),
     st.builds(adapt.AdaPT.compact, bits=st.floats(0.1, 16), count=st.just("entropy")),
-    st.builds(adapt.Fixed, precisions | st.dictionaries(st.text(), st.none() | precisions | blocks), flags, flags),
+    st.builds(adapt.Fixed, precisions | st.dictionaries(st.text(), formats), flags, flags),
     st.builds(adapt.CyclicPrecision, st.integers(64, 10_000), st.tuples(st.integers(2, 4), st.integers(4, 31))),
     st.builds(adapt.MuPPET, st.none() | st.integers(1, 1000), st.just((4, 7, 31)), st.integers(2, 9)),
 )  # fmt: skip

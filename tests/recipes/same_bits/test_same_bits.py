@@ -122,12 +122,12 @@ def test_methods_attach_their_controllers():
         attached("float32", 4)
 
 
-@pytest.mark.parametrize("method", ["block", "uniform", "lsq"])
-def test_words_of_one_length_fill_their_bytes(method):
+@pytest.mark.parametrize(("method", "step_bytes"), [("block", 0), ("uniform", 0), ("lsq", 4), ("lsq-p2", 1)])
+def test_words_of_one_length_fill_their_bytes_beside_the_steps_of_channels(method, step_bytes):
     figures = tune(Settings(method, 3, batch_size=8), start(), SPLITS)
-    numel = [p.numel() for p in resnet().parameters() if p.ndim > 1]
+    layers = [p for p in resnet().parameters() if p.ndim > 1]
     assert figures["bits"] == 3
-    assert figures["dense_bytes"] == sum(-(-3 * n // 8) for n in numel)
+    assert figures["dense_bytes"] == sum(-(-3 * p.numel() // 8) + step_bytes * len(p) for p in layers)
 
 
 @pytest.mark.parametrize("method", ["block", "compact", "lsq", "learned", "aqt"])
@@ -144,14 +144,17 @@ def test_activations_get_their_bits(method):
     assert controller.formats["0.input"].word_length == wanted
 
 
-def test_a_run_reports_what_it_has_on_disk():
-    settings = Settings("compact", 4, {"lookback": [1, 4]}, batch_size=4)
+@pytest.mark.parametrize("method", ["compact", "compact-channels"])
+def test_a_run_reports_what_it_has_on_disk(method):
+    settings = Settings(method, 4, {"lookback": [1, 4]}, batch_size=4)
     figures = tune(settings, start(), SPLITS)
     words = [word for word, _ in figures["formats"]]
-    numel = [p.numel() for p in resnet().parameters() if p.ndim > 1]
+    layers = [p for p in resnet().parameters() if p.ndim > 1]
+    numel = [p.numel() for p in layers]
+    shifts = sum(map(len, layers)) if method == "compact-channels" else 0
     assert figures["bits"] == pytest.approx(np.dot(words, numel) / sum(numel))
     assert 3.92 <= figures["bits"] <= 4
-    assert figures["dense_bytes"] == pytest.approx(figures["bits"] * sum(numel) / 8, abs=len(words))
+    assert figures["dense_bytes"] - shifts == pytest.approx(figures["bits"] * sum(numel) / 8, abs=len(words))
     assert 0 < figures["entropy_bytes"] <= figures["dense_bytes"]
     assert len(figures["changes"]) == 10
     assert 0 <= figures["accuracy"] <= 1
