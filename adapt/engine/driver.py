@@ -5,6 +5,7 @@ One step flows one way: forward and backward at Ŵ → the loss is noted → the
 optimizer is torch's SGD, the run goes from the gradients to Q(W) in one pass.
 """
 
+import contextlib
 import weakref
 from collections.abc import Collection, Mapping, Sequence
 from numbers import Real
@@ -47,7 +48,7 @@ class Driver:
         self._module, self._run = module, run
         self._parameters = KnownParameters(optimizer, module, parameters)
         self._writes = ForeignWrites(run)
-        self._views = Views(module, run.pin, self._before_pass, self._take_writes)
+        self._views = Views(module, run.pin, self._before_pass, self._take_writes, self._prepare_saving)
         self._steps = Steps(
             optimizer, before_update=self._before_update, after_update=self._after_update, undo=self._requantize
         )
@@ -176,6 +177,20 @@ class Driver:
     def _take_writes(self, loaded: Sequence[Collection[int]] = ()) -> None:
         self._writes.take(self._views, loaded)
 
+    def _prepare_saving(self) -> None:
+        """Take writes, unless layers are sharded: a process may save alone, and all must take them together.
+
+        Raises:
+            RuntimeError: sharded layers were written and may need other formats, which all processes must fit together.
+        """
+        if not any(masters.sharded for masters in self.all_masters):
+            self._take_writes()
+        elif self._writes.may_refit and any(masters.written() for masters in self.all_masters):
+            raise RuntimeError(
+                "weights of sharded layers were written since the latest forward pass, and their formats can only be "
+                "fitted by all processes together: enter controller.evaluation_weights() on all of them, then save"
+            )
+
     # One step
 
     @torch.no_grad()
@@ -242,11 +257,13 @@ class Driver:
         `optimizer.state_dict()` includes it. Between the micro-batches of a step it holds the gradients so far, if
         their losses were observed.
         """
-        if self.is_attached:
-            self._take_writes()
-            for masters in self.all_masters:
-                masters.probe()
-        return self._run.state_dict(self._parameters.present)
+        with contextlib.ExitStack() as stack:
+            if self.is_attached:
+                self._prepare_saving()
+                for masters in self.all_masters:
+                    masters.probe()
+                    stack.enter_context(masters.with_writes())
+            return self._run.state_dict(self._parameters.present)
 
     def load_state_dict(self, state: Mapping[str, Any], *, strict: bool = True) -> None:
         """Resume from what `state_dict` returned. Nothing changes unless all of it fits.

@@ -29,6 +29,11 @@ class ForeignWrites:
         """Whether a state was loaded since the last step."""
         return bool(self._restored)
 
+    @property
+    def may_refit(self) -> bool:
+        """Whether new weights would get other formats: before the first step, or since a state was loaded."""
+        return bool(self._restored) or not self._run.step
+
     def begin_step(self) -> None:
         """Forget that a state was loaded, because a step follows it."""
         self._restored = set()
@@ -53,7 +58,7 @@ class ForeignWrites:
         for masters, indices, found in zip(all_masters, new, written, strict=True):
             if self._restored:
                 found -= masters.put_back(found)
-            if self._restored or not self._run.step:
+            if self.may_refit:
                 indices |= masters.replaced(found)
             indices -= {i for i, name in enumerate(masters.names) if name in self._restored}
         # All of them, because fitting formats overwrites every parameter.

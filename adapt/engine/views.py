@@ -37,9 +37,11 @@ class Views:
         pin: Pin,
         before_forward: Callable[[], None],
         take_writes: Callable[..., None],
+        prepare_saving: Callable[[], None],
     ) -> None:
         self._pin = pin
         self._module, self._before_pass, self._take_writes = module, before_forward, take_writes
+        self._prepare_saving = prepare_saving
         self._all_masters: list[Masters] = []
         self._handles: list[Any] = []
         self._places: dict[int, tuple[Masters, int]] = {}
@@ -268,12 +270,14 @@ class Views:
                 continue
             masters, index = place
             if masters.written([index]):
-                self._take_writes()
+                self._prepare_saving()
             masters.probe()
             saved = state.get(name)
+            is_shown = masters.views[index] == "evaluation" and not masters.is_written(index)
             # With keep_vars the caller asks for the parameter itself.
-            if masters.views[index] != "evaluation" and isinstance(saved, Tensor) and not saved.requires_grad:
-                state[name] = masters.view_of(index, "evaluation")
+            if not is_shown and isinstance(saved, Tensor) and not saved.requires_grad:
+                with masters.with_writes():
+                    state[name] = masters.view_of(index, "evaluation")
 
 
 def _own_or_new(module: nn.Module, known: Collection[nn.Module]) -> Iterator[tuple[str, Tensor]]:

@@ -1,7 +1,8 @@
 """Float32 master weights, and the quantised copies that the parameters show."""
 
+import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import get_args
 
 import numpy as np
@@ -317,19 +318,40 @@ class Masters(ABC):
 
     def _take_write(self, index: int) -> None:
         self._require_unmoved([index])
-        found, weight = local(self.parameters[index]), local(self.weights[index])
-        shown = local(self._expected(index))
+        master = self._with_write(index)
         if index not in self._before:
-            self._before[index] = weight.clone(), shown.clone()
-        weight_before, shown_before = self._before[index]
+            self._before[index] = self.weights[index].clone(), self._expected(index).clone()
+        self.weights[index].copy_(master)
+        self.end_substitution([index])
+        self._measure(index)
+        self._show_again(index)
+
+    def _with_write(self, index: int) -> Tensor:
+        """Return a new master that holds what other code wrote into the parameter."""
+        master = self.weights[index].clone()
+        found, weight, shown = local(self.parameters[index]), local(self.weights[index]), local(self._expected(index))
+        weight_before, shown_before = map(local, self._before.get(index, (weight, shown)))
         is_before, is_now = found == shown_before, found == shown
         # Values may lie on both grids by chance: the one that explains more of them comes first.
         restored = torch.where(is_before, weight_before, torch.where(is_now, weight, found))
         changed = torch.where(is_now, weight, torch.where(is_before, weight_before, found))
-        weight.copy_(torch.where(is_before.sum() > is_now.sum(), restored, changed))
-        self.end_substitution([index])
-        self._measure(index)
-        self._show_again(index)
+        local(master).copy_(torch.where(is_before.sum() > is_now.sum(), restored, changed))
+        return master
+
+    @contextlib.contextmanager
+    def with_writes(self) -> Iterator[None]:
+        """Let sharded masters hold what other code wrote into their parameters within the context; change nothing else.
+
+        So a process can save alone what all of them will only take together, in their next pass.
+        """
+        kept = {i: self.weights[i] for i in self.written()} if self.sharded else {}
+        try:
+            for i in kept:
+                self.weights[i] = self._with_write(i)
+            yield
+        finally:
+            for i, weight in kept.items():
+                self.weights[i] = weight
 
     def _show_again(self, index: int) -> None:
         """Write the view that a parameter should hold into it, whatever it holds."""

@@ -258,6 +258,42 @@ def fsdp_copied(folder, rank, size):
     return copy_in(Training("compact", engine="fsdp")).train(HALF).outcome()
 
 
+def prune(training):
+    """Write zeros into some elements of every weight, as a pruning mask does between two steps."""
+    with torch.no_grad():
+        for parameter in training.plain.parameters():
+            parameter.mul_((parameter.abs() > 0.1).to(parameter.dtype))
+    return training
+
+
+def fsdp_saved_alone(folder, rank, size):
+    """Rank 0 alone saves after other code has written into weights, before the first step and between two steps."""
+    refused, saved = [], {}
+    training = copy_in(Training("compact", engine="fsdp"))
+    if rank == 0:
+        for save in (training.plain.state_dict, training.controller.state_dict, training.optimizer.state_dict):
+            try:
+                save()
+            except RuntimeError as error:
+                refused.append(str(error))
+    with training.controller.evaluation_weights():
+        pass
+    if rank == 0:
+        training.controller.state_dict()
+    prune(training.train(HALF))
+    if rank == 0:
+        state = training.controller.state_dict()
+        masters = {name: master.to_local().clone() for name, master in state["masters"].items()}
+        weights = {name: weight.to_local().clone() for name, weight in training.plain.state_dict().items()}
+        saved = {"masters": masters, "weights": weights}
+    with training.controller.evaluation_weights():
+        expected = {
+            "masters": {name: master.to_local().clone() for name, master in training.controller.masters.items()},
+            "weights": {name: p.detach().to_local().clone() for name, p in training.plain.named_parameters()},
+        }
+    return {"refused": refused, "saved": saved, "expected": expected, "outcome": training.train(STEPS).outcome()}
+
+
 BETWEEN = {"eval": "evaluation", "part": "evaluation", "evaluation_weights": "evaluation", "master_weights": "masters"}
 """What a pass between forward and backward sees: a model or a part of it in evaluation mode, and the two contexts."""
 

@@ -11,7 +11,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 import adapt
-from tests.reliability.ranks import ACTIVATIONS, HALF, SETTINGS, STEPS, Processes, Training, copy_in, states
+from tests.reliability.ranks import ACTIVATIONS, HALF, SETTINGS, STEPS, Processes, Training, copy_in, prune, states
 
 torch.set_num_threads(1)
 
@@ -126,6 +126,18 @@ def test_weights_that_are_copied_into_sharded_layers_begin_with_their_own_format
     assert expected["formats"][0] != Training("compact").train(1).formats[0]
     for result in two["fsdp_copied"]:
         assert_equal(result, expected)
+
+
+def test_one_rank_saves_sharded_layers_alone_after_writes_and_nothing_hangs(two):
+    """Before the first step formats may have to begin anew, for which all processes are needed."""
+    results = two["fsdp_saved_alone"]
+    assert len(results[0]["refused"]) == 3
+    for message in results[0]["refused"]:
+        assert "enter controller.evaluation_weights() on all of them, then save" in message
+    assert_equal(results[0]["saved"], results[0]["expected"])
+    expected = prune(copy_in(Training("compact")).train(HALF)).train(STEPS).outcome()
+    for result in results:
+        assert_equal(result["outcome"], expected)
 
 
 @pytest.mark.parametrize("engine", ["ddp", "fsdp"])
