@@ -1,6 +1,7 @@
 """Policies from LightningCLI's and Hydra's files: `pytest -m clients tests/clients/test_configuration.py`."""
 
 import re
+from collections import OrderedDict
 from pathlib import Path
 
 import lightning.pytorch
@@ -42,14 +43,15 @@ POLICIES = [
 ]
 
 
-def cli(package, folder, callback, *arguments):
+def module_of(package):
     class Module(package.LightningModule):
         def __init__(self):
             super().__init__()
-            self.net = torch.nn.Linear(6, 3)
+            parts = {"conv1": torch.nn.Linear(6, 4), "head": torch.nn.Sequential(torch.nn.Linear(4, 3))}
+            self.model = torch.nn.Sequential(OrderedDict(parts))
 
         def training_step(self, batch, index):
-            return torch.nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+            return torch.nn.functional.cross_entropy(self.model(batch[0]), batch[1])
 
         def train_dataloader(self):
             return loader()
@@ -57,16 +59,27 @@ def cli(package, folder, callback, *arguments):
         def configure_optimizers(self):
             return torch.optim.SGD(self.parameters(), lr=0.1)
 
-    trainer = {
-        "max_epochs": 2, "accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False,
-        "callbacks": [callback], "default_root_dir": str(folder),
-    }  # fmt: skip
+    return Module
+
+
+QUIET = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False}
+
+
+def settings(callback, package=lightning.pytorch):
+    """The settings of an epoch's run with this callback."""
+    trainer = package.Trainer(max_epochs=1, callbacks=[callback], logger=False, enable_checkpointing=False, **QUIET)
+    trainer.fit(module_of(package)())
+    return callback.trace.run
+
+
+def cli(package, folder, callback, *arguments):
+    trainer = {"max_epochs": 2, **QUIET, "callbacks": [callback], "default_root_dir": str(folder)}
     (folder / "given.yaml").write_text(yaml.safe_dump({"trainer": trainer}))
     pytest.importorskip("jsonargparse")
     from importlib import import_module
 
     cli = import_module(f"{package.__name__}.cli").LightningCLI
-    return cli(Module, args=[*arguments, "--config", str(folder / "given.yaml")], run=bool(arguments))
+    return cli(module_of(package), args=[*arguments, "--config", str(folder / "given.yaml")], run=bool(arguments))
 
 
 @pytest.mark.parametrize(("described", "policy"), POLICIES)
@@ -75,8 +88,7 @@ def test_lightning_cli(package, described, policy, tmp_path):
     options = {"rounding": "nearest", "l1": 1e-4, "policy": described}
     made = cli(package, tmp_path, {"class_path": "adapt.lightning.AdaptivePrecision", "init_args": options})
     (callback,) = (c for c in made.trainer.callbacks if isinstance(c, AdaptivePrecision))
-    assert callback._policy == policy
-    assert (callback._settings.rounding, callback._settings.l1) == ("nearest", 1e-4)
+    assert settings(callback, package) == settings(AdaptivePrecision(policy, rounding="nearest", l1=1e-4), package)
 
 
 def test_the_file_that_lightning_cli_saves_makes_the_same_run(tmp_path):
@@ -120,7 +132,8 @@ def test_hydra(described, policy):
 
     assert instantiate(OmegaConf.create(targeted(described))) == policy
     callback = {"_target_": "adapt.lightning.AdaptivePrecision", "policy": targeted(described), "rounding": "nearest"}
-    assert instantiate(OmegaConf.create(callback))._policy == policy
+    expected = AdaptivePrecision(policy, rounding="nearest")
+    assert settings(instantiate(OmegaConf.create(callback))) == settings(expected)
 
 
 def test_what_omegaconf_holds_is_a_policy():
@@ -153,9 +166,8 @@ def test_lightning_cli_takes_what_the_documentation_shows(package, tmp_path):
     for (described,), expected in zip(shown, SAME_IN_PYTHON, strict=True):
         made = cli(package, tmp_path, described)
         (found,) = (c for c in made.trainer.callbacks if isinstance(c, AdaptivePrecision | LearnedBitwidth))
-        for name in ("_policy", "_phases", "_settings"):
-            assert getattr(found, name, None) == getattr(expected, name, None)
         assert type(found) is type(expected)
+        assert settings(found, package) == settings(expected, package)
 
 
 def test_hydra_takes_what_the_documentation_shows():
@@ -165,8 +177,8 @@ def test_hydra_takes_what_the_documentation_shows():
 
     (described,) = (block for block in DOCUMENTED if "callback" in block)
     made = instantiate(OmegaConf.create(described)).callback
-    assert made._policy == adapt.AdaPT(lookback=(25, 100), initial=adapt.Precision(8, 4))
-    assert made._settings.rounding == "nearest"
+    expected = AdaptivePrecision(adapt.AdaPT(lookback=(25, 100), initial=adapt.Precision(8, 4)), rounding="nearest")
+    assert settings(made) == settings(expected)
 
 
 def test_the_hyperparameters_that_a_run_logs_make_its_policy(tmp_path):
