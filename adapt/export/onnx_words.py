@@ -14,11 +14,8 @@ from adapt.export.onnx_integer import INTEGER_PRODUCTS, product_words
 from adapt.export.onnx_operators import AddedBias, Words, by_channel
 from adapt.export.rounding import INPUT, OUTPUT, add_rounding
 from adapt.layers.naming import joined
-from adapt.layers.products import TransposedLinear
+from adapt.layers.products import PRODUCTS, TransposedLinear
 from adapt.numerics.format import Format
-from adapt.torch_internals import ConvNd
-
-LAYERS = (nn.Linear, ConvNd, TransposedLinear)
 
 
 def store_words(
@@ -28,7 +25,7 @@ def store_words(
     for name, words in exported.words.items():
         form = exported.formats[name]
         path, _, leaf = name.rpartition(".")
-        if words.ndim < 2 and not (biases and isinstance(_plain(exported, path), LAYERS)):
+        if words.ndim < 2 and not (biases and isinstance(_plain(exported, path), PRODUCTS)):
             continue
         layer = network.get_submodule(path)
         parametrize.register_parametrization(layer, leaf, stored(words, form), unsafe=True)
@@ -42,7 +39,7 @@ def store_biases(network: nn.Module, exported: Exported) -> None:
     """
     for path, layer in list[tuple[str, Any]](network.named_modules()):
         bias, plain = layer._parameters.get("bias"), _plain(exported, path)
-        if bias is None or not isinstance(plain, LAYERS):
+        if bias is None or not isinstance(plain, PRODUCTS):
             continue
         steps = _product_steps(exported, path, plain)
         factors = [] if steps is None else _factors(layer)
