@@ -116,14 +116,17 @@ def is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
-def check_whole(name: str, value: object, unit: str = "") -> None:
-    """Check that a hyperparameter is a whole number.
+def check_whole(name: str, value: object, least: int, unit: str = "") -> None:
+    """Check that a hyperparameter is a whole number, and not below the least.
 
     Raises:
         TypeError: it is something else.
+        ValueError: it is below the least.
     """
     if not is_whole(value):
         raise TypeError(f"{name} must be a whole number{unit and f' of {unit}'}, got {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}{unit and f' {unit}'}, got {value}")
 
 
 def check_number(name: str, value: object) -> None:

@@ -91,7 +91,7 @@ class LearnedWidths(CommonSettings):
             if value is not None:
                 check_between(name, value, 0.0, math.inf)
         check_between("warmup", self.warmup, 0.0, 1.0)
-        _check_count("update_every", self.update_every)
+        check_whole("update_every", self.update_every, 1)
         check_flags(self, "schedule")
         object.__setattr__(self, "layer_bits", _checked_bits(self))
 
@@ -137,7 +137,7 @@ class FixedWidths(CommonSettings):
         if self.activation_bits is not None:
             check_bits("activation_bits", self.activation_bits)
         if self.steps is not None:
-            _check_count("steps", self.steps)
+            check_whole("steps", self.steps, 1)
         check_between("momentum", self.momentum, 0.0, 1.0)
         check_between("warmup", self.warmup, 0.0, 1.0)
         object.__setattr__(self, "layer_bits", _checked_bits(self))
@@ -186,7 +186,7 @@ class MaximumRanges:
 
     def __post_init__(self) -> None:
         choice.check_choice(self.layers)
-        _check_count("steps", self.steps)
+        check_whole("steps", self.steps, 1)
         for name in ("weight_bits", "activation_bits", "first_bits", "last_bits"):
             value = getattr(self, name)
             if name != "activation_bits" or value is not None:
@@ -203,9 +203,3 @@ def _checked_bits(plan: Plan) -> dict[str, tuple[int, int]] | None:
     """Return a plan's bits by pattern as bounds."""
     words = plan.words
     return None if plan.layer_bits is None else checked(plan.layer_bits, shortest=words[0], longest=words[-1])
-
-
-def _check_count(name: str, value: int) -> None:
-    check_whole(name, value)
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")

@@ -35,10 +35,7 @@ class Phases:
 
     def __post_init__(self) -> None:
         for name in _NAMES:
-            value = getattr(self, name)
-            check_whole(name, value, "optimizer steps")
-            if value < 0:
-                raise ValueError(f"{name} must be a number of optimizer steps ≥ 0, got {value}")
+            check_whole(name, getattr(self, name), 0, "optimizer steps")
         if not self.total:
             raise ValueError("phases must have at least one step")
 

@@ -41,7 +41,7 @@ def test_pressure_rises_linearly_over_the_first_half():
     ("arguments", "kind", "message"),
     [
         ((1.5, 1, 1), TypeError, "pretraining must be a whole number of optimizer steps, got 1.5"),
-        ((1, -1, 1), ValueError, "learning must be a number of optimizer steps ≥ 0"),
+        ((1, -1, 1), ValueError, "learning must be at least 0 optimizer steps, got -1"),
         ((0, 0, 0), ValueError, "at least one step"),
     ],
 )
