@@ -226,16 +226,18 @@ def test_the_report_pairs_runs_of_the_same_seed():
     assert paired(runs, {0: lines[0], 1: lines[1]}).mean == pytest.approx(0.7)
     assert paired(runs, {7: lines[0]}) is None
     text = document(lines)
-    assert "| compact 4 | 4.00 | 74.13 ± 12.07 | 1,000 | 900 | +0.70 [−1.84, +3.24] | – | −0.50 | 3 |" in text
-    assert "| float32 | 32.00 | 87.00 | – | – | – | – | – | 1 |" in text
+    assert "| compact 4 | 4.00 | 74.13 ± 12.07 | 1,000 | 900 | +0.70 [−1.84, +3.24] | – | – | −0.50 | 3 |" in text
+    assert "| float32 | 32.00 | 87.00 | – | – | – | – | – | – | 1 |" in text
     coded = [line("block", 3, 0, 0.81) | {"entropy_bytes": 400}, line("compact-entropy", 2, 0, 0.862)]
-    coded += [line("lsq-layer-p2", 4, 0, 0.86)]
+    coded += [line("lsq-layer-p2", 4, 0, 0.86), line("uniform", 4, 0, 0.863)]
+    coded += [line("compact-channels", 3.979, 0, 0.864)]
     text = document(lines + coded)
-    assert "| compact-entropy 2 | 2.00 | 86.20 | 1,000 | 900 | +0.20 | – | −0.80 | 1 |" in text
-    assert "900 | +0.70 [−1.84, +3.24] | +0.50 | −0.50 | 3 |" in text
+    assert "| compact-entropy 2 | 2.00 | 86.20 | 1,000 | 900 | +0.20 | – | – | −0.80 | 1 |" in text
+    assert "900 | +0.70 [−1.84, +3.24] | +0.20 | +0.50 | −0.50 | 3 |" in text
+    assert "900 | +0.40 | +0.10 | +0.40 | −0.60 | 1 |" in text, "compact-channels 3.979 stands beside 4 bits"
     other = document([*lines, line("compact", 4, 0, 0.99) | {"start": "lenet5"}])
     assert other.startswith(document(lines))  # nothing is paired with runs from another start
-    assert other.split("## From lenet5")[1].count("| compact 4 | 4.00 | 99.00 | 1,000 | 900 | – | – | – | 1 |") == 1
+    assert other.split("## From lenet5")[1].count("| compact 4 | 4.00 | 99.00 | 1,000 | 900 | – | – | – | – | 1 |") == 1
     with pytest.raises(ValueError, match="no results yet"):
         document([])
 
@@ -246,4 +248,4 @@ def test_the_report_compares_runs_with_the_same_activations():
         return found | {"settings": found["settings"] | {"options": {"activations": 5}}}
 
     text = document([line("block", 4, 0, 0.86), rounded("block", 0.83), rounded("compact", 0.84)])
-    assert "| compact 4 with 5-bit activations | 4.00 | 84.00 | 1,000 | 900 | +1.00 | – | – | 1 |" in text
+    assert "| compact 4 with 5-bit activations | 4.00 | 84.00 | 1,000 | 900 | +1.00 | – | – | – | 1 |" in text
