@@ -30,6 +30,11 @@ class Layout(NamedTuple):
         """Number of channels."""
         return self.size * self.groups
 
+    def rows(self, elements: Tensor) -> Tensor:
+        """Return the rows of these elements of the tensor, in memory order."""
+        groups = (elements // self.group_stride) % self.groups
+        return self.first + (elements // self.stride) % self.size + self.size * groups
+
 
 class ChannelKernels(Protocol):
     """The passes of a back end. Tensors are dense float32 on one device; those of one index share shape and strides.

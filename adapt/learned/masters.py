@@ -6,11 +6,15 @@ import torch
 from torch import Tensor
 
 from adapt.kernels.channels import channel_kernels
-from adapt.kernels.learned_steps import SCALINGS
+from adapt.kernels.learned_steps import SCALINGS, Row, rounded
+from adapt.kernels.stream import flat
 from adapt.layers.channels import Channels
 from adapt.learned.format_table import FormatTable
 from adapt.numerics import Format
-from adapt.weights.masters import Masters
+from adapt.weights.masters import Masters, differ
+
+_SAMPLE = 4096
+"""How many elements of a parameter, evenly spread, are compared with what it should hold."""
 
 
 class LearnedMasters(Masters):
@@ -97,6 +101,14 @@ class LearnedMasters(Masters):
     def round_parameters(self) -> None:
         self._by_channel.quantize_(self.parameters, self.parameters, self.table.rows, self._layouts)
         self._forget_views()
+
+    def _differs(self, index: int) -> Tensor:
+        every = -(-self.weights[index].numel() // _SAMPLE) or 1
+        held, shown = (flat(tensor)[::every] for tensor in (self.parameters[index].detach(), self.weights[index]))
+        if self.views[index] != "masters":
+            at = self._layouts[index].rows(torch.arange(len(held), device=self.device) * every)
+            shown = rounded(shown, Row(*self.table.rows[at].unbind(1)))
+        return differ(held, shown)
 
     def _measure(self, index: int) -> None:
         """Do nothing: `count_nonzeros` measures when it is called."""

@@ -38,8 +38,9 @@ from adapt.weights.masters import Masters
 _ENERGY_DECAY = 0.8
 """Decay per update of the energy of earlier gradients."""
 
-_MISFIT = 0.75
-"""Formats do not fit weights of whose energy rounding takes more than this. Two bits that fit take a quarter."""
+_MISFIT = 0.5
+"""Formats do not fit weights of whose energy rounding takes more than this. Two bits that fit take a quarter; one bit
+takes all in LSQ's first step, and so tells nothing."""
 
 ROW_INTERVAL = 20
 """Steps between two rows of the trace if formats change in every step."""
@@ -193,8 +194,10 @@ class LearnedRun(Run):
         return self.calibrated
 
     def misfits(self, written: Collection[int]) -> list[str]:
-        """Return the layers among these that rounding takes most of."""
-        return [self.layers.names[i] for i in sorted(written) if self.layers.loss(i) > _MISFIT]
+        """Return the layers among these that rounding takes most of, except those with words of one bit."""
+        names, table = self.layers.names, self.table
+        longer = [i for i in sorted(written) if (table.bits[table.places[names[i]]] > 1).all()]
+        return [names[i] for i in longer if self.layers.loss(i) > _MISFIT]
 
     @property
     def calibrated(self) -> list[str]:

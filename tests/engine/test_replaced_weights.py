@@ -303,6 +303,27 @@ def test_learned_formats_that_no_longer_fit_are_named(name, scale):
     assert repr(controller.formats) == before
 
 
+@pytest.mark.parametrize(("bits", "scale"), [(2, 8.0), (4, 20.0), (4, 100.0), (8, 80.0)])
+def test_layers_of_lsq_that_are_initialised_anew_in_training_are_named(bits, scale):
+    """All but the third lose half to three quarters of their energy, which was too little to be named."""
+    model, optimizer, _ = attached(learner(learned.attach_lsq, weight_bits=bits), net())
+    train(model, optimizer, 3)
+    with torch.no_grad():
+        model[0].weight.copy_(scale * net(7)[0].weight)
+    with pytest.warns(UserWarning, match=r"formats of 0\.weight still fit the earlier weights"):
+        model(batch(0)[0])
+
+
+def test_words_of_one_bit_are_not_named():
+    model, optimizer, _ = attached(learner(learned.attach_lsq, weight_bits=1), net())
+    train(model, optimizer, 3)
+    with torch.no_grad():
+        model[0].weight[:2] = 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model(batch(0)[0])
+
+
 def decay(p):
     p.mul_(0.9)
 
