@@ -36,9 +36,10 @@ class Driver:
     """Drives a run through hooks on an optimizer and its modules.
 
     Args:
-        optimizer, run: what to drive, and by whose steps.
+        optimizer: the optimizer whose steps drive the run.
         module: the module that owns the parameters, if known.
         parameters: the parameters by name.
+        run: the run.
     """
 
     def __init__(
