@@ -47,10 +47,9 @@ class Activations:
 
     Before the first step "range" rounds like "layer". In that step these stay float32: errors, activations with one WL
     for all layers, and activations of layers in block floating point, whose scale belongs to each tensor, or with a
-    fraction length for every output channel, which says nothing of activations: in every mode they follow their range.
-    Errors always
-    follow their range, with the layer's WL or the one for all layers. A layer in float32 keeps float32 activations in
-    every mode.
+    fraction length for every output channel. Such a format says nothing of activations: in every mode they follow their
+    range. Errors always follow their range, with the layer's WL or the one for all layers. A layer in float32 keeps
+    float32 activations in every mode.
 
     Noise comes from the stream of (seed, step, site), where a site is named by its weight plus ".input", ".output" or
     ".error". Several passes through a layer in one step (accumulation, shared layers) continue its stream; a pass that
