@@ -98,7 +98,8 @@ def attach_lsq(
     """Train at given bit widths with learned steps (LSQ), the homogeneous case of learned widths.
 
     Steps start at 2·E|x|/√Q_P. Every optimizer step moves each by gradient descent with momentum, at the learning rate
-    of the optimizer's first group, with gradients multiplied by 1/√(numel·Q_P), but by at most a twentieth of its size.
+    of the optimizer's first group, with gradients multiplied by 1/√(numel·Q_P), but by at most a twentieth of its
+    size, except that steps of weights that began near zero may double while they are small.
 
     Args:
         optimizer, module, calibration, quantize_biases, layers: as in `attach`.

@@ -34,14 +34,14 @@ def begins_small(reach: Tensor, count: int) -> Tensor:
     return reach * math.sqrt(count) < SMALL
 
 
-def has_grown(maximum: Tensor, count: int) -> Tensor:
+def has_grown(maximum: Tensor, count: int | Tensor) -> Tensor:
     """Return which channels have grown enough for LSQ's formats to stop following them: q₊·√n ≥ 1/2; bool [C].
 
     Args:
         maximum: q₊, [C].
-        count: n, the number of weights in a channel.
+        count: n, the number of weights in a channel, or in each, [C].
     """
-    return maximum * math.sqrt(count) >= GROWN
+    return maximum * count**0.5 >= GROWN
 
 
 def outgrown(values: Tensor, maximum: Tensor, bits: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from adapt.learned.budget import Load, beta_of, penalty_slope
 from adapt.learned.format_table import FormatTable
 from adapt.learned.options import FixedWidths, LearnedWidths
 from adapt.learned.phases import Name, pressure, rate
+from adapt.learned.range_growth import has_grown
 
 TRAVEL, LARGEST_MOVE = 12.0, 0.5
 """At the default rate, the octaves that d and q₊ can move in learning if all updates agree, and at most per update."""
@@ -196,7 +197,7 @@ class StepRule:
         found = formats.lsq_gradients(count)
         self._velocity = found if self._velocity is None else plan.momentum * self._velocity + found
         moved = formats.step - rate * self._velocity
-        confined = moved.clamp((1 - LARGEST_CHANGE) * formats.step, (1 + LARGEST_CHANGE) * formats.step)
+        confined = moved.clamp((1 - LARGEST_CHANGE) * formats.step, _growth(formats) * formats.step)
         # A velocity that d cannot follow would otherwise grow unseen, and then carry d far too low or too high.
         self._velocity = torch.where(moved == confined, self._velocity, 0.0)
         formats.set_steps(confined.to(formats.step))
@@ -225,3 +226,12 @@ class StepRule:
     def load_state_dict(self, state: dict[str, Any], formats: FormatTable) -> None:
         """Load what `state_dict` returned, after `check_state` has accepted it."""
         self._velocity = state["velocity"].to(formats.device) if "velocity" in state else None
+
+
+def _growth(formats: FormatTable) -> Tensor:
+    """Return the factor by which an update may increase each d: 2 while weights that began near zero are small."""
+    factor = torch.full_like(formats.step, 1 + LARGEST_CHANGE)
+    if formats.follows:
+        numel = torch.from_numpy(formats.numel[: formats.weights]).to(formats.step)
+        factor[: formats.weights][~has_grown(formats.maximum[: formats.weights], numel)] = 2.0
+    return factor

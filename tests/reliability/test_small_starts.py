@@ -3,15 +3,15 @@
 How many of 36 runs each passed (six networks, SGD and AdamW, three learning rates):
 
     AdaPT()          nearest 36, stochastic 35        learned widths   8 bits 36, 4 bits 36
-    compact()        nearest 36, stochastic 36        LSQ              8 bits 36, 4 bits 36, 2 bits 28
+    compact()        nearest 36, stochastic 36        LSQ              8 bits 36, 4 bits 36, 2 bits 30
     compact(bits=4)  nearest 36, stochastic 35
     MuPPET           nearest 36, stochastic 36
     Fixed(8, 6)      nearest 36, stochastic 36
     CyclicPrecision  nearest 36, stochastic 36
 
 All runs kept below twice their first loss, or float32's largest where that is above it. Those that missed are
-`MISSES`: two under stochastic rounding by about a hundredth, and eight of LSQ at 2 bits, which take up to three times
-as many steps; docs/guarantees.md tells how that was found.
+`MISSES`: two under stochastic rounding by about a hundredth, and six of LSQ at 2 bits, which take up to three times as
+many steps; docs/guarantees.md tells how that was found.
 """
 
 import pytest
@@ -21,12 +21,10 @@ from tests.reliability.small_starts import Case, cases, judge
 MISSES = {
     Case("AdaPT()", "stochastic", "transformer", "AdamW", 1e-3): 1.02,
     Case("compact(bits=4)", "stochastic", "LoRA", "SGD", 0.1): 1.02,
-    Case("LSQ, 2 bits", "nearest", "head 0", "AdamW", 1e-3): 1.01,
     Case("LSQ, 2 bits", "nearest", "head .01", "AdamW", 1e-3): 1.04,
     Case("LSQ, 2 bits", "nearest", "transformer", "AdamW", 1e-3): 1.08,
-    Case("LSQ, 2 bits", "nearest", "LoRA", "SGD", 0.01): 1.01,
     Case("LSQ, 2 bits", "nearest", "LoRA", "SGD", 0.03): 1.05,
-    Case("LSQ, 2 bits", "nearest", "LoRA", "SGD", 0.1): 1.05,
+    Case("LSQ, 2 bits", "nearest", "LoRA", "SGD", 0.1): 1.08,
     Case("LSQ, 2 bits", "nearest", "LoRA", "AdamW", 3e-3): 1.01,
     Case("LSQ, 2 bits", "nearest", "LoRA", "AdamW", 1e-2): 1.06,
 }
