@@ -181,16 +181,10 @@ class Driver:
     def _prepare_saving(self) -> None:
         """Take writes, unless layers are sharded: a process may save alone, and all must take them together.
 
-        Raises:
-            RuntimeError: sharded layers were written and may need other formats, which all processes must fit together.
+        Where formats may have to begin anew, as before the first step, all processes must save together.
         """
-        if not any(masters.sharded for masters in self.all_masters):
+        if self._writes.may_refit or not any(masters.sharded for masters in self.all_masters):
             self._take_writes()
-        elif self._writes.may_refit and any(masters.written() for masters in self.all_masters):
-            raise RuntimeError(
-                "weights of sharded layers were written since the latest forward pass, and their formats can only be "
-                "fitted by all processes together: enter controller.evaluation_weights() on all of them, then save"
-            )
 
     # One step
 

@@ -129,11 +129,7 @@ def test_weights_that_are_copied_into_sharded_layers_begin_with_their_own_format
 
 
 def test_one_rank_saves_sharded_layers_alone_after_writes_and_nothing_hangs(two):
-    """Before the first step formats may have to begin anew, for which all processes are needed."""
     results = two["fsdp_saved_alone"]
-    assert len(results[0]["refused"]) == 3
-    for message in results[0]["refused"]:
-        assert "enter controller.evaluation_weights() on all of them, then save" in message
     assert_equal(results[0]["saved"], results[0]["expected"])
     expected = prune(copy_in(Training("compact")).train(HALF)).train(STEPS).outcome()
     for result in results:
