@@ -14,14 +14,11 @@ from adapt.adaptive.grids import Grids
 from adapt.distributed.sharding import FullTensors, full, local, unequal
 from adapt.kernels import Rounding, Treatment, Update
 from adapt.kernels.stream import flat
-from adapt.layers.channels import ByChannel, Channels
+from adapt.layers.channels import ByChannel, Channels, channels_by_layer
 from adapt.numerics import ChannelPrecision, Format, LayerFormat
 from adapt.rounding import Noise
 from adapt.switching.policy import Policy
-from adapt.weights.masters import Masters, differ
-
-_SAMPLE = 4096
-"""How many elements of a parameter are compared with what it should hold."""
+from adapt.weights.masters import SAMPLE, Masters, differ
 
 
 class FixedPointMasters(Masters):
@@ -50,7 +47,7 @@ class FixedPointMasters(Masters):
         channels: Sequence[Channels] | None = None,
     ) -> None:
         super().__init__(parameters, old)
-        self._channels = channels or [Channels(1, (1,) * weight.ndim) for weight in self.weights]
+        self._channels = channels or channels_by_layer(parameters, None, per_channel=False)
         self._noise = noise
         self.figures = torch.zeros(len(self.parameters), 3, dtype=torch.float64, device=self.device)
         self._offsets = np.zeros(len(self.parameters), np.int64)
@@ -244,8 +241,8 @@ class FixedPointMasters(Masters):
     def _differs(self, index: int) -> Tensor:
         if self._shifts[index] is not None:
             return super()._differs(index)
-        held = flat(self.parameters[index].detach())[:_SAMPLE]
-        shown = flat(self.weights[index])[:_SAMPLE]
+        held = flat(self.parameters[index].detach())[:SAMPLE]
+        shown = flat(self.weights[index])[:SAMPLE]
         if self.views[index] != "masters":
             weight, shown = shown, torch.empty_like(shown)
             how = self._rounding([index], stochastic=self.is_stochastic and self.views[index] == "training")

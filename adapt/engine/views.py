@@ -276,7 +276,7 @@ class Views:
             is_shown = masters.views[index] == "evaluation" and not masters.is_written(index)
             # With keep_vars the caller asks for the parameter itself.
             if not is_shown and isinstance(saved, Tensor) and not saved.requires_grad:
-                with masters.with_writes():
+                with masters.with_writes([index]):
                     state[name] = masters.view_of(index, "evaluation")
 
 

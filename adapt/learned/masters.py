@@ -11,10 +11,7 @@ from adapt.kernels.stream import flat
 from adapt.layers.channels import Channels
 from adapt.learned.format_table import FormatTable
 from adapt.numerics import Format
-from adapt.weights.masters import Masters, differ
-
-_SAMPLE = 4096
-"""How many elements of a parameter, evenly spread, are compared with what it should hold."""
+from adapt.weights.masters import SAMPLE, Masters, differ
 
 
 class LearnedMasters(Masters):
@@ -103,7 +100,7 @@ class LearnedMasters(Masters):
         self._forget_views()
 
     def _differs(self, index: int) -> Tensor:
-        every = -(-self.weights[index].numel() // _SAMPLE) or 1
+        every = -(-self.weights[index].numel() // SAMPLE) or 1
         held, shown = (flat(tensor)[::every] for tensor in (self.parameters[index].detach(), self.weights[index]))
         if self.views[index] != "masters":
             at = self._layouts[index].rows(torch.arange(len(held), device=self.device) * every)

@@ -17,6 +17,9 @@ from adapt.layers.view import View
 from adapt.weights.aliasing import Aliases
 from adapt.weights.substitutes import Substitutes
 
+SAMPLE = 4096
+"""How many elements of a parameter are compared with what it should hold, where a sample has to do."""
+
 _PROBE_EVERY = 16
 """Steps between two checks for writes that do not change a parameter's version."""
 
@@ -318,18 +321,19 @@ class Masters(ABC):
 
     def _take_write(self, index: int) -> None:
         self._require_unmoved([index])
-        master = self._with_write(index)
+        shown = self._expected(index)
+        master = self._with_write(index, shown)
         if index not in self._before:
-            self._before[index] = self.weights[index].clone(), self._expected(index).clone()
+            self._before[index] = self.weights[index].clone(), shown.clone()
         self.weights[index].copy_(master)
         self.end_substitution([index])
         self._measure(index)
         self._show_again(index)
 
-    def _with_write(self, index: int) -> Tensor:
-        """Return a new master that holds what other code wrote into the parameter."""
+    def _with_write(self, index: int, shown: Tensor) -> Tensor:
+        """Return a new master that holds what other code wrote into the parameter, which should hold `shown`."""
         master = self.weights[index].clone()
-        found, weight, shown = local(self.parameters[index]), local(self.weights[index]), local(self._expected(index))
+        found, weight, shown = map(local, (self.parameters[index], self.weights[index], shown))
         weight_before, shown_before = map(local, self._before.get(index, (weight, shown)))
         is_before, is_now = found == shown_before, found == shown
         # Values may lie on both grids by chance: the one that explains more of them comes first.
@@ -339,15 +343,18 @@ class Masters(ABC):
         return master
 
     @contextlib.contextmanager
-    def with_writes(self) -> Iterator[None]:
+    def with_writes(self, indices: Iterable[int] | None = None) -> Iterator[None]:
         """Let sharded masters hold what other code wrote into their parameters within the context; change nothing else.
 
         So a process can save alone what all of them will only take together, in their next pass.
+
+        Args:
+            indices: the parameters to look at; None for all.
         """
-        kept = {i: self.weights[i] for i in self.written()} if self.sharded else {}
+        kept = {i: self.weights[i] for i in self.written(indices)} if self.sharded else {}
         try:
             for i in kept:
-                self.weights[i] = self._with_write(i)
+                self.weights[i] = self._with_write(i, self._expected(i))
             yield
         finally:
             for i, weight in kept.items():
