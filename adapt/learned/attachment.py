@@ -97,9 +97,11 @@ def attach_lsq(
 ) -> Learner:
     """Train at given bit widths with learned steps (LSQ), the homogeneous case of learned widths.
 
-    Steps start at 2·E|x|/√Q_P. Every optimizer step moves each by gradient descent with momentum, at the learning rate
-    of the optimizer's first group, with gradients multiplied by 1/√(numel·Q_P), but by at most a twentieth of its
-    size, except that steps of weights that began near zero may double while they are small.
+    Steps of weights start at 2·E|w|/√Q_P, as published. Those of activations start at the least squared error over the
+    calibration batches, because the published start clips much of what a ReLU passes. Every optimizer step moves each
+    by gradient descent with momentum, at the learning rate of the optimizer's first group, with gradients multiplied by
+    1/√(numel·Q_P), but by at most a twentieth of its size, except that steps of weights that began near zero may double
+    while they are small.
 
     Args:
         optimizer, module, calibration, quantize_biases, layers: as in `attach`.

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from adapt.learned.activations import SiteStatistics
 from adapt.perfmodel.inputs import samples_of, tensors_in
 
-_CANDIDATES = torch.linspace(0.3, 1.0, 29)
+_COARSE = torch.arange(0, -7.5, -0.5).exp2().tolist()
+_FINE = (torch.arange(-3.0, 4.0) / 8).exp2().tolist()
 
 
 def gaussian_range(mean: Tensor, deviation: Tensor) -> Tensor:
@@ -18,30 +19,44 @@ def gaussian_range(mean: Tensor, deviation: Tensor) -> Tensor:
     return mean.abs() + 3 * deviation
 
 
+def best_step(values: Tensor, low: Tensor, high: Tensor, largest: Tensor | None = None) -> Tensor:
+    """Return each channel's step of least squared error, argmin_d Σ(d·round(clip(x/d, low, high)) − x)², [channels].
+
+    The search is over half octaves below the largest step, and then over eighths of an octave around the best of them.
+
+    Args:
+        values: [channels, n]. Channels without non-zero values get the smallest positive step.
+        low, high: the words' smallest and largest multiples of the step, [channels]; `high` is positive.
+        largest: the largest steps to try, [channels]; by default, and at most, the one at which nothing is clipped.
+    """
+    widest = values.abs().amax(1) / torch.where(low < 0, torch.minimum(high, -low), high)
+    largest = (widest if largest is None else torch.minimum(largest, widest)).clamp(min=torch.finfo(torch.float32).tiny)
+    low, high = low[:, None], high[:, None]
+
+    def best_of(steps: Tensor, factors: Sequence[float]) -> Tensor:
+        best, chosen = torch.full_like(steps, torch.inf), steps
+        for factor in factors:
+            step = torch.minimum(factor * steps, largest)
+            rounded = torch.round(values / step[:, None]).clamp(low, high) * step[:, None]
+            error = (rounded - values).square().sum(1)
+            best, chosen = torch.where(error < best, error, best), torch.where(error < best, step, chosen)
+        return chosen
+
+    return best_of(best_of(largest, _COARSE), _FINE)
+
+
 def best_range(values: Tensor, maximum: Tensor, top: Tensor) -> Tensor:
-    """Return the range of least squared error for each channel, [channels], among 0.3 to 1 times `maximum`.
+    """Return the range of least squared error for each channel, up to `maximum`, [channels].
 
     For one signed bit, whose values are ±q₊, it is mean|x|.
 
     Args:
         values: [channels, n].
-        maximum: the ranges to shrink, [channels]; those beyond the largest value are first cut to it.
+        maximum: the largest ranges to try, [channels].
         top: the largest multiple of the step in each channel's word, [channels]; 0 for one signed bit.
     """
-    magnitudes = values.abs()
-    # For a channel without non-zero values, any positive range will do.
-    maximum = torch.minimum(maximum, magnitudes.amax(1)).clamp(min=torch.finfo(torch.float32).tiny)
-    ends = top.clamp(min=1)[:, None]
-    best = torch.full_like(maximum, torch.inf)
-    chosen = maximum
-    for share in _CANDIDATES.tolist():
-        step = share * maximum[:, None] / ends
-        rounded = torch.round(values / step).clamp(-ends, ends) * step
-        error = (rounded - values).square().sum(1)
-        # Among equals the last one, which is the largest, wins.
-        better = error <= best
-        best, chosen = torch.where(better, error, best), torch.where(better, share * maximum, chosen)
-    return torch.where(top > 0, chosen, magnitudes.mean(1))
+    ends = top.clamp(min=1)
+    return torch.where(top > 0, ends * best_step(values, -ends, ends, maximum / ends), values.abs().mean(1))
 
 
 def run_batches(

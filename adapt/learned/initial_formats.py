@@ -16,11 +16,12 @@ from adapt.layers.naming import module_site
 from adapt.layers.view import Pin
 from adapt.learned.activations import InputQuantizers, SiteStatistics
 from adapt.learned.budget import LONGEST
-from adapt.learned.calibration import gaussian_range
+from adapt.learned.calibration import best_step, gaussian_range
 from adapt.learned.format_table import FormatTable
-from adapt.learned.lsq import initial_step
+from adapt.learned.lsq import bounds, initial_step
 from adapt.learned.masters import LearnedMasters
 from adapt.learned.options import FixedWidths, LearnedWidths, Plan
+from adapt.learned.quantizer import limit
 from adapt.learned.range_growth import begins_small, growth, has_grown, outgrown
 from adapt.numerics import LONGEST_WORD
 
@@ -167,7 +168,7 @@ def _first_values(rows: Tensor, given: int | None) -> Tensor:
 @torch.no_grad()
 def measure_activations(
     formats: FormatTable, sites: Sequence[str], statistics: Sequence[SiteStatistics]
-) -> dict[str, tuple[float, float]]:
+) -> dict[str, list[Tensor]]:
     """Set the sizes and signs of the activations' formats from calibration.
 
     Args:
@@ -176,7 +177,7 @@ def measure_activations(
         statistics: the statistics that calibration collected at each.
 
     Returns:
-        The range and the mean magnitude of each activation that calibration reached, by its name.
+        Of each activation that calibration reached, by its name, the values of each pass, [n].
 
     Raises:
         ValueError: there is no activation, or calibration reached none, or one without a finite value.
@@ -196,12 +197,12 @@ def measure_activations(
         user_warnings.warn(
             f"the calibration batches did not reach {', '.join(missed)}: these activations stay as they are",
         )
-    unknown = [name for name, one in zip(sites, statistics, strict=True) if one.elements and not one.percentiles]
+    unknown = [name for name, one in zip(sites, statistics, strict=True) if one.elements and not one.finite]
     if unknown:
         raise ValueError(
             f"the calibration batches gave no finite value at {', '.join(unknown[:3])}: leave out batches with NaN"
         )
-    zero = [name for name, one in zip(sites, statistics, strict=True) if one.percentiles and not any(one.percentiles)]
+    zero = [name for name, one in zip(sites, statistics, strict=True) if one.finite and not any(map(len, one.values))]
     if zero:
         user_warnings.warn(
             f"the calibration batches gave only zeros at {', '.join(zero[:3])}: these inputs begin with a range that "
@@ -217,23 +218,38 @@ def measure_activations(
         if one.elements:
             numel[i] = max(round(most), 1)
             signed[i] = ranks.average(float(one.negative)) > 0
-            met[name] = ranks.average(float(np.mean(one.percentiles))), ranks.average(float(np.mean(one.means)))
+            met[name] = one.values
     formats.set_sizes(numel, signed)
     return met
 
 
 @torch.no_grad()
 def begin_activations(
-    plan: Plan, formats: FormatTable, met: Mapping[str, tuple[float, float]], bits: NDArray[np.int64]
+    plan: Plan, formats: FormatTable, met: Mapping[str, Sequence[Tensor]], bits: NDArray[np.int64]
 ) -> None:
-    """Set the first formats of activations from their ranges, or LSQ's steps from their mean magnitudes."""
-    step, maximum = formats.step.clone(), formats.maximum.clone()
-    for name, (top, mean) in met.items():
+    """Set the first steps (LSQ) or ranges of activations: those of least squared error, averaged over passes.
+
+    The published ones suit few bits badly. After a ReLU, LSQ's 2·E|x|/√Q_P clips much, because zeros lower the mean;
+    the 99.99th percentile of Schaefer et al. leaves most values few words.
+    """
+    is_lsq = isinstance(plan, FixedWidths)
+    first = formats.step.clone() if is_lsq else formats.maximum.clone()
+    for name, passes in met.items():
         i = formats.places[name].start
-        maximum[i] = top
-        if formats.fixed is not None:
-            step[i] = initial_step(torch.tensor(mean), int(formats.fixed[i]), signed=bool(formats.signed[i]))
-    _set(plan, formats, step, maximum, bits, ~formats.is_weight)
+        signed, width = bool(formats.signed[i]), int(bits[i])
+        found = [_first_of(values, width, signed=signed, is_lsq=is_lsq) for values in passes if len(values)]
+        first[i] = ranks.average(float(np.mean(found)) if found else 1.0 if is_lsq else 0.0)
+    _set(plan, formats, first, first, bits, ~formats.is_weight)
+
+
+def _first_of(values: Tensor, bits: int, *, signed: bool, is_lsq: bool) -> float:
+    """Return the step (LSQ) or range of least squared error for the values of an activation, [n], none of them zero."""
+    if signed and bits == 1:
+        return float(values.abs().mean())
+    top = int(limit(bits, signed))
+    low, high = bounds(bits, signed=signed) if is_lsq else (-top if signed else 0, top)
+    step = float(best_step(values[None], torch.tensor([float(low)]), torch.tensor([float(high)])))
+    return step if is_lsq else high * step
 
 
 def _set(

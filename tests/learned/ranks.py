@@ -10,6 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from adapt.learned import Budget, Phases, attach, attach_aqt
 
+PROCESSES = 2
 PHASES = Phases(4, 20, 6)
 
 
@@ -26,14 +27,15 @@ def batch(step):
 
 
 def train(share=0, shares=1, state=None, until=PHASES.total):
-    """Train on a share of each batch; return the learner and the optimizer."""
+    """Train on a share of each batch; return the learner and the optimizer. One process calibrates with both shares."""
     model = network()
     plain = model
     if shares > 1:
         model = DistributedDataParallel(model)
     optimizer = torch.optim.SGD(plain.parameters(), lr=0.05, momentum=0.9)
     # Every process calibrates with data of its own.
-    inputs = [batch(1000)[0].chunk(shares)[share]]
+    inputs = batch(1000)[0].chunk(PROCESSES)
+    inputs = inputs if shares == 1 else inputs[share : share + 1]
     learner = attach(
         optimizer,
         model,

@@ -1,24 +1,16 @@
 """Where ranges start."""
 
-import numpy as np
 import pytest
 import torch
 
-from adapt.learned.activations import percentile
-from adapt.learned.calibration import best_range, gaussian_range
+from adapt.learned.activations import SAMPLE, SiteStatistics
+from adapt.learned.calibration import best_range, best_step, gaussian_range
 
 
 def test_weights_get_the_mean_and_three_deviations():
     mean, deviation = torch.tensor([0.5, -1.0]), torch.tensor([0.1, 0.2])
     expected = [max(abs(m + 3 * s), abs(m - 3 * s)) for m, s in ((0.5, 0.1), (-1.0, 0.2))]
     assert gaussian_range(mean, deviation).tolist() == pytest.approx(expected)
-
-
-def test_percentile_leaves_out_one_in_ten_thousand():
-    x = torch.from_numpy(np.random.default_rng(0).permutation(np.arange(-100_000, 0))).float()
-    assert percentile(x) == 100_000 * 0.9999
-    assert percentile(torch.tensor([torch.nan, torch.inf, -3.0])) == 3
-    assert percentile(torch.empty(0)) == 0
 
 
 def error(values, maximum, top):
@@ -29,16 +21,47 @@ def error(values, maximum, top):
     return ((values / step).round().clamp(-top, top) * step - values).square().sum().item()
 
 
-def test_best_range_has_the_least_squared_error():
+def step_error(x, d, low, high):
+    """Σ(d·round(clip(x/d, low, high)) − x)², element by element."""
+    return sum((d * round(min(max(v / d, low), high)) - v) ** 2 for v in x.tolist())
+
+
+@pytest.mark.parametrize(("low", "high"), [(-1, 1), (-2, 1), (0, 1), (0, 3), (-8, 7), (-7, 7), (0, 15), (-127, 127)])
+def test_the_best_step_has_the_least_squared_error_of_a_fine_grid(low, high):
+    torch.manual_seed(0)
+    values = torch.randn(3, 300).pow(3) if low else torch.randn(3, 300).pow(3).abs()
+    found = best_step(values, torch.full((3,), float(low)), torch.full((3,), float(high)))
+    for x, d in zip(values, found.tolist(), strict=True):
+        least = min(step_error(x, float(x.abs().max()) / high * 2 ** (-k / 32), low, high) for k in range(7 * 32))
+        assert step_error(x, d, low, high) <= 1.1 * least
+
+
+def test_a_largest_step_bounds_the_search():
+    values, one = torch.linspace(-4, 4, 101)[None], torch.ones(1)
+    assert best_step(values, -one, one).item() > 1.5
+    assert best_step(values, -one, one, torch.tensor([0.5])).item() == 0.5
+
+
+def test_the_best_range_has_the_least_squared_error_up_to_a_maximum():
     torch.manual_seed(0)
     values, maximum, top = torch.randn(3, 500), torch.tensor([3.0, 3.2, 1.0]), torch.tensor([1.0, 3.0, 127.0])
     found = best_range(values, maximum, top)
     for c in range(3):
-        candidates = maximum[c] * torch.linspace(0.3, 1.0, 29)
-        least = min(error(values[c], m, top[c]) for m in candidates)
-        assert error(values[c], found[c], top[c]) <= least * (1 + 1e-4)
+        least = min(error(values[c], m, top[c]) for m in maximum[c] * torch.linspace(0.2, 1.0, 81))
+        assert error(values[c], found[c], top[c]) <= 1.02 * least
     assert found[0] < found[1]
     assert found[2] == 1
+
+
+def test_calibration_keeps_evenly_spaced_values_without_zeros_and_nan():
+    site = SiteStatistics()
+    site.observe(torch.tensor([[0.0, 2.0, torch.nan], [torch.inf, -1.0, 0.0]]))
+    assert torch.cat(site.values).tolist() == [2, -1]
+    assert site.negative
+    assert site.finite
+    site.observe(torch.arange(1.0, 4 * SAMPLE + 4))
+    assert len(site.values[1]) <= SAMPLE
+    assert site.values[1][:3].tolist() == [1, 6, 11]
 
 
 def test_the_best_range_of_one_signed_bit_is_the_mean_magnitude():

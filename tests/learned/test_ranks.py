@@ -7,13 +7,11 @@ import pytest
 import torch
 
 from tests.learned import ranks
-from tests.learned.ranks import outcome, train, train_aqt
+from tests.learned.ranks import PROCESSES, outcome, train, train_aqt
 from tests.processes import ROOT, together
 
-PROCESSES = 2
-
 TOLERANCE = 2e-4
-"""The mean over the parts of a batch rounds in another order, and percentiles of parts are averaged."""
+"""The mean over the parts of a batch rounds in another order."""
 
 
 def forked(folder):
@@ -49,12 +47,7 @@ def test_a_resumed_run_is_the_same(folder):
         torch.testing.assert_close(resumed, whole, rtol=0, atol=0)
 
 
-def test_weights_learn_the_formats_of_one_process_on_the_combined_batch(folder, monkeypatch):
-    # One process that calibrates with the mean of what the two met.
-    from adapt.learned import activations
-
-    parts = activations.percentile
-    monkeypatch.setattr(activations, "percentile", lambda x: sum(parts(part) for part in x.chunk(2)) / 2)
+def test_weights_learn_the_formats_of_one_process_on_the_combined_batch(folder):
     alone = outcome(train()[0])
     torch.testing.assert_close(read(folder, "whole")[0], alone, rtol=TOLERANCE, atol=TOLERANCE)
 
