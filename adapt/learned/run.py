@@ -109,7 +109,7 @@ class LearnedRun(Run):
         """
         assert self.inputs is not None
         met = initial_formats.measure_activations(self.table, self.inputs.names, statistics)
-        self.sizes.check(self.sizes.budgets)
+        self.sizes.check((None, self.sizes.budgets[1]))
         initial_formats.begin_activations(self.plan, self.table, met, self._first_bits())
         self._begin()
 

@@ -5,8 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from adapt import user_warnings
 from adapt.learned.budget import Budget, Load, beta_of, penalty
 from adapt.learned.format_table import FormatTable
+from adapt.perfmodel.footprint import BITS_PER_KILOBYTE
 
 
 class Sizes:
@@ -74,11 +76,20 @@ class Sizes:
         return sum(terms, start=0.0)
 
     def check(self, budgets: Sequence[Budget | None]) -> None:
-        """Check that these budgets, of the weights or of both, can be met.
+        """Check that these budgets, of the weights or of both, can be met, and warn of one that leaves no choice.
 
         Raises:
             ValueError: one cannot, even with the fewest bits.
         """
-        for budget, load, fewest in zip(budgets, self.loads, self._split(self._formats.lowest), strict=False):
-            if budget is not None:
-                load.check(budget, fewest)
+        fewest, free = self._split(self._formats.lowest), self._split(~self._formats.is_pinned)
+        for budget, load, lowest, chosen in zip(budgets, self.loads, fewest, free, strict=False):
+            if budget is None:
+                continue
+            load.check(budget, lowest)
+            spare = (load.target(budget) - load.size(lowest)) * BITS_PER_KILOBYTE
+            free_sizes = load.numel[chosen & (load.numel > 0)]
+            if free_sizes.size and spare < free_sizes.min():
+                user_warnings.warn(
+                    f"{load.what}_budget leaves no bits to learn: it is just what the fewest bits of all formats take. "
+                    "Allow more" + (", or pass floor=1" if self._formats.floor > 1 else "")
+                )

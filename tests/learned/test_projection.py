@@ -59,6 +59,20 @@ def test_sizes_are_within_the_budgets_and_stay(weights, inputs, floor, bits):
     assert any(not np.array_equal(step, learner.steps[name]) for name, step in steps.items())
 
 
+def test_a_budget_that_leaves_no_choice_is_named():
+    with pytest.warns(UserWarning, match="budget leaves no bits to learn: .* Allow more, or pass floor=1") as warned:
+        learning(bits=2)
+    assert [str(w.message).split()[0] for w in warned] == ["weight_budget", "activation_budget"]
+    with pytest.warns(UserWarning, match="Allow more$"):
+        learning(bits=1, floor=1)
+
+
+@pytest.mark.filterwarnings("error:.*leaves no bits to learn")
+@pytest.mark.parametrize("options", [{"bits": 2, "floor": 1}, {"bits": 2.5}, {"bits": 4, "layer_bits": {"*": 4}}])
+def test_a_budget_that_leaves_a_choice_or_is_met_by_hand_is_not(options):
+    learning(**options)
+
+
 @pytest.mark.parametrize("weights", [1, 10])
 @pytest.mark.parametrize(("floor", "bits"), [(2, 2.0), (1, 1.5)])
 def test_embeddings_are_within_the_budget(floor, bits, weights):
