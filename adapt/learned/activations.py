@@ -4,6 +4,7 @@ import weakref
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -15,6 +16,20 @@ from adapt.learned.format_table import FormatTable
 from adapt.learned.straight_through import Quantizer
 from adapt.numerics.nearest import TYPES
 
+PERCENTILE = 99.99
+"""Percentage of an activation's magnitudes within its initial range."""
+
+
+def percentile(x: Tensor) -> float:
+    """Return the 99.99th percentile of |x| over the finite elements; 0 if there is none."""
+    magnitudes = x.detach().abs().flatten().float().cpu().numpy()
+    magnitudes = magnitudes[np.isfinite(magnitudes)]
+    if not magnitudes.size:
+        return 0.0
+    place = min(int(np.ceil(magnitudes.size * PERCENTILE / 100)), magnitudes.size) - 1
+    return float(np.partition(magnitudes, place)[place])
+
+
 SAMPLE = 2**15
 """At most so many values of a site are kept from one pass of calibration."""
 
@@ -24,25 +39,27 @@ class SiteStatistics:
 
     Attributes:
         samples: the number of samples in the present batch.
-        values: of each pass, evenly spaced finite values other than zero, at most `SAMPLE`, float32 on the host.
-        finite: whether a value was finite.
+        percentiles: the 99.99th percentile of the magnitudes, for each pass with finite values.
+        values: evenly spaced finite values other than zero of each of these passes, at most `SAMPLE`, on the host.
         negative: whether a value was below zero.
         elements: the most elements per sample in any pass.
     """
 
     def __init__(self) -> None:
+        self.percentiles: list[float] = []
         self.values: list[Tensor] = []
-        self.finite = self.negative = False
+        self.negative = False
         self.samples, self.elements = 1, 0.0
 
     def observe(self, x: Tensor) -> None:
         """Add the values of one pass."""
         x = x.detach()
         finite = x.isfinite()
-        self.finite |= bool(finite.any())
-        # Rounding zeros costs nothing, so they do not matter for the range.
-        values = x[finite & (x != 0)]
-        self.values.append(values[:: -(-len(values) // SAMPLE) or 1].float().cpu())
+        if finite.any():
+            self.percentiles.append(percentile(x))
+            # Rounding zeros costs nothing, so they do not matter for the step of least squared error.
+            values = x[finite & (x != 0)]
+            self.values.append(values[:: -(-len(values) // SAMPLE) or 1].float().cpu())
         self.negative |= bool((x < 0).any())
         self.elements = max(self.elements, x.numel() / self.samples)
 

@@ -65,9 +65,9 @@ def attach(
         update_every: Φ: steps and ranges are updated every so many steps, by the mean of their gradients since.
         width_rate: octaves that d and q₊ move in an update at the peak of the schedule. The default depends on the
             number of updates.
-        warmup: share of each phase in which the learning rate rises.
-        schedule: make the optimizer's learning rates rise to their present values and then fall as a cosine in each
-            phase. If False they are left to you; they also are, after a warning, once the optimizer has a scheduler or
+        warmup: share of the training in which the learning rate rises, and of learning widths in which theirs does.
+        schedule: make the optimizer's learning rates rise to their present values and then fall as a cosine over all
+            phases. If False they are left to you; they also are, after a warning, once the optimizer has a scheduler or
             other code changes a rate.
         quantize_biases: quantise the biases of quantised layers too.
         layers: a predicate of (name, parameter) that selects the weights; by default, those of two or more dimensions.

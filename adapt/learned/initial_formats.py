@@ -21,7 +21,6 @@ from adapt.learned.format_table import FormatTable
 from adapt.learned.lsq import bounds, initial_step
 from adapt.learned.masters import LearnedMasters
 from adapt.learned.options import FixedWidths, LearnedWidths, Plan
-from adapt.learned.quantizer import limit
 from adapt.learned.range_growth import begins_small, growth, has_grown, outgrown
 from adapt.numerics import LONGEST_WORD
 
@@ -168,7 +167,7 @@ def _first_values(rows: Tensor, given: int | None) -> Tensor:
 @torch.no_grad()
 def measure_activations(
     formats: FormatTable, sites: Sequence[str], statistics: Sequence[SiteStatistics]
-) -> dict[str, list[Tensor]]:
+) -> dict[str, SiteStatistics]:
     """Set the sizes and signs of the activations' formats from calibration.
 
     Args:
@@ -177,7 +176,7 @@ def measure_activations(
         statistics: the statistics that calibration collected at each.
 
     Returns:
-        Of each activation that calibration reached, by its name, the values of each pass, [n].
+        The statistics of each activation that calibration reached, by its name.
 
     Raises:
         ValueError: there is no activation, or calibration reached none, or one without a finite value.
@@ -197,12 +196,12 @@ def measure_activations(
         user_warnings.warn(
             f"the calibration batches did not reach {', '.join(missed)}: these activations stay as they are",
         )
-    unknown = [name for name, one in zip(sites, statistics, strict=True) if one.elements and not one.finite]
+    unknown = [name for name, one in zip(sites, statistics, strict=True) if one.elements and not one.percentiles]
     if unknown:
         raise ValueError(
             f"the calibration batches gave no finite value at {', '.join(unknown[:3])}: leave out batches with NaN"
         )
-    zero = [name for name, one in zip(sites, statistics, strict=True) if one.finite and not any(map(len, one.values))]
+    zero = [name for name, one in zip(sites, statistics, strict=True) if one.percentiles and not any(one.percentiles)]
     if zero:
         user_warnings.warn(
             f"the calibration batches gave only zeros at {', '.join(zero[:3])}: these inputs begin with a range that "
@@ -218,38 +217,36 @@ def measure_activations(
         if one.elements:
             numel[i] = max(round(most), 1)
             signed[i] = ranks.average(float(one.negative)) > 0
-            met[name] = one.values
+            met[name] = one
     formats.set_sizes(numel, signed)
     return met
 
 
 @torch.no_grad()
 def begin_activations(
-    plan: Plan, formats: FormatTable, met: Mapping[str, Sequence[Tensor]], bits: NDArray[np.int64]
+    plan: Plan, formats: FormatTable, met: Mapping[str, SiteStatistics], bits: NDArray[np.int64]
 ) -> None:
-    """Set the first steps (LSQ) or ranges of activations: those of least squared error, averaged over passes.
+    """Set the first ranges of activations to the 99.99th percentile, or LSQ's steps to those of least squared error.
 
-    The published ones suit few bits badly. After a ReLU, LSQ's 2·E|x|/√Q_P clips much, because zeros lower the mean;
-    the 99.99th percentile of Schaefer et al. leaves most values few words.
+    LSQ's published start, 2·E|x|/√Q_P, clips much of what a ReLU passes, because zeros lower the mean. At 2 bits of
+    weights and activations a ResNet-20 tuned for an epoch had 46 % with it and 80 % with the least error.
     """
     is_lsq = isinstance(plan, FixedWidths)
     first = formats.step.clone() if is_lsq else formats.maximum.clone()
-    for name, passes in met.items():
+    for name, one in met.items():
         i = formats.places[name].start
         signed, width = bool(formats.signed[i]), int(bits[i])
-        found = [_first_of(values, width, signed=signed, is_lsq=is_lsq) for values in passes if len(values)]
-        first[i] = ranks.average(float(np.mean(found)) if found else 1.0 if is_lsq else 0.0)
+        passes = [_best_step(x, width, signed=signed) for x in one.values if len(x)] if is_lsq else one.percentiles
+        first[i] = ranks.average(float(np.mean(passes)) if passes else 1.0)
     _set(plan, formats, first, first, bits, ~formats.is_weight)
 
 
-def _first_of(values: Tensor, bits: int, *, signed: bool, is_lsq: bool) -> float:
-    """Return the step (LSQ) or range of least squared error for the values of an activation, [n], none of them zero."""
+def _best_step(values: Tensor, bits: int, *, signed: bool) -> float:
+    """Return LSQ's step of least squared error for these values of an activation, [n], none of them zero."""
     if signed and bits == 1:
         return float(values.abs().mean())
-    top = int(limit(bits, signed))
-    low, high = bounds(bits, signed=signed) if is_lsq else (-top if signed else 0, top)
-    step = float(best_step(values[None], torch.tensor([float(low)]), torch.tensor([float(high)])))
-    return step if is_lsq else high * step
+    low, high = (torch.tensor([float(end)]) for end in bounds(bits, signed=signed))
+    return float(best_step(values[None], low, high))
 
 
 def _set(

@@ -74,6 +74,11 @@ class LearnedWidths(CommonSettings):
         """Whether the optimizer's learning rates rise and fall."""
         return self.schedule
 
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the whole training."""
+        return self.phases.total
+
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("weight_budget", "activation_budget"):

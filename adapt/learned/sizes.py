@@ -1,6 +1,7 @@
 """Present sizes of weights and activations, and their budgets."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +31,7 @@ class Sizes:
         self._formats, self._activation_size = formats, activation_size
         self.budgets = weight_budget, activation_budget
 
-    def _split(self, values: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def _split(self, values: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
         """Return the values of the weights' formats, and those of the activations'."""
         return values[: self._formats.weights], values[self._formats.weights :]
 

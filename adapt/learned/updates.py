@@ -81,14 +81,14 @@ class WidthRule:
         Returns:
             The gradients with respect to log₂ d and log₂ q₊, without the penalty's, float64 [2, F].
         """
-        phase, at, length = plan.phases.at(step)
+        phase, at, _ = plan.phases.at(step)
         found = torch.stack(formats.figures(count)[:2])
         free = phase == "learning" and not settled
         self._reset_for(found, "settling" if settled else phase)
         # If the width is fixed, step and range move together.
         tied = formats.is_pinned if free else np.ones_like(formats.is_pinned)
         gradient = torch.where(torch.from_numpy(tied).to(found.device), found.sum(0), found)
-        penalty = self._penalties(plan, formats, at, length) if free else torch.zeros_like(found)
+        penalty = self._penalties(plan, formats, pressure(at, plan.phases.learned)) if free else torch.zeros_like(found)
         octaves = _octaves(plan, step, free=free, settled=settled)
         moved, self._means["mean"], self._means["square"] = move(
             self._means["mean"], self._means["square"], self._count, gradient, penalty, octaves
@@ -105,15 +105,18 @@ class WidthRule:
         for mean in self._means.values():
             mean[:, formats] = 0
 
-    def _penalties(self, plan: LearnedWidths, formats: FormatTable, at: int, length: int) -> Tensor:
-        """Return eq. 2's gradient for log₂ d and log₂ q₊, straight through rounding up; 0 for a width at its lowest."""
+    def _penalties(self, plan: LearnedWidths, formats: FormatTable, share: float) -> Tensor:
+        """Return the gradient of eq. 2 with this share of β for log₂ d and log₂ q₊, straight through rounding up.
+
+        It is 0 for a width at its lowest.
+        """
         slopes = []
         parts = formats.bits[: formats.weights], formats.bits[formats.weights :]
         lowest = formats.lowest[: formats.weights], formats.lowest[formats.weights :]
         for load, target, bits, least in zip(self._loads, self._targets, parts, lowest, strict=True):
             slope = 0.0
             if math.isfinite(target):
-                slope = penalty_slope(load.excess(bits, target), beta_of(plan.beta, target) * pressure(at, length))
+                slope = penalty_slope(load.excess(bits, target), beta_of(plan.beta, target) * share)
             slopes.append(torch.from_numpy(slope * load.shares(bits) * (bits > least)))
         to_width = torch.cat(slopes).to(formats.device) * formats.ratios()
         return torch.stack([-to_width, to_width])

@@ -31,7 +31,7 @@ class LearnedBitwidth(LearnerCallback[LearnedWidths]):
     optimizer's state.
 
     Where configure_optimizers returns a scheduler, the learning rate is the scheduler's; otherwise it rises and falls
-    as a cosine in each phase, with the optimizer's rate as the peak.
+    as a cosine over the training, with the optimizer's rate as the peak.
 
     Logged and available for monitoring: adapt/mean_word_length, adapt/nonzero, adapt/size_ratio, adapt/memory_ratio,
     as by `AdaptivePrecision`; also adapt/weight_bits, adapt/activation_bits, adapt/weight_kilobytes,
@@ -69,7 +69,7 @@ class LearnedBitwidth(LearnerCallback[LearnedWidths]):
         weight_budget: Budget,
         activation_budget: Budget | None = None,
         *,
-        phases: Sequence[float] = (0.3, 0.4, 0.3),
+        phases: Sequence[float] = (0.1, 0.8, 0.1),
         calibration: int | Iterable[Any] = 8,
         distillation: Distillation | None = None,
         export: str | os.PathLike[str] | None = None,

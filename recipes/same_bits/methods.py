@@ -13,7 +13,7 @@
 | lsq:k              | LSQ: k bits in every layer, a learned step for every output channel                     |
 | lsq-layer:k        | LSQ with a learned step for every layer                                                 |
 | lsq-p2:k           | as lsq, with the power of two nearest to the learned step; likewise lsq-layer-p2:k      |
-| learned:k          | learned widths: k bits on average; the option `phases`, [0.3, 0.4, 0.3], are the shares |
+| learned:k          | learned widths: k bits on average; the option `phases`, [0.1, 0.8, 0.1], are the shares |
 |                    | of the steps before, in and after learning                                              |
 | aqt:k              | AQT: k bits in weights and inputs of layers, 8 in the first and last layer              |
 
@@ -64,7 +64,7 @@ def attach(
     if method in LSQ:
         return LSQ[method](optimizer, model, calibration, weight_bits=bits, activation_bits=activations, **options)
     if method == "learned":
-        first, _, last = (round(share * steps) for share in options.pop("phases", (0.3, 0.4, 0.3)))
+        first, _, last = (round(share * steps) for share in options.pop("phases", (0.1, 0.8, 0.1)))
         return adapt.learned.attach(
             optimizer,
             model,

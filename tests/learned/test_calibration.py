@@ -1,9 +1,10 @@
 """Where ranges start."""
 
+import numpy as np
 import pytest
 import torch
 
-from adapt.learned.activations import SAMPLE, SiteStatistics
+from adapt.learned.activations import SAMPLE, SiteStatistics, percentile
 from adapt.learned.calibration import best_range, best_step, gaussian_range
 
 
@@ -11,6 +12,13 @@ def test_weights_get_the_mean_and_three_deviations():
     mean, deviation = torch.tensor([0.5, -1.0]), torch.tensor([0.1, 0.2])
     expected = [max(abs(m + 3 * s), abs(m - 3 * s)) for m, s in ((0.5, 0.1), (-1.0, 0.2))]
     assert gaussian_range(mean, deviation).tolist() == pytest.approx(expected)
+
+
+def test_percentile_leaves_out_one_in_ten_thousand():
+    x = torch.from_numpy(np.random.default_rng(0).permutation(np.arange(-100_000, 0))).float()
+    assert percentile(x) == 100_000 * 0.9999
+    assert percentile(torch.tensor([torch.nan, torch.inf, -3.0])) == 3
+    assert percentile(torch.empty(0)) == 0
 
 
 def error(values, maximum, top):
@@ -58,7 +66,6 @@ def test_calibration_keeps_evenly_spaced_values_without_zeros_and_nan():
     site.observe(torch.tensor([[0.0, 2.0, torch.nan], [torch.inf, -1.0, 0.0]]))
     assert torch.cat(site.values).tolist() == [2, -1]
     assert site.negative
-    assert site.finite
     site.observe(torch.arange(1.0, 4 * SAMPLE + 4))
     assert len(site.values[1]) <= SAMPLE
     assert site.values[1][:3].tolist() == [1, 6, 11]

@@ -14,7 +14,8 @@ def test_every_step_has_its_phase():
     assert [name for name, *_ in found] == ["pretraining"] * 2 + ["learning"] * 4 + ["finetuning"] * 3
     assert [at for _, at, _ in found] == [0, 1, 0, 1, 2, 3, 0, 1, 2]
     assert phases.at(100) == ("finetuning", 2, 3)
-    assert phases.learned == 3
+    assert phases.learned == 1
+    assert phases.settling == 3
 
 
 def test_a_phase_may_be_left_out():

@@ -69,7 +69,7 @@ def test_it_is_what_the_plain_loop_does():
     twin = Classifier()
     optimizer = torch.optim.SGD(twin.parameters(), lr=0.05, momentum=0.9)
     learner = adapt.learned.attach(
-        optimizer, twin, [batch[0] for batch in loader()], phases=in_steps((0.3, 0.4, 0.3), 30, None), **FOUR
+        optimizer, twin, [batch[0] for batch in loader()], phases=in_steps((0.1, 0.8, 0.1), 30, None), **FOUR
     )
     for _ in range(5):
         for batch in loader():
@@ -424,10 +424,10 @@ class Stops(lightning.Callback):
 )
 def test_a_training_that_ends_before_learning_has_met_the_budgets_says_so_once(budgets, sizes, error):
     with pytest.warns(UserWarning, match="training ended") as caught, contextlib.suppress(ArithmeticError):
-        fit(None, LearnedBitwidth(**{**FOUR, **budgets}), Stops(8, error))
+        fit(None, LearnedBitwidth(**{**FOUR, **budgets}, phases=(0.3, 0.6, 0.1)), Stops(8, error))
     (warning,) = [w for w in caught if "training ended" in str(w.message)]
     assert re.match(
-        f"training ended in pretraining, after 8 steps, before .* in step 18, so {sizes}", str(warning.message)
+        f"training ended in pretraining, after 8 steps, before .* in step 14, so {sizes}", str(warning.message)
     )
     assert warning.filename == __file__
 

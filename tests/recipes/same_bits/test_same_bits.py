@@ -112,7 +112,7 @@ def test_methods_attach_their_controllers():
     assert attached("adapt", None).policy == adapt.AdaPT()
     learned = attached("learned", 4).plan
     assert learned.weight_budget.bits == 4
-    assert learned.phases == adapt.learned.Phases(30, 40, 30)
+    assert learned.phases == adapt.learned.Phases(10, 80, 10)
     assert attached("learned", 4, phases=[0.1, 0.2, 0.7]).plan.phases == adapt.learned.Phases(10, 20, 70)
     with pytest.raises(ValueError, match="adapt chooses its bits by itself, got 4"):
         attached("adapt", 4)
