@@ -1,7 +1,7 @@
 """Learning rates that rise and fall over the training, unless other code sets them.
 
-Schaefer et al. begin them anew in each phase. One rise and fall over all phases gave a ResNet-20 at 3 bits of weights and
-activations, tuned for an epoch, 1.3 points more.
+Schaefer et al. begin them anew in each phase. One rise and fall over all phases gave a ResNet-20 at 3 bits of weights
+and activations, tuned for an epoch, 1.3 points more.
 """
 
 from typing import Any
