@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from adapt import rounding
+from adapt.activations.clipping import OCTAVES, chosen_shifts, clipping_errors
 from adapt.activations.hooks import ActivationHooks
 from adapt.activations.ownership import unshared_counts
 from adapt.distributed import ranks
-from adapt.kernels.activation import FROZEN, NOISE, RECORD, SiteTables, activation_kernels
+from adapt.kernels.activation import FROZEN, NOISE, RECORD, SAMPLE, SiteTables, activation_kernels
 from adapt.layers.hooks import register_first, remove_all
 from adapt.layers.naming import module_site, owners
 from adapt.layers.products import ACTIVATIONS_STAY, EMBEDDINGS, PRODUCTS, warn_of_others
@@ -26,8 +27,14 @@ from adapt.rounding import Noise
 
 MODES = ("layer", "range")
 
+CHECK = 8
+"""Ranges are judged in every so many steps, from the first one on."""
+
 _FIELDS = ("ranges", "peaks", "drawn")
-"""The tensors of a state, one number for each site."""
+"""The tensors of every state, one number for each site."""
+
+_LATER_FIELDS = ("shifts", "samples")
+"""Tensors that are 0 if a state lacks them: a state of an earlier version, or, of samples, one that holds none."""
 
 _FRESH_OUTPUT = {nn.Linear, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Embedding}
 """Layers whose forward returns a new tensor that nothing else refers to, so that it can be rounded in place."""
@@ -41,9 +48,14 @@ class Activations:
     recurrent layers, attention, and layers whose weight is computed by weight norm, spectral norm or pruning.
 
     There are three modes. "layer" uses the layer's own ⟨WL, FL⟩. "range" keeps WL and lets FL follow the observed
-    range: it uses the fewest integer bits that hold the running maximum of |x|. A number is a WL for all layers, with
-    FL by range. The running maximum stays on the device and updates the format once per optimizer step; it falls by
-    1 % in a step that does not reach it.
+    range. A number is a WL for all layers, with FL by range. The running maximum of |x| stays on the device and updates
+    the format once per optimizer step; it falls by 1 % in a step that does not reach it.
+
+    A range starts with the fewest integer bits that hold the running maximum. In the first step and every eighth after
+    it, an even sample of the last pass through each site tells how many of them, up to six, are better spent on the
+    fraction: in a short word, rounding the common values more finely saves more squared error than clipping rare large
+    ones costs (`adapt.activations.clipping`). Ranges of errors hold the maximum, because clipping gradients would bias
+    them.
 
     Before the first step "range" rounds like "layer". In that step these stay float32: errors, activations with one WL
     for all layers, and activations of layers in block floating point, whose scale belongs to each tensor, or with a
@@ -106,10 +118,11 @@ class Activations:
             )
         count = len(self.names)
         self._sites = SiteTables(
-            formats=torch.zeros(count, 5, dtype=torch.float32, device=device),
+            formats=torch.zeros(count, 6, dtype=torch.float32, device=device),
             keys=torch.zeros(count, dtype=torch.int64, device=device),
             drawn=torch.zeros(count, dtype=torch.int64, device=device),
             peaks=torch.zeros(count, dtype=torch.float32, device=device),
+            samples=torch.zeros(count, SAMPLE, dtype=torch.float32, device=device),
         )
         self._ranges = torch.zeros(count, dtype=torch.float32, device=device)
         self._errors = np.array([name.endswith(".error") for name in self.names])
@@ -117,6 +130,7 @@ class Activations:
         self._follows = self._errors | (mode != "layer")
         self._words = torch.zeros(count, dtype=torch.int32, device=device)
         self._following = torch.zeros_like(self._words)
+        self._shifts = torch.zeros_like(self._words)
         self._otherwise = torch.zeros(count, 4, dtype=torch.float32, device=device)
         # Each process draws different noise for its share of the data.
         rank = torch.distributed.get_rank() if ranks.is_distributed() else 0
@@ -166,28 +180,49 @@ class Activations:
             step: optimizer steps so far.
             ended: whether an optimizer step has ended; ranges are updated only then.
         """
+        judged = ended and self._is_sampled
+        self._step = step
         if ended:
             ranks.maximum_(self._sites.peaks)
-        self._step = step
-        self._write_tables(ended=ended)
+        if judged:
+            self._judge_ranges()
+        self._write_tables(ended=ended and not judged)
 
     def follow_pin(self) -> None:
         """Adjust the rounding to the pinned view."""
         self._write_tables(ended=False)
 
-    def _write_tables(self, *, ended: bool) -> None:
-        kernels = activation_kernels(self._ranges.device)
-        kernels.renew(
+    @property
+    def _is_sampled(self) -> bool:
+        """Whether the passes of the present step leave samples."""
+        return self._step % CHECK == 0
+
+    def _judge_ranges(self) -> None:
+        """End a step whose passes left samples: update the ranges, and by how many octaves formats stay below them."""
+        self._renew(torch.zeros_like(self._shifts), ended=True)
+        errors = clipping_errors(self._sites.samples, self._sites.formats)
+        ranks.average_(errors)
+        self._shifts.copy_(chosen_shifts(errors, self._shifts))
+        self._sites.samples.data.zero_()
+
+    def _renew(self, shifts: Tensor, *, ended: bool) -> None:
+        activation_kernels(self._ranges.device).renew(
             self._sites,
             rounding.stream_keys(self._noise.seed, self._step, self._streams),
             self._ranges,
+            shifts,
             self._following,
             self._otherwise,
             mode=FROZEN if self._pin.view is not None else NOISE if self._noise.stochastic else RECORD,
             ended=ended,
+            sampled=self._is_sampled,
         )
+
+    def _write_tables(self, *, ended: bool) -> None:
+        self._renew(self._shifts, ended=ended)
         if self._pin.view == "masters":
             self._sites.formats.data[:, :4] = 0
+        kernels = activation_kernels(self._ranges.device)
         for hooks in self._hooks:
             hooks.kernels = kernels
 
@@ -211,11 +246,18 @@ class Activations:
 
     @property
     def _state(self) -> dict[str, Tensor]:
-        return dict(zip(_FIELDS, (self._ranges, self._sites.peaks, self._sites.drawn), strict=True))
+        tensors = self._ranges, self._sites.peaks, self._sites.drawn, self._shifts, self._sites.samples
+        return dict(zip((*_FIELDS, *_LATER_FIELDS), tensors, strict=True))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the observed ranges and the positions in the streams, in plain containers and tensors."""
-        return {"names": list(self.names), **{field: tensor.clone() for field, tensor in self._state.items()}}
+        """Return the observed ranges and the positions in the streams, in plain containers and tensors.
+
+        Samples, which are large, are part of it only within a step that has left some.
+        """
+        tensors = {field: tensor.clone() for field, tensor in self._state.items()}
+        if not tensors["samples"].any():
+            del tensors["samples"]
+        return {"names": list(self.names), **tensors}
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any], *, strict: bool = True) -> None:
@@ -233,7 +275,7 @@ class Activations:
         ours = [i for i, name in enumerate(self.names) if name in names]
         theirs = [names.index(self.names[i]) for i in ours]
         for field, tensor in self._state.items() if ours else ():
-            tensor[ours] = state[field][theirs].to(tensor)
+            tensor[ours] = state[field][theirs].to(tensor) if field in state else torch.zeros_like(tensor[ours])
 
 
 def check_state(state: Mapping[str, Any], names: Sequence[str], *, strict: bool) -> None:
@@ -248,9 +290,14 @@ def check_state(state: Mapping[str, Any], names: Sequence[str], *, strict: bool)
             f"the precision state rounds activations at {len(saved)} places, but this controller at {len(names)}: "
             "attach with the same activations and quantize_errors, or load with strict=False"
         )
-    for field in _FIELDS if saved else ():
+    for field in (*_FIELDS, *_LATER_FIELDS) if saved else ():
         tensor = state.get(field)
-        if not isinstance(tensor, Tensor) or tensor.shape != (len(saved),):
+        shape = (len(saved), SAMPLE) if field == "samples" else (len(saved),)
+        if (field in state or field in _FIELDS) and (not isinstance(tensor, Tensor) or tensor.shape != shape):
             raise ValueError(
-                f"the precision state's activations should hold {field!r} as [{len(saved)}], got {tensor!r:.80}"
+                f"the precision state's activations should hold {field!r} as {list(shape)}, got {tensor!r:.80}"
             )
+    if saved and "shifts" in state and not bool(((state["shifts"] >= 0) & (state["shifts"] <= OCTAVES)).all()):
+        raise ValueError(
+            f"the precision state's activations should hold 'shifts' from 0 to {OCTAVES}, got {state['shifts']!r:.80}"
+        )

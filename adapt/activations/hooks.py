@@ -47,7 +47,7 @@ class ActivationHooks:
         if not training:
             error = -1
         if torch.compiler.is_compiling():
-            tables = (sites.formats, sites.keys, sites.drawn, sites.peaks)
+            tables = (sites.formats, sites.keys, sites.drawn, sites.peaks, sites.samples)
             return torch.ops.adapt.quantize_activation(x, *tables, site, error, training)[0]
         if self.idle or is_drawn():
             return x

@@ -129,10 +129,18 @@ def _warn_if_ambiguous(sites: SiteTables, site: int, numel: int) -> None:
 
 @torch_internals.random_op("adapt::quantize_activation")
 def _quantize_activation(
-    x: Tensor, formats: Tensor, keys: Tensor, drawn: Tensor, peaks: Tensor, site: int, error: int, training: bool
+    x: Tensor,
+    formats: Tensor,
+    keys: Tensor,
+    drawn: Tensor,
+    peaks: Tensor,
+    samples: Tensor,
+    site: int,
+    error: int,
+    training: bool,
 ) -> tuple[Tensor, Tensor]:
     mask = torch.empty(mask_size(x.numel()), dtype=torch.uint8, device=x.device)
-    sites = SiteTables(formats, keys, drawn, peaks)
+    sites = SiteTables(formats, keys, drawn, peaks, samples)
     return quantized(x, mask, activation_kernels(x.device), sites, site, training=training)[0], mask
 
 
@@ -144,8 +152,8 @@ def _(x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
 # The schema is written out because torch 2.6 cannot infer a sequence of integers.
 @torch_internals.random_op(
     "adapt::quantize_error",
-    schema="(Tensor gradient, Tensor mask, Tensor formats, Tensor keys, Tensor drawn, Tensor peaks, SymInt error, "
-    "SymInt[] strides) -> Tensor",
+    schema="(Tensor gradient, Tensor mask, Tensor formats, Tensor keys, Tensor drawn, Tensor peaks, Tensor samples, "
+    "SymInt error, SymInt[] strides) -> Tensor",
 )
 def _quantize_error(
     gradient: Tensor,
@@ -154,10 +162,11 @@ def _quantize_error(
     keys: Tensor,
     drawn: Tensor,
     peaks: Tensor,
+    samples: Tensor,
     error: int,
     strides: Sequence[int],
 ) -> Tensor:
-    sites = SiteTables(formats, keys, drawn, peaks)
+    sites = SiteTables(formats, keys, drawn, peaks, samples)
     return _backward(gradient, mask, activation_kernels(gradient.device), sites, error, strides)
 
 
@@ -176,7 +185,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 
 def _backward_operator(ctx: Any, gradient: Tensor, _: Any) -> tuple[Tensor | None, ...]:
-    return torch.ops.adapt.quantize_error(gradient, *ctx.saved_tensors, ctx.error, ctx.strides), *[None] * 7
+    return torch.ops.adapt.quantize_error(gradient, *ctx.saved_tensors, ctx.error, ctx.strides), *[None] * 8
 
 
 _quantize_activation.register_autograd(_backward_operator, setup_context=_save)

@@ -59,11 +59,12 @@ def attach(
         trace_every: record every k-th step in the trace.
         activations: also quantise the inputs and outputs of linear layers, convolutions and embeddings, with a
             straight-through gradient: "layer" uses the layer's own format, "range" its word length with a fraction
-            length that fits the observed range, and a number that many bits with a fraction length by range; see
-            `adapt.activations.Activations`. For recurrent layers, attention, and layers with weight norm, spectral
-            norm or pruning, only the weights are quantised. Requires a module as `params`.
+            length that follows the observed range, where a short word may clip rare large values, and a number that
+            many bits with a fraction length by range; see `adapt.activations.Activations`. For recurrent layers,
+            attention, and layers with weight norm, spectral norm or pruning, only the weights are quantised. Requires a
+            module as `params`.
         quantize_errors: also quantise the gradients with respect to the outputs of these layers, with the activations'
-            word length and a fraction length that fits their range.
+            word length and a fraction length that fits their largest magnitude.
         execution: actually run the products of linear layers and convolutions in "bfloat16" (words of up to 8 bits) or
             "float16" (up to 11), as long as their words fit; docs/execution.md says what is rounded where. Requires a
             module as `params`.

@@ -13,6 +13,8 @@ from torch.nn import functional as F
 
 import adapt
 from adapt import Precision
+from adapt.activations.activations import CHECK
+from adapt.activations.clipping import HYSTERESIS, OCTAVES
 from adapt.kernels import set_backend
 from adapt.switching.policy import State
 from tests.references import activations as reference
@@ -238,14 +240,17 @@ def test_passes_of_one_step_draw_different_noise_and_evaluation_draws_none():
         assert torch.equal(a, b)
 
 
-def test_the_fraction_follows_the_range():
+@pytest.mark.parametrize(("policy", "word"), [(EIGHT_FOUR, 8), (SHORT, 4), (adapt.Fixed(Precision(2, 0)), 2)])
+def test_the_fraction_follows_the_range(policy, word):
+    torch.manual_seed(0)
     model, optimizer, controller = assembled(
-        nn.Linear(6, 5), EIGHT_FOUR, rounding="nearest", activations="range", quantize_errors=True
+        nn.Linear(6, 5), policy, rounding="nearest", activations="range", quantize_errors=True
     )
     ranges = dict.fromkeys(controller.activation_precisions, 0.0)
-    own = Precision(8, 4)
+    shifts, met = dict.fromkeys(ranges, 0), set()
+    own = policy.precision
     assert controller.activation_precisions == {"weight.input": own, "weight.output": own, "weight.error": None}
-    for scale in (1.0, 100.0, 0.01, 0.01, 0.01):
+    for step, scale in enumerate((1.0, 100.0, *[0.01] * CHECK)):
         x, outer = torch.randn(32, 6) * scale, torch.randn(32, 5) * scale * 1e-3
         rounded = adapt.quantize(x, controller.activation_precisions["weight.input"])
         y = F.linear(rounded, model.weight, model.bias).detach()
@@ -254,8 +259,34 @@ def test_the_fraction_follows_the_range():
         optimizer.step()
         for name, tensor in (("weight.input", x), ("weight.output", y), ("weight.error", outer)):
             ranges[name] = reference.next_range(ranges[name], reference.largest_finite(tensor))
-            expected = Precision(8, reference.fitting_fraction_length(ranges[name], 8))
-            assert controller.activation_precisions[name] == expected
+            fraction = reference.fitting_fraction_length(ranges[name], word)
+            if step % CHECK == 0 and name != "weight.error":
+                errors = reference.clipping_errors(tensor.flatten().tolist(), word, fraction, OCTAVES)
+                shifts[name] = reference.chosen_shift(errors, shifts[name], HYSTERESIS)
+                met.add(shifts[name])
+            assert controller.activation_precisions[name] == Precision(word, fraction + shifts[name])
+    assert len(met) > 1, "no shift ever changed: the test shows nothing"
+
+
+def mean_squared_error(x, precision):
+    return float((adapt.quantize(x, precision) - x).square().mean())
+
+
+def test_few_bits_are_spent_on_common_values_and_large_errors_are_kept():
+    torch.manual_seed(0)
+    heavy, even = torch.distributions.StudentT(3.0).sample((300, 6)), torch.rand(300, 6) * 1.8 - 0.9
+    for x, clips in ((heavy, True), (even, False)):
+        model, optimizer, controller = assembled(
+            nn.Linear(6, 6), EIGHT_FOUR, rounding="nearest", activations=4, quantize_errors=True
+        )
+        model(x).backward(heavy)
+        optimizer.step()
+        chosen = controller.activation_precisions
+        whole = Precision(4, reference.fitting_fraction_length(reference.largest_finite(x), 4))
+        assert (chosen["weight.input"] != whole) == clips
+        assert (mean_squared_error(x, chosen["weight.input"]) < mean_squared_error(x, whole) / 2) == clips
+        largest = reference.fitting_fraction_length(reference.largest_finite(heavy), 4)
+        assert chosen["weight.error"] == Precision(4, largest)
 
 
 def test_a_word_length_of_their_own_for_all_activations():
@@ -442,18 +473,18 @@ def shared_sites(controller):
     return {name: form for name, form in controller.activation_precisions.items() if form is not None}
 
 
-@pytest.mark.parametrize("mode", ["layer", "range", 6])
+@pytest.mark.parametrize("mode", ["layer", "range", 6, 3])
 def test_a_resumed_run_is_the_same_run(mode):
     options = {"activations": mode, "quantize_errors": True}
     straight, optimizer, controller = assembled(**options)
-    train(straight, optimizer, 9, controller=controller)
+    train(straight, optimizer, 2 * CHECK + 1, controller=controller)
     first, optimizer_one, controller_one = assembled(**options)
     train(first, optimizer_one, 4, controller=controller_one)
     saved = through_a_file({"model": first.state_dict(), "optimizer": optimizer_one.state_dict()})
     second, optimizer_two, controller_two = assembled(net(seed=9), **options)
     second.load_state_dict(saved["model"])
     optimizer_two.load_state_dict(saved["optimizer"])
-    train(second, optimizer_two, 5, first=4, controller=controller_two)
+    train(second, optimizer_two, 2 * CHECK - 3, first=4, controller=controller_two)
     for name, master in controller.masters.items():
         assert torch.equal(master, controller_two.masters[name])
     assert controller.activation_precisions == controller_two.activation_precisions
@@ -479,6 +510,38 @@ def test_a_resume_between_micro_batches_goes_on_in_the_stream():
     assert shared_sites(controller).keys() == shared_sites(other_controller).keys()
 
 
+def test_a_resume_between_the_last_pass_and_the_step_keeps_the_sample():
+    inputs = torch.distributions.StudentT(2.0).sample((300, 6))
+    formats = []
+    for resumes in (False, True):
+        model, optimizer, controller = assembled(policy=EIGHT_FOUR, activations=3)
+        model(inputs).square().mean().backward()
+        if resumes:
+            state = through_a_file(optimizer.state_dict())
+            assert state["adapt"]["activations"]["samples"].any()
+            _, optimizer, controller = assembled(net(seed=9), EIGHT_FOUR, activations=3)
+            optimizer.load_state_dict(state)
+            assert "samples" in optimizer.state_dict()["adapt"]["activations"]
+        optimizer.step()
+        assert "samples" not in optimizer.state_dict()["adapt"]["activations"]
+        formats.append(controller.activation_precisions)
+    assert formats[0] == formats[1]
+
+
+def test_a_state_without_shifts_starts_with_whole_ranges():
+    inputs = torch.distributions.StudentT(2.0).sample((300, 6))
+    model, optimizer, controller = assembled(policy=EIGHT_FOUR, activations=3)
+    model(inputs).square().mean().backward()
+    optimizer.step()
+    clipped = controller.activation_precisions["0.weight.input"]
+    state = optimizer.state_dict()
+    del state["adapt"]["activations"]["shifts"]
+    optimizer.load_state_dict(state)
+    whole = Precision(3, reference.fitting_fraction_length(reference.largest_finite(inputs), 3))
+    assert controller.activation_precisions["0.weight.input"] == whole
+    assert clipped.fraction_length > whole.fraction_length
+
+
 def test_a_state_of_other_sites_is_refused():
     _, optimizer, _ = assembled(activations="layer")
     _, plain, _ = assembled()
@@ -491,6 +554,15 @@ def test_a_state_of_other_sites_is_refused():
     state["adapt"]["activations"]["ranges"] = torch.zeros(2)
     with pytest.raises(ValueError, match="'ranges'"):
         with_errors.load_state_dict(state)
+    for field, broken, message in (
+        ("shifts", torch.full((6,), OCTAVES + 1), "'shifts' from 0 to 6"),
+        ("shifts", torch.zeros(5), r"'shifts' as \[6\]"),
+        ("samples", torch.zeros(6), r"'samples' as \[6, 2048\]"),
+    ):
+        state = with_errors.state_dict()
+        state["adapt"]["activations"][field] = broken
+        with pytest.raises(ValueError, match=message):
+            with_errors.load_state_dict(state)
     controller.load_state_dict(optimizer.state_dict()["adapt"], strict=False)
 
 
@@ -544,7 +616,7 @@ def test_float32_layers_flow_freely():
     assert set(controller.activation_precisions.values()) == {None}
 
 
-def run(compiler=None, *, mode="range", policy=RESTLESS, steps=8):
+def run(compiler=None, *, mode="range", policy=RESTLESS, steps=CHECK + 2):
     """Losses and formats of a short run, and how many graphs were compiled."""
     from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -566,7 +638,7 @@ def run(compiler=None, *, mode="range", policy=RESTLESS, steps=8):
 
 
 @pytest.mark.covering(1)
-@pytest.mark.parametrize("mode", ["layer", "range"])
+@pytest.mark.parametrize("mode", ["layer", "range", 3])
 @pytest.mark.parametrize("compiler", ["eager", "aot_eager"])
 def test_compiled_models_compile_once_and_compute_the_same(compiler, mode):
     losses, formats, _ = run(mode=mode)
@@ -589,7 +661,7 @@ def test_back_ends_train_alike():
     results = []
     for name in ("torch", "numba"):
         set_backend(name)
-        results.append(run()[:2])
+        results.append(run(mode=3)[:2])
     set_backend(None)
     assert results[0] == results[1]
 

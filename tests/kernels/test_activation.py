@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from adapt import Precision, quantize
 from adapt.kernels import set_backend
-from adapt.kernels.activation import FROZEN, MASKED, NOISE, RECORD, SiteTables, activation_kernels, mask_size
+from adapt.kernels.activation import FROZEN, MASKED, NOISE, RECORD, SAMPLE, SiteTables, activation_kernels, mask_size
 from adapt.kernels.stream import flat
 from adapt.kernels.torch_.weights import uniform
 from adapt.rounding import grid, stream_keys
@@ -54,9 +54,9 @@ def fast(request):
 def sites_of(precision, mode=NOISE, *, drawn=0, device="cpu"):
     """Two sites of one format."""
     keys = torch.from_numpy(stream_keys(3, 5, ["layer.input", "layer.error"]).view(np.int64).copy())
-    formats = torch.zeros(2, 5)
-    formats[:, :4], formats[:, 4] = torch.tensor(grid(precision)), mode
-    tables = formats, keys, torch.full((2,), drawn, dtype=torch.int64), torch.zeros(2)
+    formats = torch.zeros(2, 6)
+    formats[:, :4], formats[:, 4], formats[:, 5] = torch.tensor(grid(precision)), mode, mode != FROZEN
+    tables = formats, keys, torch.full((2,), drawn, dtype=torch.int64), torch.zeros(2), torch.full((2, SAMPLE), 9.0)
     return SiteTables(*(table.to(device) for table in tables))
 
 
@@ -157,6 +157,7 @@ def test_in_place(kernels, precision, training):
     assert same(x, expected)
     assert torch.equal(inside_of(mask, 5000), inside_of(other, 5000))
     assert torch.equal(beside.peaks, within.peaks)
+    assert torch.equal(beside.samples, within.samples)
 
 
 @pytest.mark.parametrize("precision", [Precision(8, 4), None])
@@ -224,7 +225,7 @@ def test_back_ends_agree(fast, precision, numel):
             error = torch.empty_like(g)
             kernels.backward(g, error, mask, sites, 1)
             nearest, _, _ = forward(kernels, x, sites, training=False, masked=False)
-            results.append((output, inside_of(mask, numel), error, nearest, sites.drawn, sites.peaks))
+            results.append((output, inside_of(mask, numel), error, nearest, sites.drawn, sites.peaks, sites.samples))
         for mine, theirs in zip(*results, strict=True):
             assert same(mine.double(), theirs.double())
 
@@ -241,7 +242,7 @@ def test_the_number_of_threads_changes_nothing():
             output, mask, _ = forward(kernels, x, sites)
             error = torch.empty_like(x)
             kernels.backward(x, error, mask, sites, 1)
-            results.append((output, inside_of(mask, 1 << 20), error, sites.peaks))
+            results.append((output, inside_of(mask, 1 << 20), error, sites.peaks, sites.samples))
     finally:
         torch.set_num_threads(threads)
         set_backend(None)
@@ -253,36 +254,68 @@ positive = st.floats(2.0**-149, 2.0**126, width=32, allow_subnormal=True) | st.f
 
 
 @pytest.mark.parametrize("name", ["torch", "numba"])
-@given(before=positive | st.just(0.0), peak=positive | st.just(0.0), word=st.integers(2, 32))
-def test_formats_follow_the_peaks(name, before, peak, word):
+@given(before=positive | st.just(0.0), peak=positive | st.just(0.0), word=st.integers(2, 32), shift=st.integers(0, 6))
+def test_formats_follow_the_peaks(name, before, peak, word, shift):
     set_backend(name)
     sites, ranges = sites_of(Precision(8, 4)), torch.tensor([before, before], dtype=torch.float32)
     sites.peaks.fill_(peak)
     words = torch.tensor([word, 0], dtype=torch.int32)
     keys = stream_keys(1, 2, ["a", "b"])
     passes = activation_kernels(torch.device("cpu"))
-    passes.renew(sites, keys, ranges, words, torch.full((2, 4), 5.0), mode=RECORD, ended=True)
+    shifts = torch.tensor([shift, 0], dtype=torch.int32)
+    passes.renew(
+        sites, keys, ranges, shifts, words, torch.full((2, 4), 5.0), mode=RECORD, ended=True, sampled=word % 2 == 1
+    )
     set_backend(None)
     expected = reference.next_range(before, peak)
     assert ranges.tolist() == [expected, expected]
     assert sites.peaks.tolist() == sites.drawn.tolist() == [0, 0]
     assert np.array_equal(sites.keys.numpy().view(np.uint64), keys)
-    assert sites.formats[1].tolist() == [5, 5, 5, 5, RECORD]
+    assert sites.formats[1].tolist() == [5, 5, 5, 5, RECORD, 0]
+    assert sites.formats[0, 4:].tolist() == [RECORD, word % 2]
     if expected == 0:
         assert sites.formats[0, :4].tolist() == [5, 5, 5, 5]
     else:
         fraction = max(reference.fitting_fraction_length(expected, word), word - 128)
-        assert np.array_equal(sites.formats[0, :4], grid(Precision(word, fraction)))
+        assert np.array_equal(sites.formats[0, :4], grid(Precision(word, min(fraction + shift, 126))))
 
 
 def test_within_a_step_peaks_and_streams_wait(kernels):
-    sites, ranges = sites_of(Precision(8, 4), drawn=7), torch.ones(2)
+    sites, ranges, shifts = sites_of(Precision(8, 4), drawn=7), torch.ones(2), torch.zeros(2, dtype=torch.int32)
     sites.peaks.fill_(9.0)
-    words = torch.tensor([8, 8], dtype=torch.int32)
-    kernels.renew(sites, stream_keys(1, 2, ["a", "b"]), ranges, words, torch.zeros(2, 4), mode=NOISE, ended=False)
+    words, keys = torch.tensor([8, 8], dtype=torch.int32), stream_keys(1, 2, ["a", "b"])
+    kernels.renew(sites, keys, ranges, shifts, words, torch.zeros(2, 4), mode=NOISE, ended=False, sampled=False)
     assert ranges.tolist() == [1, 1]
     assert sites.peaks.tolist() == [9, 9]
     assert sites.drawn.tolist() == [7, 7]
+
+
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("numel", [5, SAMPLE, SAMPLE + 1, 4 * SAMPLE])
+def test_a_training_pass_leaves_evenly_spaced_values(kernels, numel, dtype):
+    sites, x = sites_of(Precision(3, 0)), values(numel, dtype)
+    expected = [reference.sample(x.float(), SAMPLE), [9.0] * SAMPLE]
+    forward(kernels, x, sites)
+    assert sites.samples.tolist() == expected
+    forward(kernels, x + 1, sites, replay=True)
+    forward(kernels, x + 1, sites, training=False)
+    forward(kernels, x[:0], sites)
+    assert sites.samples.tolist() == expected
+
+
+def test_a_site_that_wants_no_sample_leaves_none(kernels):
+    sites = sites_of(Precision(3, 0))
+    sites.formats[:, 5] = 0
+    forward(kernels, values(700), sites)
+    assert (sites.samples == 9).all()
+
+
+def test_a_frozen_site_leaves_no_sample(kernels):
+    sites, words = sites_of(Precision(3, 0)), torch.tensor([8, 0], dtype=torch.int32)
+    for mode, wanted in ((FROZEN, [0, 0]), (NOISE, [1, 0])):
+        tables = torch.ones(2), torch.zeros(2, dtype=torch.int32), words, torch.zeros(2, 4)
+        kernels.renew(sites, stream_keys(1, 2, ["a", "b"]), *tables, mode=mode, ended=False, sampled=True)
+        assert sites.formats[:, 5].tolist() == wanted
 
 
 def test_draws_follow_memory_order(kernels):
@@ -314,10 +347,11 @@ def test_the_compiled_code_rounds_where_the_others_do_and_moves_sixteen_bytes_at
     from adapt.kernels.triton_ import activation_device as activation_triton_device
 
     function = getattr(activation_triton_device, name)
-    flags = {"TRAINING": True, "REPLAY": False} if name == "forward_pass" else {"ROUND": True}
+    forwards = {"TRAINING": True, "REPLAY": False, "SAMPLE": SAMPLE}
+    flags = forwards if name == "forward_pass" else {"ROUND": True}
     constants = {"HALF": half, "HAS_MASK": True, **flags, "MASKED": 256, "BLOCK": 2048}
     element = {0: "*fp32", 16: "*fp16", 19: "*bf16"}[half]
-    types = [element, element, "*u8", "*fp32", "*i64", "*i64", "*fp32", "i32"]
+    types = [element, element, "*u8", "*fp32", "*i64", "*i64", "*fp32", "i32", "*fp32", "i32"]
     source = ASTSource(
         fn=function,
         signature={**dict(zip(function.arg_names, types, strict=False)), **dict.fromkeys(constants, "constexpr")},

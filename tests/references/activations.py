@@ -35,3 +35,27 @@ def fitting_fraction_length(largest, word_length):
 def largest_finite(x):
     """max|x| over the finite elements, 0 if there is none."""
     return max((abs(value) for value in x.flatten().tolist() if math.isfinite(value)), default=0.0)
+
+
+def sample(x, places):
+    """Every k-th value in memory order, 0 where not finite; k is the smallest odd number for which there is room."""
+    stride = 1
+    while len(range(0, len(x), stride)) > places:
+        stride += 2
+    kept = [value if math.isfinite(value) else 0.0 for value in x.tolist()[::stride]]
+    return kept + [0.0] * (places - len(kept))
+
+
+def clipping_errors(values, word_length, fraction_length, octaves):
+    """Σ(Q(x) − x)² in squared steps of the first format, for fractions of so many bits and of 1 … `octaves` more."""
+    unit, errors = Fraction(2) ** -fraction_length, []
+    for longer in range(octaves + 1):
+        step, half = unit / 2**longer, 2 ** (word_length - 1)
+        rounded = [min(max(round(Fraction(x) / step), -half), half - 1) * step for x in values]
+        errors.append(sum((q - Fraction(x)) ** 2 for q, x in zip(rounded, values, strict=True)) / unit**2)
+    return errors
+
+
+def chosen_shift(errors, shift, hysteresis):
+    """The first shift of least error, if it clearly lowers the error of the present one."""
+    return errors.index(min(errors)) if errors[shift] > hysteresis * min(errors) else shift

@@ -1,7 +1,8 @@
 """The passes over the chunks of one activation or error on the CPU, compiled by Numba.
 
-`adapt.kernels.activation` documents masks and the tables of the sites (`formats`, `keys`, `drawn`, `peaks`). Addresses
-and numbers of elements are integers. A width is the size of an element in bytes: 4 for float32, 2 for bfloat16.
+`adapt.kernels.activation` documents masks and the tables of the sites (`formats`, `keys`, `drawn`, `peaks`, `samples`).
+Addresses and numbers of elements are integers. A width is the size of an element in bytes: 4 for float32, 2 for
+bfloat16.
 """
 
 from typing import Any
@@ -145,6 +146,19 @@ def remember(tops: Any, formats: Any, peaks: Any, site: int) -> None:
             if top < tops[c]:
                 top = tops[c]
         peaks[site] = from_bits(top)
+
+
+@compiled
+def keep_sample(source: int, width: int, numel: int, stride: int, formats: Any, samples: Any, site: int) -> None:
+    """Keep every stride-th value as the site's sample, if the site wants one; it must run before values are rounded."""
+    if formats[site, 5] == _ZERO:
+        return
+    sample, count = samples[site], (numel + stride - 1) // stride
+    wide, narrow = floats(source, numel), array(source, numel, np.uint16)
+    for i in range(count):
+        value = wide[i * stride] if width == 4 else widened(narrow[i * stride])
+        sample[i] = value if np.isfinite(value) else _ZERO
+    sample[count:] = _ZERO
 
 
 @compiled

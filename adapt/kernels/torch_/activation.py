@@ -33,6 +33,13 @@ def _remember(x: Tensor, sites: SiteTables, site: int) -> None:
         sites.peaks.data[site] = torch.maximum(sites.peaks[site], magnitude)
 
 
+def _keep_sample(x: Tensor, sites: SiteTables, site: int) -> None:
+    if int(sites.formats[site, 5]) and x.numel():
+        sample = x[:: sites.sample_stride(x.numel())]
+        sites.samples.data[site] = 0
+        sites.samples.data[site, : len(sample)] = torch.where(sample.isfinite(), sample, 0)
+
+
 def _grid(sites: SiteTables, site: int, dtype: torch.dtype) -> NDArray[np.float32]:
     """Return the row of a site, with its bounds reduced to what the type can represent."""
     row = sites.formats[site, :4].cpu().numpy().copy()
@@ -59,6 +66,7 @@ def forward(
     inside = (x >= low * step) & (x <= high * step) if scale else torch.ones_like(x, dtype=torch.bool)
     if training and not replay:
         _remember(x, sites, site)
+        _keep_sample(x, sites, site)
     flat(output).copy_(rounded(x, row, key, offset, noise))
     if mask is None:
         return False
@@ -89,11 +97,13 @@ def renew(
     sites: SiteTables,
     keys: NDArray[np.uint64],
     ranges: Tensor,
+    shifts: Tensor,
     words: Tensor,
     otherwise: Tensor,
     *,
     mode: int,
     ended: bool,
+    sampled: bool,
 ) -> None:
     # Through .data: a compiled program may save the tables for its backward pass, which must not find a newer version.
     sites.keys.data.copy_(torch.from_numpy(keys.view(np.int64)))
@@ -105,11 +115,13 @@ def renew(
     mantissa, exponent = torch.frexp(ranges)
     beyond = mantissa > 1 - _power_of_two(-words)
     fraction = words - 1 - exponent - beyond.int()
-    fraction = torch.maximum(fraction, (words - 128).clamp_(min=LOWEST_FRACTION)).clamp_(max=HIGHEST_FRACTION)
+    fraction = torch.maximum(fraction, (words - 128).clamp_(min=LOWEST_FRACTION))
+    fraction = (fraction + shifts).clamp_(max=HIGHEST_FRACTION)
     half, unit = _power_of_two(words - 1), _power_of_two((words - 25).clamp_(min=0))
     rows = torch.stack([_power_of_two(fraction), _power_of_two(-fraction), -half, half - unit], dim=1)
     sites.formats.data[:, :4] = torch.where(((words > 0) & (ranges > 0))[:, None], rows, otherwise)
     sites.formats.data[:, 4] = mode
+    sites.formats.data[:, 5] = (words > 0) * float(sampled and mode != FROZEN)
 
 
 def _power_of_two(exponent: Tensor) -> Tensor:

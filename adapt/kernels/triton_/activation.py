@@ -30,7 +30,7 @@ def _launch(
     site: int,
     *,
     draws: bool,
-    **flags: bool,
+    **arguments: Any,
 ) -> None:
     numel = x.numel()
     if not numel:
@@ -50,7 +50,7 @@ def _launch(
             numel,
             HALF=_HALVES[output.dtype],
             HAS_MASK=mask is not None,
-            **flags,
+            **arguments,
             MASKED=MASKED,
             BLOCK=BLOCK,
             enable_fp_fusion=False,
@@ -62,8 +62,10 @@ def _launch(
 def forward(
     source: Tensor, output: Tensor, mask: Tensor | None, sites: SiteTables, site: int, *, training: bool, replay: bool
 ) -> bool:
+    places = sites.samples.shape[1]
+    sample = {"sample": sites.samples[site], "stride": sites.sample_stride(source.numel()), "SAMPLE": places}
     draws = training and not replay
-    _launch(forward_pass, source, output, mask, sites, site, draws=draws, TRAINING=training, REPLAY=replay)
+    _launch(forward_pass, source, output, mask, sites, site, draws=draws, TRAINING=training, REPLAY=replay, **sample)
     return mask is not None
 
 

@@ -58,6 +58,17 @@ def _record(x, position, numel, peak, mode):
 
 
 @triton.jit
+def _keep_sample(x, position, numel, stride, sample, SAMPLE: tl.constexpr):
+    """Keep the block's part of every stride-th value; the first block clears the places that the tensor leaves."""
+    finite = tl.abs(x).to(tl.int32, bitcast=True) < _INFINITE_BITS
+    chosen = (position < numel) & (position % stride == 0)
+    tl.store(sample + position // stride, tl.where(finite, x, 0.0), mask=chosen)
+    if tl.program_id(0) == 0:
+        place = tl.arange(0, SAMPLE)
+        tl.store(sample + place, tl.zeros([SAMPLE], tl.float32), mask=place.to(tl.int64) * stride >= numel)
+
+
+@triton.jit
 def _forward_block(
     source,
     output,
@@ -66,12 +77,15 @@ def _forward_block(
     keys,
     drawn,
     peaks,
+    sample,
     position,
     numel,
+    stride,
     HALF: tl.constexpr,
     HAS_MASK: tl.constexpr,
     TRAINING: tl.constexpr,
     REPLAY: tl.constexpr,
+    SAMPLE: tl.constexpr,
     MASKED: tl.constexpr,
     BLOCK: tl.constexpr,
     FULL: tl.constexpr,
@@ -95,6 +109,8 @@ def _forward_block(
     store(output, position, y.to(output.dtype.element_ty), numel, FULL)
     if TRAINING and not REPLAY:
         _record(x, position, numel, peaks, mode)
+        if tl.load(formats + 5) != 0.0:
+            _keep_sample(x, position, numel, stride, sample, SAMPLE)
 
 
 @triton.jit
@@ -107,10 +123,13 @@ def forward_pass(
     drawn,
     peaks,
     numel,
+    sample,
+    stride,
     HALF: tl.constexpr,
     HAS_MASK: tl.constexpr,
     TRAINING: tl.constexpr,
     REPLAY: tl.constexpr,
+    SAMPLE: tl.constexpr,
     MASKED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -118,13 +137,13 @@ def forward_pass(
     position = start + tl.arange(0, BLOCK)
     if start + BLOCK <= numel:
         _forward_block(
-            source, output, mask, formats, keys, drawn, peaks, position, numel,
-            HALF, HAS_MASK, TRAINING, REPLAY, MASKED, BLOCK, True,
+            source, output, mask, formats, keys, drawn, peaks, sample, position, numel, stride,
+            HALF, HAS_MASK, TRAINING, REPLAY, SAMPLE, MASKED, BLOCK, True,
         )  # fmt: skip
     else:
         _forward_block(
-            source, output, mask, formats, keys, drawn, peaks, position, numel,
-            HALF, HAS_MASK, TRAINING, REPLAY, MASKED, BLOCK, False,
+            source, output, mask, formats, keys, drawn, peaks, sample, position, numel, stride,
+            HALF, HAS_MASK, TRAINING, REPLAY, SAMPLE, MASKED, BLOCK, False,
         )  # fmt: skip
 
 
