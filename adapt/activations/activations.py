@@ -34,7 +34,7 @@ _FIELDS = ("ranges", "peaks", "drawn")
 """The tensors of every state, one number for each site."""
 
 _LATER_FIELDS = ("shifts", "samples")
-"""Tensors that are 0 if a state lacks them: a state of an earlier version, or, of samples, one that holds none."""
+"""Tensors that a state may lack, which stands for 0: earlier versions saved neither, and samples are rarely there."""
 
 _FRESH_OUTPUT = {nn.Linear, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Embedding}
 """Layers whose forward returns a new tensor that nothing else refers to, so that it can be rounded in place."""
@@ -180,7 +180,7 @@ class Activations:
             step: optimizer steps so far.
             ended: whether an optimizer step has ended; ranges are updated only then.
         """
-        judged = ended and self._is_sampled
+        judged = ended and self._is_sampled  # The passes of the step that ends left samples.
         self._step = step
         if ended:
             ranks.maximum_(self._sites.peaks)
@@ -198,7 +198,7 @@ class Activations:
         return self._step % CHECK == 0
 
     def _judge_ranges(self) -> None:
-        """End a step whose passes left samples: update the ranges, and by how many octaves formats stay below them."""
+        """End a step whose passes left samples: update the ranges, and choose by how many octaves formats clip them."""
         self._renew(torch.zeros_like(self._shifts), ended=True)
         errors = clipping_errors(self._sites.samples, self._sites.formats)
         ranks.average_(errors)
