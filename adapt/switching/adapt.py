@@ -157,14 +157,8 @@ class AdaPT:
             overrides: hyperparameters that replace those of `compact`. `lookback` is the length of the first and of the
                 longest window; `resolution`, `lookback_momentum` and `kl_tolerance` have no effect.
         """
-        own: dict[str, Any] = {
-            "initial": None,
-            "buffer_bits": 0,
-            "lookback": (2, 128),
-            "normalize_gradients": False,
-            "push_up": "loss",
-        }
-        return cls(**{**own, **overrides})
+        own: dict[str, Any] = {"initial": None, "buffer_bits": 0, "lookback": (2, 128), "normalize_gradients": False}
+        return cls(**{**own, "push_up": "loss", **overrides})
 
     @property
     def uses_loss(self) -> bool:
@@ -191,13 +185,9 @@ class AdaPT:
             ValueError: a layer's first weights are not finite, and `initial` is None.
         """
         layers = len(weights)
-        if self.initial is not None:
-            # Weights are not read here, because reading gathers those that are sharded over processes.
-            formats: tuple[FixedPoint, ...] = (self.initial,) * layers
-        else:
-            formats = tuple(self._first(weights[layer]) for layer in range(layers))
         return AdaPTState(
-            formats=formats,
+            # Weights are read only if needed, because reading gathers those that are sharded over processes.
+            formats=tuple(self.initial or self._first(weights[layer]) for layer in range(layers)),
             gradients=np.zeros(layers, np.int64),
             lookback=np.full(layers, float(self.lookback[0 if self.push_up == "loss" else 1])),
             resolution=np.full(layers, self.resolution[0], np.int64),
@@ -251,12 +241,7 @@ class AdaPT:
 
     def record(self, state: AdaPTState) -> dict[str, NDArray[Any]]:
         """Return the trace's columns of algorithm 2; of `compact`, the rounding cost in place of the strategy."""
-        by_loss = self.push_up == "loss"
-        strategy = np.full(len(state.formats), 1 + STRATEGIES.index(state.strategy))
-        return {
-            "lookback": state.lookback,
-            "resolution": state.resolution,
-            "diversity": state.diversity,
-            "divergence": state.divergence,
-            **({"rounding_cost": state.rounding_cost} if by_loss else {"strategy": strategy}),
-        }
+        columns = {name: getattr(state, name) for name in ("lookback", "resolution", "diversity", "divergence")}
+        if self.push_up == "loss":
+            return {**columns, "rounding_cost": state.rounding_cost}
+        return {**columns, "strategy": np.full(len(state.formats), 1 + STRATEGIES.index(state.strategy))}
