@@ -272,8 +272,8 @@ class Masters(ABC):
     def _hidden(self, indices: Iterable[int]) -> set[int]:
         """Return which of these parameters differ from what they should hold."""
         known = [i for i in indices if self.stamps[i] is not None]
-        differ = torch.stack([self._differs(i) for i in known]).tolist() if known else []
-        return {i for i, differs in zip(known, differ, strict=True) if differs}
+        found = torch.stack([self._differs(i) for i in known]).tolist() if known else []
+        return {i for i, differs in zip(known, found, strict=True) if differs}
 
     def _differs(self, index: int) -> Tensor:
         """Return whether the parameter, or a sample of it, differs from its view, bool []."""
@@ -288,9 +288,9 @@ class Masters(ABC):
     def _with_write(self, index: int, shown: Tensor) -> Tensor:
         """Return a new master that holds what other code wrote into the parameter, which should hold `shown`."""
         weight = self.weights[index]
+        before = self._before.get(index, (weight, shown))
         master = weight.clone()
-        before = map(local, self._before.get(index, (weight, shown)))
-        local(master).copy_(attributed(*map(local, (self.parameters[index], weight, shown)), *before))
+        local(master).copy_(attributed(*map(local, (self.parameters[index], weight, shown, *before))))
         return master
 
     @contextlib.contextmanager
