@@ -20,9 +20,6 @@ from adapt.trace import Trace
 CAPACITY = 128
 """The most steps whose figures may wait on the device, however patient the policy is."""
 
-_MANY_SATURATE = 0.25
-"""Warn above this share of saturated master weights: even the best two-bit range cuts off less."""
-
 
 class Decisions:
     """A policy, its state and its trace. Figures of steps in which no layer can switch wait on the device.
@@ -56,8 +53,6 @@ class Decisions:
         self._bounded_from: tuple[LayerFormat, ...] | None = None
         self.skipped = np.zeros(len(trace.layers), np.int64)
         self._sizes = np.maximum(trace.numel, 1)
-        self._saturated = np.zeros(len(trace.layers))
-        self._warned_of_saturation = np.zeros(len(trace.layers), bool)
         self._words_from: tuple[LayerFormat, ...] | None = None
         self._pending = StepFigures(len(trace.layers), 0, self._device)
         self._waiting_steps: list[tuple[int, NDArray[np.bool_], NDArray[np.int64], bool]] = []
@@ -238,23 +233,6 @@ class Decisions:
                 f"every quantised weight of {names[layer]} is zero, so the layer passes nothing on: "
                 "start with a longer fraction, and lower l1 if it is above 0"
             )
-
-    def watch_saturation(self, shares: NDArray[np.float64]) -> None:
-        """Warn once about each layer if many of its master weights stay outside its format's range.
-
-        Args:
-            shares: the share of each layer's master weights outside, at successive looks, [looks, layers].
-        """
-        for share in shares:
-            stays = (share > _MANY_SATURATE) & (self._saturated > _MANY_SATURATE)
-            for layer in np.flatnonzero(stays & ~self._warned_of_saturation).tolist():
-                self._warned_of_saturation[layer] = True
-                self.warn(
-                    f"{share[layer]:.0%} of the master weights of {self.trace.layers[layer]} stay outside the range of "
-                    f"their format {self.formats[layer]}, so they saturate: give the layer more bits before the "
-                    "binary point (a shorter fraction, or a longer word), or a smaller learning rate"
-                )
-            self._saturated = share
 
     def warn(self, message: str) -> None:
         """Warn with this message, only once."""

@@ -18,7 +18,8 @@ from adapt.layers.channels import ByChannel, Channels, channels_by_layer
 from adapt.numerics import ChannelPrecision, Format, LayerFormat
 from adapt.rounding import Noise
 from adapt.switching.policy import Policy
-from adapt.weights.masters import SAMPLE, Masters, differ
+from adapt.weights.comparison import SAMPLE, differ
+from adapt.weights.masters import Masters
 
 
 class FixedPointMasters(Masters):

@@ -16,6 +16,7 @@ from adapt.adaptive.decisions import Decisions
 from adapt.adaptive.masters import FixedPointMasters
 from adapt.adaptive.options import Settings
 from adapt.adaptive.persistence import read
+from adapt.adaptive.saturation import SaturationWatch
 from adapt.adaptive.windows import Windows
 from adapt.distributed.sharding import full
 from adapt.engine import persistence
@@ -79,7 +80,7 @@ class AdaptiveRun(Run):
         self.activations: Activations | None = None
         self.execution: Execution | None = None
         self.decisions = Decisions(policy, self.layers.device, trace_every=options.trace_every)
-        self._saturation: list[Tensor] = []
+        self._saturation = SaturationWatch(self.layers.names)
         # The initial state, which also is the template that a loaded state must match.
         self._fresh = for_layers(policy, self.layers.names).start(self.layers.shown_to(policy))
         self.layers.check_formats(self._fresh.formats)
@@ -115,23 +116,20 @@ class AdaptiveRun(Run):
         self.flush()
         self.decisions.close_row(self.layers.nonzeros.cpu().numpy(), self.layers.grids.fraction_lengths)
         self.decisions.write()
-        self.decisions.trace.run = self._made_by()
-        return self.decisions.trace
-
-    def _made_by(self) -> dict[str, Any]:
-        """Return the present policy and options: they may differ from those at the start."""
+        # The present policy and options, which may differ from those at the start.
         rounding = "stochastic" if self.noise.stochastic else "nearest"
         options = {**vars(self.options), "seed": self.noise.seed, "rounding": rounding}
-        return made_by(policy=to_dict(self.decisions.policy), **options)
+        self.decisions.trace.run = made_by(policy=to_dict(self.decisions.policy), **options)
+        return self.decisions.trace
 
     # Which tensors take part
 
     def join(self, layers: Mapping[str, Tensor]) -> None:
         policy = for_layers(self.decisions.policy, tuple(layers))
         old, trace, skipped = self.layers, self.trace, self.decisions.skipped
-        self._saturation.clear()
         count = len(old.names)
         self.layers = FixedPointMasters(layers, self.noise, old, channels_by_layer(layers, self._module))
+        self._saturation = SaturationWatch(self.layers.names)
         self.windows.begin(self.layers.weights[count:])
         if len(layers) > count:
             trace.add_layers(self.layers.names[count:], self.layers.numel[count:])
@@ -235,7 +233,7 @@ class AdaptiveRun(Run):
         # 3. The policy's turn, if a layer may switch in this step.
         self.step += 1
         if self.step % _CHECK_EVERY == 0:
-            self._saturation.append(masters.saturated())
+            self._saturation.look(masters.saturated())
         active = np.array([gradient is not None for gradient in gradients])
         decisions.add(self.step, active, masters.grids.fraction_lengths, loss_observed)
         if decisions.due:
@@ -294,9 +292,8 @@ class AdaptiveRun(Run):
             self.options.l2,
             lambda: self.layers.saturated().cpu().numpy(),
         )
-        if self._saturation:
-            looks, self._saturation = self._saturation, []
-            self.decisions.watch_saturation(torch.stack(looks).cpu().numpy())
+        for message in self._saturation.warnings(self.decisions.formats):
+            self.decisions.warn(message)
         self.windows.clear(ended)
         if ended or before != self.decisions.formats:
             changed = [i for i, f in enumerate(self.decisions.formats) if f != before[i]]
@@ -361,7 +358,7 @@ class AdaptiveRun(Run):
         if bits is None:
             bits = persistence.unpack_bits(state, shortest=SHORTEST_WORD, longest=LONGEST_WORD)
 
-        self._saturation.clear()
+        self._saturation = SaturationWatch(masters.names)
         self.step = state["step"]
         self.noise.seed, self.noise.stochastic = state["seed"], state["stochastic"]
         self.layer_bits = bits

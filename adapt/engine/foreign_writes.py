@@ -7,6 +7,7 @@ import torch
 from adapt import user_warnings
 from adapt.engine.run import Run
 from adapt.engine.views import Views
+from adapt.weights.comparison import are_replaced
 
 
 class ForeignWrites:
@@ -57,9 +58,13 @@ class ForeignWrites:
         written = [masters.written() for masters in all_masters]
         for masters, indices, found in zip(all_masters, new, written, strict=True):
             if self._restored:
-                found -= masters.put_back(found)
+                # A view of the same masters, which a checkpoint holds, must not become masters.
+                same = {i for i in found if masters.is_view(i)}
+                for i in same:
+                    masters.show_again(i)
+                found -= same
             if self.may_refit:
-                indices |= masters.replaced(found)
+                indices |= {i for i in found if are_replaced(masters.parameters[i].detach(), masters.expected(i))}
             indices -= {i for i, name in enumerate(masters.names) if name in self._restored}
         # All of them, because fitting formats overwrites every parameter.
         for masters, found in zip(all_masters, written, strict=True):

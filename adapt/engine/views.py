@@ -105,7 +105,7 @@ class Views:
         self._is_watched, self._may_wait = self._may_wait, False
         if self._graphs_in_evaluation:
             for masters in self._all_masters:
-                masters.count_holders()
+                masters.substitutes.count_holders()
         return self._is_watched
 
     @contextlib.contextmanager
@@ -207,7 +207,7 @@ class Views:
         """
         if self._is_watched and not self._may_wait:
             return False
-        return any(masters.are_held(indices) for masters, indices in parameters)
+        return any(masters.substitutes.are_needed(indices) for masters, indices in parameters)
 
     def _after_forward(self, module: nn.Module, args: Any, output: Any) -> None:
         self._running = False

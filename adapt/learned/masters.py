@@ -11,7 +11,8 @@ from adapt.kernels.stream import flat
 from adapt.layers.channels import Channels
 from adapt.learned.format_table import FormatTable
 from adapt.numerics import Format
-from adapt.weights.masters import SAMPLE, Masters, differ
+from adapt.weights.comparison import SAMPLE, differ
+from adapt.weights.masters import Masters
 
 
 class LearnedMasters(Masters):

@@ -28,7 +28,6 @@ def check(
     state: Any,
     *,
     kind: str,
-    layers: Sequence[str],
     names: Sequence[str],
     masters: Mapping[str, Tensor],
     tensors: Mapping[str, Tensor],
@@ -39,9 +38,8 @@ def check(
     Args:
         state: the state to check.
         kind: name of the plan that is to continue.
-        layers: the layers' names.
         names: the formats' names.
-        masters: the masters, by the layers' names.
+        masters: the layers' masters, by name.
         tensors: further required tensors, by their names in the state.
         optimized: every parameter of the optimizer, by name.
 
@@ -52,9 +50,9 @@ def check(
         found = state.get("kind", "another kind of controller") if isinstance(state, Mapping) else "nothing readable"
         raise ValueError(f"the precision state is of {found!s:.80}, not of {kind}: attach as in the run that saved it")
     persistence.check_version(state)
-    for field, expected in (("layers", layers), ("names", names)):
+    for field, expected in (("layers", list(masters)), ("names", list(names))):
         saved = state.get(field)
-        if not isinstance(saved, list) or saved != list(expected):
+        if not isinstance(saved, list) or saved != expected:
             raise ValueError(
                 "the precision state is of another network, or was saved with other options: its "
                 f"{field} should be {len(expected)}, beginning with {', '.join(expected[:3])}, got {saved!r:.160}"

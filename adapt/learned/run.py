@@ -341,7 +341,6 @@ class LearnedRun(Run):
         learned_persistence.check(
             saved,
             kind=type(self.plan).__name__,
-            layers=self.layers.names,
             names=self.table.names,
             masters=dict(zip(self.layers.names, self.layers.weights, strict=True)),
             tensors=self._tensors(),

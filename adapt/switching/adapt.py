@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, TypedDict, Unpack, get_args
+from typing import Any, Literal, TypedDict, Unpack, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,19 +11,16 @@ from torch import Tensor
 
 from adapt import arguments
 from adapt.arguments import check_flags, check_option, is_number, is_whole
-from adapt.numerics import SHORTEST_WORD, Bounds, FixedPoint, LayerFormat, Precision
-from adapt.switching import choices, compact
+from adapt.numerics import SHORTEST_WORD, Bounds, FixedPoint, Precision
+from adapt.switching import algorithm2, choices, compact
 from adapt.switching.adapt_state import AdaPTState
 from adapt.switching.allocation import WORDS, best_ranges, sample
-from adapt.switching.bounds import fixed_point, within
 from adapt.switching.channel_ranges import best_channel_ranges, channel_format, sampled
 from adapt.switching.divergence import checked_values
-from adapt.switching.diversity import diversity
 from adapt.switching.entropy import first_step
-from adapt.switching.lookback import next_lookback, next_resolution, next_strategy
 from adapt.switching.policy import Observation
-from adapt.switching.pushdown import lowest_precision, push_down
-from adapt.switching.pushup import STRATEGIES, push_up, push_up_by_diversity
+from adapt.switching.pushdown import push_down
+from adapt.switching.pushup import STRATEGIES
 
 EIGHT_BITS = Precision(8, 4)
 
@@ -46,14 +43,6 @@ class Overrides(TypedDict, total=False):
     bits: float | None
     count: choices.Count
     channels: bool
-
-
-class Window(NamedTuple):
-    """A window of gradients that has ended: its layer, its Δs, and the strategy at its end."""
-
-    layer: int
-    diversity: float
-    strategy: str
 
 
 @dataclass(frozen=True)
@@ -168,14 +157,8 @@ class AdaPT:
             overrides: hyperparameters that replace those of `compact`. `lookback` is the length of the first and of the
                 longest window; `resolution`, `lookback_momentum` and `kl_tolerance` have no effect.
         """
-        own: dict[str, Any] = {
-            "initial": None,
-            "buffer_bits": 0,
-            "lookback": (2, 128),
-            "normalize_gradients": False,
-            "push_up": "loss",
-        }
-        return cls(**{**own, **overrides})
+        own: dict[str, Any] = {"initial": None, "buffer_bits": 0, "lookback": (2, 128), "normalize_gradients": False}
+        return cls(**{**own, "push_up": "loss", **overrides})
 
     @property
     def uses_loss(self) -> bool:
@@ -202,13 +185,9 @@ class AdaPT:
             ValueError: a layer's first weights are not finite, and `initial` is None.
         """
         layers = len(weights)
-        if self.initial is not None:
-            # Weights are not read here, because reading gathers those that are sharded over processes.
-            formats: tuple[FixedPoint, ...] = (self.initial,) * layers
-        else:
-            formats = tuple(self._first(weights[layer]) for layer in range(layers))
         return AdaPTState(
-            formats=formats,
+            # Weights are read only if needed, because reading gathers those that are sharded over processes.
+            formats=tuple(self.initial or self._first(weights[layer]) for layer in range(layers)),
             gradients=np.zeros(layers, np.int64),
             lookback=np.full(layers, float(self.lookback[0 if self.push_up == "loss" else 1])),
             resolution=np.full(layers, self.resolution[0], np.int64),
@@ -221,30 +200,13 @@ class AdaPT:
         )
 
     def patience(self, state: AdaPTState) -> int:
-        """Return for how many of the next steps no window can end.
-
-        A window ends with its ⌈lb⌉-th gradient. However diverse the gradients, lb falls no faster than its moving
-        average: after k steps it is at least lb_lwr + (1 − γ)^k·(lb − lb_lwr). A lookback outside the bounds, from a
-        run with other bounds, is clipped to them at once.
-        """
-        lowest, longest = self.lookback
-        lookbacks = np.clip(state.lookback, lowest, longest)
+        """Return for how many of the next steps no window can end."""
         if self.push_up == "loss":
             return compact.patience(state, self.lookback)
-        layers = list(zip(state.gradients.tolist(), lookbacks.tolist(), strict=True))
-        for steps in range(1, longest):
-            kept = (1 - self.lookback_momentum) ** steps
-            for gradients, lookback in layers:
-                # The bound and the average are rounded differently; a billionth of a gradient covers the difference.
-                if gradients + steps >= math.ceil(lowest + kept * (lookback - lowest) - 1e-9):
-                    return steps - 1
-        return longest - 1
+        return algorithm2.patience(state, self.lookback, self.lookback_momentum)
 
     def advance(self, state: AdaPTState, observation: Observation) -> AdaPTState:
-        """Return the state after one step of algorithm 2.
-
-        It adapts strategy, lookback and resolution, and switches the layers whose window is full.
-        """
+        """Return the state after one step of algorithm 2, or of the rules of `compact`."""
         if self.push_up == "loss":
             return compact.advance(
                 state,
@@ -255,56 +217,16 @@ class AdaPT:
                 count=self.count,
                 channels=self.channels,
             )
-        strategy, losses = self._strategy(state, observation.loss)
-        formats = state.formats
-        # Lists, because reading a single number from an array takes longer than all that is done with it.
-        gradients, lookback, resolution = state.gradients.tolist(), state.lookback.tolist(), state.resolution.tolist()
-        sum_of_norms, diversities = state.sum_of_norms.tolist(), state.diversity.tolist()
-        divergences = state.divergence.copy()
-        norms, norms_of_sums = observation.norms.tolist(), observation.norms_of_sums.tolist()
-        for layer in np.flatnonzero(observation.seen).tolist():
-            gradients[layer] += 1
-            sum_of_norms[layer] += norms[layer]
-            delta = diversities[layer] = diversity(sum_of_norms[layer], norms_of_sums[layer])
-            # With a single gradient Δs = 1 by definition, which says nothing.
-            if gradients[layer] > 1:
-                lookback[layer] = next_lookback(
-                    lookback[layer], delta, bounds=self.lookback, momentum=self.lookback_momentum
-                )
-            else:
-                # The lookback may lie outside the bounds, if the run began with others.
-                lookback[layer] = min(max(lookback[layer], self.lookback[0]), self.lookback[1])
-            resolution[layer] = next_resolution(
-                resolution[layer],
-                lookback[layer],
-                resolution_bounds=self.resolution,
-                lookback_bounds=self.lookback,
-            )
-            if gradients[layer] >= math.ceil(lookback[layer]):
-                if observation.sound[layer]:
-                    window = Window(layer, delta, strategy)
-                    form, divergences[layer] = self._switch(window, resolution[layer], formats[layer], observation)
-                    formats = (*formats[:layer], form, *formats[layer + 1 :])
-                gradients[layer], sum_of_norms[layer] = 0, 0.0
-        return AdaPTState(
-            formats=formats,
-            gradients=np.array(gradients, np.int64),
-            lookback=np.array(lookback, np.float64),
-            resolution=np.array(resolution, np.int64),
-            sum_of_norms=np.array(sum_of_norms, np.float64),
-            diversity=np.array(diversities, np.float64),
-            divergence=divergences,
-            strategy=strategy,
-            losses=losses,
-            rounding_cost=state.rounding_cost,
+        return algorithm2.advance(
+            state,
+            observation,
+            lookback=self.lookback,
+            resolution=self.resolution,
+            momentum=self.lookback_momentum,
+            tolerance=self.kl_tolerance,
+            buffer_bits=self.buffer_bits,
+            by_diversity=self.push_up == "diversity",
         )
-
-    def _strategy(self, state: AdaPTState, loss: float | None) -> tuple[str, tuple[float, ...]]:
-        if loss is None or not math.isfinite(loss):
-            return state.strategy, state.losses
-        window = math.ceil(float(np.add.reduce(state.lookback)) / len(state.lookback))
-        strategy = next_strategy(state.strategy, loss, state.losses[-window:])
-        return strategy, (*state.losses, loss)[-self.lookback[1] :]
 
     def _first(self, weights: Tensor) -> FixedPoint:
         if self.push_up != "loss":
@@ -317,26 +239,9 @@ class AdaPT:
             return channel_format(word_length, best_channel_ranges(sampled(weights), [word_length])[0])
         return best_ranges(sample(weights), [word_length])[0][0]
 
-    def _switch(
-        self, window: Window, resolution: int, current: LayerFormat, observation: Observation
-    ) -> tuple[Precision, float]:
-        weights = observation.weights[window.layer]
-        lowest, given_up = lowest_precision(weights, resolution=resolution, tolerance=self.kl_tolerance)
-        if self.push_up == "suggestion":
-            return push_up(lowest, window.diversity, window.strategy, self.buffer_bits), given_up
-        current = fixed_point(within(current, observation.bounds[window.layer]), weights)
-        assert isinstance(current, FixedPoint)  # AdaPT never leaves fixed point
-        kept = observation.windows[window.layer]
-        return push_up_by_diversity(lowest, current.widest, kept, buffer_bits=self.buffer_bits), given_up
-
     def record(self, state: AdaPTState) -> dict[str, NDArray[Any]]:
         """Return the trace's columns of algorithm 2; of `compact`, the rounding cost in place of the strategy."""
-        by_loss = self.push_up == "loss"
-        strategy = np.full(len(state.formats), 1 + STRATEGIES.index(state.strategy))
-        return {
-            "lookback": state.lookback,
-            "resolution": state.resolution,
-            "diversity": state.diversity,
-            "divergence": state.divergence,
-            **({"rounding_cost": state.rounding_cost} if by_loss else {"strategy": strategy}),
-        }
+        columns = {name: getattr(state, name) for name in ("lookback", "resolution", "diversity", "divergence")}
+        if self.push_up == "loss":
+            return {**columns, "rounding_cost": state.rounding_cost}
+        return {**columns, "strategy": np.full(len(state.formats), 1 + STRATEGIES.index(state.strategy))}

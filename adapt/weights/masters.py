@@ -10,15 +10,13 @@ import torch
 from torch import Tensor
 
 from adapt import rounding, torch_internals
-from adapt.distributed.sharding import ShardedKernels, full, is_sharded, local, sharded_like, unequal
+from adapt.distributed.sharding import ShardedKernels, is_sharded, local, sharded_like
 from adapt.kernels import Kernels
 from adapt.kernels.stream import is_dense
 from adapt.layers.view import View
 from adapt.weights.aliasing import Aliases
+from adapt.weights.comparison import attributed, differ
 from adapt.weights.substitutes import Substitutes
-
-SAMPLE = 4096
-"""How many elements of a parameter are compared with what it should hold, where a sample has to do."""
 
 _PROBE_EVERY = 16
 """Steps between two checks for writes that do not change a parameter's version."""
@@ -50,6 +48,7 @@ class Masters(ABC):
         sharded: whether a parameter is sharded over several processes.
         may_alias: whether the parameters may alias the masters during the optimizer's update, because it updates them
             in place.
+        substitutes: other memory for parameters that a waiting graph may hold.
 
     Raises:
         ValueError: a parameter's memory has gaps or overlaps.
@@ -71,10 +70,9 @@ class Masters(ABC):
         self._kernels: Kernels = ShardedKernels(kernels) if self.sharded else kernels
         self.may_alias = False
         self._aliases = Aliases(self.parameters, self.weights)
-        self._substitutes = Substitutes(self.parameters)
+        self.substitutes = Substitutes(self.parameters)
         self._substituted: dict[int, View | None] = {}
         self._before: dict[int, tuple[Tensor, Tensor]] = {}
-        self._past_holders: dict[int, int] = {}
         self.is_fresh = True
         self.writes_are_hidden = False
         self._steps_unprobed = _PROBE_EVERY
@@ -184,30 +182,12 @@ class Masters(ABC):
             self._round(indices, parameters, stochastic=self.is_stochastic and view == "training")
         for i in indices:
             self.views[i], self.stamps[i] = view, self._stamp(i)
-        self.count_holders(indices)
+        self.substitutes.count_holders(indices)
 
     def _begin_write(self, indices: Iterable[int]) -> None:
         """Know nothing of these parameters until they are written: what an interruption leaves there is no write."""
         for i in indices:
             self.views[i] = self.stamps[i] = None
-
-    def are_held(self, indices: Iterable[int] | None = None) -> bool:
-        """Return whether a graph that waits for its backward pass may hold one of these parameters, or of all.
-
-        False if the parameters cannot be given other memory. Graphs from before a parameter was last written do not
-        count: autograd refuses them.
-        """
-        if self.sharded or not self._substitutes.are_possible:
-            return False
-        chosen = range(len(self.parameters)) if indices is None else indices
-        return any(self._substitutes.holders(i) > self._past_holders.get(i, 0) for i in chosen)
-
-    def count_holders(self, indices: Iterable[int] | None = None) -> None:
-        """Count the present holders of these parameters, or of all, after the parameters have been written."""
-        if self.sharded or not self._substitutes.are_possible:
-            return
-        for i in range(len(self.parameters)) if indices is None else indices:
-            self._past_holders[i] = self._substitutes.holders(i)
 
     def _substitute(self, view: View, indices: Sequence[int]) -> None:
         for i in indices:
@@ -217,7 +197,7 @@ class Masters(ABC):
                 values = values.clone() if values is self.weights[i] else values
             self._substituted.setdefault(i, self.views[i])
             self._begin_write([i])
-            self._substitutes.begin(i, values)
+            self.substitutes.begin(i, values)
             self.views[i], self.stamps[i] = view, self._stamp(i)
 
     @property
@@ -229,7 +209,7 @@ class Masters(ABC):
         """Give the parameters `indices`, or all that have other memory, their own memory and view back."""
         for i in list(self._substituted if indices is None else indices):
             if i in self._substituted:
-                self._substitutes.end(i)
+                self.substitutes.end(i)
                 self.views[i], self.stamps[i] = self._substituted.pop(i), self._stamp(i)
 
     @torch.no_grad()
@@ -250,29 +230,15 @@ class Masters(ABC):
         get the masters that they had after the latest step.
         """
         for i in written:
-            self._take_write(i)
-
-    @torch.no_grad()
-    def replaced(self, written: Iterable[int]) -> set[int]:
-        """Return those of the written parameters whose values are mostly new; waits for the device.
-
-        These were initialised, loaded or copied as a whole: most of the values that are not zero are new. So a clamp
-        of the outermost values replaces nothing, nor does a pruning mask.
-        """
-        return {i for i in written if are_replaced(self.parameters[i].detach(), self._expected(i))}
-
-    def put_back(self, written: Iterable[int]) -> set[int]:
-        """Show again what other code has overwritten with a view of the same masters, as when it loads a checkpoint.
-
-        Without this, those values would become masters. Waits for the device.
-
-        Returns:
-            Those of the written parameters that were overwritten so.
-        """
-        views = {i for i in written if self._is_view(i)}
-        for i in views:
-            self._show_again(i)
-        return views
+            self._require_unmoved([i])
+            shown = self.expected(i)
+            master = self._with_write(i, shown)
+            if i not in self._before:
+                self._before[i] = self.weights[i].clone(), shown.clone()
+            self.weights[i].copy_(master)
+            self.end_substitution([i])
+            self._measure(i)
+            self.show_again(i)
 
     @property
     def looks_closely(self) -> bool:
@@ -306,40 +272,25 @@ class Masters(ABC):
     def _hidden(self, indices: Iterable[int]) -> set[int]:
         """Return which of these parameters differ from what they should hold."""
         known = [i for i in indices if self.stamps[i] is not None]
-        differ = torch.stack([self._differs(i) for i in known]).tolist() if known else []
-        return {i for i, differs in zip(known, differ, strict=True) if differs}
+        found = torch.stack([self._differs(i) for i in known]).tolist() if known else []
+        return {i for i, differs in zip(known, found, strict=True) if differs}
 
     def _differs(self, index: int) -> Tensor:
         """Return whether the parameter, or a sample of it, differs from its view, bool []."""
-        return differ(self.parameters[index].detach(), self._expected(index))
+        return differ(self.parameters[index].detach(), self.expected(index))
 
-    def _expected(self, index: int) -> Tensor:
+    def expected(self, index: int) -> Tensor:
         """Return what a parameter should hold, given that this is known."""
         view = self.views[index]
         assert view is not None
         return self.view_of(index, view)
 
-    def _take_write(self, index: int) -> None:
-        self._require_unmoved([index])
-        shown = self._expected(index)
-        master = self._with_write(index, shown)
-        if index not in self._before:
-            self._before[index] = self.weights[index].clone(), shown.clone()
-        self.weights[index].copy_(master)
-        self.end_substitution([index])
-        self._measure(index)
-        self._show_again(index)
-
     def _with_write(self, index: int, shown: Tensor) -> Tensor:
         """Return a new master that holds what other code wrote into the parameter, which should hold `shown`."""
-        master = self.weights[index].clone()
-        found, weight, shown = map(local, (self.parameters[index], self.weights[index], shown))
-        weight_before, shown_before = map(local, self._before.get(index, (weight, shown)))
-        is_before, is_now = found == shown_before, found == shown
-        # Values may lie on both grids by chance: the one that explains more of them comes first.
-        restored = torch.where(is_before, weight_before, torch.where(is_now, weight, found))
-        changed = torch.where(is_now, weight, torch.where(is_before, weight_before, found))
-        local(master).copy_(torch.where(is_before.sum() > is_now.sum(), restored, changed))
+        weight = self.weights[index]
+        before = self._before.get(index, (weight, shown))
+        master = weight.clone()
+        local(master).copy_(attributed(*map(local, (self.parameters[index], weight, shown, *before))))
         return master
 
     @contextlib.contextmanager
@@ -354,13 +305,13 @@ class Masters(ABC):
         kept = {i: self.weights[i] for i in self.written(indices)} if self.sharded else {}
         try:
             for i in kept:
-                self.weights[i] = self._with_write(i, self._expected(i))
+                self.weights[i] = self._with_write(i, self.expected(i))
             yield
         finally:
             for i, weight in kept.items():
                 self.weights[i] = weight
 
-    def _show_again(self, index: int) -> None:
+    def show_again(self, index: int) -> None:
         """Write the view that a parameter should hold into it, whatever it holds."""
         self.show(self.views[index] or "training", [index], rewrite=True)
 
@@ -368,7 +319,7 @@ class Masters(ABC):
         """Record that the view of training was just written into all parameters."""
         self.views = ["training"] * len(self.parameters)
         self.stamps = [self._stamp(i) for i in range(len(self.parameters))]
-        self._past_holders.clear()
+        self.substitutes.forget_holders()
         self._steps_unprobed += 1
 
     def end_step(self) -> None:
@@ -403,15 +354,15 @@ class Masters(ABC):
         Returns:
             Whether the master changed.
         """
-        is_new = not self._is_view(index)
+        is_new = not self.is_view(index)
         if is_new:
             self._before.pop(index, None)
             self.weights[index].copy_(self.parameters[index].detach())
             self._measure(index)
-        self._show_again(index)
+        self.show_again(index)
         return is_new
 
-    def _is_view(self, index: int) -> bool:
+    def is_view(self, index: int) -> bool:
         """Return whether the parameter holds a view of its master."""
         value, views = self.parameters[index].detach(), get_args(View)
         return any(torch.equal(value, self.view_of(index, view)) for view in views)
@@ -440,15 +391,3 @@ class Masters(ABC):
                     f"with strides {then.stride()} to {now.dtype} on {now.device} with strides {now.stride()}: "
                     "bring the model to its device, type and memory format first, then make the optimizer and attach"
                 )
-
-
-def are_replaced(found: Tensor, shown: Tensor) -> bool:
-    """Return whether at least half of the found values that are not zero are new, and any is. Waits for the device."""
-    new, filled = unequal(found, shown), found != 0
-    counts = [float(full(values.sum())) for values in (new, new & filled, filled)]
-    return counts[0] > 0 and 2 * counts[1] >= counts[2]
-
-
-def differ(left: Tensor, right: Tensor) -> Tensor:
-    """Return whether two tensors differ anywhere, except where the left one is NaN, bool []."""
-    return (unequal(left, right) & (left == left)).any()

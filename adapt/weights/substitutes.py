@@ -1,7 +1,7 @@
 """Give parameters other memory for a while, so that a pass in between does not disturb a waiting graph."""
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -24,25 +24,43 @@ class Substitutes:
 
     Args:
         parameters: the parameters.
-
-    Attributes:
-        are_possible: whether all parameters can change their memory; a subclass of Tensor may hold more than memory.
     """
 
     def __init__(self, parameters: Sequence[Tensor]) -> None:
         self._parameters = parameters
         self._own: dict[int, tuple[Tensor, int]] = {}
-        self.are_possible = all(type(parameter) in (Tensor, nn.Parameter) for parameter in parameters)
+        self._past_holders: dict[int, int] = {}
+        # A subclass of Tensor, as of a sharded parameter, may hold more than memory.
+        self._are_possible = all(type(parameter) in (Tensor, nn.Parameter) for parameter in parameters)
 
-    def holders(self, index: int) -> int:
-        """Return how many others, such as graphs that wait for backward, hold the parameter or its memory.
+    def are_needed(self, indices: Iterable[int] | None = None) -> bool:
+        """Return whether a graph that waits for its backward pass may hold one of these parameters, or of all.
+
+        False if the parameters cannot be given other memory. Graphs from before a parameter was last written do not
+        count: autograd refuses them.
+        """
+        return any(holders > self._past_holders.get(i, 0) for i, holders in self._holders(indices))
+
+    def count_holders(self, indices: Iterable[int] | None = None) -> None:
+        """Count the present holders of these parameters, or of all, after the parameters have been written."""
+        self._past_holders.update(self._holders(indices))
+
+    def forget_holders(self) -> None:
+        """Forget the holders that were counted."""
+        self._past_holders.clear()
+
+    def _holders(self, indices: Iterable[int] | None) -> Iterator[tuple[int, int]]:
+        """Yield how many others, such as graphs that wait for backward, hold each of these parameters or its memory.
 
         A graph that leads to the parameter refers to it until the graph is freed, but saves it only until backward.
         """
-        parameter = self._parameters[index]
-        views = torch_internals.memory_references(parameter) - 1
-        references = torch_internals.references(parameter) - (2 if parameter.requires_grad else 1)
-        return max(views, 0) + max(references, 0)
+        if not self._are_possible:
+            return
+        for i in range(len(self._parameters)) if indices is None else indices:
+            parameter = self._parameters[i]
+            views = torch_internals.memory_references(parameter) - 1
+            references = torch_internals.references(parameter) - (2 if parameter.requires_grad else 1)
+            yield i, max(views, 0) + max(references, 0)
 
     @torch.inference_mode(False)
     def begin(self, index: int, values: Tensor) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import adapt
+from adapt.switching import algorithm2
 
 torch.set_num_threads(1)
 
@@ -22,13 +23,13 @@ SLACK = 2**19
 @pytest.fixture
 def switches(monkeypatch):
     """One entry for each switch of a layer: every one asks for the lowest precision."""
-    seen, original = [], adapt.switching.adapt.lowest_precision
+    seen, original = [], algorithm2.lowest_precision
 
     def counted(*arguments, **options):
         seen.append(None)
         return original(*arguments, **options)
 
-    monkeypatch.setattr(adapt.switching.adapt, "lowest_precision", counted)
+    monkeypatch.setattr(algorithm2, "lowest_precision", counted)
     return seen
 
 
