@@ -28,7 +28,8 @@ from adapt.rounding import Noise
 MODES = ("layer", "range")
 
 CHECK = 8
-"""Ranges are judged in every so many steps, from the first one on."""
+"""Ranges are judged in so many steps at first, while values change with the ranges of the layers before them, and then
+in every so many steps."""
 
 _FIELDS = ("ranges", "peaks", "drawn")
 """The tensors of every state, one number for each site."""
@@ -51,11 +52,11 @@ class Activations:
     range. A number is a WL for all layers, with FL by range. The running maximum of |x| stays on the device and updates
     the format once per optimizer step; it falls by 1 % in a step that does not reach it.
 
-    A range starts with the fewest integer bits that hold the running maximum. In the first step and every eighth after
-    it, an even sample of the last pass through each site tells how many of them, up to six, are better spent on the
-    fraction: in a short word, rounding the common values more finely saves more squared error than clipping rare large
-    ones costs (`adapt.activations.clipping`). Ranges of errors hold the maximum, because clipping gradients would bias
-    them.
+    A range starts with the fewest integer bits that hold the running maximum. In each of the first eight steps
+    and in every eighth step from then on, an even sample of the last pass through each site tells how many of them, up
+    to six, are better spent on the fraction: in a short word, rounding the common values more finely saves more squared
+    error than clipping rare large ones costs (`adapt.activations.clipping`). Ranges of errors hold the maximum, because
+    clipping gradients would bias them.
 
     Before the first step "range" rounds like "layer". In that step these stay float32: errors, activations with one WL
     for all layers, and activations of layers in block floating point, whose scale belongs to each tensor, or with a
@@ -195,7 +196,7 @@ class Activations:
     @property
     def _is_sampled(self) -> bool:
         """Whether the passes of the present step leave samples."""
-        return self._step % CHECK == 0
+        return self._step < CHECK or self._step % CHECK == 0
 
     def _judge_ranges(self) -> None:
         """End a step whose passes left samples: update the ranges, and choose by how many octaves formats clip them."""
