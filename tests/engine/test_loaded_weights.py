@@ -156,7 +156,7 @@ def test_parameters_that_loading_replaces_are_named(attach):
 
 LEARNED = {
     "learned widths": lambda optimizer, model: learned.attach(
-        optimizer, model, weight_budget=learned.Budget(bits=4), phases=learned.Phases(4, 4, 4)
+        optimizer, model, weight_budget=learned.Budget(bits=4), phases=learned.Phases(4, 16, 4)
     ),
     "LSQ": lambda optimizer, model: learned.attach_lsq(optimizer, model, weight_bits=3),
     "LSQ with activations": lambda optimizer, model: learned.attach_lsq(
