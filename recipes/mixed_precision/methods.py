@@ -139,8 +139,8 @@ def chosen(kinds: Iterable[str], bits: Sequence[int]) -> list[str]:
 
 
 def phases(steps: int) -> Phases:
-    """A tenth of the steps at one width, eight to learn widths and then steps, a tenth with frozen formats."""
-    first, second = steps // 10, max(8 * steps // 10, 1)
+    """A fifth of the steps at one width, two fifths to learn widths and then steps, two fifths with frozen formats."""
+    first, second = steps // 5, max(2 * steps // 5, 1)
     return Phases(first, second, max(steps - first - second, 0))
 
 
