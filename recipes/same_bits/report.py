@@ -27,8 +27,8 @@ counted. Differences pair the runs of the same seed, which see the same pictures
 where each layer's range has the least squared error, found anew as compact does; and LSQ with one power of two per
 layer. compact-entropy, whose budget is one of coded bytes, is compared with the block floating point that takes the
 most similar number of them, and compact-channels, whose bytes include a shift for each channel, with those of as many
-bytes. The rows of lsq and lsq-p2 were made before the steps of channels were counted, which on ResNet-20 take 2,792 and
-698 bytes more."""
+bytes. The rows of lsq and lsq-p2 with float32 activations were made before the steps of channels were counted, which on
+ResNet-20 take 2,792 and 698 bytes more."""
 
 RIVALS = ("block", "uniform", "lsq-layer-p2")
 """The ways of giving all layers the same bits with which rows are compared."""
