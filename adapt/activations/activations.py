@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from adapt import rounding
-from adapt.activations.clipping import OCTAVES, chosen_shifts, clipping_errors
+from adapt.activations.clipping import LONGEST_CLIPPED, OCTAVES, chosen_shifts, clipping_errors
 from adapt.activations.hooks import ActivationHooks
 from adapt.activations.ownership import unshared_counts
 from adapt.distributed import ranks
@@ -54,9 +54,9 @@ class Activations:
 
     A range starts with the fewest integer bits that hold the running maximum. In each of the first eight steps
     and in every eighth step from then on, an even sample of the last pass through each site tells how many of them, up
-    to six, are better spent on the fraction: in a short word, rounding the common values more finely saves more squared
-    error than clipping rare large ones costs (`adapt.activations.clipping`). Ranges of errors hold the maximum, because
-    clipping gradients would bias them.
+    to six, are better spent on the fraction: in a word of up to six bits, rounding the common values more finely saves
+    more squared error than clipping rare large ones costs (`adapt.activations.clipping`). Ranges of longer words hold
+    the maximum, and so do those of errors, because clipping gradients would bias them.
 
     Before the first step "range" rounds like "layer". In that step these stay float32: errors, activations with one WL
     for all layers, and activations of layers in block floating point, whose scale belongs to each tensor, or with a
@@ -203,7 +203,8 @@ class Activations:
         self._renew(torch.zeros_like(self._shifts), ended=True)
         errors = clipping_errors(self._sites.samples, self._sites.formats)
         ranks.average_(errors)
-        self._shifts.copy_(chosen_shifts(errors, self._shifts))
+        chosen = chosen_shifts(errors, self._shifts)
+        self._shifts.copy_(torch.where(self._words <= LONGEST_CLIPPED, chosen, 0))
         self._sites.samples.data.zero_()
 
     def _renew(self, shifts: Tensor, *, ended: bool) -> None:

@@ -12,6 +12,9 @@ from adapt.numerics import HIGHEST_FRACTION
 OCTAVES = 6
 """The most octaves by which a range is lowered."""
 
+LONGEST_CLIPPED = 6
+"""Words of more bits hold every value: they are fine enough, and only values outside a range cost a mask in backward."""
+
 HYSTERESIS = 1.5
 """The factor by which another shift must lower the error, so that formats that are about equally good, in the eyes of a
 small sample, do not alternate. Training starts with the whole range, in which no gradient is lost."""
