@@ -13,7 +13,7 @@ OCTAVES = 6
 """The most octaves by which a range is lowered."""
 
 LONGEST_CLIPPED = 6
-"""Words of more bits hold every value: they are fine enough, and only values outside a range cost a mask in backward."""
+"""Longer words hold every value: they are fine enough, and values outside a range cost a mask in backward."""
 
 HYSTERESIS = 1.5
 """The factor by which another shift must lower the error, so that formats that are about equally good, in the eyes of a
