@@ -132,6 +132,7 @@ class Activations:
         self._words = torch.zeros(count, dtype=torch.int32, device=device)
         self._following = torch.zeros_like(self._words)
         self._shifts = torch.zeros_like(self._words)
+        self._may_clip = False
         self._otherwise = torch.zeros(count, 4, dtype=torch.float32, device=device)
         # Each process draws different noise for its share of the data.
         rank = torch.distributed.get_rank() if ranks.is_distributed() else 0
@@ -168,7 +169,13 @@ class Activations:
         rows = np.stack([rounding.grid(form if isinstance(form, Precision) else None) for form in chosen])
         rows[self._errors | (self._word is not None)] = 0
         self._words.copy_(torch.from_numpy(words))
-        self._following.copy_(torch.from_numpy(words * (self._follows | blocks)))
+        following = words * (self._follows | blocks)
+        self._following.copy_(torch.from_numpy(following))
+        short = words <= LONGEST_CLIPPED
+        self._may_clip = bool((short & (following > 0) & ~self._errors).any())
+        self._shifts *= torch.from_numpy(short).to(self._shifts.device)
+        if not self._may_clip:
+            self._sites.samples.data.zero_()
         self._otherwise.copy_(torch.from_numpy(rows))
         for hooks in self._hooks:
             hooks.idle = chosen[hooks.output] is None
@@ -195,8 +202,8 @@ class Activations:
 
     @property
     def _is_sampled(self) -> bool:
-        """Whether the passes of the present step leave samples."""
-        return self._step < CHECK or self._step % CHECK == 0
+        """Whether the passes of the present step leave samples: some words are short enough to clip."""
+        return self._may_clip and (self._step < CHECK or self._step % CHECK == 0)
 
     def _judge_ranges(self) -> None:
         """End a step whose passes left samples: update the ranges, and choose by how many octaves formats clip them."""
